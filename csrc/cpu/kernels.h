@@ -1,0 +1,18 @@
+// One chunk of either phase, and the table of them that each instruction set fills.
+#pragma once
+#include "../tensors.h"
+
+namespace ux::cpu {
+
+struct Kernels {
+    void (*stats)(const Job&, int64_t chunk);
+    void (*apply)(const Job&, int64_t chunk);
+    const char* isa;
+};
+
+const Kernels& kernels();  // of the best instruction set this processor has
+
+void run_stats(const Job&, int threads);
+void run_apply(const Job&, int threads);
+
+}  // namespace ux::cpu

@@ -1,0 +1,91 @@
+// Spreads the chunks over threads, combines their sums in order, and chooses the instruction set.
+#include <dlfcn.h>
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "../rules.h"
+#include "kernels.h"
+
+namespace ux::cpu {
+
+namespace baseline { extern const Kernels table; }
+#if defined(UX_X86)
+namespace avx2 { extern const Kernels table; }
+namespace avx512 { extern const Kernels table; }
+#endif
+
+const Kernels& kernels() {
+#if defined(UX_X86)
+    static const Kernels& best =
+        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                __builtin_cpu_supports("avx512dq") ? avx512::table
+        : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2::table
+                                                                           : baseline::table;
+    return best;
+#else
+    return baseline::table;
+#endif
+}
+
+namespace {
+
+constexpr int64_t kTurn = 4;  // chunks taken at a time: 256 KB of floats, far more work than taking them costs
+
+struct Sweep {
+    const Job& job;
+    void (*work)(const Job&, int64_t);
+    bool backwards;
+    std::atomic<int64_t> next{0};
+};
+
+void take_turns(void* data) {
+    auto& sweep = *static_cast<Sweep*>(data);
+    const int64_t n = sweep.job.n_chunks;
+    for (int64_t begin; (begin = sweep.next.fetch_add(kTurn)) < n;)
+        for (int64_t i = begin; i < begin + kTurn && i < n; ++i) sweep.work(sweep.job, sweep.backwards ? n - 1 - i : i);
+}
+
+// torch's own OpenMP team where the process has one: a second pool would fight its spinning threads for the cores.
+void in_parallel(Sweep& sweep, int threads) {
+    using Fork = void (*)(void (*)(void*), void*, unsigned, unsigned);
+    static const Fork fork = reinterpret_cast<Fork>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    const int64_t turns = (sweep.job.n_chunks + kTurn - 1) / kTurn;
+    if (turns < threads) threads = static_cast<int>(turns);
+    if (threads <= 1) return take_turns(&sweep);
+    if (fork) return fork(take_turns, &sweep, static_cast<unsigned>(threads), 0);
+    std::vector<std::thread> team;
+    for (int i = 1; i < threads; ++i) team.emplace_back(take_turns, &sweep);
+    take_turns(&sweep);
+    for (auto& thread : team) thread.join();
+}
+
+void combine(const Job& job) {
+    for (int64_t i = 0; i < job.n_groups * kSums; ++i) job.sums[i] = 0;
+    for (int64_t r = 0; r < job.n_rows; ++r) {
+        const Row& row = job.rows[r];
+        const int64_t end = r + 1 < job.n_rows ? job.rows[r + 1].first_chunk : job.n_chunks;
+        for (int64_t chunk = row.first_chunk; chunk < end; ++chunk)
+            for (int s = 0; s < kSums; ++s) job.sums[row.group() * kSums + s] += job.partials[chunk * kSums + s];
+    }
+}
+
+}  // namespace
+
+void run_stats(const Job& job, int threads) {
+    Sweep sweep{job, kernels().stats, false};
+    in_parallel(sweep, threads);
+    combine(job);
+    if (job.solve) solve(job.sums, job.hyper, job.n_groups, job.control, job.report);
+}
+
+void run_apply(const Job& job, int threads) {
+    if (job.report[kSkipped] != 0) return;
+    Sweep sweep{job, kernels().apply, true};  // backwards: the end of the last pass is still in cache
+    in_parallel(sweep, threads);
+    for (int64_t r = 0; r < job.n_rows; ++r)
+        if (job.rows[r].step) *reinterpret_cast<float*>(job.rows[r].step) += 1.0f;
+}
+
+}  // namespace ux::cpu

@@ -1,0 +1,178 @@
+// The mathematics, once, for every device: what one element contributes to the sums, how the sums give ψ and λ, and how
+// one element is stepped. `F` is float, or a vector of floats where the CPU has lanes.
+//
+//   g = argmin ½‖g − d‖²_P  s.t.  ⟨g1, g⟩ ≥ ψ       λ = max((ψ − ⟨g1, d⟩) / ⟨g1, P⁻¹g1⟩, 0)       g = d + λ P⁻¹g1
+#pragma once
+#include <cfloat>
+#include <cmath>
+
+#include "tensors.h"
+
+namespace ux {
+
+enum Sum { kDot, kSqConstraint, kSqDirection, kRawConstraint, kRawGrad, kSums };
+enum Hyper { kLr, kBeta1, kBeta2, kEps, kWeightDecay, kNesterov, kMaximize, kHyper };
+enum Control { kKind, kEpsilon, kAlpha, kRate, kDelta, kIntegralGain, kCap, kMaxNorm, kLambdaMax, kGivenPsi, kControl };
+enum Report {
+    kConstraint, kPsi, kLambda, kReportDot, kReportSqConstraint, kReportSqDirection,
+    kScale, kSkipped, kSkippedSteps, kIntegral, kReport
+};
+enum Kind { kUnconstrained = 0, kGiven = 1, kGradientNorm = 2, kEpsilonGap = 3 };
+
+template <class F> struct Element {  // of one coordinate: its share of d, of P⁻¹g1, and the diagonal of P
+    F direction, constraint, metric;
+};
+
+template <class F> UX_HD void accumulate(const Element<F>& e, F grad, F constraint_grad, F* sums) {
+    sums[kDot] += constraint_grad * e.direction;
+    sums[kSqConstraint] += constraint_grad * e.constraint;
+    sums[kSqDirection] += e.direction * e.direction * e.metric;
+    sums[kRawConstraint] += constraint_grad * constraint_grad;  // these two are non-finite if any gradient is
+    sums[kRawGrad] += grad * grad;
+}
+
+constexpr unsigned bit(int operand) { return 1u << operand; }
+
+UX_HD float root(float x) { return sqrtf(x); }
+
+// d = g2 and P = I; g is written over g2.
+struct ProjectRule {
+    static constexpr unsigned kReads = bit(kGrad) | bit(kConstraintGrad);
+    static constexpr unsigned kWrites = bit(kGrad);
+
+    UX_HD ProjectRule(const double*, const Row&) {}
+    template <class F> UX_HD Element<F> element(F* x) const { return {x[kGrad], x[kConstraintGrad], F{} + 1.0f}; }
+    template <class F> UX_HD void step(F* x, const Element<F>& e, float lambda, float scale) const {
+        x[kGrad] = (e.direction + e.constraint * lambda) * scale;
+    }
+};
+
+// torch.optim.SGD with momentum, dampening, nesterov and coupled weight decay; P = I.
+struct SgdRule {
+    static constexpr unsigned kReads = bit(kParam) | bit(kGrad) | bit(kConstraintGrad) | bit(kFirst);
+    static constexpr unsigned kWrites = bit(kParam) | bit(kFirst);
+
+    float lr, momentum, nesterov_momentum, fresh, weight_decay, sign;
+    bool has_momentum, nesterov;
+
+    UX_HD SgdRule(const double* h, const Row& row)
+        : lr(float(h[kLr])), momentum(float(h[kBeta1])), nesterov_momentum(momentum),
+          fresh(float(1 - h[kBeta2])), weight_decay(float(h[kWeightDecay])),
+          sign(h[kMaximize] != 0 ? -1.0f : 1.0f), has_momentum(row.data[kFirst] != 0), nesterov(h[kNesterov] != 0) {
+        const bool first = row.step && *reinterpret_cast<const float*>(row.step) == 0.0f;
+        if (first) momentum = 0.0f, fresh = 1.0f;  // torch starts the buffer with the gradient, undampened
+    }
+
+    template <class F> UX_HD Element<F> element(F* x) const {
+        const F grad = x[kGrad] * sign + x[kParam] * weight_decay;
+        const F one = F{} + 1.0f;
+        if (!has_momentum) return {grad, x[kConstraintGrad], one};
+        x[kFirst] = x[kFirst] * momentum + grad * fresh;
+        return {nesterov ? grad + x[kFirst] * nesterov_momentum : x[kFirst], x[kConstraintGrad], one};
+    }
+    template <class F> UX_HD void step(F* x, const Element<F>& e, float lambda, float scale) const {
+        x[kParam] = x[kParam] - (e.direction + e.constraint * lambda) * (scale * lr);
+    }
+};
+
+// torch.optim.AdamW in the metric P = diag(√v̂ + eps), with v the moving average of g1² + g2².
+struct AdamWRule {
+    static constexpr unsigned kReads = bit(kParam) | bit(kGrad) | bit(kConstraintGrad) | bit(kFirst) | bit(kSecond);
+    static constexpr unsigned kWrites = bit(kParam) | bit(kFirst) | bit(kSecond);
+
+    float lr, beta2, first_fresh, second_fresh, eps, weight_decay, sign, first_correction, second_correction;
+
+    UX_HD AdamWRule(const double* h, const Row& row)
+        : lr(float(h[kLr])), beta2(float(h[kBeta2])), first_fresh(float(1 - h[kBeta1])), second_fresh(float(1 - h[kBeta2])),
+          eps(float(h[kEps])), weight_decay(float(h[kWeightDecay])), sign(h[kMaximize] != 0 ? -1.0f : 1.0f) {
+        const double t = double(*reinterpret_cast<const float*>(row.step)) + 1.0;
+        first_correction = float(1.0 / (1.0 - pow(h[kBeta1], t)));
+        second_correction = float(1.0 / sqrt(1.0 - pow(h[kBeta2], t)));
+    }
+    template <class F> UX_HD Element<F> element(F* x) const {
+        const F grad = x[kGrad] * sign;
+        x[kFirst] = x[kFirst] + (grad - x[kFirst]) * first_fresh;
+        x[kSecond] = x[kSecond] * beta2 + (grad * grad + x[kConstraintGrad] * x[kConstraintGrad]) * second_fresh;
+        const F metric = root(x[kSecond]) * second_correction + eps;
+        return {x[kFirst] * first_correction / metric + x[kParam] * weight_decay, x[kConstraintGrad] / metric, metric};
+    }
+    template <class F> UX_HD void step(F* x, const Element<F>& e, float lambda, float scale) const {
+        x[kParam] = x[kParam] - (e.direction + e.constraint * lambda) * (scale * lr);
+    }
+};
+
+UX_HD double clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
+UX_HD bool finite(double x) { return x - x == 0.0; }  // std::isfinite may be folded away; this may not without fast-math
+
+// Sums of all groups, weighted with their learning rates where the promise is about the step.
+struct Totals {
+    double dot = 0, sq_constraint = 0, sq_direction = 0, raw = 0;  // plain
+    double lr_dot = 0, lr_sq_constraint = 0;                       // Σ μ_k⟨·⟩_k
+    double mean_lr;                                                // the μ that turns ψ into a required decrease of f1
+
+    UX_HD Totals(const double* sums, const double* hyper, int64_t n_groups) {
+        double lr_total = 0;
+        for (int64_t k = 0; k < n_groups; ++k) {
+            const double* s = sums + k * kSums;
+            const double lr = hyper[k * kHyper + kLr];
+            dot += s[kDot], sq_constraint += s[kSqConstraint], sq_direction += s[kSqDirection];
+            raw += s[kRawConstraint] + s[kRawGrad];
+            lr_dot += lr * s[kDot], lr_sq_constraint += lr * s[kSqConstraint], lr_total += lr;
+        }
+        mean_lr = sq_constraint > 0 ? lr_sq_constraint / sq_constraint : n_groups ? lr_total / double(n_groups) : 0.0;
+    }
+};
+
+// Ψ = μψ: the first-order decrease of f1 that the control function asks of this step.
+UX_HD double required_decrease(const double* c, double constraint, double integral, const Totals& t) {
+    double decrease = 0;
+    switch (int(c[kKind])) {
+        case kGiven: decrease = t.mean_lr * c[kGivenPsi]; break;
+        case kGradientNorm: decrease = t.mean_lr * c[kAlpha] * pow(t.sq_constraint, 0.5 * c[kDelta]); break;
+        case kEpsilonGap: {
+            const double gap = constraint - c[kEpsilon];
+            const double shape = (gap < 0 ? -1.0 : 1.0) * pow(fabs(gap), c[kDelta]) + c[kIntegralGain] * integral;
+            decrease = c[kAlpha] == c[kAlpha] ? t.mean_lr * c[kAlpha] * shape : c[kRate] * shape;  // NaN: no alpha was given
+            break;
+        }
+    }
+    const double cap = c[kCap] * t.lr_sq_constraint;
+    return decrease > cap ? cap : decrease;
+}
+
+// The sum of the gaps near the target, never more than the target itself: a far start must not wind it up.
+UX_HD double integrate(const double* c, double constraint, double integral) {
+    if (int(c[kKind]) != kEpsilonGap || c[kIntegralGain] == 0) return integral;
+    const double gap = constraint - c[kEpsilon], reach = fabs(c[kEpsilon]);
+    if (fabs(gap) > 0.5 * reach) return integral;
+    return clamp(integral + gap, -reach / c[kIntegralGain], reach / c[kIntegralGain]);
+}
+
+// Closes the stats phase: reads the sums and f1 (report[kConstraint]), writes ψ, λ, the clipping factor and the flags.
+UX_HD void solve(const double* sums, const double* hyper, int64_t n_groups, const double* c, double* report) {
+    const Totals t(sums, hyper, n_groups);
+    const bool constrained = int(c[kKind]) != kUnconstrained;
+    const double integral = integrate(c, report[kConstraint], report[kIntegral]);
+    const double decrease = constrained ? required_decrease(c, report[kConstraint], integral, t) : 0.0;
+    double lambda = 0;
+    if (constrained && t.lr_sq_constraint > 0) {
+        lambda = (decrease - t.lr_dot) / t.lr_sq_constraint;
+        if (lambda < 0) lambda = 0;  // a NaN stays a NaN
+        if (lambda > c[kLambdaMax]) lambda = c[kLambdaMax];
+    }
+    const double sq_norm = t.sq_direction + 2 * lambda * t.dot + lambda * lambda * t.sq_constraint;
+    const double clipped = c[kMaxNorm] / (sqrt(sq_norm > 0 ? sq_norm : 0.0) + 1e-6);
+    const bool good = finite(t.raw) && finite(t.dot) && finite(t.sq_constraint) && finite(t.sq_direction) &&
+                      finite(decrease) && lambda <= FLT_MAX && (!constrained || finite(report[kConstraint]));
+
+    report[kPsi] = t.mean_lr > 0 ? decrease / t.mean_lr : 0.0;
+    report[kLambda] = lambda;
+    report[kReportDot] = t.mean_lr > 0 ? t.lr_dot / t.mean_lr : t.dot;
+    report[kReportSqConstraint] = t.sq_constraint;
+    report[kReportSqDirection] = t.sq_direction;
+    report[kScale] = clipped < 1 ? clipped : 1.0;
+    report[kSkipped] = good ? 0.0 : 1.0;
+    if (good) report[kIntegral] = integral; else report[kSkippedSteps] += 1;
+}
+
+}  // namespace ux

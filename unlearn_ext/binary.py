@@ -1,0 +1,60 @@
+"""The compiled module, if there is one, and what can be said about it."""
+
+import importlib
+import platform
+from types import ModuleType
+
+import torch
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module("unlearn_ext._C"), ""
+    except ImportError as error:
+        return None, f"the compiled module could not be imported ({error}); reinstall with 'pip install .'"
+
+
+kernels, missing = _load()
+
+
+def why_not(device: torch.device) -> str:
+    """Why no kernel serves tensors on ``device``; empty where one does."""
+    if kernels is None:
+        return missing
+    if device.type == "cpu":
+        return ""
+    if device.type != "cuda":
+        return f"there are no kernels for {device.type} tensors"
+    if torch.version.hip:
+        return "there are no kernels for ROCm"
+    if not kernels.CUDA_ARCHS:
+        return "the module was built without CUDA; reinstall with UNLEARN_EXT_CUDA=on and nvcc on PATH"
+    return ""
+
+
+def build_info() -> dict[str, object]:
+    """What was built, what was found here, and why a path is not taken.
+
+    Returns:
+        dict with keys ``version``, ``python``, ``torch``, ``threads``, ``cpu_kernels`` (bool), ``cpu_isa``,
+        ``cuda_compiled`` (bool), ``cuda_archs``, ``cuda_available`` (torch sees a CUDA device) and ``why``: a list of
+        sentences, one for each path that is not taken.
+    """
+    from . import __version__
+
+    cuda = torch.cuda.is_available()
+    reasons = {"CPU kernels": why_not(torch.device("cpu")), "CUDA kernels": why_not(torch.device("cuda"))}
+    if not cuda and not reasons["CUDA kernels"]:
+        reasons["CUDA kernels"] = "torch sees no CUDA device here"
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu_kernels": kernels is not None,
+        "cpu_isa": kernels.cpu_isa() if kernels else "",
+        "cuda_compiled": bool(kernels and kernels.CUDA_ARCHS),
+        "cuda_archs": kernels.CUDA_ARCHS if kernels else "",
+        "cuda_available": cuda,
+        "why": [f"{path} are not used: {reason}." for path, reason in reasons.items() if reason],
+    }

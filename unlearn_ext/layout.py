@@ -1,0 +1,72 @@
+"""Names of the numbers that the two phases pass to each other; mirrors ``csrc/rules.h`` and ``csrc/tensors.h``."""
+
+from enum import IntEnum
+
+
+class Rule(IntEnum):
+    """Which step is taken, and so which direction d and metric P the QP is solved in."""
+
+    PROJECT = 0
+    SGD = 1
+    ADAMW = 2
+
+
+class Sum(IntEnum):
+    """Columns of ``sums``, float64 ``[groups, 5]``: ⟨g1,d⟩, ⟨g1,P⁻¹g1⟩, ‖d‖²_P, ‖g1‖², ‖g2‖²."""
+
+    DOT = 0
+    SQ_CONSTRAINT = 1
+    SQ_DIRECTION = 2
+    RAW_CONSTRAINT = 3
+    RAW_GRAD = 4
+
+
+class Hyper(IntEnum):
+    """Columns of ``hyper``, float64 ``[groups, 7]``. SGD keeps its momentum in BETA1 and its dampening in BETA2."""
+
+    LR = 0
+    BETA1 = 1
+    BETA2 = 2
+    EPS = 3
+    WEIGHT_DECAY = 4
+    NESTEROV = 5
+    MAXIMIZE = 6
+
+
+class Control(IntEnum):
+    """Entries of ``control``, float64 ``[10]``. ALPHA is NaN where ``rate`` takes its place."""
+
+    KIND = 0
+    EPSILON = 1
+    ALPHA = 2
+    RATE = 3
+    DELTA = 4
+    INTEGRAL_GAIN = 5
+    CAP = 6
+    MAX_NORM = 7
+    LAMBDA_MAX = 8
+    GIVEN_PSI = 9
+
+
+class Kind(IntEnum):
+    """Values of ``control[Control.KIND]``."""
+
+    UNCONSTRAINED = 0
+    GIVEN = 1
+    GRADIENT_NORM = 2
+    EPSILON_GAP = 3
+
+
+class Report(IntEnum):
+    """Entries of ``report``, float64 ``[10]``: f1 goes in, the rest comes out."""
+
+    CONSTRAINT = 0
+    PSI = 1
+    LAMBDA = 2
+    DOT = 3
+    SQ_CONSTRAINT = 4
+    SQ_DIRECTION = 5
+    SCALE = 6
+    SKIPPED = 7
+    SKIPPED_STEPS = 8
+    INTEGRAL = 9

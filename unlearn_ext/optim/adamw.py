@@ -1,0 +1,65 @@
+"""AdamW, constrained: P = diag(√v̂ + eps)."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ..layout import Rule
+from .base import ControlFunction, EpsilonOptimizer
+
+
+class EpsilonAdamW(EpsilonOptimizer):
+    """``torch.optim.AdamW`` whose step satisfies ⟨∇f1, g⟩ ≥ ψ, solved in its own metric P = diag(√v̂ + eps).
+
+    g = d + λP⁻¹∇f1 with d = P⁻¹m̂ + weight_decay·θ, m the moving average of ∇f2 and v that of ∇f1² + ∇f2². Projecting
+    before Adam instead would let Adam rescale the projection away. With no constraint held it is ``torch.optim.AdamW``,
+    to rounding. Source: slides, eq. 5–6, in the metric P.
+
+    Args:
+        params: parameters or groups; float32, bfloat16 or float16 for the kernels, any real dtype for the reference.
+        lr, betas, eps, weight_decay, maximize: as in ``torch.optim.AdamW``; ``lr`` may be a tensor. ``maximize``
+            concerns the objective f2 alone.
+        control: ψ; see :mod:`unlearn_ext.control`.
+        max_norm: clips ‖g‖_P. A clipped step may fall short of ψ.
+        lambda_max: bounds λ. A bounded step may fall short of ψ.
+        fused: ``None``: kernels where they serve; ``True``: kernels or an error; ``False``: the reference.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    _rule = Rule.ADAMW
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        control: ControlFunction,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        lambda_max: float | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+            if not value >= 0:
+                raise ValueError(f"EpsilonAdamW: {name}={value!r} must not be negative")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"EpsilonAdamW: betas={betas!r} must lie in [0, 1)")
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
+        super().__init__(params, defaults, control, max_norm, lambda_max, fused)
+
+    def _hyper(self, group: dict) -> list[float | Tensor]:
+        return [group["lr"], *group["betas"], group["eps"], group["weight_decay"], False, group["maximize"]]
+
+    def _state_of(self, param: Tensor, group: dict) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        state = self.state[param]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+            state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        return state["exp_avg"], state["exp_avg_sq"], state["step"]

@@ -1,0 +1,211 @@
+"""What the optimizers share: holding the constraint's gradient, the control, the two phases, the stats."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .. import ops
+from ..control import EpsilonGap, GradientNorm, StepStats
+from ..layout import Control, Hyper, Report, Rule
+from ..ops import TwoPhase
+from ..reference import Operands
+
+ControlFunction = GradientNorm | EpsilonGap | Callable[[StepStats], Tensor]
+
+
+class Constraint:
+    """g1 and f1, held between the constraint's backward pass and the step; and the control that will meet them."""
+
+    def __init__(self, control: ControlFunction, max_norm: float | None, lambda_max: float | None, fused: bool | None) -> None:
+        for name, limit in (("max_norm", max_norm), ("lambda_max", lambda_max)):
+            if limit is not None and not limit > 0:
+                raise ValueError(f"{name}={limit!r} must be positive, or None for no limit")
+        self.control, self.max_norm, self.lambda_max, self.fused = control, max_norm, lambda_max, fused
+        self.grads: dict[Tensor, Tensor] = {}
+        self.value: Tensor | None = None
+        self.phases: TwoPhase | None = None
+        self._written: list[float] | None = None
+
+    def hold(self, value: Tensor, params: Iterable[Tensor]) -> None:
+        """Moves every ``p.grad`` to g1; a second call before the step adds to it, as gradient accumulation does."""
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ValueError("hold_constraint: f1 must be a tensor with one element, the loss whose backward() you called")
+        found = False
+        for param in params:
+            if param.grad is None:
+                continue
+            found = True
+            held = self.grads.get(param)
+            self.grads[param] = param.grad if held is None else held.add_(param.grad)
+            param.grad = None
+        if not found and self.value is None:
+            raise RuntimeError("hold_constraint: no parameter has a gradient; call f1.backward() first")
+        value = value.detach().reshape(())
+        self.value = value if self.value is None else self.value + value
+
+    def release(self) -> None:
+        self.grads, self.value = {}, None
+
+    def run(self, rule: Rule, operands: Operands, hyper: list[list[float | Tensor]], device: torch.device) -> None:
+        """Both phases of one step."""
+        phases = self._phases_on(device, len(hyper))
+        _fill(phases.hyper, hyper)
+        self._write_control(phases)
+        phases.begin(rule, operands)
+        if self.value is not None:
+            phases.report[Report.CONSTRAINT].copy_(self.value)
+        by_caller = self.value is not None and not hasattr(self.control, "coefficients")
+        phases.stats(solve=not by_caller)
+        if by_caller:
+            self._solve_with_callable(phases)
+        phases.apply_()
+        self.release()
+
+    def stats(self) -> StepStats:
+        if self.phases is None:
+            raise RuntimeError("stats: no step has been taken yet")
+        report = self.phases.report.clone()
+        columns = (Report.CONSTRAINT, Report.PSI, Report.LAMBDA, Report.DOT, Report.SQ_CONSTRAINT, Report.SQ_DIRECTION, Report.SCALE)
+        return StepStats(*(report[column] for column in columns), skipped=report[Report.SKIPPED] != 0)
+
+    def _phases_on(self, device: torch.device, groups: int) -> TwoPhase:
+        if self.phases is None or self.phases.device != device or len(self.phases.hyper) != groups:
+            before, self.phases = self.phases, TwoPhase(device, groups, self.fused)
+            if before is not None:
+                self.phases.report.copy_(before.report)  # the count of skipped steps and the integral live on
+            self._written = None
+        return self.phases
+
+    def _write_control(self, phases: TwoPhase) -> None:
+        if self.value is None:
+            coefficients = ops.unconstrained()
+        elif hasattr(self.control, "coefficients"):
+            coefficients = self.control.coefficients()
+        else:
+            coefficients = ops.given_psi()
+        block = ops.control_block(coefficients, self.max_norm, self.lambda_max)
+        if repr(block) != repr(self._written):  # by repr: NaN stands for "no alpha" and equals nothing
+            phases.control.copy_(torch.tensor(block, dtype=phases.control.dtype), non_blocking=True)
+            self._written = block
+
+    def _solve_with_callable(self, phases: TwoPhase) -> None:
+        """ψ by the user's callable, which sees the sums of this step; solved for ψ = 0 first to name them."""
+        report = phases.report.clone()
+        phases.control[Control.GIVEN_PSI] = 0.0
+        phases.solve()
+        psi = self.control(self.stats())
+        phases.report.copy_(report)
+        phases.control[Control.GIVEN_PSI].copy_(torch.as_tensor(psi))
+        phases.solve()
+
+
+def _fill(hyper: Tensor, rows: list[list[float | Tensor]]) -> None:
+    """Writes the groups' values; only a learning rate may be a tensor, and it stays on the device."""
+    plain = [[0.0 if isinstance(value, Tensor) else float(value) for value in row] for row in rows]
+    hyper.copy_(torch.tensor(plain, dtype=hyper.dtype), non_blocking=True)
+    for index, row in enumerate(rows):
+        if isinstance(row[Hyper.LR], Tensor):
+            hyper[index, Hyper.LR].copy_(row[Hyper.LR].detach().reshape(()))
+
+
+class EpsilonOptimizer(Optimizer):
+    """An optimizer whose every step solves: min ½‖g − d‖²_P s.t. ⟨g1, g⟩ ≥ ψ, over all parameter groups at once.
+
+    Subclasses name the rule, a group's row of ``layout.Hyper`` values, and a parameter's state.
+    """
+
+    _rule: Rule
+
+    def __init__(
+        self,
+        params: Iterable,
+        defaults: dict,
+        control: ControlFunction,
+        max_norm: float | None,
+        lambda_max: float | None,
+        fused: bool | None,
+    ) -> None:
+        self._constraint = Constraint(control, max_norm, lambda_max, fused)
+        super().__init__(params, defaults)
+
+    @property
+    def control(self) -> ControlFunction:
+        """The control function; its attributes may be changed between steps, or another one set."""
+        return self._constraint.control
+
+    @control.setter
+    def control(self, control: ControlFunction) -> None:
+        self._constraint.control = control
+
+    @property
+    def stats(self) -> StepStats:
+        """What the last step saw and did; raises ``RuntimeError`` before the first."""
+        return self._constraint.stats()
+
+    @property
+    def skipped_steps(self) -> Tensor:
+        """How many steps wrote nothing because a value was not finite: 0-d tensor on the parameters' device."""
+        if self._constraint.phases is None:
+            return torch.zeros(())
+        return self._constraint.phases.report[Report.SKIPPED_STEPS].clone()
+
+    def hold_constraint(self, value: Tensor) -> None:
+        """Takes every ``p.grad`` as ∇f1, without a copy, and leaves ``p.grad`` ``None`` for the objective.
+
+        Call it after ``f1.backward()``. Further calls before ``step()`` add to what is held: scale each micro-batch's
+        loss as for ordinary gradient accumulation. A step with no constraint held is the plain optimizer's.
+
+        Args:
+            value: f1, one element; it is detached.
+
+        Raises:
+            ValueError: ``value`` is not a tensor with one element.
+            RuntimeError: no parameter has a gradient.
+        """
+        self._constraint.hold(value, (p for group in self.param_groups for p in group["params"]))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One constrained step. If any value of g1, g2 or f1 is not finite, nothing is written and the step is counted.
+
+        Args:
+            closure: re-evaluates the objective f2 and returns it.
+
+        Returns:
+            the closure's loss, if there is one.
+
+        Raises:
+            ValueError: a gradient's shape is not its parameter's.
+            RuntimeError: sparse tensors, several devices, or ``fused=True`` where no kernel serves.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        operands = self._operands()
+        if len(operands):
+            hyper = [self._hyper(group) for group in self.param_groups]
+            self._constraint.run(self._rule, operands, hyper, operands.params[0].device)
+        return loss
+
+    def _operands(self) -> Operands:
+        operands = Operands([], [], [], [], [], [], [])
+        held = self._constraint.grads
+        for index, group in enumerate(self.param_groups):
+            for param in group["params"]:
+                g1 = held.get(param)
+                if param.grad is None and g1 is None:
+                    continue
+                first, second, step = self._state_of(param, group)
+                row = (param.detach(), param.grad, g1, first, second, step, index)
+                for values, value in zip(vars(operands).values(), row, strict=True):
+                    values.append(value)
+        return operands
+
+    def _hyper(self, group: dict) -> list[float | Tensor]:
+        raise NotImplementedError  # pragma: no cover
+
+    def _state_of(self, param: Tensor, group: dict) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        raise NotImplementedError  # pragma: no cover

@@ -1,0 +1,66 @@
+"""The projection alone, in front of any optimizer."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ..control import StepStats
+from ..layout import Hyper, Rule
+from ..reference import Operands
+from .base import Constraint, ControlFunction
+
+
+class EpsilonProjection:
+    """Rewrites ``p.grad`` = ∇f2 in place with g = argmin ‖g − ∇f2‖² s.t. ⟨∇f1, g⟩ ≥ ψ; then any optimizer steps.
+
+    **What is lost.** The guarantee ⟨∇f1, Δθ⟩ ≤ −μψ holds for a plain SGD step only. Momentum mixes old gradients in, and
+    Adam rescales every coordinate: handed to Adam, ε is missed by 20–60 % and f2 pays for it. Use
+    :class:`EpsilonSGD` or :class:`EpsilonAdamW` where they will do.
+
+    Args:
+        params: tensors or parameter groups as ``torch.optim`` takes them (groups' options are ignored).
+        control: ψ; ``EpsilonGap(rate=…)`` needs the learning rate to turn a share of the gap into ψ: give it as ``lr``.
+        lr: learning rate of the optimizer that will step.
+        max_norm, lambda_max, fused: as in :class:`EpsilonSGD`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        control: ControlFunction,
+        *,
+        lr: float = 1.0,
+        max_norm: float | None = None,
+        lambda_max: float | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        entries = list(params)
+        groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
+        self.params: list[Tensor] = [param for group in groups for param in group["params"]]
+        self.lr = lr
+        self._constraint = Constraint(control, max_norm, lambda_max, fused)
+
+    @property
+    def stats(self) -> StepStats:
+        """What the last projection saw and did; raises ``RuntimeError`` before the first."""
+        return self._constraint.stats()
+
+    def hold_constraint(self, value: Tensor) -> None:
+        """Takes every ``p.grad`` as ∇f1; see :meth:`EpsilonSGD.hold_constraint`."""
+        self._constraint.hold(value, self.params)
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """``p.grad`` ← g. A parameter with no ∇f2 gets λ∇f1. If any value is not finite, no gradient is written."""
+        held = self._constraint.grads
+        rows = [p for p in self.params if p.grad is not None or p in held]
+        if not rows:
+            return
+        for param in rows:
+            if param.grad is None:
+                param.grad = torch.zeros_like(param)
+        none = [None] * len(rows)
+        operands = Operands(none, [p.grad for p in rows], [held.get(p) for p in rows], none, none, none, [0] * len(rows))
+        hyper = [[self.lr if column is Hyper.LR else 0.0 for column in Hyper]]
+        self._constraint.run(Rule.PROJECT, operands, hyper, rows[0].device)

@@ -1,0 +1,68 @@
+"""SGD, constrained: P = I."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ..layout import Rule
+from .base import ControlFunction, EpsilonOptimizer
+
+
+class EpsilonSGD(EpsilonOptimizer):
+    """``torch.optim.SGD`` whose step satisfies ⟨∇f1, g⟩ ≥ ψ; g = d + λ∇f1 with d the momentum buffer of ∇f2.
+
+    Weight decay is part of d, as torch's SGD has it, so the guarantee covers it. With no constraint held it is
+    ``torch.optim.SGD``, to rounding. Source: slides, eq. 5–6; Gong, Liu, Liu, NeurIPS 2021.
+
+    Args:
+        params: parameters or groups; float32, bfloat16 or float16 for the kernels, any real dtype for the reference.
+        lr, momentum, dampening, weight_decay, nesterov, maximize: as in ``torch.optim.SGD``; ``lr`` may be a tensor.
+            ``maximize`` concerns the objective f2 alone.
+        control: ψ; see :mod:`unlearn_ext.control`.
+        max_norm: clips the global norm of g. A clipped step may fall short of ψ.
+        lambda_max: bounds λ. A bounded step may fall short of ψ.
+        fused: ``None``: kernels where they serve; ``True``: kernels or an error; ``False``: the reference.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    _rule = Rule.SGD
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        control: ControlFunction,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        lambda_max: float | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if not value >= 0:
+                raise ValueError(f"EpsilonSGD: {name}={value!r} must not be negative")
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError("EpsilonSGD: nesterov needs a momentum and no dampening")
+        defaults = dict(
+            lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, maximize=maximize
+        )
+        super().__init__(params, defaults, control, max_norm, lambda_max, fused)
+
+    def _hyper(self, group: dict) -> list[float | Tensor]:
+        return [group["lr"], group["momentum"], group["dampening"], 0.0, group["weight_decay"], group["nesterov"], group["maximize"]]
+
+    def _state_of(self, param: Tensor, group: dict) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        if group["momentum"] == 0:
+            return None, None, None
+        state = self.state[param]
+        if "momentum_buffer" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+            state["momentum_buffer"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        return state["momentum_buffer"], None, state["step"]

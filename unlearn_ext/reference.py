@@ -1,0 +1,187 @@
+"""Every operation of the kernels in plain torch: the oracle of the tests, and the path where no kernel serves.
+
+The formulas are those of ``csrc/rules.h``. Half-precision tensors are computed in float32, float64 ones in float64;
+sums are float64 where the device has it. Nothing here reads a tensor on the host.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .layout import Control, Hyper, Kind, Report, Rule, Sum
+
+
+@dataclass
+class Operands:
+    """The tensors of one step, a list entry each. Rows are sorted by group.
+
+    Attributes:
+        params: θ; ``None`` for ``Rule.PROJECT``.
+        grads: g2, ``None`` reads as zero (but not for ``Rule.PROJECT``, which writes g there).
+        constraint_grads: g1, ``None`` reads as zero.
+        firsts: momentum buffer or first moment; ``None`` where the rule keeps none.
+        seconds: second moment; ``None`` where the rule keeps none.
+        steps: float32 0-d counters of the steps taken; ``None`` where the rule keeps none.
+        groups: index of the parameter group.
+    """
+
+    params: Sequence[Tensor | None]
+    grads: Sequence[Tensor | None]
+    constraint_grads: Sequence[Tensor | None]
+    firsts: Sequence[Tensor | None]
+    seconds: Sequence[Tensor | None]
+    steps: Sequence[Tensor | None]
+    groups: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.grads)
+
+
+@dataclass
+class _Element:
+    """Of one tensor, in the computing dtype: its share of d, P⁻¹g1 and diag P, and the state it would leave behind."""
+
+    grad: Tensor
+    constraint_grad: Tensor
+    direction: Tensor
+    constraint: Tensor
+    metric: Tensor | None = None
+    first: Tensor | None = None
+    second: Tensor | None = None
+
+
+def stats(rule: Rule, operands: Operands, hyper: Tensor, sums: Tensor) -> None:
+    """Writes the sums of every group: float64 ``[groups, 5]``, columns as in ``layout.Sum``."""
+    sums.zero_()
+    for row, group in enumerate(operands.groups):
+        e = _element(rule, operands, row, hyper[group])
+        weighted = e.direction if e.metric is None else e.direction * e.metric
+        pairs = (
+            (e.constraint_grad, e.direction),
+            (e.constraint_grad, e.constraint),
+            (e.direction, weighted),
+            (e.constraint_grad, e.constraint_grad),
+            (e.grad, e.grad),
+        )
+        for column, (a, b) in zip(Sum, pairs, strict=True):
+            sums[group, column] += (a.to(sums.dtype) * b.to(sums.dtype)).sum()
+
+
+def solve(sums: Tensor, hyper: Tensor, control: Tensor, report: Tensor) -> None:
+    """λ = max((Ψ − Σμ⟨g1,d⟩) / Σμ⟨g1,P⁻¹g1⟩, 0) over all groups; writes ψ, λ, the clipping factor and the flags."""
+    zero = torch.zeros_like(report[0])
+    lr = hyper[:, Hyper.LR]
+    dot, sq_constraint, sq_direction = sums[:, Sum.DOT].sum(), sums[:, Sum.SQ_CONSTRAINT].sum(), sums[:, Sum.SQ_DIRECTION].sum()
+    lr_dot, lr_sq = (lr * sums[:, Sum.DOT]).sum(), (lr * sums[:, Sum.SQ_CONSTRAINT]).sum()
+    mean_lr = torch.where(sq_constraint > 0, lr_sq / sq_constraint, lr.mean())
+    constrained = control[Control.KIND] != Kind.UNCONSTRAINED
+
+    integral = _integral(control, report)
+    decrease = torch.where(constrained, _required_decrease(control, report, integral, mean_lr, sq_constraint, lr_sq), zero)
+    lam = torch.where(lr_sq > 0, (decrease - lr_dot) / lr_sq, zero)
+    lam = torch.where(lam < 0, zero, lam)  # a NaN stays a NaN
+    lam = torch.where(lam > control[Control.LAMBDA_MAX], control[Control.LAMBDA_MAX], lam)
+    lam = torch.where(constrained, lam, zero)
+
+    norm = (sq_direction + 2 * lam * dot + lam * lam * sq_constraint).clamp_min(0).sqrt()
+    scale = control[Control.MAX_NORM] / (norm + 1e-6)
+    good = torch.isfinite(sums).all() & torch.isfinite(decrease) & (lam <= torch.finfo(torch.float32).max)
+    good &= torch.isfinite(report[Report.CONSTRAINT]) | ~constrained
+
+    report[Report.PSI] = torch.where(mean_lr > 0, decrease / mean_lr, zero)
+    report[Report.LAMBDA] = lam
+    report[Report.DOT] = torch.where(mean_lr > 0, lr_dot / mean_lr, dot)
+    report[Report.SQ_CONSTRAINT] = sq_constraint
+    report[Report.SQ_DIRECTION] = sq_direction
+    report[Report.SCALE] = torch.where(scale < 1, scale, zero + 1)
+    report[Report.SKIPPED] = (~good).to(report.dtype)
+    report[Report.SKIPPED_STEPS] += (~good).to(report.dtype)
+    report[Report.INTEGRAL] = torch.where(good, integral, report[Report.INTEGRAL])
+
+
+def apply_(rule: Rule, operands: Operands, hyper: Tensor, report: Tensor) -> None:
+    """θ ← θ − μ(d + λP⁻¹g1), and the state with it; with ``report[SKIPPED]`` set, every value stays as it was."""
+    keep = report[Report.SKIPPED] != 0
+    lam, scale = report[Report.LAMBDA], report[Report.SCALE]
+    for row, group in enumerate(operands.groups):
+        e = _element(rule, operands, row, hyper[group])
+        g = (e.direction + e.constraint * lam.to(e.direction.dtype)) * scale.to(e.direction.dtype)
+        if rule is Rule.PROJECT:
+            _write(operands.grads[row], g, keep)
+            continue
+        param = operands.params[row]
+        _write(param, param.to(g.dtype) - g * hyper[group, Hyper.LR].to(g.dtype), keep)
+        _write(operands.firsts[row], e.first, keep)
+        _write(operands.seconds[row], e.second, keep)
+        if (step := operands.steps[row]) is not None:
+            step += torch.where(keep, 0.0, 1.0).to(step)
+
+
+def _write(target: Tensor | None, value: Tensor | None, keep: Tensor) -> None:
+    if target is not None and value is not None:
+        target.copy_(torch.where(keep, target, value.to(target.dtype)))
+
+
+def _element(rule: Rule, operands: Operands, row: int, hyper: Tensor) -> _Element:
+    like = operands.grads[row] if rule is Rule.PROJECT else operands.params[row]
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    grad, constraint_grad, first, second = (
+        torch.zeros_like(like, dtype=dtype) if tensor is None else tensor.to(dtype)
+        for tensor in (operands.grads[row], operands.constraint_grads[row], operands.firsts[row], operands.seconds[row])
+    )
+    if rule is Rule.PROJECT:
+        return _Element(grad, constraint_grad, grad, constraint_grad)
+    param, h = like.to(dtype), hyper.to(dtype)
+    signed = torch.where(h[Hyper.MAXIMIZE] != 0, -grad, grad)
+    if rule is Rule.SGD:
+        return _sgd(operands, row, param, signed, constraint_grad, first, h)
+    return _adamw(operands, row, param, signed, constraint_grad, first, second, hyper)
+
+
+def _sgd(operands: Operands, row: int, param: Tensor, grad: Tensor, g1: Tensor, first: Tensor, h: Tensor) -> _Element:
+    decayed = grad + param * h[Hyper.WEIGHT_DECAY]
+    if operands.firsts[row] is None:
+        return _Element(grad, g1, decayed, g1)
+    # torch starts the buffer with the gradient itself, undampened
+    started = operands.steps[row] != 0
+    first = torch.where(started, first * h[Hyper.BETA1] + decayed * (1 - h[Hyper.BETA2]), decayed)
+    direction = torch.where(h[Hyper.NESTEROV] != 0, decayed + first * h[Hyper.BETA1], first)
+    return _Element(grad, g1, direction, g1, first=first)
+
+
+def _adamw(
+    operands: Operands, row: int, param: Tensor, grad: Tensor, g1: Tensor, first: Tensor, second: Tensor, hyper: Tensor
+) -> _Element:
+    dtype = param.dtype
+    beta1, beta2 = hyper[Hyper.BETA1], hyper[Hyper.BETA2]
+    t = operands.steps[row].to(hyper.dtype) + 1
+    first = first + (grad - first) * (1 - beta1).to(dtype)
+    second = second * beta2.to(dtype) + (grad * grad + g1 * g1) * (1 - beta2).to(dtype)
+    metric = second.sqrt() * (1 - beta2**t).rsqrt().to(dtype) + hyper[Hyper.EPS].to(dtype)
+    direction = first * (1 / (1 - beta1**t)).to(dtype) / metric + param * hyper[Hyper.WEIGHT_DECAY].to(dtype)
+    return _Element(grad, g1, direction, g1 / metric, metric, first, second)
+
+
+def _integral(control: Tensor, report: Tensor) -> Tensor:
+    integral, gain = report[Report.INTEGRAL], control[Control.INTEGRAL_GAIN]
+    gap, reach = report[Report.CONSTRAINT] - control[Control.EPSILON], control[Control.EPSILON].abs()
+    bound = reach / torch.where(gain > 0, gain, torch.ones_like(gain))
+    integrates = (control[Control.KIND] == Kind.EPSILON_GAP) & (gain > 0) & ~(gap.abs() > 0.5 * reach)
+    return torch.where(integrates, torch.minimum(torch.maximum(integral + gap, -bound), bound), integral)
+
+
+def _required_decrease(
+    control: Tensor, report: Tensor, integral: Tensor, mean_lr: Tensor, sq_constraint: Tensor, lr_sq: Tensor
+) -> Tensor:
+    """Ψ = μψ, the first-order decrease of f1 that the control function asks of this step."""
+    kind, alpha, delta = control[Control.KIND], control[Control.ALPHA], control[Control.DELTA]
+    gap = report[Report.CONSTRAINT] - control[Control.EPSILON]
+    shape = torch.where(gap < 0, -1.0, 1.0).to(gap.dtype) * gap.abs() ** delta + control[Control.INTEGRAL_GAIN] * integral
+    by_gap = torch.where(alpha.isnan(), control[Control.RATE], mean_lr * alpha) * shape
+    by_norm = mean_lr * alpha * sq_constraint ** (0.5 * delta)
+    given = mean_lr * control[Control.GIVEN_PSI]
+    decrease = torch.where(kind == Kind.EPSILON_GAP, by_gap, torch.where(kind == Kind.GRADIENT_NORM, by_norm, given))
+    cap = control[Control.CAP] * lr_sq
+    return torch.where(decrease > cap, cap, decrease)
