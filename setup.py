@@ -1,4 +1,4 @@
-"""Builds the one extension, unlearn_ext._C, by driving CMake and Ninja; CMakeLists.txt is the only build description."""
+"""Builds the one extension, unlearn_ext._C, by driving CMake and Ninja; CMakeLists.txt says how."""
 
 import os
 import re
@@ -44,7 +44,9 @@ def cuda_architectures() -> str:
         return ""
     query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    seen = sorted({line.strip().replace(".", "") for line in answer.stdout.splitlines() if re.match(r"^\d+\.\d+$", line.strip())})
+    seen = sorted(
+        {line.strip().replace(".", "") for line in answer.stdout.splitlines() if re.match(r"^\d+\.\d+$", line.strip())}
+    )
     return ";".join(seen) if answer.returncode == 0 else ""
 
 

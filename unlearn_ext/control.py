@@ -13,7 +13,7 @@ from .layout import Kind
 
 
 class StepStats(NamedTuple):
-    """What a step saw and did: 0-d tensors on the parameters' device. Reading one on the host is the only synchronisation.
+    """What a step saw and did: 0-d tensors on the parameters' device. Reading one is the only sync.
 
     With several learning rates μ_k, ``dot`` is Σ μ_k⟨g1,d⟩_k / μ with the μ that also turns ψ into a decrease of f1.
     """
@@ -30,7 +30,7 @@ class StepStats(NamedTuple):
 
 @dataclass
 class GradientNorm:
-    """ψ = α‖g1‖^δ in the metric P⁻¹: drives f1 to its infimum without knowing it (slides, Phase I; δ = 2 is the fastest).
+    """ψ = α‖g1‖^δ in the metric P⁻¹: drives f1 to its infimum without knowing it (slides, Phase I; fastest at δ = 2).
 
     Args:
         alpha: α > 0, the share of the gradient step on f1 that must be taken (δ = 2).

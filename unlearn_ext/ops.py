@@ -116,7 +116,7 @@ class _Kernels:
         return table
 
     def _flat(self, rule: Rule, lists: tuple[Sequence[Tensor | None], ...]) -> list[list[Tensor | None]]:
-        """The operands as runs of memory in the same order of elements; where a row's strides differ, contiguous copies."""
+        """The operands as runs of memory in one order of elements; where a row's strides differ, contiguous copies."""
         flat = [list(tensors) for tensors in lists]
         writes = (1,) if rule is Rule.PROJECT else (0, 3, 4)
         for row in range(len(flat[1])):
@@ -186,13 +186,15 @@ def _same_dense(tensors: list[Tensor]) -> bool:
 
 
 def _check(rule: Rule, operands: Operands, device: torch.device, fused: bool | None) -> bool:
-    """Whether the kernels take these operands; raises where nothing can, or where ``fused=True`` promised they would."""
+    """Whether the kernels take these operands; raises where nothing can, or where ``fused=True`` promised so."""
     like = operands.grads if rule is Rule.PROJECT else operands.params
     lists = (operands.grads, operands.constraint_grads, operands.firsts, operands.seconds)
     reason = ""
     for row, owner in enumerate(like):
         if owner.device.type != device.type or owner.is_sparse:
-            raise RuntimeError(f"step: tensor {row} is {owner.layout} on {owner.device}; every tensor must be dense on {device}")
+            raise RuntimeError(
+                f"step: tensor {row} is {owner.layout} on {owner.device}; every tensor must be dense on {device}"
+            )
         if owner.dtype not in _DTYPES:
             reason = f"there is no kernel for {owner.dtype} parameters"
         for tensors in lists:
@@ -205,7 +207,10 @@ def _check(rule: Rule, operands: Operands, device: torch.device, fused: bool | N
                     f"{tuple(tensor.shape)}; zero the gradients and run both backward passes again"
                 )
             if tensor.device.type != device.type or tensor.is_sparse:
-                raise RuntimeError(f"step: a gradient or state of tensor {row} is {tensor.layout} on {tensor.device}, not dense on {device}")
+                raise RuntimeError(
+                    f"step: a gradient or state of tensor {row} is {tensor.layout} on {tensor.device}; "
+                    f"it must be dense on {device}"
+                )
             if tensor.dtype not in _DTYPES:
                 reason = f"there is no kernel for {tensor.dtype} gradients or states"
     if fused and reason:
@@ -213,9 +218,16 @@ def _check(rule: Rule, operands: Operands, device: torch.device, fused: bool | N
     return not reason
 
 
-def control_block(coefficients: Sequence[float], max_norm: float | None = None, lambda_max: float | None = None) -> list[float]:
+def control_block(
+    coefficients: Sequence[float], max_norm: float | None = None, lambda_max: float | None = None
+) -> list[float]:
     """The ten entries of ``control`` (``layout.Control``) from a control function's ``coefficients()``."""
-    return [*map(float, coefficients), inf if max_norm is None else max_norm, inf if lambda_max is None else lambda_max, 0.0]
+    return [
+        *map(float, coefficients),
+        inf if max_norm is None else max_norm,
+        inf if lambda_max is None else lambda_max,
+        0.0,
+    ]
 
 
 _UNCONSTRAINED = (Kind.UNCONSTRAINED, 0.0, nan, 0.0, 1.0, 0.0, inf)
@@ -310,7 +322,9 @@ def sgd_step_(
     _step(Rule.SGD, operands, hyper, control, report)
 
 
-@torch.library.custom_op("unlearn_ext::adamw_step_", mutates_args=("params", "exp_avgs", "exp_avg_sqs", "steps", "report"))
+@torch.library.custom_op(
+    "unlearn_ext::adamw_step_", mutates_args=("params", "exp_avgs", "exp_avg_sqs", "steps", "report")
+)
 def adamw_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],

@@ -73,13 +73,19 @@ def solve(sums: Tensor, hyper: Tensor, control: Tensor, report: Tensor) -> None:
     """λ = max((Ψ − Σμ⟨g1,d⟩) / Σμ⟨g1,P⁻¹g1⟩, 0) over all groups; writes ψ, λ, the clipping factor and the flags."""
     zero = torch.zeros_like(report[0])
     lr = hyper[:, Hyper.LR]
-    dot, sq_constraint, sq_direction = sums[:, Sum.DOT].sum(), sums[:, Sum.SQ_CONSTRAINT].sum(), sums[:, Sum.SQ_DIRECTION].sum()
+    dot, sq_constraint, sq_direction = (
+        sums[:, Sum.DOT].sum(),
+        sums[:, Sum.SQ_CONSTRAINT].sum(),
+        sums[:, Sum.SQ_DIRECTION].sum(),
+    )
     lr_dot, lr_sq = (lr * sums[:, Sum.DOT]).sum(), (lr * sums[:, Sum.SQ_CONSTRAINT]).sum()
     mean_lr = torch.where(sq_constraint > 0, lr_sq / sq_constraint, lr.mean())
     constrained = control[Control.KIND] != Kind.UNCONSTRAINED
 
     integral = _integral(control, report)
-    decrease = torch.where(constrained, _required_decrease(control, report, integral, mean_lr, sq_constraint, lr_sq), zero)
+    decrease = torch.where(
+        constrained, _required_decrease(control, report, integral, mean_lr, sq_constraint, lr_sq), zero
+    )
     lam = torch.where(lr_sq > 0, (decrease - lr_dot) / lr_sq, zero)
     lam = torch.where(lam < 0, zero, lam)  # a NaN stays a NaN
     lam = torch.where(lam > control[Control.LAMBDA_MAX], control[Control.LAMBDA_MAX], lam)
@@ -178,7 +184,9 @@ def _required_decrease(
     """Ψ = μψ, the first-order decrease of f1 that the control function asks of this step."""
     kind, alpha, delta = control[Control.KIND], control[Control.ALPHA], control[Control.DELTA]
     gap = report[Report.CONSTRAINT] - control[Control.EPSILON]
-    shape = torch.where(gap < 0, -1.0, 1.0).to(gap.dtype) * gap.abs() ** delta + control[Control.INTEGRAL_GAIN] * integral
+    shape = (
+        torch.where(gap < 0, -1.0, 1.0).to(gap.dtype) * gap.abs() ** delta + control[Control.INTEGRAL_GAIN] * integral
+    )
     by_gap = torch.where(alpha.isnan(), control[Control.RATE], mean_lr * alpha) * shape
     by_norm = mean_lr * alpha * sq_constraint ** (0.5 * delta)
     given = mean_lr * control[Control.GIVEN_PSI]

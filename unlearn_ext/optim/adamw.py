@@ -50,7 +50,7 @@ class EpsilonAdamW(EpsilonOptimizer):
                 raise ValueError(f"EpsilonAdamW: {name}={value!r} must not be negative")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"EpsilonAdamW: betas={betas!r} must lie in [0, 1)")
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(params, defaults, control, max_norm, lambda_max, fused)
 
     def _hyper(self, group: dict) -> list[float | Tensor]:

@@ -18,7 +18,9 @@ ControlFunction = GradientNorm | EpsilonGap | Callable[[StepStats], Tensor]
 class Constraint:
     """g1 and f1, held between the constraint's backward pass and the step; and the control that will meet them."""
 
-    def __init__(self, control: ControlFunction, max_norm: float | None, lambda_max: float | None, fused: bool | None) -> None:
+    def __init__(
+        self, control: ControlFunction, max_norm: float | None, lambda_max: float | None, fused: bool | None
+    ) -> None:
         for name, limit in (("max_norm", max_norm), ("lambda_max", lambda_max)):
             if limit is not None and not limit > 0:
                 raise ValueError(f"{name}={limit!r} must be positive, or None for no limit")
@@ -31,7 +33,9 @@ class Constraint:
     def hold(self, value: Tensor, params: Iterable[Tensor]) -> None:
         """Moves every ``p.grad`` to g1; a second call before the step adds to it, as gradient accumulation does."""
         if not isinstance(value, Tensor) or value.numel() != 1:
-            raise ValueError("hold_constraint: f1 must be a tensor with one element, the loss whose backward() you called")
+            raise ValueError(
+                "hold_constraint: f1 must be a tensor with one element, the loss whose backward() you called"
+            )
         found = False
         for param in params:
             if param.grad is None:
@@ -67,7 +71,15 @@ class Constraint:
         if self.phases is None:
             raise RuntimeError("stats: no step has been taken yet")
         report = self.phases.report.clone()
-        columns = (Report.CONSTRAINT, Report.PSI, Report.LAMBDA, Report.DOT, Report.SQ_CONSTRAINT, Report.SQ_DIRECTION, Report.SCALE)
+        columns = (
+            Report.CONSTRAINT,
+            Report.PSI,
+            Report.LAMBDA,
+            Report.DOT,
+            Report.SQ_CONSTRAINT,
+            Report.SQ_DIRECTION,
+            Report.SCALE,
+        )
         return StepStats(*(report[column] for column in columns), skipped=report[Report.SKIPPED] != 0)
 
     def _phases_on(self, device: torch.device, groups: int) -> TwoPhase:

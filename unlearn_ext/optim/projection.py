@@ -14,8 +14,8 @@ from .base import Constraint, ControlFunction
 class EpsilonProjection:
     """Rewrites ``p.grad`` = ∇f2 in place with g = argmin ‖g − ∇f2‖² s.t. ⟨∇f1, g⟩ ≥ ψ; then any optimizer steps.
 
-    **What is lost.** The guarantee ⟨∇f1, Δθ⟩ ≤ −μψ holds for a plain SGD step only. Momentum mixes old gradients in, and
-    Adam rescales every coordinate: handed to Adam, ε is missed by 20–60 % and f2 pays for it. Use
+    **What is lost.** The guarantee ⟨∇f1, Δθ⟩ ≤ −μψ holds for a plain SGD step only. Momentum mixes old gradients
+    in, and Adam rescales every coordinate: handed to Adam, ε is missed by 20–60 % and f2 pays for it. Use
     :class:`EpsilonSGD` or :class:`EpsilonAdamW` where they will do.
 
     Args:
@@ -61,6 +61,8 @@ class EpsilonProjection:
             if param.grad is None:
                 param.grad = torch.zeros_like(param)
         none = [None] * len(rows)
-        operands = Operands(none, [p.grad for p in rows], [held.get(p) for p in rows], none, none, none, [0] * len(rows))
+        operands = Operands(
+            none, [p.grad for p in rows], [held.get(p) for p in rows], none, none, none, [0] * len(rows)
+        )
         hyper = [[self.lr if column is Hyper.LR else 0.0 for column in Hyper]]
         self._constraint.run(Rule.PROJECT, operands, hyper, rows[0].device)

@@ -50,13 +50,26 @@ class EpsilonSGD(EpsilonOptimizer):
                 raise ValueError(f"EpsilonSGD: {name}={value!r} must not be negative")
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError("EpsilonSGD: nesterov needs a momentum and no dampening")
-        defaults = dict(
-            lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, maximize=maximize
-        )
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+        }
         super().__init__(params, defaults, control, max_norm, lambda_max, fused)
 
     def _hyper(self, group: dict) -> list[float | Tensor]:
-        return [group["lr"], group["momentum"], group["dampening"], 0.0, group["weight_decay"], group["nesterov"], group["maximize"]]
+        return [
+            group["lr"],
+            group["momentum"],
+            group["dampening"],
+            0.0,
+            group["weight_decay"],
+            group["nesterov"],
+            group["maximize"],
+        ]
 
     def _state_of(self, param: Tensor, group: dict) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         if group["momentum"] == 0:

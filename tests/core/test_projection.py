@@ -1,0 +1,183 @@
+"""The step satisfies the QP's definition, in float64, on random and on hard cases."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import HYPER, cloned, operands_like, run_step, written
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import LinearConstraint, minimize
+
+from unlearn_ext import ops
+from unlearn_ext.layout import Hyper, Report, Rule
+from unlearn_ext.reference import Operands
+
+F64 = torch.float64
+
+
+def project(d, g1, psi, fused=False):
+    """g and λ in the metric I."""
+    none = [None] * len(d)
+    operands = Operands(none, [t.clone() for t in d], g1, none, none, none, [0] * len(d))
+    step = run_step(Rule.PROJECT, operands, psi, fused)
+    return operands.grads, step.report[Report.LAMBDA].item(), step
+
+
+vectors = st.integers(1, 12).flatmap(
+    lambda n: st.tuples(*[st.lists(st.floats(-1e3, 1e3), min_size=n, max_size=n) for _ in range(2)])
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(vectors, st.floats(-1e4, 1e4))
+def test_definition(pair, psi):
+    d, g1 = (torch.tensor(v, dtype=F64) for v in pair)
+    (g,), lam, _ = project([d], [g1], psi)
+    sq = torch.dot(g1, g1)
+    if sq == 0:
+        assert lam == 0
+        assert torch.equal(g, d)
+        return
+    if sq < 1e-200:  # squares underflow; no λ is meaningful
+        return
+    dot = torch.dot(g1, d).item()
+    if dot >= psi:
+        assert lam == 0
+        assert torch.equal(g, d)
+    elif lam < 3e38:
+        slack = 1e-12 * (abs(psi) + abs(dot) + (g1.abs() * g.abs()).sum().item())
+        assert torch.dot(g1, g).item() >= psi - slack
+
+
+def metric_of(rule, operands, row=0):
+    """diag P, d and g1 of a step, from the formulas of the design, not from the code under test."""
+    theta, g2, g1 = operands.params[row], operands.grads[row], operands.constraint_grads[row]
+    h = HYPER[rule]
+    if rule is Rule.SGD:
+        d = h[Hyper.BETA1] * operands.firsts[row] + (1 - h[Hyper.BETA2]) * (g2 + h[Hyper.WEIGHT_DECAY] * theta)
+        return torch.ones_like(d), d, g1
+    t = operands.steps[row].item() + 1
+    m = h[Hyper.BETA1] * operands.firsts[row] + (1 - h[Hyper.BETA1]) * g2
+    v = h[Hyper.BETA2] * operands.seconds[row] + (1 - h[Hyper.BETA2]) * (g1**2 + g2**2)
+    p = (v / (1 - h[Hyper.BETA2] ** t)).sqrt() + h[Hyper.EPS]
+    return p, m / (1 - h[Hyper.BETA1] ** t) / p + h[Hyper.WEIGHT_DECAY] * theta, g1
+
+
+@pytest.mark.parametrize("rule", [Rule.SGD, Rule.ADAMW])
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("psi", [-5.0, 0.0, 3.0, 40.0])
+def test_nearest_point_in_the_metric_against_an_independent_solver(rule, seed, psi):
+    operands = operands_like(rule, [torch.empty(7)], (F64,) * 5, seed=seed)
+    p, d, g1 = (x.numpy() for x in metric_of(rule, operands))
+    after = cloned(operands)
+    run_step(rule, after, psi, fused=False)
+    g = ((operands.params[0] - after.params[0]) / HYPER[rule][Hyper.LR]).numpy()
+    solved = minimize(
+        lambda x: 0.5 * np.sum(p * (x - d) ** 2),
+        d,
+        jac=lambda x: p * (x - d),
+        hess=lambda x: np.diag(p),
+        constraints=LinearConstraint(g1, psi, np.inf),
+        method="trust-constr",
+        options={"gtol": 1e-12, "xtol": 1e-14, "maxiter": 3000},
+    )
+    mine = 0.5 * np.sum(p * (g - d) ** 2)
+    assert g1 @ g >= psi - 1e-9
+    assert mine <= solved.fun * (1 + 1e-6) + 1e-9
+    np.testing.assert_allclose(g, solved.x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("exponent", range(-15, 16, 3))
+def test_scale_covariance(exponent):
+    """f1 → s·f1 (with ψ → s·ψ) leaves g as it is; (d, ψ) → s·(d, ψ) scales g."""
+    generator = torch.Generator().manual_seed(3)
+    d, g1 = (torch.randn(50, generator=generator, dtype=F64) for _ in range(2))
+    s = 10.0**exponent
+    (want,), lam, _ = project([d], [g1], 30.0)
+    (by_constraint,), lam1, _ = project([d], [g1 * s], 30.0 * s)
+    (by_objective,), lam2, _ = project([d * s], [g1], 30.0 * s)
+    assert lam > 0
+    torch.testing.assert_close(by_constraint, want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(by_objective / s, want, rtol=1e-12, atol=1e-12)
+    assert lam1 * s == pytest.approx(lam, rel=1e-12)
+    assert lam2 / s == pytest.approx(lam, rel=1e-12)
+
+
+@pytest.mark.parametrize("exponent", [-15, -8, 8, 15])
+def test_scale_covariance_of_the_kernel(exponent):
+    generator = torch.Generator().manual_seed(3)
+    d, g1 = (torch.randn(5000, generator=generator) for _ in range(2))
+    s = 10.0**exponent
+    (want,), lam, _ = project([d], [g1], 3000.0, fused=None)
+    (got,), lam1, _ = project([d], [g1 * s], 3000.0 * s, fused=None)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    assert lam1 * s == pytest.approx(lam, rel=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, None])
+def test_adversarial_directions(fused):
+    e = torch.zeros(64)
+    e[0] = 1.0
+    for d, g1, psi, lam in [
+        (-e, e, 1.0, 2.0),  # opposed
+        (e, e, 1.0, 0.0),  # exactly on the boundary
+        (e.roll(1), e, 1.0, 1.0),  # orthogonal
+        (torch.zeros(64), e, 0.0, 0.0),  # nothing to do
+        (e, torch.zeros(64), 5.0, 0.0),  # no constraint gradient: infeasible, left alone
+        (e, e * 2.0**-40, 2.0**-40, 0.0),  # powers of two: float32 holds them exactly
+        (-e, e * 2.0**-40, 2.0**-40, 2.0**41),
+    ]:
+        (g,), got, _ = project([d], [g1], psi, fused)
+        assert got == pytest.approx(lam, rel=1e-6)
+        torch.testing.assert_close(g, d + lam * g1)
+
+
+@pytest.mark.parametrize("fused", [False, None])
+@pytest.mark.parametrize("rule", list(Rule))
+@pytest.mark.parametrize("where", ["grads", "constraint_grads"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
+def test_nothing_is_written_when_anything_is_not_finite(fused, rule, where, poison):
+    operands = operands_like(rule, [torch.empty(11), torch.empty(20_001)], (torch.float32,) * 5, seed=5)
+    getattr(operands, where)[1][12_345] = poison
+    before = cloned(operands)
+    step = run_step(rule, operands, 0.5, fused)
+    assert step.report[Report.SKIPPED] == 1
+    assert step.report[Report.SKIPPED_STEPS] == 1
+    pairs = zip(written(rule, before), written(rule, operands), strict=True)
+    assert all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in pairs)
+    assert all(s is None or s == 3 for s in operands.steps)
+
+
+@pytest.mark.parametrize("psi", [float("nan"), float("inf")])
+@pytest.mark.parametrize("fused", [False, None])
+def test_a_psi_that_is_not_finite_skips_the_step(psi, fused):
+    d = torch.ones(5)
+    (g,), _, step = project([d], [torch.ones(5)], psi, fused)
+    assert step.report[Report.SKIPPED] == 1
+    assert torch.equal(g, d)
+
+
+def test_functional_layer():
+    d, g1 = [torch.randn(5), torch.randn(3, 2)], [torch.randn(5), torch.randn(3, 2)]
+    dot, sq1, sqd = ops.halfspace_stats(d, g1).tolist()
+    flat_d, flat_1 = torch.cat([t.flatten() for t in d]), torch.cat([t.flatten() for t in g1])
+    assert dot == pytest.approx(torch.dot(flat_d, flat_1).item(), rel=1e-5)
+    assert sq1 == pytest.approx(flat_1.square().sum().item(), rel=1e-5)
+    assert sqd == pytest.approx(flat_d.square().sum().item(), rel=1e-5)
+    lam, skipped = ops.halfspace_project_(d, g1, torch.tensor(dot + 1.0)).tolist()
+    assert skipped == 0
+    assert lam == pytest.approx(1 / sq1, rel=1e-5)
+    assert ops.halfspace_stats(d, g1)[0].item() == pytest.approx(dot + 1, rel=1e-5)
+
+
+def test_registered_ops_pass_torchs_own_check():
+    d, g1 = [torch.randn(5), torch.randn(3)], [torch.randn(5), torch.randn(3)]
+    torch.library.opcheck(ops.halfspace_stats, (d, g1))
+    torch.library.opcheck(ops.halfspace_project_, (d, g1, torch.tensor(1.0)))
+    hyper = torch.tensor([[0.1, 0.9, 0.0, 1e-8, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    control = torch.tensor(ops.control_block(ops.unconstrained()), dtype=torch.float64)
+    p, m, v, steps = ([torch.rand(5), torch.rand(3)] for _ in range(4))
+    steps = [torch.tensor(1.0), torch.tensor(1.0)]
+    report = torch.zeros(10, dtype=torch.float64)
+    torch.library.opcheck(ops.sgd_step_, (p, d, g1, m, steps, [0, 0], hyper, control, report))
+    torch.library.opcheck(ops.adamw_step_, (p, d, g1, m, v, steps, [0, 0], hyper, control, report))
