@@ -76,4 +76,5 @@ class CMakeBuild(build_ext):
                 raise SystemExit(f"unlearn_ext: '{' '.join(command[:2])}' failed; its messages are above.")
 
 
-setup(ext_modules=[Extension("unlearn_ext._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+if __name__ == "__main__":
+    setup(ext_modules=[Extension("unlearn_ext._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -57,6 +57,7 @@ __device__ bool aligned(const void* base, DType dtype) {
 
 __device__ void load_pack(const void* base, DType dtype, int64_t i, float* out) {
     if (!aligned(base, dtype)) {
+#pragma unroll
         for (int k = 0; k < kPack; ++k) out[k] = load_one(base, dtype, i + k);
     } else if (dtype == DType::f32) {
         const float4 v = *reinterpret_cast<const float4*>(static_cast<const float*>(base) + i);
@@ -64,6 +65,7 @@ __device__ void load_pack(const void* base, DType dtype, int64_t i, float* out) 
     } else {
         const uint2 v = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(base) + i);
         const uint16_t halves[kPack] = {uint16_t(v.x), uint16_t(v.x >> 16), uint16_t(v.y), uint16_t(v.y >> 16)};
+#pragma unroll
         for (int k = 0; k < kPack; ++k)
             out[k] = dtype == DType::bf16 ? __bfloat162float(__ushort_as_bfloat16(halves[k])) : __half2float(__ushort_as_half(halves[k]));
     }
@@ -73,6 +75,7 @@ __device__ void store_pack(void* base, DType dtype, int64_t i, const float* x) {
     if (dtype == DType::f32 && aligned(base, dtype)) {
         *reinterpret_cast<float4*>(static_cast<float*>(base) + i) = make_float4(x[0], x[1], x[2], x[3]);
     } else {
+#pragma unroll
         for (int k = 0; k < kPack; ++k) store_one(base, dtype, i + k, x[k]);
     }
 }
@@ -108,7 +111,10 @@ template <class R> struct Streams {
             float pack[kPack] = {};
             if ((R::kReads >> o & 1) && base[o]) {
                 if (count == kPack) load_pack(base[o], dtype[o], i, pack);
-                else for (int k = 0; k < count; ++k) pack[k] = load_one(base[o], dtype[o], i + k);
+                else
+#pragma unroll
+                    for (int k = 0; k < kPack; ++k)
+                        if (k < count) pack[k] = load_one(base[o], dtype[o], i + k);
             }
 #pragma unroll
             for (int k = 0; k < kPack; ++k) x[k][o] = pack[k];
@@ -122,7 +128,10 @@ template <class R> struct Streams {
 #pragma unroll
             for (int k = 0; k < kPack; ++k) pack[k] = x[k][o];
             if (count == kPack) store_pack(base[o], dtype[o], i, pack);
-            else for (int k = 0; k < count; ++k) store_one(base[o], dtype[o], i + k, pack[k]);
+            else
+#pragma unroll
+                for (int k = 0; k < kPack; ++k)
+                    if (k < count) store_one(base[o], dtype[o], i + k, pack[k]);
         }
     }
 };
@@ -132,13 +141,17 @@ __device__ void reduce_block(double* sums) {
     __shared__ double warps[kWarps][kSums];
 #pragma unroll
     for (int s = 0; s < kSums; ++s)
+#pragma unroll
         for (int offset = 16; offset > 0; offset /= 2) sums[s] += __shfl_down_sync(0xffffffffu, sums[s], offset);
     __syncthreads();
     if (threadIdx.x % 32 == 0)
+#pragma unroll
         for (int s = 0; s < kSums; ++s) warps[threadIdx.x / 32][s] = sums[s];
     __syncthreads();
     if (threadIdx.x == 0)
+#pragma unroll
         for (int w = 1; w < kWarps; ++w)
+#pragma unroll
             for (int s = 0; s < kSums; ++s) sums[s] += warps[w][s];
 }
 
@@ -187,7 +200,9 @@ template <class R> __global__ void __launch_bounds__(kThreads) stats_kernel(Job 
             const int count = int(min(int64_t(kPack), at.n - i));
             float x[kPack][kOperands];
             streams.load(i, count, x);
-            for (int k = 0; k < count; ++k) {
+#pragma unroll
+            for (int k = 0; k < kPack; ++k) {
+                if (k >= count) continue;
                 const Element<float> e = rule.element(x[k]);
                 accumulate(e, x[k][kGrad], x[k][kConstraintGrad], lanes);
             }

@@ -60,9 +60,9 @@ def cloned(operands: Operands, dtype: torch.dtype | None = None) -> Operands:
     return Operands(**{name: list(v) if name == "groups" else [copy(name, t) for t in v] for name, v in lists.items()})
 
 
-def run_step(rule: Rule, operands: Operands, psi: float, fused: bool | None) -> TwoPhase:
+def run_step(rule: Rule, operands: Operands, psi: float, fused: bool | None, device: str = "cpu") -> TwoPhase:
     """Both phases with a given ψ, in place; returns the step with its sums and report."""
-    step = TwoPhase(torch.device("cpu"), fused=fused)
+    step = TwoPhase(torch.device(device), fused=fused)
     for column, value in HYPER[rule].items():
         step.hyper[:, column] = value
     step.control.copy_(torch.tensor(ops.control_block(ops.given_psi()), dtype=torch.float64))
