@@ -1,6 +1,7 @@
 """What the build promises: one sentence where it cannot, and a core that needs no extra."""
 
-import os
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,26 +14,37 @@ ROOT = Path(__file__).parents[2]
 EXTRAS = ("diffusers", "typer", "rich", "matplotlib", "mlxtend", "PIL", "jinja2", "safetensors")
 
 
-@pytest.mark.skipif(
-    Path("/usr/local/cuda/bin/nvcc").exists(), reason="a CUDA toolkit stands where the build looks for it"
-)
-def test_cuda_on_without_nvcc_is_one_sentence(tmp_path):
+@pytest.fixture
+def build(monkeypatch):
+    """The functions of setup.py, on a machine whose folders hold no CUDA compiler."""
     pytest.importorskip("setuptools")
-    hidden = {"CUDACXX", "CUDA_HOME", "CUDA_PATH"}
-    environment = {k: v for k, v in os.environ.items() if k not in hidden} | {"PATH": "", "UNLEARN_EXT_CUDA": "on"}
-    command = [
-        sys.executable,
-        str(ROOT / "setup.py"),
-        "build_ext",
-        "--build-temp",
-        str(tmp_path),
-        "--build-lib",
-        str(tmp_path),
-    ]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode != 0
-    last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("UNLEARN_EXT_CUDA=on but no CUDA compiler was found: install the CUDA toolkit")
+    monkeypatch.setattr(shutil, "which", lambda *args, **kwargs: None)
+    for name in ("CUDACXX", "CUDA_HOME", "CUDA_PATH", "UNLEARN_EXT_CUDA", "UNLEARN_EXT_CUDA_ARCHS"):
+        monkeypatch.delenv(name, raising=False)
+    return runpy.run_path(str(ROOT / "setup.py"))
+
+
+def test_cuda_on_without_nvcc_is_one_sentence(build, monkeypatch):
+    monkeypatch.setenv("UNLEARN_EXT_CUDA", "on")
+    with pytest.raises(SystemExit, match="no CUDA compiler was found: install the CUDA toolkit and put nvcc on PATH"):
+        build["cuda_mode"]()
+
+
+def test_cuda_auto_without_nvcc_builds_for_the_cpu(build):
+    assert build["cuda_mode"]() == "auto"
+
+
+def test_an_unknown_cuda_mode_is_refused(build, monkeypatch):
+    monkeypatch.setenv("UNLEARN_EXT_CUDA", "maybe")
+    with pytest.raises(SystemExit, match="use auto, on or off"):
+        build["cuda_mode"]()
+
+
+def test_architectures_come_from_the_environment(build, monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 9.0a+PTX")
+    assert build["cuda_architectures"]() == "80-real;90a"
+    monkeypatch.setenv("UNLEARN_EXT_CUDA_ARCHS", "8.6, 90")
+    assert build["cuda_architectures"]() == "86;90"
 
 
 def test_the_core_imports_without_any_extra():
