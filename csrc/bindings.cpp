@@ -1,6 +1,8 @@
 // The one file that knows Python. Tensors arrive as addresses that ops.py has checked; nothing of torch is linked.
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 #include "cpu/kernels.h"
 #include "rules.h"
 #if defined(UX_CUDA)
@@ -32,7 +34,17 @@ PYBIND11_MODULE(_C, m) {
     m.attr("HYPER") = int(kHyper);
     m.attr("CONTROL") = int(kControl);
     m.attr("REPORT") = int(kReport);
-    m.def("cpu_isa", [] { return cpu::kernels().isa; });
+    m.def("cpu_isa", [] { return cpu::chosen()->isa; });
+    m.def("cpu_isas", [] {
+        py::list names;
+        for (const auto* kernels : cpu::available()) names.append(kernels->isa);
+        return names;
+    });
+    m.def("use_cpu_isa", [](const std::string& name) {
+        for (const auto* kernels : cpu::available())
+            if (name == kernels->isa) return void(cpu::chosen() = kernels);
+        throw py::value_error("this processor has no " + name);
+    }, "For tests and benchmarks: every instruction set gives the same bits.");
 
     py::class_<Job>(m, "Job").def(py::init(&make_job));
     m.def("stats", [](const Job& job, int threads) { cpu::run_stats(job, threads); }, py::call_guard<py::gil_scoped_release>());

@@ -1,5 +1,7 @@
 // One chunk of either phase, and the table of them that each instruction set fills.
 #pragma once
+#include <vector>
+
 #include "../tensors.h"
 
 namespace ux::cpu {
@@ -10,7 +12,8 @@ struct Kernels {
     const char* isa;
 };
 
-const Kernels& kernels();  // of the best instruction set this processor has
+std::vector<const Kernels*> available();  // of this processor's instruction sets, the best first
+const Kernels*& chosen();                 // the best, until somebody assigns another
 
 void run_stats(const Job&, int threads);
 void run_apply(const Job&, int threads);

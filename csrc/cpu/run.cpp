@@ -16,17 +16,22 @@ namespace avx2 { extern const Kernels table; }
 namespace avx512 { extern const Kernels table; }
 #endif
 
-const Kernels& kernels() {
+std::vector<const Kernels*> available() {
+    std::vector<const Kernels*> found;
 #if defined(UX_X86)
-    static const Kernels& best =
-        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                __builtin_cpu_supports("avx512dq") ? avx512::table
-        : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2::table
-                                                                           : baseline::table;
-    return best;
-#else
-    return baseline::table;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq"))
+        found.push_back(&avx512::table);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))  // and with them F16C
+        found.push_back(&avx2::table);
 #endif
+    found.push_back(&baseline::table);
+    return found;
+}
+
+const Kernels*& chosen() {
+    static const Kernels* best = available().front();
+    return best;
 }
 
 namespace {
@@ -74,7 +79,7 @@ void combine(const Job& job) {
 }  // namespace
 
 void run_stats(const Job& job, int threads) {
-    Sweep sweep{job, kernels().stats, false};
+    Sweep sweep{job, chosen()->stats, false};
     in_parallel(sweep, threads);
     combine(job);
     if (job.solve) solve(job.sums, job.hyper, job.n_groups, job.control, job.report);
@@ -82,7 +87,7 @@ void run_stats(const Job& job, int threads) {
 
 void run_apply(const Job& job, int threads) {
     if (job.report[kSkipped] != 0) return;
-    Sweep sweep{job, kernels().apply, true};  // backwards: the end of the last pass is still in cache
+    Sweep sweep{job, chosen()->apply, true};  // backwards: the end of the last pass is still in cache
     in_parallel(sweep, threads);
     for (int64_t r = 0; r < job.n_rows; ++r)
         if (job.rows[r].step) *reinterpret_cast<float*>(job.rows[r].step) += 1.0f;

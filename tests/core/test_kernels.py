@@ -126,6 +126,24 @@ def test_bitwise_repeatable_for_any_number_of_threads(rule):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+def test_every_instruction_set_gives_the_same_bits(rule, dtype):
+    operands = operands_like(rule, [torch.empty(s) for s in SIZES["odd"]], (dtype,) * 5, seed=11)
+    best, results = binary.kernels.cpu_isa(), []
+    assert binary.kernels.cpu_isas()[-1] == "baseline"
+    try:
+        for isa in binary.kernels.cpu_isas():
+            binary.kernels.use_cpu_isa(isa)
+            mine = cloned(operands)
+            step = run_step(rule, mine, 0.5, fused=True)
+            results.append([step.sums, step.report, *written(rule, mine)])
+    finally:
+        binary.kernels.use_cpu_isa(best)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 @pytest.mark.parametrize("values", [[0.0, -0.0, 6e-8, -3e-8, 1e-5, 65519.0, 65504.0, 2.0**-14, 1 / 3]])
 @pytest.mark.parametrize("dtype", [BF16, F16])
 def test_rounding_to_half_is_torchs(dtype, values):
