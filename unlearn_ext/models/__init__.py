@@ -1,0 +1,57 @@
+"""Image-to-image models behind one protocol: I(x) = D(E(T(x))), of which only E is trained to forget."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+import torch
+
+from ..errors import UserError
+
+FAMILIES = ("vqgan",)
+
+
+class I2IModel(Protocol):
+    """What unlearning needs of a model.
+
+    Attributes:
+        family: name of the family, for :func:`load`.
+        channels: of the images it takes, 1 or 3.
+        size: side in pixels of the images it was made for.
+        device: where its parameters are.
+    """
+
+    family: str
+    channels: int
+    size: int
+    device: torch.device
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """E: images [N, C, H, W] in [-1, 1] to latents [N, ...], differentiable in the encoder's parameters."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """D: latents [N, ...] to images [N, C, H, W], about [-1, 1], not clipped."""
+
+    def encoder_parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters of E, in a fixed order; all others are frozen."""
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write a folder that the model's own library loads."""
+
+
+def load(family: str, path_or_id: str | os.PathLike[str]) -> I2IModel:
+    """A model from a folder or a hub id, through its own library's ``from_pretrained``, safetensors only.
+
+    Args:
+        family: ``"vqgan"``, a checkpoint of ``diffusers.VQModel``.
+        path_or_id: folder that ``save_pretrained`` wrote, or hub id.
+
+    Raises:
+        UserError: unknown family, a checkpoint of another family, nothing there, or a missing extra.
+    """
+    if family not in FAMILIES:
+        raise UserError(f"there is no model family `{family}`; the one known is {', '.join(FAMILIES)}.")
+    from .vqgan import VQGAN
+
+    return VQGAN.from_pretrained(path_or_id)

@@ -1,0 +1,51 @@
+"""What a long run tells whoever watches it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One report from a run.
+
+    Attributes:
+        stage: what is being done: ``"pretrain"``, or the name of a point of the front, such as ``"eps-0.3000"``.
+        index: number of the stage, from 0.
+        total: number of stages.
+        step: steps done in this stage.
+        steps: steps this stage takes.
+        f1: forget objective of the last minibatch, in variances of the frozen latents; NaN before unlearning.
+        f2: retain objective of the last minibatch, same unit; while pretraining, the training loss.
+        lam: multiplier λ of the last step; NaN before unlearning.
+    """
+
+    stage: str
+    index: int
+    total: int
+    step: int
+    steps: int
+    f1: float
+    f2: float
+    lam: float
+
+
+Callback = Callable[[Progress], None]
+
+
+class Throttle:
+    """Lets a report through at most ten times a second: reading f1, f2 and λ makes the host wait for the device."""
+
+    def __init__(self, seconds: float = 0.1) -> None:
+        self.seconds = seconds
+        self._last = float("-inf")
+
+    def due(self) -> bool:
+        """True when enough time has passed since the last time this was True."""
+        now = time.monotonic()
+        if now - self._last < self.seconds:
+            return False
+        self._last = now
+        return True
