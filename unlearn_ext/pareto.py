@@ -1,0 +1,122 @@
+"""Pareto dominance, the front, and its hypervolume; both objectives are minimised."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from .errors import UserError
+
+Values = tuple[float, float]
+
+
+def dominates(a: Values, b: Values) -> bool:
+    """True when a is nowhere worse than b and somewhere better. NaN neither dominates nor is dominated."""
+    return a[0] <= b[0] and a[1] <= b[1] and a != b
+
+
+def nondominated(values: Sequence[Values]) -> list[bool]:
+    """For each pair of objective values: does no other pair dominate it? Equal pairs do not dominate each other."""
+    return [not any(dominates(other, value) for other in values) for value in values]
+
+
+def hypervolume(values: Iterable[Values], reference: Values) -> float:
+    """The area that at least one point dominates within the reference point (Zitzler & Thiele, 1998), exact in 2-D.
+
+    Args:
+        values: pairs of objective values, dominated ones allowed; those not better than the reference add nothing.
+        reference: the worst corner.
+    """
+    area, ceiling = 0.0, reference[1]
+    for f1, f2 in sorted(value for value in values if not any(map(math.isnan, value))):
+        if f1 < reference[0] and f2 < ceiling:
+            area += (reference[0] - f1) * (ceiling - f2)
+            ceiling = f2
+    return area
+
+
+@dataclass(frozen=True)
+class ParetoPoint:
+    """One unlearned model of a sweep. Objectives are in variances of the frozen latents over the retain set.
+
+    Attributes:
+        name: of the point and of its folder: ``"boundary-high"``, ``"eps-0.3000"``, ``"boundary-low"``.
+        role: ``"boundary-high"``, ``"epsilon"`` or ``"boundary-low"``.
+        epsilon: bound on f1 that was asked for.
+        f1: forget objective over the whole training part.
+        f2: retain objective over the whole training part.
+        f1_validation: forget objective over held-out images of the forget classes.
+        f2_validation: retain objective over held-out images of the retain classes.
+        steps: optimizer steps taken for this point, after its warm start.
+        seconds: wall clock of these steps and their evaluation.
+    """
+
+    name: str
+    role: str
+    epsilon: float
+    f1: float
+    f2: float
+    f1_validation: float
+    f2_validation: float
+    steps: int
+    seconds: float
+
+    @property
+    def values(self) -> Values:
+        """(f1, f2) over the training part."""
+        return self.f1, self.f2
+
+
+@dataclass(frozen=True)
+class ParetoFront:
+    """The points of a sweep, from the highest completeness (least f1) to the lowest."""
+
+    points: tuple[ParetoPoint, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "points", tuple(sorted(self.points, key=lambda point: point.epsilon)))
+
+    def __iter__(self) -> Iterator[ParetoPoint]:
+        return iter(self.points)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    @property
+    def dominated(self) -> list[bool]:
+        """For each point: does another one dominate it?"""
+        return [not free for free in nondominated([point.values for point in self.points])]
+
+    def hypervolume(self, reference: Values) -> float:
+        """Area dominated by the front within ``reference`` = (f1, f2)."""
+        return hypervolume((point.values for point in self.points), reference)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write one line a point, at full precision, with the column ``dominated`` (0 or 1) at the end."""
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow([*_COLUMNS, "dominated"])
+            for point, dominated in zip(self.points, self.dominated, strict=True):
+                writer.writerow([*(getattr(point, column) for column in _COLUMNS), int(dominated)])
+
+    @classmethod
+    def from_csv(cls, path: str | os.PathLike[str]) -> ParetoFront:
+        """Read what :meth:`to_csv` wrote.
+
+        Raises:
+            UserError: no such file, or not a front.
+        """
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            return cls(tuple(ParetoPoint(**{c: _COLUMNS[c](row[c]) for c in _COLUMNS}) for row in rows))
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{Path(path)} cannot be read as a Pareto front: {error}.") from error
+
+
+_TYPES = {"str": str, "float": float, "int": int}
+_COLUMNS = {field.name: _TYPES[field.type] for field in fields(ParetoPoint)}
