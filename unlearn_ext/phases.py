@@ -1,0 +1,280 @@
+"""Phase I, the two boundaries, and Phase II, the walk between them (slides, eq. 3 and 4)."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from .models import I2IModel
+from .objectives import Objectives
+from .pareto import ParetoFront, ParetoPoint
+from .progress import Callback, Progress
+from .run import History, Run, Settings
+from .unlearn import point_name, warn_if_outside
+
+Task = Callable[[torch.Tensor], torch.Tensor]
+
+HIGH, LOW, EPSILON = "boundary-high", "boundary-low", "epsilon"
+F2_TOLERANCE = 1e-3  # f2 that counts as no cost, in variances of the frozen latents
+STALL = 0.01  # f1 is at its infimum when a run lowers it by less than this share of f1 before unlearning …
+MAX_DESCENTS = 6  # … or after so many runs
+MAX_PROBES = 6  # of the lowest boundary
+SAMPLES = 6  # images of each side in samples.npz
+
+
+def sweep(
+    model: I2IModel,
+    forget: torch.Tensor,
+    retain: torch.Tensor,
+    *,
+    task: Task,
+    points: int = 9,
+    epsilons: Sequence[float] | None = None,
+    held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
+    out: str | PathLike[str] | None = None,
+    dataset: str = "",
+    settings: Settings | None = None,
+    progress: Callback | None = None,
+) -> ParetoFront:
+    """Both boundaries, and min f2 s.t. f1 ≤ ε for ε between them.
+
+    The walk goes from the unmodified model towards the highest completeness; every run starts from its neighbour.
+    First f1*, the infimum of f1, is found by descending with ψ = α‖∇f1‖² until f1 stalls; then the lowest boundary, the
+    points with ε falling, and last the highest boundary, which is the same problem at ε = f1*.
+
+    Args:
+        model: left as it is; its encoder is the frozen one that f1 and f2 refer to.
+        forget: float32 [N, C, H, W] in [-1, 1], not corrupted.
+        retain: float32 [M, C, H, W] in [-1, 1], not corrupted.
+        task: T, for example :class:`~unlearn_ext.tasks.CenterCrop`.
+        points: how many ε, spaced evenly strictly between the boundaries.
+        epsilons: these instead; warns for any outside the boundaries.
+        held_out: forget and retain images that are not trained on, to validate with; without them the validation
+            columns are NaN.
+        out: folder for the models, ``front.csv``, ``history.csv``, ``metrics.json`` and ``samples.npz``; what an
+            earlier sweep left there is replaced.
+        dataset: what the images are, for ``metrics.json``.
+        settings: of each run.
+        progress: called at most ten times a second.
+
+    Returns:
+        The front, from the highest completeness to the lowest.
+    """
+    walk = _Walk(model, forget, retain, task, held_out, settings or Settings(), out, progress)
+    walk.stages = 3 + (points if epsilons is None else len(epsilons))
+    infimum = walk.find_infimum()
+    low = walk.find_lowest_boundary(infimum)
+    if epsilons is None:
+        epsilons = [infimum + (low.epsilon - infimum) * (i + 1) / (points + 1) for i in range(points)]
+    for epsilon in sorted(epsilons, reverse=True):
+        warn_if_outside(epsilon, infimum, low.epsilon)
+        walk.step_to(point_name(epsilon), EPSILON, epsilon)
+    walk.step_to(HIGH, HIGH, infimum)
+    return walk.finish(dataset)
+
+
+class _Walk:
+    """A model walked along the front, and what is noted and saved on the way."""
+
+    def __init__(
+        self,
+        model: I2IModel,
+        forget: torch.Tensor,
+        retain: torch.Tensor,
+        task: Task,
+        held_out: tuple[torch.Tensor, torch.Tensor] | None,
+        settings: Settings,
+        out: str | PathLike[str] | None,
+        progress: Callback | None,
+    ) -> None:
+        self.start = time.monotonic()
+        self.original, self.task, self.settings, self.progress = model, task, settings, progress
+        self.model = copy.deepcopy(model)
+        self.objectives = Objectives.freeze(model, forget, retain, task, seed=settings.seed)
+        self.validation = self.objectives.held_out(model, *held_out, task) if held_out else None
+        self.f1_original, self.f2_original = self.objectives.evaluate(model)
+        self.histories: dict[str, History] = {}
+        self.points: list[ParetoPoint] = []
+        self.stage = self.stages = 0
+        self.out = None if out is None else _emptied(Path(out))
+        self.show = torch.cat([forget[:SAMPLES], retain[:SAMPLES]])
+        self.is_forget = [True] * len(forget[:SAMPLES]) + [False] * len(retain[:SAMPLES])
+        self.samples = {"original": self.show, "corrupted": task(self.show), "unmodified": self._pictures(model)}
+        self.f1_star = math.nan
+        self.low_method = ""
+
+    def find_infimum(self) -> float:
+        """f1*: descend from the unmodified model until a run lowers f1 by less than ``STALL`` of what it was at first.
+
+        The encoder could in the end map every forget image to one latent: the infimum in the limit is next to 0, and its
+        last per cents cost ever more steps and ever more f2. The rule says where that is no longer worth it.
+        """
+        model = copy.deepcopy(self.original)
+        run = self._run(HIGH, model)
+        f1 = self.f1_original
+        for _ in range(MAX_DESCENTS):
+            before = f1
+            run.descend(alpha=1.0, steps=self.settings.steps)
+            reached, _ = self.objectives.evaluate(model)
+            f1 = min(reached, before)
+            if not before - f1 > STALL * self.f1_original:
+                break
+        self.f1_star = f1
+        self.stage += 1
+        return f1
+
+    def find_lowest_boundary(self, infimum: float) -> ParetoPoint:
+        """The ε at which min f2 s.t. f1 ≤ ε first costs ``F2_TOLERANCE``.
+
+        Near the unmodified model f2 grows with the square of the f1 given up, so each probe's f2 tells where the next
+        one should be. Only a probe within the tolerance is accepted. The first that also uses four fifths of it ends
+        the search; else the one that forgets most is taken, and the unmodified model where there is none.
+        """
+        span = self.f1_original - infimum
+        best, best_gap, gap, probes = _encoder_state(self.original), 0.0, 0.1 * span, 0
+        start, run = time.monotonic(), self._run(LOW, self.model)
+        while probes < MAX_PROBES:
+            probes += 1
+            f1, f2 = run.meet(self.f1_original - gap, self._tolerance)
+            if f2 <= F2_TOLERANCE and gap > best_gap:
+                best, best_gap = _encoder_state(self.model), gap
+                if f2 >= 0.8 * F2_TOLERANCE:
+                    break
+            given_up = max(self.f1_original - f1, 1e-6 * span)
+            gap = min(given_up * math.sqrt(0.9 * F2_TOLERANCE / max(f2, 1e-3 * F2_TOLERANCE)), 2 * gap, 0.5 * span)
+        _restore_encoder(self.model, best)
+        self.low_method = (
+            f"the least ε at which min f2 subject to f1 ≤ ε keeps f2 within {F2_TOLERANCE:g}, found from the side of "
+            f"the unmodified model with {probes} constrained runs, each placed by f2 ∝ (f1 given up)²; f2 verified over "
+            "the whole retain set"
+        )
+        return self._note(LOW, LOW, self.f1_original - best_gap, run.steps_taken, start)
+
+    def step_to(self, name: str, role: str, epsilon: float) -> ParetoPoint:
+        """min f2 s.t. f1 ≤ ε, from where the walk is."""
+        start, run = time.monotonic(), self._run(name, self.model)
+        run.meet(epsilon, self._tolerance)
+        return self._note(name, role, epsilon, run.steps_taken, start)
+
+    def finish(self, dataset: str) -> ParetoFront:
+        """The front; with a folder to write to, also its files."""
+        front = ParetoFront(tuple(self.points))
+        if self.out is not None:
+            front.to_csv(self.out / "front.csv")
+            self._write_history(front)
+            self._write_samples()
+            metrics = json.dumps(self._metrics(front, dataset), indent=2, ensure_ascii=False)
+            (self.out / "metrics.json").write_text(metrics + "\n", encoding="utf-8")
+        return front
+
+    @property
+    def _tolerance(self) -> float:
+        return self.settings.tolerance * self.f1_original
+
+    def _run(self, name: str, model: I2IModel) -> Run:
+        history = self.histories.setdefault(name, History())
+        stage = self.stage
+
+        def on_step(step: int, steps: int, stats, f2: float) -> None:
+            self.progress(
+                Progress(name, stage, self.stages, step, steps, stats.constraint.item(), f2, stats.lam.item())
+            )
+
+        return Run(model, self.objectives, self.settings, history, on_step if self.progress else None)
+
+    def _note(self, name: str, role: str, epsilon: float, steps: int, start: float) -> ParetoPoint:
+        f1, f2 = self.objectives.evaluate(self.model)
+        validation = self.validation.evaluate(self.model) if self.validation else (math.nan, math.nan)
+        self.samples[name] = self._pictures(self.model)
+        if self.out is not None:
+            self.model.save_pretrained(self.out / name)
+        point = ParetoPoint(name, role, epsilon, f1, f2, *validation, steps, time.monotonic() - start)
+        self.points.append(point)
+        self.stage += 1
+        return point
+
+    @torch.no_grad()
+    def _pictures(self, model: I2IModel) -> torch.Tensor:
+        return model.decode(model.encode(self.task(self.show).to(model.device))).cpu()
+
+    def _write_history(self, front: ParetoFront) -> None:
+        with open(self.out / "history.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["point", "step", "epsilon", "f1", "f2", "psi", "lam", "skipped"])
+            for point in front:
+                writer.writerows((point.name, *row) for row in self.histories[point.name].rows())
+
+    def _write_samples(self) -> None:
+        import numpy as np
+
+        pictures = {name: _bytes(images).numpy() for name, images in self.samples.items()}
+        np.savez_compressed(self.out / "samples.npz", is_forget=np.array(self.is_forget), **pictures)
+
+    def _metrics(self, front: ParetoFront, dataset: str) -> dict[str, object]:
+        from . import __version__
+
+        # The worst corner: nothing forgotten, and the retained images treated as the highest boundary treats them.
+        reference = (self.f1_original, max(point.f2 for point in front))
+        misses = [abs(point.f1 - point.epsilon) for point in front if self.f1_star <= point.epsilon <= self.f1_original]
+        return {
+            "version": __version__,
+            "family": self.original.family,
+            "dataset": dataset,
+            "task": str(self.task),
+            "seed": self.settings.seed,
+            "settings": asdict(self.settings),
+            "f1_original": self.f1_original,
+            "f2_original": self.f2_original,
+            "f1_star": self.f1_star,
+            "f2_tolerance": F2_TOLERANCE,
+            "boundary_low_method": self.low_method,
+            "hypervolume": front.hypervolume(reference),
+            "reference_point": reference,
+            "max_epsilon_miss": max(misses) / (self.f1_original - self.f1_star),
+            "samples_from": "training images",
+            "seconds": time.monotonic() - self.start,
+            "peak_memory_mb": _peak_memory_mb(),
+        }
+
+
+def _encoder_state(model: I2IModel) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in model.encoder_parameters()]
+
+
+@torch.no_grad()
+def _restore_encoder(model: I2IModel, state: list[torch.Tensor]) -> None:
+    for parameter, value in zip(model.encoder_parameters(), state, strict=True):
+        parameter.copy_(value)
+
+
+def _bytes(images: torch.Tensor) -> torch.Tensor:
+    """[-1, 1] to uint8."""
+    return images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+
+
+def _emptied(out: Path) -> Path:
+    """The folder, without the models that the front of an earlier sweep names there; nothing else is touched."""
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "front.csv").exists():
+        for point in ParetoFront.from_csv(out / "front.csv"):
+            if Path(point.name).name == point.name:
+                shutil.rmtree(out / point.name, ignore_errors=True)
+    return out
+
+
+def _peak_memory_mb() -> float:
+    """Peak resident memory of this process; the kernel counts in KiB, macOS in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,156 @@
+"""One constrained run: the loop over minibatches, its history, and the last correction that makes ε exact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from .control import EpsilonGap, GradientNorm, StepStats
+from .models import I2IModel
+from .objectives import Objectives
+from .optim import EpsilonAdamW
+from .progress import Throttle
+
+OnStep = Callable[[int, int, StepStats, float], None]  # step, steps, what the step saw, f2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the encoder is trained. The defaults suit the small built-in model.
+
+    Attributes:
+        lr: learning rate of AdamW, at the start; it falls linearly to 0 over a run. The rate at which ε is approached
+            does not depend on it.
+        steps: optimizer steps of a run, before corrections.
+        batch_size: images in each minibatch, of forget and of retain images alike.
+        rate: share of the gap f1 − ε that a step closes.
+        tolerance: |f1 − ε| over the whole forget set below which a run is not corrected, as a share of f1 before
+            unlearning.
+        seed: of the minibatches and of the noise images.
+    """
+
+    lr: float = 1e-3
+    steps: int = 60
+    batch_size: int = 64
+    rate: float = 0.1
+    tolerance: float = 0.004
+    seed: int = 0
+
+
+@dataclass
+class History:
+    """f1, f2, ψ, λ and whether it was skipped, of every step, kept on the device until they are asked for."""
+
+    epsilons: list[float] = field(default_factory=list)
+    _rows: list[torch.Tensor] = field(default_factory=list)
+
+    def append(self, epsilon: float, stats: StepStats, f2: torch.Tensor) -> None:
+        """Record a step; does not make the host wait."""
+        self.epsilons.append(epsilon)
+        values = (stats.constraint, f2, stats.psi, stats.lam, stats.skipped)
+        self._rows.append(torch.stack([value.to(torch.float64) for value in values]))
+
+    def rows(self) -> Iterator[tuple[int, float, float, float, float, float, int]]:
+        """(step, epsilon, f1, f2, psi, lam, skipped) of every step; one synchronisation for all."""
+        values = torch.stack(self._rows).tolist() if self._rows else []
+        for step, (epsilon, (f1, f2, psi, lam, skipped)) in enumerate(zip(self.epsilons, values, strict=True)):
+            yield step, epsilon, f1, f2, psi, lam, int(skipped)
+
+
+class Batches:
+    """Minibatches of indices: every image once before any comes again, which halves the noise in f1."""
+
+    def __init__(self, count: int, size: int, generator: torch.Generator) -> None:
+        self.count, self.size, self.generator = count, min(size, count), generator
+        self._left = torch.empty(0, dtype=torch.int64)
+
+    def __next__(self) -> torch.Tensor:
+        if len(self._left) < self.size:
+            self._left = torch.cat([self._left, torch.randperm(self.count, generator=self.generator)])
+        batch, self._left = self._left[: self.size], self._left[self.size :]
+        return batch
+
+
+class Run:
+    """Trains one model's encoder under one control after another, on one optimizer state.
+
+    Args:
+        model: trained in place.
+        objectives: f1 and f2 with their targets.
+        settings: learning rate, batches, seed.
+        history: appended to.
+        on_step: called at most ten times a second with (step, steps, stats, f2).
+    """
+
+    def __init__(
+        self,
+        model: I2IModel,
+        objectives: Objectives,
+        settings: Settings,
+        history: History,
+        on_step: OnStep | None = None,
+    ) -> None:
+        self.model, self.objectives, self.settings, self.history = model, objectives, settings, history
+        self.steps_taken = 0
+        self._on_step = on_step
+        self._throttle = Throttle()
+        generator = torch.Generator().manual_seed(settings.seed)
+        self._forget = Batches(len(objectives.forget), settings.batch_size, generator)
+        self._retain = Batches(len(objectives.retain), settings.batch_size, generator)
+        # No weight decay: it would pull the encoder away from θ0, which is where f2 is least.
+        self.optimizer = EpsilonAdamW(
+            model.encoder_parameters(), lr=settings.lr, weight_decay=0.0, control=GradientNorm()
+        )
+
+    def descend(self, alpha: float, steps: int) -> None:
+        """Phase I dynamics, ψ = α‖∇f1‖², at a constant learning rate: f1 falls towards its infimum."""
+        self._train(GradientNorm(alpha=alpha), steps, lambda _: self.settings.lr, epsilon=math.nan)
+
+    def meet(self, epsilon: float, tolerance: float) -> tuple[float, float]:
+        """min f2 s.t. f1 ≤ ε, then corrections until ε is met over the whole forget set.
+
+        Minibatches meet ε on average over the last steps; what offset is left over the whole set is measured and aimed
+        off in at most three short corrections, each a third of a run.
+
+        Args:
+            epsilon: ε.
+            tolerance: |f1 − ε| that is good enough, in f1's units.
+
+        Returns:
+            (f1, f2) over the whole of both sets.
+        """
+        settings, aim = self.settings, epsilon
+        for lr, steps in [(settings.lr, settings.steps)] + 3 * [(settings.lr / 3, max(settings.steps // 3, 1))]:
+            control = EpsilonGap(epsilon=aim, rate=settings.rate)
+            self._train(control, steps, lambda done, lr=lr: lr * (1 - done), epsilon)
+            f1, f2 = self.objectives.evaluate(self.model)
+            if not abs(f1 - epsilon) > tolerance:
+                break
+            aim = max(aim + epsilon - f1, 0.0)
+        return f1, f2
+
+    def _train(
+        self, control: EpsilonGap | GradientNorm, steps: int, lr: Callable[[float], float], epsilon: float
+    ) -> None:
+        self.optimizer.control = control
+        for step in range(steps):
+            self.optimizer.param_groups[0]["lr"] = lr(step / steps)
+            f2 = self._step()
+            stats = self.optimizer.stats
+            self.history.append(epsilon, stats, f2)
+            if self._on_step is not None and self._throttle.due():
+                self._on_step(step + 1, steps, stats, f2.item())
+
+    def _step(self) -> torch.Tensor:
+        f1 = self.objectives.f1(self.model, next(self._forget))
+        f1.backward()
+        self.optimizer.hold_constraint(f1)
+        f2 = self.objectives.f2(self.model, next(self._retain))
+        f2.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.steps_taken += 1
+        return f2.detach()

@@ -1,0 +1,83 @@
+"""Unlearn once, to one ε."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import torch
+
+from .models import I2IModel
+from .objectives import Objectives
+from .progress import Callback, Progress
+from .run import History, Run, Settings
+
+
+def unlearn(
+    model: I2IModel,
+    forget: torch.Tensor,
+    retain: torch.Tensor,
+    *,
+    task: Callable[[torch.Tensor], torch.Tensor],
+    epsilon: float,
+    settings: Settings | None = None,
+    history: History | None = None,
+    progress: Callback | None = None,
+) -> I2IModel:
+    """min f2 s.t. f1 ≤ ε (slides, eq. 4), from the model as it is.
+
+    Args:
+        model: left as it is; its encoder is the frozen one that f1 and f2 refer to.
+        forget: float32 [N, C, H, W] in [-1, 1], not corrupted.
+        retain: float32 [M, C, H, W] in [-1, 1], not corrupted.
+        task: T, for example :class:`~unlearn_ext.tasks.CenterCrop`.
+        epsilon: f1 to reach, in variances of the frozen latents: 0 is noise, the unmodified model's own f1 is nothing
+            forgotten. Warns when it is outside.
+        settings: of the training.
+        history: filled with every step, if given.
+        progress: called at most ten times a second.
+
+    Returns:
+        A copy of the model, with the encoder trained.
+    """
+    settings = settings or Settings()
+    objectives = Objectives.freeze(model, forget, retain, task, seed=settings.seed)
+    original, _ = objectives.evaluate(model)
+    warn_if_outside(epsilon, 0.0, original)
+    unlearned = copy.deepcopy(model)
+    name = point_name(epsilon)
+
+    def on_step(step: int, steps: int, stats, f2: float) -> None:
+        progress(Progress(name, 0, 1, step, steps, stats.constraint.item(), f2, stats.lam.item()))
+
+    run = Run(unlearned, objectives, settings, history or History(), on_step if progress else None)
+    run.meet(epsilon, settings.tolerance * original)
+    return unlearned
+
+
+def point_name(epsilon: float) -> str:
+    """``eps-0.3000``: the name of the point at ε, and of its folder."""
+    return f"eps-{epsilon:.4f}"
+
+
+def warn_if_outside(epsilon: float, highest: float, lowest: float) -> None:
+    """Warn when ε is outside the boundaries.
+
+    Args:
+        epsilon: ε.
+        highest: f1 at the highest completeness.
+        lowest: f1 at the lowest completeness.
+    """
+    if epsilon < highest:
+        warnings.warn(
+            f"ε = {epsilon:.4g} is below f1 = {highest:.4g}, the least that can be reached: the model will forget as "
+            "far as it can, f1 will end above ε, and the retained images will pay for it.",
+            stacklevel=3,
+        )
+    elif epsilon > lowest:
+        warnings.warn(
+            f"ε = {epsilon:.4g} is above f1 = {lowest:.4g} of the lowest completeness: the constraint asks for less "
+            "than costs nothing, so the model will stay close to unmodified.",
+            stacklevel=3,
+        )
