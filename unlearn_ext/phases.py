@@ -118,8 +118,8 @@ class _Walk:
     def find_infimum(self) -> float:
         """f1*: descend from the unmodified model until a run lowers f1 by less than ``STALL`` of what it was at first.
 
-        The encoder could in the end map every forget image to one latent: the infimum in the limit is next to 0, and its
-        last per cents cost ever more steps and ever more f2. The rule says where that is no longer worth it.
+        The encoder could in the end map every forget image to one latent: the infimum in the limit is next to 0, and
+        its last per cents cost ever more steps and ever more f2. The rule says where that is no longer worth it.
         """
         model = copy.deepcopy(self.original)
         run = self._run(HIGH, model)
@@ -157,8 +157,8 @@ class _Walk:
         _restore_encoder(self.model, best)
         self.low_method = (
             f"the least ε at which min f2 subject to f1 ≤ ε keeps f2 within {F2_TOLERANCE:g}, found from the side of "
-            f"the unmodified model with {probes} constrained runs, each placed by f2 ∝ (f1 given up)²; f2 verified over "
-            "the whole retain set"
+            f"the unmodified model with {probes} constrained runs, each placed by f2 ∝ (f1 given up)²; f2 verified "
+            "over the whole retain set"
         )
         return self._note(LOW, LOW, self.f1_original - best_gap, run.steps_taken, start)
 

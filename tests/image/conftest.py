@@ -1,0 +1,48 @@
+"""A VQ-GAN small enough that a whole sweep takes seconds, and images it can tell apart."""
+
+import copy
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """A VQModel of 8x8 grey images with random weights, the same every time; not to be changed."""
+    diffusers = pytest.importorskip("diffusers")
+    from unlearn_ext.models.vqgan import VQGAN
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = diffusers.VQModel(
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(8,),
+            latent_channels=4,
+            norm_num_groups=4,
+            num_vq_embeddings=16,
+            mid_block_add_attention=False,
+            sample_size=8,
+        )
+    return VQGAN(module)
+
+
+@pytest.fixture(scope="session")
+def tiny_images():
+    """(forget, retain): stripes one way and the other, with noise; float32 [48, 1, 8, 8] in [-1, 1]; not to be changed."""
+    generator = torch.Generator().manual_seed(1)
+    stripes = torch.tensor([0.6, -0.6]).repeat(4)
+    noise = 0.3 * torch.randn(2, 48, 1, 8, 8, generator=generator)
+    return (noise[0] + stripes).clamp(-1, 1), (noise[1] + stripes[:, None]).clamp(-1, 1)
+
+
+@pytest.fixture
+def model(tiny_model):
+    """A copy of the tiny model, to be changed."""
+    return copy.deepcopy(tiny_model)
+
+
+@pytest.fixture
+def images(tiny_images):
+    """Copies of the two sets of images."""
+    return tuple(side.clone() for side in tiny_images)

@@ -1,0 +1,129 @@
+"""A whole sweep of a tiny model: the promises of the front, and the folder others read."""
+
+import csv
+import importlib
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+from unlearn_ext.errors import UserError
+from unlearn_ext.pareto import ParetoFront
+from unlearn_ext.phases import F2_TOLERANCE, sweep
+from unlearn_ext.run import Settings
+from unlearn_ext.tasks import CenterCrop
+
+QUICK = Settings(steps=40, batch_size=16)
+NAMES = ("boundary-high", "boundary-low")
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, tiny_model, tiny_images):
+    forget, retain = tiny_images
+    out, seen = tmp_path_factory.mktemp("run"), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        front = sweep(
+            tiny_model,
+            forget[:40],
+            retain[:40],
+            task=CenterCrop(0.5),
+            points=3,
+            held_out=(forget[40:], retain[40:]),
+            out=out,
+            dataset="stripes",
+            settings=QUICK,
+            progress=seen.append,
+        )
+    return front, out, json.loads((out / "metrics.json").read_text()), seen
+
+
+def test_every_epsilon_is_met(swept):
+    front, _, metrics, _ = swept
+    span = metrics["f1_original"] - metrics["f1_star"]
+    for point in front:
+        if point.role == "epsilon":
+            assert abs(point.f1 - point.epsilon) <= 0.03 * span, point
+    assert metrics["max_epsilon_miss"] <= 0.03
+
+
+def test_f1_rises_and_f2_falls_along_the_front(swept):
+    front, *_ = swept
+    assert [point.role for point in front] == ["boundary-high", "epsilon", "epsilon", "epsilon", "boundary-low"]
+    f1, f2 = np.array([point.values for point in front]).T
+    assert (np.diff(f1) > 0).all(), f1
+    assert (np.diff(f2) < 0).all(), f2
+    assert not any(front.dominated)
+
+
+def test_the_lowest_boundary_costs_nothing_but_forgets(swept):
+    front, _, metrics, _ = swept
+    low = front.points[-1]
+    assert 0 < low.f2 <= F2_TOLERANCE
+    assert low.f1 < metrics["f1_original"]
+    assert "f2 verified" in metrics["boundary_low_method"]
+
+
+def test_every_point_loads_and_is_what_the_table_says(swept, tiny_images):
+    front, out, _, _ = swept
+    vq_model = importlib.import_module("diffusers").VQModel
+    pictures = np.load(out / "samples.npz")
+    hole = np.s_[..., 2:6, 2:6]
+    for name in [point.name for point in front]:
+        assert vq_model.from_pretrained(out / name, low_cpu_mem_usage=False).config.sample_size == 8
+        assert pictures[name].shape == (12, 1, 8, 8)
+        assert pictures[name].dtype == np.uint8
+    assert pictures["is_forget"].tolist() == [True] * 6 + [False] * 6
+    assert (pictures["corrupted"][hole] == 128).all()
+    assert (pictures["original"][hole] != 128).any()
+    assert pictures["unmodified"].shape == pictures["original"].shape
+
+
+def test_the_tables_are_complete(swept):
+    front, out, metrics, _ = swept
+    assert ParetoFront.from_csv(out / "front.csv") == front
+    with open(out / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["point", "step", "epsilon", "f1", "f2", "psi", "lam", "skipped"]
+    for point in front:
+        steps = [int(row["step"]) for row in rows if row["point"] == point.name]
+        assert steps == list(range(len(steps)))
+        assert len(steps) >= point.steps >= QUICK.steps
+    assert {row["skipped"] for row in rows} == {"0"}
+    expected = {
+        "version", "family", "dataset", "task", "seed", "settings", "f1_original", "f2_original", "f1_star",
+        "f2_tolerance", "boundary_low_method", "hypervolume", "reference_point", "max_epsilon_miss", "samples_from",
+        "seconds", "peak_memory_mb",
+    }  # fmt: skip
+    assert set(metrics) == expected
+    assert metrics["hypervolume"] == pytest.approx(front.hypervolume(tuple(metrics["reference_point"])))
+    assert metrics["task"] == "center-crop:0.5"
+    assert 10 < metrics["peak_memory_mb"] < 10_000
+
+
+def test_progress_goes_through_every_stage(swept):
+    *_, seen = swept
+    assert [event.index for event in seen] == sorted(event.index for event in seen)
+    assert {event.total for event in seen} == {6}
+    assert {event.stage for event in seen} == {point.name for point in swept[0]}
+    assert all(0 < event.step <= event.steps for event in seen)
+
+
+def test_own_epsilons_warn_outside_and_replace_an_earlier_sweep(tmp_path, model, images):
+    quick = Settings(steps=3, batch_size=16)
+    sweep(model, *images, task=CenterCrop(0.5), points=1, out=tmp_path, settings=quick)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.warns(UserWarning, match="close to unmodified"):
+        front = sweep(model, *images, task=CenterCrop(0.5), epsilons=[40.0], out=tmp_path, settings=quick)
+    assert all(math.isnan(point.f1_validation) for point in front)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {*NAMES, "eps-40.0000"}
+    assert (tmp_path / "notes.txt").exists()
+
+
+def test_a_folder_with_a_front_that_is_none_is_not_touched(tmp_path, model, images):
+    (tmp_path / "front.csv").write_text("somebody's\n1\n")
+    with pytest.raises(UserError):
+        sweep(model, *images, task=CenterCrop(0.5), points=1, out=tmp_path, settings=QUICK)
+    assert (tmp_path / "front.csv").read_text() == "somebody's\n1\n"

@@ -1,0 +1,93 @@
+import math
+import warnings
+
+import pytest
+import torch
+
+from unlearn_ext.objectives import Objectives
+from unlearn_ext.run import Batches, History, Run, Settings
+from unlearn_ext.tasks import CenterCrop
+from unlearn_ext.unlearn import unlearn
+
+TASK = CenterCrop(0.5)
+QUICK = Settings(steps=40, batch_size=16)
+
+
+def parameters(model):
+    return torch.cat([p.detach().flatten() for p in model.module.parameters()])
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 3), (10, 10), (4, 9)])
+def test_every_image_comes_once_before_any_comes_again(count, size):
+    batches = Batches(count, size, torch.Generator().manual_seed(0))
+    drawn = torch.cat([next(batches) for _ in range(count)])
+    for epoch in drawn[: len(drawn) // count * count].split(count):
+        assert epoch.sort().values.tolist() == list(range(count))
+
+
+@pytest.mark.parametrize("share", [0.8, 0.3])
+def test_epsilon_is_met_over_the_whole_forget_set(model, images, share):
+    objectives = Objectives.freeze(model, *images, TASK)
+    original, _ = objectives.evaluate(model)
+    unlearned = unlearn(model, *images, task=TASK, epsilon=share * original, settings=QUICK)
+    f1, f2 = objectives.evaluate(unlearned)
+    assert f1 == pytest.approx(share * original, abs=0.01 * original)
+    assert f2 < 1 - share
+
+
+def test_the_given_model_and_the_decoder_are_left_alone(model, images):
+    before = parameters(model)
+    unlearned = unlearn(model, *images, task=TASK, epsilon=0.1, settings=Settings(steps=5))
+    assert torch.equal(parameters(model), before)
+    for name, p in model.module.named_parameters():
+        trained = name.startswith(("encoder.", "quant_conv."))
+        assert torch.equal(p, unlearned.module.get_parameter(name)) != trained, name
+
+
+def test_the_same_seed_gives_the_same_model(model, images):
+    quick = Settings(steps=5)
+    a, b = (unlearn(model, *images, task=TASK, epsilon=0.1, settings=quick) for _ in range(2))
+    assert torch.equal(parameters(a), parameters(b))
+    other = unlearn(model, *images, task=TASK, epsilon=0.1, settings=Settings(steps=5, seed=1))
+    assert not torch.equal(parameters(a), parameters(other))
+
+
+def test_the_history_has_every_step(model, images):
+    history = History()
+    objectives = Objectives.freeze(model, *images, TASK)
+    run = Run(model, objectives, Settings(steps=6), history)
+    run.descend(alpha=1.0, steps=3)
+    run.meet(0.5, tolerance=math.inf)
+    rows = list(history.rows())
+    assert [row[0] for row in rows] == list(range(9))
+    assert [math.isnan(row[1]) for row in rows] == [True] * 3 + [False] * 6
+    assert rows[0][2] == pytest.approx(Objectives.freeze(model, *images, TASK).f1(model, torch.arange(1)).item(), rel=9)
+    assert rows[0][3] == pytest.approx(0, abs=1e-9)
+    assert all(math.isfinite(value) for row in rows[3:] for value in row)
+    assert run.steps_taken == 9
+
+
+def test_steps_that_are_not_finite_write_nothing(model, images):
+    forget, retain = images
+    objectives = Objectives.freeze(model, forget, retain, TASK)
+    objectives.forget[:] = math.inf
+    before, history = parameters(model), History()
+    Run(model, objectives, Settings(steps=3), history).meet(0.1, tolerance=math.inf)
+    assert torch.equal(parameters(model), before)
+    assert [row[-1] for row in history.rows()] == [1, 1, 1] * (len(history.epsilons) // 3)
+
+
+@pytest.mark.parametrize(("epsilon", "message"), [(-0.1, "forget as far as it can"), (50.0, "close to unmodified")])
+def test_epsilon_outside_the_boundaries_warns(model, images, epsilon, message):
+    with pytest.warns(UserWarning, match=message):
+        unlearn(model, *images, task=TASK, epsilon=epsilon, settings=Settings(steps=1))
+
+
+def test_epsilon_inside_does_not_warn_and_progress_is_reported(model, images):
+    seen = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        unlearn(model, *images, task=TASK, epsilon=0.1, settings=Settings(steps=3), progress=seen.append)
+    assert seen[0].stage == "eps-0.1000"
+    assert (seen[0].index, seen[0].total, seen[0].step, seen[0].steps) == (0, 1, 1, 3)
+    assert all(math.isfinite(value) for value in (seen[0].f1, seen[0].f2, seen[0].lam))
