@@ -86,9 +86,15 @@ class Objectives:
 
     def evaluate(self, model: I2IModel) -> tuple[float, float]:
         """(f1, f2) over the whole of both sets, without gradient."""
-        f1 = (encode(model, self.forget) - self.noise_latent).square().mean() / self.variance
-        f2 = (encode(model, self.retain) - self.retain_latents).square().mean() / self.variance
-        return f1.item(), f2.item()
+        return self.evaluate_f1(model), self.evaluate_f2(model)
+
+    def evaluate_f1(self, model: I2IModel) -> float:
+        """f1 over the whole forget set, without gradient."""
+        return ((encode(model, self.forget) - self.noise_latent).square().mean() / self.variance).item()
+
+    def evaluate_f2(self, model: I2IModel) -> float:
+        """f2 over the whole retain set, without gradient."""
+        return ((encode(model, self.retain) - self.retain_latents).square().mean() / self.variance).item()
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from .control import StepStats
 from .models import I2IModel
 from .objectives import Objectives
 from .pareto import ParetoFront, ParetoPoint
@@ -28,7 +29,7 @@ Task = Callable[[torch.Tensor], torch.Tensor]
 
 HIGH, LOW, EPSILON = "boundary-high", "boundary-low", "epsilon"
 F2_TOLERANCE = 1e-3  # f2 that counts as no cost, in variances of the frozen latents
-STALL = 0.01  # f1 is at its infimum when a run lowers it by less than this share of f1 before unlearning …
+STALL = 0.02  # f1 is at its infimum when a run lowers it by less than this share of f1 before unlearning …
 MAX_DESCENTS = 6  # … or after so many runs
 MAX_PROBES = 6  # of the lowest boundary
 SAMPLES = 6  # images of each side in samples.npz
@@ -127,8 +128,7 @@ class _Walk:
         for _ in range(MAX_DESCENTS):
             before = f1
             run.descend(alpha=1.0, steps=self.settings.steps)
-            reached, _ = self.objectives.evaluate(model)
-            f1 = min(reached, before)
+            f1 = min(self.objectives.evaluate_f1(model), before)
             if not before - f1 > STALL * self.f1_original:
                 break
         self.f1_star = f1
@@ -143,13 +143,14 @@ class _Walk:
         the search; else the one that forgets most is taken, and the unmodified model where there is none.
         """
         span = self.f1_original - infimum
-        best, best_gap, gap, probes = _encoder_state(self.original), 0.0, 0.1 * span, 0
+        best, best_gap, best_values = _encoder_state(self.original), 0.0, (self.f1_original, self.f2_original)
+        gap, probes = 0.1 * span, 0
         start, run = time.monotonic(), self._run(LOW, self.model)
         while probes < MAX_PROBES:
             probes += 1
             f1, f2 = run.meet(self.f1_original - gap, self._tolerance)
             if f2 <= F2_TOLERANCE and gap > best_gap:
-                best, best_gap = _encoder_state(self.model), gap
+                best, best_gap, best_values = _encoder_state(self.model), gap, (f1, f2)
                 if f2 >= 0.8 * F2_TOLERANCE:
                     break
             given_up = max(self.f1_original - f1, 1e-6 * span)
@@ -160,13 +161,13 @@ class _Walk:
             f"the unmodified model with {probes} constrained runs, each placed by f2 ∝ (f1 given up)²; f2 verified "
             "over the whole retain set"
         )
-        return self._note(LOW, LOW, self.f1_original - best_gap, run.steps_taken, start)
+        return self._note(LOW, LOW, self.f1_original - best_gap, best_values, run.steps_taken, start)
 
     def step_to(self, name: str, role: str, epsilon: float) -> ParetoPoint:
         """min f2 s.t. f1 ≤ ε, from where the walk is."""
         start, run = time.monotonic(), self._run(name, self.model)
-        run.meet(epsilon, self._tolerance)
-        return self._note(name, role, epsilon, run.steps_taken, start)
+        values = run.meet(epsilon, self._tolerance)
+        return self._note(name, role, epsilon, values, run.steps_taken, start)
 
     def finish(self, dataset: str) -> ParetoFront:
         """The front; with a folder to write to, also its files."""
@@ -187,20 +188,21 @@ class _Walk:
         history = self.histories.setdefault(name, History())
         stage = self.stage
 
-        def on_step(step: int, steps: int, stats, f2: float) -> None:
+        def on_step(step: int, steps: int, stats: StepStats, f2: float) -> None:
             self.progress(
                 Progress(name, stage, self.stages, step, steps, stats.constraint.item(), f2, stats.lam.item())
             )
 
         return Run(model, self.objectives, self.settings, history, on_step if self.progress else None)
 
-    def _note(self, name: str, role: str, epsilon: float, steps: int, start: float) -> ParetoPoint:
-        f1, f2 = self.objectives.evaluate(self.model)
+    def _note(
+        self, name: str, role: str, epsilon: float, values: tuple[float, float], steps: int, start: float
+    ) -> ParetoPoint:
         validation = self.validation.evaluate(self.model) if self.validation else (math.nan, math.nan)
         self.samples[name] = self._pictures(self.model)
         if self.out is not None:
             self.model.save_pretrained(self.out / name)
-        point = ParetoPoint(name, role, epsilon, f1, f2, *validation, steps, time.monotonic() - start)
+        point = ParetoPoint(name, role, epsilon, *values, *validation, steps, time.monotonic() - start)
         self.points.append(point)
         self.stage += 1
         return point

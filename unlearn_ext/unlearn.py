@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from .control import StepStats
 from .models import I2IModel
 from .objectives import Objectives
 from .progress import Callback, Progress
@@ -48,7 +49,7 @@ def unlearn(
     unlearned = copy.deepcopy(model)
     name = point_name(epsilon)
 
-    def on_step(step: int, steps: int, stats, f2: float) -> None:
+    def on_step(step: int, steps: int, stats: StepStats, f2: float) -> None:
         progress(Progress(name, 0, 1, step, steps, stats.constraint.item(), f2, stats.lam.item()))
 
     run = Run(unlearned, objectives, settings, history or History(), on_step if progress else None)

@@ -29,7 +29,7 @@ def tiny_model():
 
 @pytest.fixture(scope="session")
 def tiny_images():
-    """(forget, retain): stripes one way and the other, with noise; float32 [48, 1, 8, 8] in [-1, 1]; not to be changed."""
+    """(forget, retain): stripes one way and the other, with noise; float32 [48, 1, 8, 8]; not to be changed."""
     generator = torch.Generator().manual_seed(1)
     stripes = torch.tensor([0.6, -0.6]).repeat(4)
     noise = 0.3 * torch.randn(2, 48, 1, 8, 8, generator=generator)
