@@ -36,7 +36,8 @@ const Kernels*& chosen() {
 
 namespace {
 
-constexpr int64_t kTurn = 4;  // chunks taken at a time: 256 KB of floats, far more work than taking them costs
+constexpr int64_t kTurn = 4;            // chunks taken at a time, so that taking them costs nothing
+constexpr int64_t kWorthAThread = 65536;  // elements: less is done sooner than another thread is woken
 
 struct Sweep {
     const Job& job;
@@ -56,8 +57,9 @@ void take_turns(void* data) {
 void in_parallel(Sweep& sweep, int threads) {
     using Fork = void (*)(void (*)(void*), void*, unsigned, unsigned);
     static const Fork fork = reinterpret_cast<Fork>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-    const int64_t turns = (sweep.job.n_chunks + kTurn - 1) / kTurn;
-    if (turns < threads) threads = static_cast<int>(turns);
+    int64_t elements = 0;
+    for (int64_t r = 0; r < sweep.job.n_rows; ++r) elements += sweep.job.rows[r].numel;
+    if (elements / kWorthAThread < threads) threads = static_cast<int>(elements / kWorthAThread);
     if (threads <= 1) return take_turns(&sweep);
     if (fork) return fork(take_turns, &sweep, static_cast<unsigned>(threads), 0);
     std::vector<std::thread> team;
