@@ -6,6 +6,15 @@ import pytest
 import torch
 
 
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """Images this small gain nothing from threads, and on a busy machine waiting for each other costs them a lot."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_model():
     """A VQModel of 8x8 grey images with random weights, the same every time; not to be changed."""
