@@ -118,5 +118,10 @@ class ParetoFront:
             raise UserError(f"{Path(path)} cannot be read as a Pareto front: {error}.") from error
 
 
+def point_name(epsilon: float) -> str:
+    """``eps-0.3000``: the name of the point at ε, and of its folder."""
+    return f"eps-{epsilon:.4f}"
+
+
 _TYPES = {"str": str, "float": float, "int": int}
 _COLUMNS = {field.name: _TYPES[field.type] for field in fields(ParetoPoint)}

@@ -20,10 +20,9 @@ import torch
 from .control import StepStats
 from .models import I2IModel
 from .objectives import Objectives
-from .pareto import ParetoFront, ParetoPoint
+from .pareto import ParetoFront, ParetoPoint, point_name
 from .progress import Callback, Progress
-from .run import History, Run, Settings
-from .unlearn import point_name, warn_if_outside
+from .run import History, Run, Settings, warn_if_outside
 
 Task = Callable[[torch.Tensor], torch.Tensor]
 

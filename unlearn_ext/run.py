@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -152,3 +153,25 @@ class Run:
         self.optimizer.zero_grad()
         self.steps_taken += 1
         return f2.detach()
+
+
+def warn_if_outside(epsilon: float, highest: float, lowest: float) -> None:
+    """Warn when ε is outside the boundaries.
+
+    Args:
+        epsilon: ε.
+        highest: f1 at the highest completeness.
+        lowest: f1 at the lowest completeness.
+    """
+    if epsilon < highest:
+        warnings.warn(
+            f"ε = {epsilon:.4g} is below f1 = {highest:.4g}, the least that can be reached: the model will forget as "
+            "far as it can, f1 will end above ε, and the retained images will pay for it.",
+            stacklevel=3,
+        )
+    elif epsilon > lowest:
+        warnings.warn(
+            f"ε = {epsilon:.4g} is above f1 = {lowest:.4g} of the lowest completeness: the constraint asks for less "
+            "than costs nothing, so the model will stay close to unmodified.",
+            stacklevel=3,
+        )

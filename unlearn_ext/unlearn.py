@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -11,8 +10,9 @@ import torch
 from .control import StepStats
 from .models import I2IModel
 from .objectives import Objectives
+from .pareto import point_name
 from .progress import Callback, Progress
-from .run import History, Run, Settings
+from .run import History, Run, Settings, warn_if_outside
 
 
 def unlearn(
@@ -55,30 +55,3 @@ def unlearn(
     run = Run(unlearned, objectives, settings, history or History(), on_step if progress else None)
     run.meet(epsilon, settings.tolerance * original)
     return unlearned
-
-
-def point_name(epsilon: float) -> str:
-    """``eps-0.3000``: the name of the point at ε, and of its folder."""
-    return f"eps-{epsilon:.4f}"
-
-
-def warn_if_outside(epsilon: float, highest: float, lowest: float) -> None:
-    """Warn when ε is outside the boundaries.
-
-    Args:
-        epsilon: ε.
-        highest: f1 at the highest completeness.
-        lowest: f1 at the lowest completeness.
-    """
-    if epsilon < highest:
-        warnings.warn(
-            f"ε = {epsilon:.4g} is below f1 = {highest:.4g}, the least that can be reached: the model will forget as "
-            "far as it can, f1 will end above ε, and the retained images will pay for it.",
-            stacklevel=3,
-        )
-    elif epsilon > lowest:
-        warnings.warn(
-            f"ε = {epsilon:.4g} is above f1 = {lowest:.4g} of the lowest completeness: the constraint asks for less "
-            "than costs nothing, so the model will stay close to unmodified.",
-            stacklevel=3,
-        )

@@ -4,6 +4,8 @@ import csv
 import importlib
 import json
 import math
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -127,3 +129,9 @@ def test_a_folder_with_a_front_that_is_none_is_not_touched(tmp_path, model, imag
     with pytest.raises(UserError):
         sweep(model, *images, task=CenterCrop(0.5), points=1, out=tmp_path, settings=QUICK)
     assert (tmp_path / "front.csv").read_text() == "somebody's\n1\n"
+
+
+def test_the_package_gives_the_function_whatever_was_imported_before():
+    pytest.importorskip("diffusers")
+    code = "import unlearn_ext.phases, unlearn_ext as ux; assert callable(ux.sweep) and callable(ux.unlearn)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,10 +4,10 @@ import warnings
 import pytest
 import torch
 
+import unlearn_ext as ux
 from unlearn_ext.objectives import Objectives
 from unlearn_ext.run import Batches, History, Run, Settings
 from unlearn_ext.tasks import CenterCrop
-from unlearn_ext.unlearn import unlearn
 
 TASK = CenterCrop(0.5)
 QUICK = Settings(steps=40, batch_size=16)
@@ -29,7 +29,7 @@ def test_every_image_comes_once_before_any_comes_again(count, size):
 def test_epsilon_is_met_over_the_whole_forget_set(model, images, share):
     objectives = Objectives.freeze(model, *images, TASK)
     original, _ = objectives.evaluate(model)
-    unlearned = unlearn(model, *images, task=TASK, epsilon=share * original, settings=QUICK)
+    unlearned = ux.unlearn(model, *images, task=TASK, epsilon=share * original, settings=QUICK)
     f1, f2 = objectives.evaluate(unlearned)
     assert f1 == pytest.approx(share * original, abs=0.01 * original)
     assert f2 < 1 - share
@@ -37,7 +37,7 @@ def test_epsilon_is_met_over_the_whole_forget_set(model, images, share):
 
 def test_the_given_model_and_the_decoder_are_left_alone(model, images):
     before = parameters(model)
-    unlearned = unlearn(model, *images, task=TASK, epsilon=0.1, settings=Settings(steps=5))
+    unlearned = ux.unlearn(model, *images, task=TASK, epsilon=0.1, settings=Settings(steps=5))
     assert torch.equal(parameters(model), before)
     for name, p in model.module.named_parameters():
         trained = name.startswith(("encoder.", "quant_conv."))
@@ -46,9 +46,9 @@ def test_the_given_model_and_the_decoder_are_left_alone(model, images):
 
 def test_the_same_seed_gives_the_same_model(model, images):
     quick = Settings(steps=5)
-    a, b = (unlearn(model, *images, task=TASK, epsilon=0.1, settings=quick) for _ in range(2))
+    a, b = (ux.unlearn(model, *images, task=TASK, epsilon=0.1, settings=quick) for _ in range(2))
     assert torch.equal(parameters(a), parameters(b))
-    other = unlearn(model, *images, task=TASK, epsilon=0.1, settings=Settings(steps=5, seed=1))
+    other = ux.unlearn(model, *images, task=TASK, epsilon=0.1, settings=Settings(steps=5, seed=1))
     assert not torch.equal(parameters(a), parameters(other))
 
 
@@ -80,14 +80,14 @@ def test_steps_that_are_not_finite_write_nothing(model, images):
 @pytest.mark.parametrize(("epsilon", "message"), [(-0.1, "forget as far as it can"), (50.0, "close to unmodified")])
 def test_epsilon_outside_the_boundaries_warns(model, images, epsilon, message):
     with pytest.warns(UserWarning, match=message):
-        unlearn(model, *images, task=TASK, epsilon=epsilon, settings=Settings(steps=1))
+        ux.unlearn(model, *images, task=TASK, epsilon=epsilon, settings=Settings(steps=1))
 
 
 def test_epsilon_inside_does_not_warn_and_progress_is_reported(model, images):
     seen = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        unlearn(model, *images, task=TASK, epsilon=0.1, settings=Settings(steps=3), progress=seen.append)
+        ux.unlearn(model, *images, task=TASK, epsilon=0.1, settings=Settings(steps=3), progress=seen.append)
     assert seen[0].stage == "eps-0.1000"
     assert (seen[0].index, seen[0].total, seen[0].step, seen[0].steps) == (0, 1, 1, 3)
     assert all(math.isfinite(value) for value in (seen[0].f1, seen[0].f2, seen[0].lam))
