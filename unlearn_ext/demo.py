@@ -12,7 +12,7 @@ from .tasks import CenterCrop
 DATASET = "mnist"
 FORGET_CLASSES = (0, 1)
 TASK = CenterCrop(0.5)
-POINTS = 8
+POINTS = 7
 SETTINGS = Settings()
 
 

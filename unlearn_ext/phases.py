@@ -31,6 +31,7 @@ F2_TOLERANCE = 1e-3  # f2 that counts as no cost, in variances of the frozen lat
 STALL = 0.02  # f1 is at its infimum when a run lowers it by less than this share of f1 before unlearning …
 MAX_DESCENTS = 6  # … or after so many runs
 MAX_PROBES = 6  # of the lowest boundary
+LAST_MILE = 3  # times as many steps for the highest boundary: next to f1*, f2 rises as much as over all the rest
 SAMPLES = 6  # images of each side in samples.npz
 
 
@@ -60,7 +61,7 @@ def sweep(
         retain: float32 [M, C, H, W] in [-1, 1], not corrupted.
         task: T, for example :class:`~unlearn_ext.tasks.CenterCrop`.
         points: how many ε, spaced evenly strictly between the boundaries.
-        epsilons: these instead; warns for any outside the boundaries.
+        epsilons: these instead, to four decimals; warns for any outside the boundaries.
         held_out: forget and retain images that are not trained on, to validate with; without them the validation
             columns are NaN.
         out: folder for the models, ``front.csv``, ``history.csv``, ``metrics.json`` and ``samples.npz``; what an
@@ -73,15 +74,15 @@ def sweep(
         The front, from the highest completeness to the lowest.
     """
     walk = _Walk(model, forget, retain, task, held_out, settings or Settings(), out, progress)
-    walk.stages = 3 + (points if epsilons is None else len(epsilons))
+    walk.stages = 3 + (points if epsilons is None else len(_distinct(epsilons)))
     infimum = walk.find_infimum()
     low = walk.find_lowest_boundary(infimum)
     if epsilons is None:
         epsilons = [infimum + (low.epsilon - infimum) * (i + 1) / (points + 1) for i in range(points)]
-    for epsilon in sorted(epsilons, reverse=True):
+    for epsilon in _distinct(epsilons):
         warn_if_outside(epsilon, infimum, low.epsilon)
         walk.step_to(point_name(epsilon), EPSILON, epsilon)
-    walk.step_to(HIGH, HIGH, infimum)
+    walk.step_to(HIGH, HIGH, infimum, patience=LAST_MILE)
     return walk.finish(dataset)
 
 
@@ -143,7 +144,7 @@ class _Walk:
         """
         span = self.f1_original - infimum
         best, best_gap, best_values = _encoder_state(self.original), 0.0, (self.f1_original, self.f2_original)
-        gap, probes = 0.1 * span, 0
+        gap, probes = 0.15 * span, 0
         start, run = time.monotonic(), self._run(LOW, self.model)
         while probes < MAX_PROBES:
             probes += 1
@@ -162,10 +163,10 @@ class _Walk:
         )
         return self._note(LOW, LOW, self.f1_original - best_gap, best_values, run.steps_taken, start)
 
-    def step_to(self, name: str, role: str, epsilon: float) -> ParetoPoint:
-        """min f2 s.t. f1 ≤ ε, from where the walk is."""
+    def step_to(self, name: str, role: str, epsilon: float, patience: int = 1) -> ParetoPoint:
+        """min f2 s.t. f1 ≤ ε, from where the walk is, with ``patience`` times the usual steps."""
         start, run = time.monotonic(), self._run(name, self.model)
-        values = run.meet(epsilon, self._tolerance)
+        values = run.meet(epsilon, self._tolerance, patience * self.settings.steps)
         return self._note(name, role, epsilon, values, run.steps_taken, start)
 
     def finish(self, dataset: str) -> ParetoFront:
@@ -248,6 +249,11 @@ class _Walk:
             "seconds": time.monotonic() - self.start,
             "peak_memory_mb": _peak_memory_mb(),
         }
+
+
+def _distinct(epsilons: Sequence[float]) -> list[float]:
+    """Falling, to the four decimals that a point's name has: no two points may share a folder."""
+    return sorted({round(epsilon, 4) for epsilon in epsilons}, reverse=True)
 
 
 def _encoder_state(model: I2IModel) -> list[torch.Tensor]:

@@ -37,7 +37,7 @@ class Recipe:
     channels: tuple[int, ...] = (8, 32, 64)
     latent_channels: int = 8
     codes: int = 256
-    steps: int = 450
+    steps: int = 400
     continuous: float = 0.3
     batch_size: int = 64
     lr: float = 3e-3

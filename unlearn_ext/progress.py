@@ -16,7 +16,7 @@ class Progress:
         index: number of the stage, from 0.
         total: number of stages.
         step: steps done in this stage.
-        steps: steps this stage takes.
+        steps: steps planned so far; it grows when a boundary is probed again or a run corrected, ``step`` never falls.
         f1: forget objective of the last minibatch, in variances of the frozen latents; NaN before unlearning.
         f2: retain objective of the last minibatch, same unit; while pretraining, the training loss.
         lam: multiplier λ of the last step; NaN before unlearning.

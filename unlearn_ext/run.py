@@ -15,7 +15,7 @@ from .objectives import Objectives
 from .optim import EpsilonAdamW
 from .progress import Throttle
 
-OnStep = Callable[[int, int, StepStats, float], None]  # step, steps, what the step saw, f2
+OnStep = Callable[[int, int, StepStats, float], None]  # steps taken, steps planned so far, what the step saw, f2
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Settings:
     steps: int = 40
     batch_size: int = 64
     rate: float = 0.15
-    tolerance: float = 0.004
+    tolerance: float = 0.007
     seed: int = 0
 
 
@@ -83,7 +83,7 @@ class Run:
         objectives: f1 and f2 with their targets.
         settings: learning rate, batches, seed.
         history: appended to.
-        on_step: called at most ten times a second with (step, steps, stats, f2).
+        on_step: called at most ten times a second with (steps taken, steps planned so far, stats, f2).
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Run:
         on_step: OnStep | None = None,
     ) -> None:
         self.model, self.objectives, self.settings, self.history = model, objectives, settings, history
-        self.steps_taken = 0
+        self.steps_taken = self.steps_planned = 0
         self._on_step = on_step
         self._throttle = Throttle()
         generator = torch.Generator().manual_seed(settings.seed)
@@ -110,7 +110,7 @@ class Run:
         """Phase I dynamics, ψ = α‖∇f1‖²: f1 falls towards its infimum."""
         self._train(GradientNorm(alpha=alpha), self.settings.lr, steps, epsilon=math.nan)
 
-    def meet(self, epsilon: float, tolerance: float) -> tuple[float, float]:
+    def meet(self, epsilon: float, tolerance: float, steps: int | None = None) -> tuple[float, float]:
         """min f2 s.t. f1 ≤ ε, then corrections until ε is met over the whole forget set.
 
         Minibatches meet ε on average over the last steps; what offset is left over the whole set is measured and
@@ -119,29 +119,31 @@ class Run:
         Args:
             epsilon: ε.
             tolerance: |f1 − ε| that is good enough, in f1's units.
+            steps: before corrections, in place of the settings'.
 
         Returns:
             (f1, f2) over the whole of both sets.
         """
-        settings, aim = self.settings, epsilon
-        for lr, steps in [(settings.lr, settings.steps)] + 3 * [(settings.lr / 3, max(settings.steps // 3, 1))]:
-            control = EpsilonGap(epsilon=aim, rate=settings.rate)
+        lr, steps, aim = self.settings.lr, steps or self.settings.steps, epsilon
+        for lr, steps in [(lr, steps)] + 3 * [(lr / 3, max(steps // 3, 1))]:
+            control = EpsilonGap(epsilon=aim, rate=self.settings.rate)
             self._train(control, lr, steps, epsilon)
             f1 = self.objectives.evaluate_f1(self.model)
             if not abs(f1 - epsilon) > tolerance:
                 break
-            aim = max(aim + epsilon - f1, 0.0)
+            aim += epsilon - f1
         return f1, self.objectives.evaluate_f2(self.model)
 
     def _train(self, control: EpsilonGap | GradientNorm, lr: float, steps: int, epsilon: float) -> None:
         self.optimizer.control = control
+        self.steps_planned += steps
         for step in range(steps):
             self.optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
             f2 = self._step()
             stats = self.optimizer.stats
             self.history.append(epsilon, stats, f2)
             if self._on_step is not None and self._throttle.due():
-                self._on_step(step + 1, steps, stats, f2.item())
+                self._on_step(self.steps_taken, self.steps_planned, stats, f2.item())
 
     def _step(self) -> torch.Tensor:
         f1 = self.objectives.f1(self.model, next(self._forget))

@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import itertools
 import json
 import math
 import subprocess
@@ -111,6 +112,8 @@ def test_progress_goes_through_every_stage(swept):
     assert {event.total for event in seen} == {6}
     assert {event.stage for event in seen} == {point.name for point in swept[0]}
     assert all(0 < event.step <= event.steps for event in seen)
+    for before, after in itertools.pairwise(seen):
+        assert after.index > before.index or after.step > before.step
 
 
 def test_own_epsilons_warn_outside_and_replace_an_earlier_sweep(tmp_path, model, images):
@@ -118,7 +121,7 @@ def test_own_epsilons_warn_outside_and_replace_an_earlier_sweep(tmp_path, model,
     sweep(model, *images, task=CenterCrop(0.5), points=1, out=tmp_path, settings=quick)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.warns(UserWarning, match="close to unmodified"):
-        front = sweep(model, *images, task=CenterCrop(0.5), epsilons=[40.0], out=tmp_path, settings=quick)
+        front = sweep(model, *images, task=CenterCrop(0.5), epsilons=[40.0, 40.00001], out=tmp_path, settings=quick)
     assert all(math.isnan(point.f1_validation) for point in front)
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {*NAMES, "eps-40.0000"}
     assert (tmp_path / "notes.txt").exists()
