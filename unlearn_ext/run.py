@@ -124,10 +124,11 @@ class Run:
         Returns:
             (f1, f2) over the whole of both sets.
         """
-        lr, steps, aim = self.settings.lr, steps or self.settings.steps, epsilon
-        for lr, steps in [(lr, steps)] + 3 * [(lr / 3, max(steps // 3, 1))]:
+        steps, aim = steps or self.settings.steps, epsilon
+        whole, correction = (self.settings.lr, steps), (self.settings.lr / 3, max(steps // 3, 1))
+        for lr, count in (whole, correction, correction, correction):
             control = EpsilonGap(epsilon=aim, rate=self.settings.rate)
-            self._train(control, lr, steps, epsilon)
+            self._train(control, lr, count, epsilon)
             f1 = self.objectives.evaluate_f1(self.model)
             if not abs(f1 - epsilon) > tolerance:
                 break
