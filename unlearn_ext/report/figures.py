@@ -1,0 +1,143 @@
+"""The figures: the Pareto front, how well ε steered, how the runs converged."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from unlearn_ext.report.run_folder import CURVES, RunFolder
+from unlearn_ext.report.style import BLUE, GREEN, INK, ORANGE, VERMILION, shades, style
+
+_MISS_ALLOWED = 0.03  # of the reach of f1: the promise drawn as a band
+_TITLES = {
+    "f1": "f1 · how much is left to forget",
+    "f2": "f2 · what it cost the rest",
+    "psi": "ψ · the decrease demanded",
+    "lam": "λ · the weight it needed",
+}
+
+
+def front(run: RunFolder) -> Figure:
+    """f2 against f1: every point a model, the lower left the better."""
+    points = run.points
+    with style():
+        figure = Figure(figsize=(6.4, 4.6))
+        axes = figure.subplots()
+        f1, f2 = [p.f1 for p in points], [p.f2 for p in points]
+        axes.plot(f1, f2, color=INK, alpha=0.35, linewidth=1.5, zorder=2)
+        for point, shade in zip(points, shades(len(points)), strict=True):
+            boundary = point.role != "epsilon"
+            axes.scatter(
+                point.f1, point.f2, s=90 if boundary else 64, color=[shade], marker="D" if boundary else "o",
+                edgecolor="white", linewidth=0.8, zorder=4,
+            )  # fmt: skip
+        validation = sorted((p.f1_validation, p.f2_validation) for p in points)
+        axes.plot(*zip(*validation, strict=True), color=ORANGE, linestyle="--", linewidth=1.2, zorder=3)
+        axes.scatter(
+            *zip(*validation, strict=True), s=34, facecolor="none", edgecolor=ORANGE, linewidth=1.4, zorder=5,
+        )  # fmt: skip
+        worse = [p for p in points if p.dominated]
+        axes.scatter(
+            [p.f1 for p in worse], [p.f2 for p in worse], s=130, marker="x", color=VERMILION, linewidth=2, zorder=6,
+        )  # fmt: skip
+        _log_when_wide(axes, [*f2, *(p.f2_validation for p in points)])
+        original = float(run.metrics["f1_original"])
+        axes.axvline(original, color=BLUE, linestyle=":", linewidth=1.6)
+        axes.annotate(
+            "unmodified", (original, 0.98), xycoords=("data", "axes fraction"), xytext=(-4, 0),
+            textcoords="offset points", rotation=90, ha="right", va="top", color=BLUE,
+        )  # fmt: skip
+        axes.set(xlabel="f1   (0 = forgotten)", ylabel="f2   (0 = nothing lost)")
+        axes.set_xlim(left=min(0.0, *f1))
+        _legend(axes, dominated=bool(worse))
+        return figure
+
+
+def steering(run: RunFolder) -> Figure:
+    """f1 reached against ε asked, the diagonal being obedience."""
+    asked = [(point, shade) for point, shade in zip(run.points, shades(len(run.points)), strict=True)]
+    asked = [(point, shade) for point, shade in asked if point.miss is not None]
+    with style():
+        figure = Figure(figsize=(5.2, 4.6))
+        axes = figure.subplots()
+        ends = np.array([min(0.0, *(p.f1 for p in run.points)), max(p.f1 for p in run.points)]) * 1.04
+        allowed = _MISS_ALLOWED * run.span
+        axes.fill_between(ends, ends - allowed, ends + allowed, color=GREEN, alpha=0.16, linewidth=0,
+                          label=f"within {_MISS_ALLOWED:.0%} of f1's reach")  # fmt: skip
+        axes.plot(ends, ends, color=GREEN, linewidth=1.2, label="exactly as asked")
+        for point, shade in asked:
+            axes.scatter(point.epsilon, point.f1, s=64, color=[shade], edgecolor="white", linewidth=0.8, zorder=4)
+        axes.scatter(
+            [p.epsilon for p, _ in asked], [p.f1_validation for p, _ in asked], s=34, facecolor="none",
+            edgecolor=ORANGE, linewidth=1.4, zorder=5, label="validation images",
+        )  # fmt: skip
+        axes.set(xlabel="ε asked", ylabel="f1 reached", xlim=ends, ylim=ends)
+        axes.legend(loc="upper left")
+        return figure
+
+
+def convergence(run: RunFolder) -> Figure:
+    """f1, f2, ψ and λ step by step, one line a point: the noise faint, its running mean bold."""
+    with style():
+        figure = Figure(figsize=(10.4, 6.4))
+        panels = dict(zip(CURVES, figure.subplots(2, 2).flat, strict=True))
+        for point, shade in zip(run.points, shades(len(run.points)), strict=True):
+            curves = run.history.get(point.name)
+            if curves is None:
+                continue
+            for name, axes in panels.items():
+                axes.plot(curves["step"], curves[name], color=shade, alpha=0.18, linewidth=0.7)
+                axes.plot(*_running_mean(curves["step"], curves[name]), color=shade, linewidth=1.6, label=point.label)
+            if point.epsilon is not None:
+                panels["f1"].axhline(point.epsilon, color=shade, linestyle=":", linewidth=1)
+        for name, axes in panels.items():
+            axes.set_title(_TITLES[name])
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        for name in ("psi", "lam"):
+            _focus(panels[name], run, name)
+        _log_when_wide(panels["f2"], [v for c in run.history.values() for v in c["f2"]])
+        for axes in (panels["psi"], panels["lam"]):
+            axes.set_xlabel("step")
+        handles, labels = panels["f1"].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))))
+        return figure
+
+
+def _legend(axes: Axes, *, dominated: bool) -> None:
+    middle = shades(3)[1]
+    axes.plot([], [], "o", color=middle, label="a model at its ε, training images")
+    axes.plot([], [], "D", color=middle, label="a boundary")
+    axes.plot([], [], "o--", color=ORANGE, markerfacecolor="none", label="the same, validation images")
+    if dominated:
+        axes.plot([], [], "x", color=VERMILION, label="dominated: another is better in both")
+    axes.legend(loc="best")
+
+
+def _log_when_wide(axes: Axes, values: list[float]) -> None:
+    """A log axis where the values span more than a factor of twenty, and none is zero."""
+    finite = np.array([v for v in values if np.isfinite(v)])
+    positive = finite[finite > 0]
+    if positive.size == 0 or positive.max() < 20 * np.quantile(positive, 0.02):
+        return
+    axes.set_yscale("log", nonpositive="mask")
+    axes.set_ylim(bottom=np.quantile(positive, 0.02) / 1.5)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _focus(axes: Axes, run: RunFolder, name: str) -> None:
+    """Let a few wild steps run off the edge rather than flatten every other line."""
+    values = np.concatenate([curves[name] for curves in run.history.values()] or [np.zeros(1)])
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        return
+    low, high = np.quantile(values, (0.01, 0.99))
+    margin = 0.08 * (high - low) or 1.0
+    axes.set_ylim(low - margin, high + margin)
+
+
+def _running_mean(step: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    width = max(1, len(values) // 25)
+    return step[width - 1 :], np.convolve(values, np.ones(width) / width, mode="valid")

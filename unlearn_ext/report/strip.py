@@ -1,0 +1,79 @@
+"""The controllability strip: the same images under every model, from the most to the least forgotten."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from unlearn_ext.report.run_folder import RunFolder
+from unlearn_ext.report.style import ORANGE, style
+
+_COLUMNS = 8  # a side: more would be too small to see on a phone
+_GAP = 2
+_REFERENCES = {
+    "original": ("original", "what the image was"),
+    "corrupted": ("corrupted", "what the models are given"),
+    "unmodified": ("unmodified model", "before unlearning"),
+}
+
+
+@dataclass(frozen=True)
+class StripRow:
+    """One model's answers: forget images on the left, retain images on the right."""
+
+    name: str
+    label: str
+    note: str
+    forget: np.ndarray
+    retain: np.ndarray
+    steers: bool
+
+
+def strip_rows(run: RunFolder) -> list[StripRow]:
+    """The rows of the strip, for whatever pictures the run kept."""
+    is_forget = run.samples["is_forget"].astype(bool)
+    named = {name: words for name, words in _REFERENCES.items() if name in run.samples}
+    named |= {p.name: (p.label, f"f1 {p.f1:.3f} · f2 {p.f2:.4f}") for p in run.points if p.name in run.samples}
+    return [
+        StripRow(
+            name,
+            label,
+            note,
+            _tiles(run.samples[name][is_forget]),
+            _tiles(run.samples[name][~is_forget]),
+            steers=name not in _REFERENCES,
+        )
+        for name, (label, note) in named.items()
+    ]
+
+
+def strip_figure(rows: list[StripRow]) -> Figure:
+    """The strip as one picture."""
+    with style():
+        figure = Figure(figsize=(9.2, 0.62 * len(rows) + 0.5))
+        grid = figure.subplots(len(rows), 2, squeeze=False)
+        figure.get_layout_engine().set(h_pad=0.015, w_pad=0.06, hspace=0, wspace=0.02)
+        for (left, right), row in zip(grid, rows, strict=True):
+            for axes, tiles in ((left, row.forget), (right, row.retain)):
+                axes.imshow(tiles, interpolation="nearest")
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+                axes.grid(False)
+            left.set_ylabel(row.label, rotation=0, ha="right", va="center", labelpad=8)
+        grid[0, 0].set_title("to forget", loc="center", color=ORANGE)
+        grid[0, 1].set_title("to retain", loc="center")
+        return figure
+
+
+def _tiles(images: np.ndarray) -> np.ndarray:
+    """Up to a row of images side by side as [H, W, RGBA], nothing between them."""
+    images = images[:_COLUMNS]
+    channels, height, width = images.shape[1:]
+    row = np.zeros((height, max(1, len(images)) * (width + _GAP) - _GAP, 4), dtype=np.uint8)
+    for index, image in enumerate(images):
+        left = index * (width + _GAP)
+        row[:, left : left + width, :3] = image.transpose(1, 2, 0) if channels == 3 else image[0, :, :, None]
+        row[:, left : left + width, 3] = 255
+    return row

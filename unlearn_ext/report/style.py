@@ -1,0 +1,70 @@
+"""How every figure looks: Okabe–Ito and viridis, quiet axes, ink that follows the page's own."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+INK = "#14202e"  # replaced by currentColor in the page, so that one figure serves light and dark
+BLUE, ORANGE, GREEN, VERMILION = "#0072b2", "#e69f00", "#009e73", "#d55e00"  # Okabe–Ito
+
+_RC = {
+    "font.size": 11,
+    "font.family": "sans-serif",
+    "svg.fonttype": "path",
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": INK,
+    "grid.alpha": 0.10,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "lines.solid_capstyle": "round",
+    "figure.constrained_layout.use": True,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw inside this context."""
+    with mpl.rc_context(_RC):
+        yield
+
+
+def shades(count: int) -> list[tuple[float, float, float]]:
+    """One colour a point, dark for the most forgotten; viridis without its ends, which drown on white or black."""
+    return [mpl.colormaps["viridis"](position)[:3] for position in np.linspace(0.12, 0.88, count)]
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """The figure as an SVG element for a page; `name` keeps its ids apart from other figures'."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', svg, count=1)
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """[H, W, RGBA] bytes as a PNG that travels inside the page."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
