@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from unlearn_ext.report.run_folder import CURVES, RunFolder
-from unlearn_ext.report.style import BLUE, GREEN, INK, ORANGE, VERMILION, shades, style
+from .run_folder import CURVES, RunFolder
+from .style import GREEN, INK, ORANGE, VERMILION, shades, style
 
 _MISS_ALLOWED = 0.03  # of the reach of f1: the promise drawn as a band
 _TITLES = {
@@ -23,7 +23,7 @@ def front(run: RunFolder) -> Figure:
     """f2 against f1: every point a model, the lower left the better."""
     points = run.points
     with style():
-        figure = Figure(figsize=(6.4, 4.6))
+        figure = Figure(figsize=(5.8, 4.8))
         axes = figure.subplots()
         f1, f2 = [p.f1 for p in points], [p.f2 for p in points]
         axes.plot(f1, f2, color=INK, alpha=0.35, linewidth=1.5, zorder=2)
@@ -44,10 +44,10 @@ def front(run: RunFolder) -> Figure:
         )  # fmt: skip
         _log_when_wide(axes, [*f2, *(p.f2_validation for p in points)])
         original = float(run.metrics["f1_original"])
-        axes.axvline(original, color=BLUE, linestyle=":", linewidth=1.6)
+        axes.axvline(original, color=INK, alpha=0.6, linestyle=":", linewidth=1.6)
         axes.annotate(
             "unmodified", (original, 0.98), xycoords=("data", "axes fraction"), xytext=(-4, 0),
-            textcoords="offset points", rotation=90, ha="right", va="top", color=BLUE,
+            textcoords="offset points", rotation=90, ha="right", va="top", alpha=0.8,
         )  # fmt: skip
         axes.set(xlabel="f1   (0 = forgotten)", ylabel="f2   (0 = nothing lost)")
         axes.set_xlim(left=min(0.0, *f1))
@@ -60,7 +60,7 @@ def steering(run: RunFolder) -> Figure:
     asked = [(point, shade) for point, shade in zip(run.points, shades(len(run.points)), strict=True)]
     asked = [(point, shade) for point, shade in asked if point.miss is not None]
     with style():
-        figure = Figure(figsize=(5.2, 4.6))
+        figure = Figure(figsize=(5.8, 4.8))
         axes = figure.subplots()
         ends = np.array([min(0.0, *(p.f1 for p in run.points)), max(p.f1 for p in run.points)]) * 1.04
         allowed = _MISS_ALLOWED * run.span
@@ -82,6 +82,7 @@ def convergence(run: RunFolder) -> Figure:
     """f1, f2, ψ and λ step by step, one line a point: the noise faint, its running mean bold."""
     with style():
         figure = Figure(figsize=(10.4, 6.4))
+        figure.get_layout_engine().set(hspace=0.06, wspace=0.05)
         panels = dict(zip(CURVES, figure.subplots(2, 2).flat, strict=True))
         for point, shade in zip(run.points, shades(len(run.points)), strict=True):
             curves = run.history.get(point.name)

@@ -9,10 +9,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from unlearn_ext.report.figures import convergence, front, steering
-from unlearn_ext.report.run_folder import read_run
-from unlearn_ext.report.strip import strip_figure, strip_rows
-from unlearn_ext.report.style import data_uri, inline_svg, style
+from .figures import convergence, front, steering
+from .run_folder import read_run
+from .strip import strip_figure, strip_rows
+from .style import data_uri, inline_svg, style
 
 
 def write_page(run_folder: str | Path) -> Path:

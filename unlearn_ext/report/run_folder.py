@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from unlearn_ext.errors import UserError
+from ..errors import UserError
 
 FILES = ("front.csv", "history.csv", "metrics.json", "samples.npz")
 CURVES = ("f1", "f2", "psi", "lam")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from unlearn_ext.report.run_folder import RunFolder
-from unlearn_ext.report.style import ORANGE, style
+from .run_folder import RunFolder
+from .style import ORANGE, style
 
 _COLUMNS = 8  # a side: more would be too small to see on a phone
 _GAP = 2

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 INK = "#14202e"  # replaced by currentColor in the page, so that one figure serves light and dark
-BLUE, ORANGE, GREEN, VERMILION = "#0072b2", "#e69f00", "#009e73", "#d55e00"  # Okabe–Ito
+ORANGE, GREEN, VERMILION = "#e69f00", "#009e73", "#d55e00"  # Okabe–Ito
 
 _RC = {
     "font.size": 11,
@@ -50,7 +50,7 @@ def style() -> Iterator[None]:
 
 def shades(count: int) -> list[tuple[float, float, float]]:
     """One colour a point, dark for the most forgotten; viridis without its ends, which drown on white or black."""
-    return [mpl.colormaps["viridis"](position)[:3] for position in np.linspace(0.12, 0.88, count)]
+    return [mpl.colormaps["viridis"](position)[:3] for position in np.linspace(0.22, 0.9, count)]
 
 
 def inline_svg(figure: Figure, name: str) -> str:
