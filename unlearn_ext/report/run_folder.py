@@ -70,7 +70,7 @@ def read_run(folder: str | Path) -> RunFolder:
     """Read a run's tables and pictures; a sentence says what is missing."""
     path = Path(folder)
     if not path.is_dir():
-        raise UserError(f"There is no run folder at {path}.")
+        raise UserError(f"there is no run folder at {path}.")
     for name in FILES:
         if not (path / name).is_file():
             raise UserError(f"{path} is no finished run: it holds no {name}.")

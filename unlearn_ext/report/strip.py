@@ -12,6 +12,7 @@ from .style import ORANGE, style
 
 _COLUMNS = 8  # a side: more would be too small to see on a phone
 _GAP = 2
+_TILE = 0.6  # inches
 _REFERENCES = {
     "original": ("original", "what the image was"),
     "corrupted": ("corrupted", "what the models are given"),
@@ -52,8 +53,10 @@ def strip_rows(run: RunFolder) -> list[StripRow]:
 def strip_figure(rows: list[StripRow]) -> Figure:
     """The strip as one picture."""
     with style():
-        figure = Figure(figsize=(9.2, 0.62 * len(rows) + 0.5))
-        grid = figure.subplots(len(rows), 2, squeeze=False)
+        widths = [rows[0].forget.shape[1], rows[0].retain.shape[1]]
+        inches = _TILE / rows[0].forget.shape[0]
+        figure = Figure(figsize=(sum(widths) * inches + 2.2, (_TILE + 0.05) * len(rows) + 0.4))
+        grid = figure.subplots(len(rows), 2, squeeze=False, width_ratios=widths)
         figure.get_layout_engine().set(h_pad=0.015, w_pad=0.06, hspace=0, wspace=0.02)
         for (left, right), row in zip(grid, rows, strict=True):
             for axes, tiles in ((left, row.forget), (right, row.retain)):

@@ -1,0 +1,152 @@
+"""The commands: thin words around `unlearn_ext`'s own functions, and one place where errors become sentences."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from ..errors import UserError
+from .terminal import Watch, err, facts_table, front_table, out, plain_warnings
+
+_UsageError = typer.BadParameter.__base__  # typer's own or click's, by typer's release
+
+
+class _Commands(TyperGroup):
+    """Turns every way to fail into an exit code and one sentence."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        """Take `--debug` wherever it was typed."""
+        return super().parse_args(ctx, sorted(args, key=lambda arg: arg != "--debug"))
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run a command: 0 it worked, 1 it could not, 2 it was asked wrongly, 130 it was interrupted."""
+        try:
+            with plain_warnings():
+                return super().invoke(ctx)
+        except (_UsageError, typer.Exit):
+            raise
+        except (KeyboardInterrupt, typer.Abort):
+            err.print("Stopped.")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            elif isinstance(error, UserError):
+                err.print(f"[red]Error:[/] {escape(str(error))}", soft_wrap=True)
+            else:
+                said = " ".join(f"{type(error).__name__}: {error}".split())
+                err.print(f"[red]Error:[/] {escape(said)} (use --debug for the traceback)", soft_wrap=True)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Data = Annotated[
+    str | None,
+    typer.Option(help="Built-in images: mnist (needs no network) or fashion-mnist.", rich_help_panel="Images",
+                 show_default="mnist"),
+]  # fmt: skip
+ForgetClasses = Annotated[
+    str, typer.Option(metavar="LABELS", help="Labels of the built-in images to forget.", rich_help_panel="Images")
+]
+Forget = Annotated[Path | None, typer.Option(help="Your own images to forget, a folder.", rich_help_panel="Images")]
+Retain = Annotated[Path | None, typer.Option(help="Your own images to retain, a folder.", rich_help_panel="Images")]
+Task = Annotated[str, typer.Option(help="What is hidden from the model.", rich_help_panel="Images")]
+Family = Annotated[str, typer.Option(help="Kind of model.", rich_help_panel="Model")]
+Model = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Checkpoint, a folder or hub id.", rich_help_panel="Model",
+                 show_default="a small one, trained once and cached"),
+]  # fmt: skip
+Out = Annotated[Path, typer.Option(help="Folder to write the run to.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Steps a model.", show_default="enough")]
+Rate = Annotated[float | None, typer.Option(help="Learning rate.", show_default="the optimizer's own")]
+Points = Annotated[int, typer.Option(min=1, help="How many ε between the boundaries.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="UNLEARN_EXT_DEBUG", help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    """**Machine unlearning that its user can steer.** ε says how much to forget: the smaller, the more.
+
+    Begin with `unlearn-ext demo`. Every command explains itself: `unlearn-ext sweep --help`.
+
+    Exit codes: 0 done, 1 could not be done, 2 wrongly asked, 130 interrupted.
+    """
+
+
+@app.command()
+def demo(
+    out_: Out = Path("runs/demo"),
+    data: Data = None,
+    points: Points = 7,
+    seed: Seed = 0,
+) -> None:
+    """Everything, on built-in images: train a small VQ-GAN, find both boundaries, walk between them, draw the report.
+
+    The model is cached: the second demo is quicker.
+
+    Example: `unlearn-ext demo --data fashion-mnist`
+    """
+    sweep(out_=out_, data=data, points=points, seed=seed)
+
+
+@app.command()
+def sweep(
+    out_: Out = Path("runs/sweep"),
+    points: Points = 7,
+    data: Data = None,
+    forget_classes: ForgetClasses = "3,8",
+    forget: Forget = None,
+    retain: Retain = None,
+    task: Task = "center-crop:0.5",
+    family: Family = "vqgan",
+    model: Model = None,
+    seed: Seed = 0,
+    steps: Steps = None,
+    lr: Rate = None,
+) -> None:
+    """The whole Pareto front: both boundaries, and models at ε between them.
+
+    Examples:
+
+    - `unlearn-ext sweep --data fashion-mnist --forget-classes 0,6 --points 9`
+
+    - `unlearn-ext sweep --forget ours/ --retain theirs/ --model checkpoint/ --out runs/mine`
+    """
+    raise NotImplementedError
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Folder that a run was written to.")]) -> None:
+    """Draw a run again: `report.html`, one file to send to anybody, and `figures/`.
+
+    Example: `unlearn-ext report runs/demo`
+    """
+    from ..report import write_report
+
+    out.print(f"Report: {escape(str(write_report(run)))}", soft_wrap=True)
+
+
+@app.command()
+def info() -> None:
+    """What was built, what was found, and why a path is not taken."""
+    import unlearn_ext
+
+    out.print(facts_table("unlearn_ext", unlearn_ext.build_info()))

@@ -1,0 +1,124 @@
+"""What a run looks like in a terminal: bars where a person watches, one line a model where none does."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich import progress as bars
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..progress import Progress
+    from ..report.run_folder import RunFolder
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class Watch:
+    """A progress callback: one bar over the models, one over the steps of the present one."""
+
+    def __init__(self) -> None:
+        self._last: Progress | None = None
+        self._overall = bars.Progress(
+            bars.TextColumn("[bold]{task.description:<14}"), bars.BarColumn(16), bars.MofNCompleteColumn(),
+            bars.TimeElapsedColumn(), bars.TextColumn("gone,"), bars.TimeRemainingColumn(), bars.TextColumn("left"),
+            console=out,
+        )  # fmt: skip
+        self._steps = bars.Progress(
+            bars.TextColumn("{task.description:<14}"), bars.BarColumn(16), bars.TimeRemainingColumn(),
+            bars.TextColumn("{task.fields[numbers]}"), console=out,
+        )  # fmt: skip
+        self._live = Live(Group(self._overall, self._steps), console=out, transient=True) if out.is_terminal else None
+
+    def __enter__(self) -> Watch:
+        if self._live:
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.__exit__(kind, error, trace)
+        if kind is None:
+            self._finish_stage()
+
+    def __call__(self, now: Progress) -> None:
+        if self._last is None or (now.stage, now.index) != (self._last.stage, self._last.index):
+            self._finish_stage()
+            self._start_stage(now)
+        self._last = now
+        for task in self._overall.tasks:
+            self._overall.update(task.id, completed=now.index + now.step / now.steps, total=now.total)
+        for task in self._steps.tasks:
+            self._steps.update(task.id, completed=now.step, total=now.steps, numbers=_numbers(now))
+
+    def _start_stage(self, now: Progress) -> None:
+        if not self._overall.tasks:
+            self._overall.add_task("models", total=now.total)
+        for task in list(self._steps.tasks):
+            self._steps.remove_task(task.id)
+        self._steps.add_task(now.stage, total=now.steps, numbers="")
+
+    def _finish_stage(self) -> None:
+        if self._last is not None:
+            out.print(f"{escape(self._last.stage):<14} {_numbers(self._last)}   [dim]{self._last.step} steps[/]")
+
+
+def _numbers(now: Progress) -> str:
+    if math.isnan(now.f1):  # not unlearning yet
+        return f"loss {now.f2:.4f}"
+    return f"f1 {now.f1:.4f}  f2 {now.f2:.5f}  λ {now.lam:.3g}"
+
+
+def front_table(run: RunFolder) -> Table:
+    """ε asked, f1 reached, the miss, and the cost f2, a line a model."""
+    table = Table(title="from the most to the least forgotten", title_style="dim")
+    table.add_column("model")
+    for heading in ("ε asked", "f1 reached", "miss", "f2 cost"):
+        table.add_column(heading, justify="right")
+    for point in run.points:
+        miss = "–" if point.miss is None else f"{point.miss:+.4f} ({100 * point.miss / run.span:+.1f} %)"
+        asked = "–" if point.epsilon is None else f"{point.epsilon:.4f}"
+        table.add_row(escape(point.name), asked, f"{point.f1:.4f}", miss, f"{point.f2:.5f}")
+    return table
+
+
+def facts_table(title: str, facts: dict[str, Any]) -> Table:
+    """Names and values, a line each."""
+    table = Table(title=title, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(escape(name.replace("_", " ")), escape(_said(value)))
+    return table
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Show a warning meant for the user as one yellow sentence, and no other."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, UserWarning):
+            err.print(f"[yellow]{escape(str(message))}[/]", soft_wrap=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
