@@ -12,9 +12,9 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
-from typer.testing import CliRunner  # noqa: E402
+from typer.testing import CliRunner
 
-from unlearn_ext.cli.app import app  # noqa: E402
+from unlearn_ext.cli.app import app
 
 COMMANDS = ("demo", "run", "sweep", "report", "info")
 

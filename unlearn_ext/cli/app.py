@@ -11,7 +11,9 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from ..errors import UserError
-from .terminal import Watch, err, facts_table, front_table, out, plain_warnings
+from . import work
+from .inputs import Problem, Sources, describe, prepare, settings
+from .terminal import Watch, err, facts_table, out, plain_warnings
 
 _UsageError = typer.BadParameter.__base__  # typer's own or click's, by typer's release
 
@@ -70,7 +72,7 @@ Model = Annotated[
     typer.Option(metavar="DIR", help="Checkpoint, a folder or hub id.", rich_help_panel="Model",
                  show_default="a small one, trained once and cached"),
 ]  # fmt: skip
-Out = Annotated[Path, typer.Option(help="Folder to write the run to.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write the run to.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Steps a model.", show_default="enough")]
 Rate = Annotated[float | None, typer.Option(help="Learning rate.", show_default="the optimizer's own")]
@@ -92,27 +94,28 @@ def options(
 
 
 @app.command()
-def demo(
-    out_: Out = Path("runs/demo"),
-    data: Data = None,
-    points: Points = 7,
-    seed: Seed = 0,
-) -> None:
+def demo(out_: Out = Path("runs/demo")) -> None:
     """Everything, on built-in images: train a small VQ-GAN, find both boundaries, walk between them, draw the report.
 
-    The model is cached: the second demo is quicker.
+    The trained model is cached: the second demo is quicker.
 
-    Example: `unlearn-ext demo --data fashion-mnist`
+    Example: `unlearn-ext demo --out runs/demo`
     """
-    sweep(out_=out_, data=data, points=points, seed=seed)
+    from .. import demo as chosen
+
+    with Watch() as watch:
+        model, images = chosen.prepare(watch)
+        problem = Problem(model, images, chosen.TASK, describe(images.name, chosen.FORGET_CLASSES))
+        work.sweep_to(out_, problem, chosen.POINTS, chosen.SETTINGS, watch)
+    work.show_run(out_)
 
 
 @app.command()
 def sweep(
     out_: Out = Path("runs/sweep"),
-    points: Points = 7,
+    points: Points = 9,
     data: Data = None,
-    forget_classes: ForgetClasses = "3,8",
+    forget_classes: ForgetClasses = "0,1",
     forget: Forget = None,
     retain: Retain = None,
     task: Task = "center-crop:0.5",
@@ -122,20 +125,53 @@ def sweep(
     steps: Steps = None,
     lr: Rate = None,
 ) -> None:
-    """The whole Pareto front: both boundaries, and models at ε between them.
+    """The whole Pareto front: both boundaries, and models at ε spaced evenly between them.
 
     Examples:
 
-    - `unlearn-ext sweep --data fashion-mnist --forget-classes 0,6 --points 9`
+    - `unlearn-ext sweep --data fashion-mnist --forget-classes 0,6 --points 5`
 
     - `unlearn-ext sweep --forget ours/ --retain theirs/ --model checkpoint/ --out runs/mine`
     """
-    raise NotImplementedError
+    sources = Sources(data, forget_classes, forget, retain, task, family, model)
+    with Watch() as watch:
+        work.sweep_to(out_, prepare(sources, seed, watch), points, settings(seed, steps, lr), watch)
+    work.show_run(out_)
+
+
+@app.command()
+def run(
+    epsilon: Annotated[float, typer.Option(min=0.0, help="f1 to reach; the smaller, the more is forgotten.")],
+    out_: Out = Path("runs/run"),
+    data: Data = None,
+    forget_classes: ForgetClasses = "0,1",
+    forget: Forget = None,
+    retain: Retain = None,
+    task: Task = "center-crop:0.5",
+    family: Family = "vqgan",
+    model: Model = None,
+    seed: Seed = 0,
+    steps: Steps = None,
+    lr: Rate = None,
+) -> None:
+    """One model, at one ε. Where you do not know which ε you want, `sweep` shows what each would cost.
+
+    Examples:
+
+    - `unlearn-ext run --epsilon 0.3 --data mnist --forget-classes 3,8`
+
+    - `unlearn-ext run --epsilon 0.1 --forget ours/ --retain theirs/ --model checkpoint/ --out runs/mine`
+    """
+    sources = Sources(data, forget_classes, forget, retain, task, family, model)
+    with Watch() as watch:
+        table, folder = work.unlearn_to(out_, prepare(sources, seed, watch), epsilon, settings(seed, steps, lr), watch)
+    out.print(table)
+    out.print(f"Model: {escape(str(folder))}", soft_wrap=True)
 
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="Folder that a run was written to.")]) -> None:
-    """Draw a run again: `report.html`, one file to send to anybody, and `figures/`.
+    """Draw a run's report again: `report.html`, one file to send to anybody, and `figures/`.
 
     Example: `unlearn-ext report runs/demo`
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._last: Progress | None = None
+        self._began = time.monotonic()
         self._overall = bars.Progress(
             bars.TextColumn("[bold]{task.description:<14}"), bars.BarColumn(16), bars.MofNCompleteColumn(),
             bars.TimeElapsedColumn(), bars.TextColumn("gone,"), bars.TimeRemainingColumn(), bars.TextColumn("left"),
@@ -58,20 +60,26 @@ class Watch:
             self._start_stage(now)
         self._last = now
         for task in self._overall.tasks:
-            self._overall.update(task.id, completed=now.index + now.step / now.steps, total=now.total)
+            done = now.index + now.step / now.steps  # a point's corrections count their steps from 0 again
+            self._overall.update(task.id, completed=max(done, task.completed), total=now.total)
         for task in self._steps.tasks:
             self._steps.update(task.id, completed=now.step, total=now.steps, numbers=_numbers(now))
 
     def _start_stage(self, now: Progress) -> None:
-        if not self._overall.tasks:
+        if self._last is None or now.total != self._last.total:
+            for task in list(self._overall.tasks):
+                self._overall.remove_task(task.id)
             self._overall.add_task("models", total=now.total)
+        self._began = time.monotonic()
         for task in list(self._steps.tasks):
             self._steps.remove_task(task.id)
         self._steps.add_task(now.stage, total=now.steps, numbers="")
 
     def _finish_stage(self) -> None:
         if self._last is not None:
-            out.print(f"{escape(self._last.stage):<14} {_numbers(self._last)}   [dim]{self._last.step} steps[/]")
+            out.print(
+                f"{escape(self._last.stage):<14} {_numbers(self._last)}  [dim]{time.monotonic() - self._began:.1f} s[/]"
+            )
 
 
 def _numbers(now: Progress) -> str:
@@ -90,6 +98,18 @@ def front_table(run: RunFolder) -> Table:
         miss = "–" if point.miss is None else f"{point.miss:+.4f} ({100 * point.miss / run.span:+.1f} %)"
         asked = "–" if point.epsilon is None else f"{point.epsilon:.4f}"
         table.add_row(escape(point.name), asked, f"{point.f1:.4f}", miss, f"{point.f2:.5f}")
+    return table
+
+
+def outcome_table(
+    epsilon: float, before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]
+) -> Table:
+    """f1 and f2 of one model before and after, a line a set of images."""
+    table = Table("images", title=f"ε = {epsilon:g} asked", title_style="dim")
+    for heading in ("f1 before", "f1 reached", "miss", "f2 cost"):
+        table.add_column(heading, justify="right")
+    for name, (f1, f2) in after.items():
+        table.add_row(name, f"{before[name][0]:.4f}", f"{f1:.4f}", f"{f1 - epsilon:+.4f}", f"{f2:.5f}")
     return table
 
 

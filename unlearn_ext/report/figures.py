@@ -33,10 +33,9 @@ def front(run: RunFolder) -> Figure:
                 point.f1, point.f2, s=90 if boundary else 64, color=[shade], marker="D" if boundary else "o",
                 edgecolor="white", linewidth=0.8, zorder=4,
             )  # fmt: skip
-        validation = sorted((p.f1_validation, p.f2_validation) for p in points)
-        axes.plot(*zip(*validation, strict=True), color=ORANGE, linestyle="--", linewidth=1.2, zorder=3)
-        axes.scatter(
-            *zip(*validation, strict=True), s=34, facecolor="none", edgecolor=ORANGE, linewidth=1.4, zorder=5,
+        axes.plot(
+            [p.f1_validation for p in points], [p.f2_validation for p in points], "o--", color=ORANGE, linewidth=1.2,
+            markersize=6, markerfacecolor="none", markeredgewidth=1.4, zorder=5,
         )  # fmt: skip
         worse = [p for p in points if p.dominated]
         axes.scatter(

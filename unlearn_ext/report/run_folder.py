@@ -35,7 +35,7 @@ class Point:
     @property
     def miss(self) -> float | None:
         """How far above (+) or below (−) its ε the model ended; None where no ε was asked."""
-        return None if self.role != "epsilon" or self.epsilon is None else self.f1 - self.epsilon
+        return None if self.epsilon is None else self.f1 - self.epsilon
 
     @property
     def label(self) -> str:
@@ -59,6 +59,11 @@ class RunFolder:
     def span(self) -> float:
         """The reach of f1, from as forgotten as can be to untouched: the unit in which a miss is judged."""
         return float(self.metrics["f1_original"]) - float(self.metrics["f1_star"])
+
+    @property
+    def worst_miss(self) -> float:
+        """The largest |f1 − ε|, in f1's own units."""
+        return max((abs(point.miss) for point in self.points if point.miss is not None), default=0.0)
 
     @property
     def skipped_steps(self) -> int:

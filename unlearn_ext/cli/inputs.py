@@ -1,0 +1,95 @@
+"""From what was typed to a model and its images; what cannot be meant is refused before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..data import ForgetRetain
+    from ..models import I2IModel
+    from ..progress import Callback
+    from ..run import Settings
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the options name: images, task, model."""
+
+    data: str | None
+    forget_classes: str
+    forget: Path | None
+    retain: Path | None
+    task: str
+    family: str
+    model: str | None
+
+    def check(self) -> None:
+        """Refuse combinations that mean nothing."""
+        if (self.forget is None) != (self.retain is None):
+            raise typer.BadParameter("one's own images are two folders: give both --forget and --retain.")
+        if self.forget and self.data:
+            raise typer.BadParameter("give either --data, or --forget and --retain, not both.")
+        if self.forget and not self.model:
+            raise typer.BadParameter("--forget and --retain need --model, the checkpoint that is to forget.")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model, what it is to forget and to retain, and what is hidden from it."""
+
+    model: I2IModel
+    images: ForgetRetain
+    task: Callable[[torch.Tensor], torch.Tensor]
+    description: str
+
+
+def labels(text: str) -> list[int]:
+    """`3,8` as [3, 8]."""
+    try:
+        return [int(label) for label in text.split(",")]
+    except ValueError:
+        message = f"--forget-classes takes numbers with commas between, such as 3,8, not {text}."
+        raise typer.BadParameter(message) from None
+
+
+def prepare(sources: Sources, seed: int, progress: Callback) -> Problem:
+    """Read the images, and load or train the model."""
+    from .. import data, models, tasks
+
+    sources.check()
+    classes = labels(sources.forget_classes)
+    task = tasks.parse(sources.task)
+    if sources.family not in models.FAMILIES:
+        raise UserError(f"there is no model family `{sources.family}`; known: {', '.join(models.FAMILIES)}.")
+    model = models.load(sources.family, sources.model) if sources.model else None
+    if model and sources.forget and sources.retain:
+        images = data.load_folders(sources.forget, sources.retain, size=model.size, channels=model.channels, seed=seed)
+        return Problem(model, images, task, images.name)
+    images = data.load(sources.data or "mnist", forget_classes=classes, seed=seed)
+    if model is None:
+        from ..pretrain import pretrained
+
+        model = pretrained(images, task, seed=seed, progress=progress)
+    return Problem(model, images, task, describe(images.name, classes))
+
+
+def describe(name: str, classes: list[int] | tuple[int, ...]) -> str:
+    """A built-in set as the report names it."""
+    return f"{name} without {', '.join(map(str, classes))}"
+
+
+def settings(seed: int, steps: int | None, lr: float | None) -> Settings:
+    """The usual settings, but for what was typed."""
+    from ..run import Settings
+
+    typed = {"steps": steps, "lr": lr}
+    return Settings(seed=seed, **{name: value for name, value in typed.items() if value is not None})

@@ -1,0 +1,61 @@
+"""What the commands do once they know what to do it with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from ..errors import require
+from .inputs import Problem
+from .terminal import front_table, out, outcome_table
+
+if TYPE_CHECKING:
+    from ..progress import Callback
+    from ..run import Settings
+
+
+def sweep_to(folder: Path, problem: Problem, points: int, settings: Settings, progress: Callback) -> None:
+    """The whole front into a folder."""
+    from ..phases import sweep
+
+    for module in ("matplotlib", "jinja2"):
+        require(module, extra="report")  # better now than after the last point
+    images = problem.images
+    sweep(
+        problem.model, images.forget, images.retain, task=problem.task, points=points,
+        held_out=(images.forget_validation, images.retain_validation), out=folder, dataset=problem.description,
+        settings=settings, progress=progress,
+    )  # fmt: skip
+
+
+def show_run(folder: Path) -> None:
+    """Draw the report, and say in a table what was asked and reached."""
+    from ..report import write_report
+    from ..report.run_folder import read_run
+
+    page = write_report(folder)
+    out.print(front_table(read_run(folder)))
+    out.print(f"Report: {escape(str(page))}", soft_wrap=True)
+
+
+def unlearn_to(
+    folder: Path, problem: Problem, epsilon: float, settings: Settings, progress: Callback
+) -> tuple[Table, Path]:
+    """One model at one ε into a folder of its name; what it reached, and where it lies."""
+    from ..objectives import Objectives
+    from ..unlearn import point_name, unlearn
+
+    images, task = problem.images, problem.task
+    training = Objectives.freeze(problem.model, images.forget, images.retain, task, seed=settings.seed)
+    validation = training.held_out(problem.model, images.forget_validation, images.retain_validation, task)
+    before = {"training": training.evaluate(problem.model), "validation": validation.evaluate(problem.model)}
+    unlearned = unlearn(
+        problem.model, images.forget, images.retain, task=task, epsilon=epsilon, settings=settings, progress=progress
+    )
+    after = {"training": training.evaluate(unlearned), "validation": validation.evaluate(unlearned)}
+    place = folder / point_name(epsilon)
+    unlearned.save_pretrained(place)
+    return outcome_table(epsilon, before, after), place
