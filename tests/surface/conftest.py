@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-EPSILONS = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05)
+EPSILONS = (0.3, 0.6, 0.9)
 POINTS = (("boundary-high", "boundary-high", None), *((f"eps-{e:.4f}", "epsilon", e) for e in EPSILONS),
           ("boundary-low", "boundary-low", None))  # fmt: skip
 

@@ -1,0 +1,74 @@
+"""The commands that work, on a model and images that are as small as can be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from .test_cli import call
+
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("matplotlib")
+Image = pytest.importorskip("PIL.Image")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint, images to forget, images to retain, and an empty folder."""
+    folder = tmp_path_factory.mktemp("work")
+    diffusers.VQModel(
+        in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4, latent_channels=2,
+        num_vq_embeddings=8, sample_size=8, mid_block_add_attention=False,
+    ).save_pretrained(folder / "checkpoint")  # fmt: skip
+    rng = np.random.default_rng(0)
+    for side, brightest in (("ours", 120), ("theirs", 256)):
+        (folder / side).mkdir()
+        for index in range(10):
+            pixels = rng.integers(0, brightest, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / side / f"{index}.png")
+    (folder / "empty").mkdir()
+    return folder
+
+
+def options(place: Path, retain: str = "theirs") -> list[str]:
+    return ["--model", str(place / "checkpoint"), "--forget", str(place / "ours"), "--retain", str(place / retain)]
+
+
+def test_sweep_writes_a_run_and_its_report(place: Path, tmp_path: Path) -> None:
+    code, said = call("sweep", *options(place), "--out", str(tmp_path / "run"), "--points", "2", "--steps", "3")
+    assert code == 0, said
+    assert "boundary-high" in said
+    assert "f1 reached" in said
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert len(list((tmp_path / "run").glob("*/config.json"))) == 4
+
+
+def test_run_keeps_one_model(place: Path, tmp_path: Path) -> None:
+    code, said = call("run", "--epsilon", "0.5", *options(place), "--out", str(tmp_path), "--steps", "3")
+    assert code == 0, said
+    assert "validation" in said
+    assert diffusers.VQModel.from_pretrained(tmp_path / "eps-0.5000", low_cpu_mem_usage=False)
+
+
+def test_an_epsilon_outside_is_one_warning(place: Path, tmp_path: Path) -> None:
+    code, said = call("run", "--epsilon", "99", *options(place), "--out", str(tmp_path), "--steps", "1")
+    assert code == 0
+    assert said.count("ε = 99 is above") == 1
+    assert "UserWarning" not in said
+
+
+@pytest.mark.parametrize(("retain", "sentence"), [("empty", "holds no image"), ("ours", "in the retain set")])
+def test_images_that_cannot_be_used_are_one_sentence(place: Path, tmp_path: Path, retain: str, sentence: str) -> None:
+    code, said = call("sweep", *options(place, retain), "--out", str(tmp_path))
+    assert code == 1
+    assert said.startswith("Error: ")
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+def test_a_folder_that_is_no_model_is_one_sentence(place: Path, tmp_path: Path) -> None:
+    code, said = call("run", "--epsilon", "0.5", *options(place), "--model", str(place / "empty"))
+    assert code == 1
+    assert "Traceback" not in said
