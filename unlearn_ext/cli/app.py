@@ -74,8 +74,8 @@ Model = Annotated[
 ]  # fmt: skip
 Out = Annotated[Path, typer.Option("--out", help="Folder to write the run to.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Steps a model.", show_default="enough")]
-Rate = Annotated[float | None, typer.Option(help="Learning rate.", show_default="the optimizer's own")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Steps a model.", show_default="what suits the small model")]
+Rate = Annotated[float | None, typer.Option(help="Learning rate.", show_default="what suits the small model")]
 Points = Annotated[int, typer.Option(min=1, help="How many ε between the boundaries.")]
 
 

@@ -84,7 +84,7 @@ def prepare(sources: Sources, seed: int, progress: Callback) -> Problem:
 
 def describe(name: str, classes: list[int] | tuple[int, ...]) -> str:
     """A built-in set as the report names it."""
-    return f"{name} without {', '.join(map(str, classes))}"
+    return f"{name}, forgetting class {', '.join(map(str, classes))}"
 
 
 def settings(seed: int, steps: int | None, lr: float | None) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,11 @@ class RunFolder:
     def worst_miss(self) -> float:
         """The largest |f1 − ε|, in f1's own units."""
         return max((abs(point.miss) for point in self.points if point.miss is not None), default=0.0)
+
+    @property
+    def worst_miss_unseen(self) -> float:
+        """The same on validation images; NaN where the run had none."""
+        return max((abs(p.f1_validation - p.epsilon) for p in self.points if p.epsilon is not None), default=math.nan)
 
     @property
     def skipped_steps(self) -> int:
