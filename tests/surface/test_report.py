@@ -14,7 +14,6 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from unlearn_ext.errors import UserError
-
 from unlearn_ext.report import write_report
 from unlearn_ext.report.run_folder import read_run
 

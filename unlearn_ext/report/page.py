@@ -47,7 +47,7 @@ def _save_pngs(folder: Path, figures: dict[str, Figure]) -> None:
     folder.mkdir(exist_ok=True)
     with style():
         for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.png", dpi=120, facecolor="white")
+            figure.savefig(folder / f"{name}.png", dpi=120, facecolor="white", bbox_inches="tight", pad_inches=0.12)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
