@@ -81,7 +81,7 @@ def convergence(run: RunFolder) -> Figure:
     """f1, f2, ψ and λ step by step, one line a point: the noise faint, its running mean bold."""
     with style():
         figure = Figure(figsize=(10.4, 6.4))
-        figure.get_layout_engine().set(hspace=0.06, wspace=0.05)
+        figure.get_layout_engine().set(hspace=0.1, wspace=0.05)
         panels = dict(zip(CURVES, figure.subplots(2, 2).flat, strict=True))
         for point, shade in zip(run.points, shades(len(run.points)), strict=True):
             curves = run.history.get(point.name)
@@ -95,8 +95,10 @@ def convergence(run: RunFolder) -> Figure:
         for name, axes in panels.items():
             axes.set_title(_TITLES[name])
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        for name in ("psi", "lam"):
-            _focus(panels[name], run, name)
+        _focus(panels["psi"], run, "psi")
+        panels["lam"].set_yscale("symlog", linthresh=0.01, linscale=0.4)  # spans decades, and is often exactly 0
+        panels["lam"].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panels["lam"].set_ylim(bottom=0)
         _log_when_wide(panels["f2"], [v for c in run.history.values() for v in c["f2"]])
         for axes in (panels["psi"], panels["lam"]):
             axes.set_xlabel("step")
