@@ -68,6 +68,15 @@ def test_images_that_cannot_be_used_are_one_sentence(place: Path, tmp_path: Path
     assert "Traceback" not in said
 
 
+def test_a_model_for_other_images_is_one_sentence(tmp_path: Path) -> None:
+    diffusers.VQModel(in_channels=3, block_out_channels=(8,), norm_num_groups=4, sample_size=8).save_pretrained(
+        tmp_path
+    )
+    code, said = call("run", "--epsilon", "0.5", "--model", str(tmp_path), "--data", "mnist")
+    assert code == 1
+    assert said == "Error: the model takes images of 3 channels; those of mnist have 1."
+
+
 def test_a_folder_that_is_no_model_is_one_sentence(place: Path, tmp_path: Path) -> None:
     code, said = call("run", "--epsilon", "0.5", *options(place), "--model", str(place / "empty"))
     assert code == 1

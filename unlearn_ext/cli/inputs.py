@@ -79,6 +79,9 @@ def prepare(sources: Sources, seed: int, progress: Callback) -> Problem:
         from ..pretrain import pretrained
 
         model = pretrained(images, task, seed=seed, progress=progress)
+    channels = images.forget.shape[1]
+    if model.channels != channels:
+        raise UserError(f"the model takes images of {model.channels} channels; those of {images.name} have {channels}.")
     return Problem(model, images, task, describe(images.name, classes))
 
 
