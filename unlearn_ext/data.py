@@ -120,7 +120,7 @@ def divide(
     if both:
         raise UserError(
             f"{len(both)} image{'s are' if len(both) > 1 else ' is'} in the forget set and in the retain set: "
-            "the same image cannot be forgotten and retained."
+            "the same image cannot be forgotten and retained; remove it from one of them."
         )
     generator = torch.Generator().manual_seed(seed)
     parts = []

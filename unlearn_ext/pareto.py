@@ -70,6 +70,17 @@ class ParetoPoint:
         """(f1, f2) over the training part."""
         return self.f1, self.f2
 
+    @property
+    def miss(self) -> float:
+        """How far above (+) or below (−) its ε the model ended."""
+        return self.f1 - self.epsilon
+
+    @property
+    def label(self) -> str:
+        """The point as a person would call it."""
+        names = {"boundary-high": "most forgotten", "boundary-low": "least forgotten"}
+        return names.get(self.role, f"ε = {self.epsilon:.3g}")
+
 
 @dataclass(frozen=True)
 class ParetoFront:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 EPSILONS = (0.3, 0.6, 0.9)
-POINTS = (("boundary-high", "boundary-high", None), *((f"eps-{e:.4f}", "epsilon", e) for e in EPSILONS),
-          ("boundary-low", "boundary-low", None))  # fmt: skip
+POINTS = (("boundary-high", "boundary-high", 0.04), *((f"eps-{e:.4f}", "epsilon", e) for e in EPSILONS),
+          ("boundary-low", "boundary-low", 1.2))  # fmt: skip
 
 
 def write_run(folder: Path, **metrics: object) -> Path:
@@ -20,12 +20,12 @@ def write_run(folder: Path, **metrics: object) -> Path:
     rng = np.random.default_rng(0)
     front, history = [], []
     for name, role, epsilon in POINTS:
-        f1 = {"boundary-high": 0.04, "boundary-low": 1.2}.get(name, (epsilon or 0) + rng.normal(0, 0.004))
+        f1 = epsilon + rng.normal(0, 0.004)
         f2 = 0.02 * np.exp(-2.6 * f1)
-        front.append([name, role, epsilon or "", f1, f2, f1 * 1.03, f2 * 1.1, 60, 4.2, False])
+        front.append([name, role, epsilon, f1, f2, f1 * 1.03, f2 * 1.1, 60, 4.2, False])
         for step in range(60):
             now = f1 + (1.32 - f1) * np.exp(-step / 12) + rng.normal(0, 0.02)
-            history.append([name, step, epsilon or "", now, f2 * (1 - np.exp(-step / 20)) + 1e-5, 100 * (now - f1),
+            history.append([name, step, epsilon, now, f2 * (1 - np.exp(-step / 20)) + 1e-5, 100 * (now - f1),
                             abs(rng.normal(0.05, 0.01)), step == 30 and epsilon == 0.3])  # fmt: skip
     _table(folder / "front.csv", "name,role,epsilon,f1,f2,f1_validation,f2_validation,steps,seconds,dominated", front)
     _table(folder / "history.csv", "point,step,epsilon,f1,f2,psi,lam,skipped", history)

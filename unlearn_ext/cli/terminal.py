@@ -95,9 +95,8 @@ def front_table(run: RunFolder) -> Table:
     for heading in ("ε asked", "f1 reached", "miss", "f2 cost"):
         table.add_column(heading, justify="right")
     for point in run.points:
-        miss = "–" if point.miss is None else f"{point.miss:+.4f} ({100 * point.miss / run.span:+.1f} %)"
-        asked = "–" if point.epsilon is None else f"{point.epsilon:.4f}"
-        table.add_row(escape(point.name), asked, f"{point.f1:.4f}", miss, f"{point.f2:.5f}")
+        miss = f"{point.miss:+.4f} ({100 * point.miss / run.span:+.1f} %)"
+        table.add_row(escape(point.name), f"{point.epsilon:.4f}", f"{point.f1:.4f}", miss, f"{point.f2:.5f}")
     return table
 
 

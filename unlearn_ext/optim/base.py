@@ -1,5 +1,6 @@
 """What the optimizers share: holding the constraint's gradient, the control, the two phases, the stats."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 
 import torch
@@ -216,8 +217,10 @@ class EpsilonOptimizer(Optimizer):
                     values.append(value)
         return operands
 
+    @abstractmethod
     def _hyper(self, group: dict) -> list[float | Tensor]:
-        raise NotImplementedError  # pragma: no cover
+        """The group's values, in the order of ``layout.Hyper``."""
 
+    @abstractmethod
     def _state_of(self, param: Tensor, group: dict) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        raise NotImplementedError  # pragma: no cover
+        """First moment, second moment and step counter of a parameter, made when they are first asked for."""

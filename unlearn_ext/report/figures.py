@@ -37,7 +37,7 @@ def front(run: RunFolder) -> Figure:
             [p.f1_validation for p in points], [p.f2_validation for p in points], "o--", color=ORANGE, linewidth=1.2,
             markersize=6, markerfacecolor="none", markeredgewidth=1.4, zorder=5,
         )  # fmt: skip
-        worse = [p for p in points if p.dominated]
+        worse = run.worse
         axes.scatter(
             [p.f1 for p in worse], [p.f2 for p in worse], s=130, marker="x", color=VERMILION, linewidth=2, zorder=6,
         )  # fmt: skip
@@ -56,8 +56,6 @@ def front(run: RunFolder) -> Figure:
 
 def steering(run: RunFolder) -> Figure:
     """f1 reached against ε asked, the diagonal being obedience."""
-    asked = [(point, shade) for point, shade in zip(run.points, shades(len(run.points)), strict=True)]
-    asked = [(point, shade) for point, shade in asked if point.miss is not None]
     with style():
         figure = Figure(figsize=(5.8, 4.8))
         axes = figure.subplots()
@@ -66,10 +64,10 @@ def steering(run: RunFolder) -> Figure:
         axes.fill_between(ends, ends - allowed, ends + allowed, color=GREEN, alpha=0.16, linewidth=0,
                           label=f"within {_MISS_ALLOWED:.0%} of f1's reach")  # fmt: skip
         axes.plot(ends, ends, color=GREEN, linewidth=1.2, label="exactly as asked")
-        for point, shade in asked:
+        for point, shade in zip(run.points, shades(len(run.points)), strict=True):
             axes.scatter(point.epsilon, point.f1, s=64, color=[shade], edgecolor="white", linewidth=0.8, zorder=4)
         axes.scatter(
-            [p.epsilon for p, _ in asked], [p.f1_validation for p, _ in asked], s=34, facecolor="none",
+            [p.epsilon for p in run.points], [p.f1_validation for p in run.points], s=34, facecolor="none",
             edgecolor=ORANGE, linewidth=1.4, zorder=5, label="validation images",
         )  # fmt: skip
         axes.set(xlabel="ε asked", ylabel="f1 reached", xlim=ends, ylim=ends)
@@ -90,8 +88,7 @@ def convergence(run: RunFolder) -> Figure:
             for name, axes in panels.items():
                 axes.plot(curves["step"], curves[name], color=shade, alpha=0.18, linewidth=0.7)
                 axes.plot(*_running_mean(curves["step"], curves[name]), color=shade, linewidth=1.6, label=point.label)
-            if point.epsilon is not None:
-                panels["f1"].axhline(point.epsilon, color=shade, linestyle=":", linewidth=1)
+            panels["f1"].axhline(point.epsilon, color=shade, linestyle=":", linewidth=1)
         for name, axes in panels.items():
             axes.set_title(_TITLES[name])
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
