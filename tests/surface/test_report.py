@@ -87,7 +87,7 @@ def test_an_unfinished_run_is_named(run_folder: Path, missing: str) -> None:
 @pytest.mark.parametrize(("name", "content"), [("metrics.json", "{"), ("front.csv", "name\nx\n"), ("samples.npz", "x")])
 def test_a_broken_file_is_one_sentence(run_folder: Path, name: str, content: str) -> None:
     (run_folder / name).write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match="cannot be read as a (run|Pareto front)"):
+    with pytest.raises(UserError, match=r"cannot be read as a (run|Pareto front)"):
         write_report(run_folder)
 
 
