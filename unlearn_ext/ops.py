@@ -230,25 +230,17 @@ def control_block(
     ]
 
 
-_UNCONSTRAINED = (Kind.UNCONSTRAINED, 0.0, nan, 0.0, 1.0, 0.0, inf)
-_GIVEN = (Kind.GIVEN, 0.0, nan, 0.0, 1.0, 0.0, inf)
-
-
-def unconstrained() -> tuple[float, ...]:
-    """The coefficients of a step that holds no constraint: λ = 0."""
-    return _UNCONSTRAINED
-
-
-def given_psi() -> tuple[float, ...]:
-    """The coefficients of a step whose ψ the caller writes to ``control[Control.GIVEN_PSI]``."""
-    return _GIVEN
+#: The coefficients of a step that holds no constraint: λ = 0.
+UNCONSTRAINED = (Kind.UNCONSTRAINED, 0.0, nan, 0.0, 1.0, 0.0, inf)
+#: The coefficients of a step whose ψ the caller writes to ``control[Control.GIVEN_PSI]``.
+GIVEN_PSI = (Kind.GIVEN, 0.0, nan, 0.0, 1.0, 0.0, inf)
 
 
 def _projection(directions: Sequence[Tensor], constraint_grads: Sequence[Tensor]) -> TwoPhase:
     step = TwoPhase(directions[0].device)
     none = [None] * len(directions)
     step.hyper[:, Hyper.LR] = 1.0
-    step.control.copy_(torch.tensor(control_block(_GIVEN)))
+    step.control.copy_(torch.tensor(control_block(GIVEN_PSI)))
     step.begin(Rule.PROJECT, Operands(none, directions, constraint_grads, none, none, none, [0] * len(directions)))
     return step
 

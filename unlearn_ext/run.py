@@ -164,7 +164,7 @@ def warn_if_outside(epsilon: float, highest: float, lowest: float) -> None:
     Args:
         epsilon: ε.
         highest: f1 at the highest completeness.
-        lowest: f1 at the lowest completeness.
+        lowest: f1 at the lowest completeness, or of the unmodified model where that boundary is not known.
     """
     if epsilon < highest:
         warnings.warn(
@@ -174,7 +174,7 @@ def warn_if_outside(epsilon: float, highest: float, lowest: float) -> None:
         )
     elif epsilon > lowest:
         warnings.warn(
-            f"ε = {epsilon:.4g} is above f1 = {lowest:.4g} of the lowest completeness: the constraint asks for less "
-            "than costs nothing, so the model will stay close to unmodified.",
+            f"ε = {epsilon:.4g} is above f1 = {lowest:.4g}, where forgetting already costs next to nothing: the "
+            "constraint asks for even less, so the model will stay close to unmodified.",
             stacklevel=3,
         )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import cloned, operands_like, run_step, written
+from steps import cloned, operands_like, run_step, written
 
 from unlearn_ext.binary import why_not
 from unlearn_ext.layout import Report, Rule

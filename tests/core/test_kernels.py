@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import cloned, needs_kernels, operands_like, run_step, written
+from steps import cloned, needs_kernels, operands_like, run_step, written
 
 from unlearn_ext import binary, layout, ops
 from unlearn_ext.layout import Hyper, Report, Rule
@@ -176,7 +176,7 @@ def test_groups_keep_their_own_sums_and_rates():
 def two_group_step(operands, fused):
     step = ops.TwoPhase(torch.device("cpu"), groups=2, fused=fused)
     step.hyper[:, Hyper.LR] = torch.tensor([0.1, 0.003], dtype=torch.float64)
-    step.control.copy_(torch.tensor(ops.control_block(ops.given_psi(), max_norm=0.5, lambda_max=3.0)))
+    step.control.copy_(torch.tensor(ops.control_block(ops.GIVEN_PSI, max_norm=0.5, lambda_max=3.0)))
     step.control[-1] = 0.7
     step.begin(Rule.SGD, operands)
     step.stats()

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import HYPER, cloned, operands_like, run_step, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, minimize
+from steps import HYPER, cloned, operands_like, run_step, written
 
 from unlearn_ext import ops
 from unlearn_ext.layout import Hyper, Report, Rule
@@ -175,7 +175,7 @@ def test_registered_ops_pass_torchs_own_check():
     torch.library.opcheck(ops.halfspace_stats, (d, g1))
     torch.library.opcheck(ops.halfspace_project_, (d, g1, torch.tensor(1.0)))
     hyper = torch.tensor([[0.1, 0.9, 0.0, 1e-8, 0.0, 0.0, 0.0]], dtype=torch.float64)
-    control = torch.tensor(ops.control_block(ops.unconstrained()), dtype=torch.float64)
+    control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
     p, m, v, steps = ([torch.rand(5), torch.rand(3)] for _ in range(4))
     steps = [torch.tensor(1.0), torch.tensor(1.0)]
     report = torch.zeros(10, dtype=torch.float64)

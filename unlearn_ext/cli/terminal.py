@@ -60,7 +60,7 @@ class Watch:
             self._start_stage(now)
         self._last = now
         for task in self._overall.tasks:
-            done = now.index + now.step / now.steps  # a point's corrections count their steps from 0 again
+            done = now.index + now.step / now.steps  # falls when corrections add steps to the plan
             self._overall.update(task.id, completed=max(done, task.completed), total=now.total)
         for task in self._steps.tasks:
             self._steps.update(task.id, completed=now.step, total=now.steps, numbers=_numbers(now))

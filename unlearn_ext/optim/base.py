@@ -93,11 +93,11 @@ class Constraint:
 
     def _write_control(self, phases: TwoPhase) -> None:
         if self.value is None:
-            coefficients = ops.unconstrained()
+            coefficients = ops.UNCONSTRAINED
         elif hasattr(self.control, "coefficients"):
             coefficients = self.control.coefficients()
         else:
-            coefficients = ops.given_psi()
+            coefficients = ops.GIVEN_PSI
         block = ops.control_block(coefficients, self.max_norm, self.lambda_max)
         if repr(block) != repr(self._written):  # by repr: NaN stands for "no alpha" and equals nothing
             phases.control.copy_(torch.tensor(block, dtype=phases.control.dtype), non_blocking=True)

@@ -65,7 +65,7 @@ def run_step(rule: Rule, operands: Operands, psi: float, fused: bool | None, dev
     step = TwoPhase(torch.device(device), fused=fused)
     for column, value in HYPER[rule].items():
         step.hyper[:, column] = value
-    step.control.copy_(torch.tensor(ops.control_block(ops.given_psi()), dtype=torch.float64))
+    step.control.copy_(torch.tensor(ops.control_block(ops.GIVEN_PSI), dtype=torch.float64))
     step.control[-1] = psi
     step.report[Report.CONSTRAINT] = 1.0
     step.begin(rule, operands)
