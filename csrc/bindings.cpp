@@ -1,10 +1,13 @@
-// The one file that knows Python. Tensors arrive as addresses that ops.py has checked; nothing of torch is linked.
+// What Python sees of the kernels. Nothing of torch is linked: table.cpp reads tensors through DLPack.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <string>
 
 #include "cpu/kernels.h"
 #include "rules.h"
+#include "table.h"
 #if defined(UX_CUDA)
 #include "cuda/step.h"
 #endif
@@ -16,24 +19,28 @@ namespace {
 
 template <class T> T* at(uintptr_t address) { return reinterpret_cast<T*>(address); }
 
-Job make_job(int rule, uintptr_t rows, int64_t n_rows, int64_t n_chunks, int64_t n_groups, uintptr_t hyper, uintptr_t control,
-             uintptr_t partials, uintptr_t sums, uintptr_t report, bool solve) {
+// `blocks`: addresses of hyper, control, partials, sums and report, as ops.py made them.
+Job make_job(int rule, const Table& table, int64_t n_groups, std::array<uintptr_t, 5> blocks, py::handle constraint, bool solve) {
+    const auto [address, dtype] = constraint.is_none() ? std::pair<const void*, DType>{nullptr, DType::f64} : table.scalar(constraint);
+    return {Rule(rule), dtype, solve, table.counts_steps(), static_cast<int64_t>(table.rows().size()), table.turns(), table.chunk(),
+            n_groups, address, at<const double>(blocks[0]), at<const double>(blocks[1]), at<double>(blocks[2]),
+            at<double>(blocks[3]), at<double>(blocks[4])};
+}
+
+Rule rule_of(int rule) {
     if (rule < 0 || rule > int(Rule::adamw)) throw py::value_error("rule must be 0 (project), 1 (sgd) or 2 (adamw)");
-    if (n_rows < 0 || n_chunks < 0 || n_groups < 1) throw py::value_error("a job needs counts >= 0 and at least one group");
-    if (!hyper || !control || !sums || !report) throw py::value_error("a job needs hyper, control, sums and report");
-    return {Rule(rule), at<const Row>(rows), n_rows, n_chunks, n_groups, at<const double>(hyper), at<const double>(control),
-            at<double>(partials), at<double>(sums), at<double>(report), solve};
+    return Rule(rule);
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "Kernels of unlearn_ext. Use unlearn_ext.ops, which checks what it passes.";
-    m.attr("CHUNK") = kChunk;
     m.attr("SUMS") = int(kSums);
     m.attr("HYPER") = int(kHyper);
     m.attr("CONTROL") = int(kControl);
     m.attr("REPORT") = int(kReport);
+    m.attr("ROW_BYTES") = sizeof(Row);
     m.def("cpu_isa", [] { return cpu::chosen()->isa; });
     m.def("cpu_isas", [] {
         py::list names;
@@ -46,17 +53,32 @@ PYBIND11_MODULE(_C, m) {
         throw py::value_error("this processor has no " + name);
     }, "For tests and benchmarks: every instruction set gives the same bits.");
 
+    py::class_<Table>(m, "Table")
+        .def(py::init<py::capsule, int>(), py::arg("exchange"), py::arg("gpu"))
+        .def("read", [](Table& table, int rule, const py::tuple& lists, const py::list& groups) {
+            return table.read(rule_of(rule), lists, groups);
+        })
+        .def("changed", &Table::changed)
+        .def_property_readonly("scattered", &Table::scattered)
+        .def_property_readonly("turns", &Table::turns)
+        .def_property_readonly("bytes", [](const Table& table) {
+            return py::bytes(reinterpret_cast<const char*>(table.rows().data()), table.rows().size() * sizeof(Row));
+        })
+        .def("__len__", [](const Table& table) { return table.rows().size(); });
     py::class_<Job>(m, "Job").def(py::init(&make_job));
-    m.def("stats", [](const Job& job, int threads) { cpu::run_stats(job, threads); }, py::call_guard<py::gil_scoped_release>());
-    m.def("apply", [](const Job& job, int threads) { cpu::run_apply(job, threads); }, py::call_guard<py::gil_scoped_release>());
+    m.def("stats", [](const Table& table, const Job& job, int threads) { cpu::run_stats(table.rows().data(), job, threads); },
+          py::call_guard<py::gil_scoped_release>());
+    m.def("apply", [](const Table& table, const Job& job, int threads) { cpu::run_apply(table.rows().data(), job, threads); },
+          py::call_guard<py::gil_scoped_release>());
 
 #if defined(UX_CUDA)
     m.attr("CUDA_ARCHS") = UX_CUDA_ARCHS;
-    m.def("cuda_stats", [](const Job& job, uintptr_t counter, int device, uintptr_t stream) {
-        cuda::run_stats(job, at<uint32_t>(counter), device, at<void>(stream));
+    m.def("cuda_rows_in_arguments", &cuda::rows_in_arguments, "How many rows a launch carries; more need a table on the device.");
+    m.def("cuda_stats", [](const Table& table, const Job& job, uintptr_t device_rows, uintptr_t counter, int device, uintptr_t stream) {
+        cuda::run_stats({table.rows().data(), at<const Row>(device_rows)}, job, at<uint32_t>(counter), device, at<void>(stream));
     });
-    m.def("cuda_apply", [](const Job& job, uintptr_t counter, int device, uintptr_t stream) {
-        cuda::run_apply(job, at<uint32_t>(counter), device, at<void>(stream));
+    m.def("cuda_apply", [](const Table& table, const Job& job, uintptr_t device_rows, uintptr_t counter, int device, uintptr_t stream) {
+        cuda::run_apply({table.rows().data(), at<const Row>(device_rows)}, job, at<uint32_t>(counter), device, at<void>(stream));
     });
 #else
     m.attr("CUDA_ARCHS") = "";

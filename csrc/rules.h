@@ -35,12 +35,16 @@ constexpr unsigned bit(int operand) { return 1u << operand; }
 
 UX_HD float root(float x) { return sqrtf(x); }
 
+// 1 − βᵗ, in float and yet to float's last bit: β − 1 is taken in double, and neither function cancels.
+UX_HD float bias(double beta, float t) { return -expm1f(t * log1pf(float(beta - 1.0))); }
+
 // d = g2 and P = I; g is written over g2.
 struct ProjectRule {
     static constexpr unsigned kReads = bit(kGrad) | bit(kConstraintGrad);
     static constexpr unsigned kWrites = bit(kGrad);
 
-    UX_HD ProjectRule(const double*, const Row&) {}
+    UX_HD ProjectRule(const double*, bool, float) {}
+    UX_HD unsigned stats_reads() const { return kReads; }
     template <class F> UX_HD Element<F> element(F* x) const { return {x[kGrad], x[kConstraintGrad], F{} + 1.0f}; }
     template <class F> UX_HD void step(F* x, const Element<F>& e, float lambda, float scale) const {
         x[kGrad] = (e.direction + e.constraint * lambda) * scale;
@@ -55,13 +59,13 @@ struct SgdRule {
     float lr, momentum, nesterov_momentum, fresh, weight_decay, sign;
     bool has_momentum, nesterov;
 
-    UX_HD SgdRule(const double* h, const Row& row)
+    UX_HD SgdRule(const double* h, bool has_first, float t)
         : lr(float(h[kLr])), momentum(float(h[kBeta1])), nesterov_momentum(momentum),
           fresh(float(1 - h[kBeta2])), weight_decay(float(h[kWeightDecay])),
-          sign(h[kMaximize] != 0 ? -1.0f : 1.0f), has_momentum(row.data[kFirst] != 0), nesterov(h[kNesterov] != 0) {
-        const bool first = row.step && *reinterpret_cast<const float*>(row.step) == 0.0f;
-        if (first) momentum = 0.0f, fresh = 1.0f;  // torch starts the buffer with the gradient, undampened
+          sign(h[kMaximize] != 0 ? -1.0f : 1.0f), has_momentum(has_first), nesterov(h[kNesterov] != 0) {
+        if (t == 1.0f) momentum = 0.0f, fresh = 1.0f;  // torch starts the buffer with the gradient, undampened
     }
+    UX_HD unsigned stats_reads() const { return weight_decay == 0.0f ? kReads & ~bit(kParam) : kReads; }
 
     template <class F> UX_HD Element<F> element(F* x) const {
         const F grad = x[kGrad] * sign + x[kParam] * weight_decay;
@@ -82,19 +86,20 @@ struct AdamWRule {
 
     float lr, beta2, first_fresh, second_fresh, eps, weight_decay, sign, first_correction, second_correction;
 
-    UX_HD AdamWRule(const double* h, const Row& row)
+    UX_HD AdamWRule(const double* h, bool, float t)
         : lr(float(h[kLr])), beta2(float(h[kBeta2])), first_fresh(float(1 - h[kBeta1])), second_fresh(float(1 - h[kBeta2])),
           eps(float(h[kEps])), weight_decay(float(h[kWeightDecay])), sign(h[kMaximize] != 0 ? -1.0f : 1.0f) {
-        const double t = double(*reinterpret_cast<const float*>(row.step)) + 1.0;
-        first_correction = float(1.0 / (1.0 - pow(h[kBeta1], t)));
-        second_correction = float(1.0 / sqrt(1.0 - pow(h[kBeta2], t)));
+        first_correction = 1.0f / bias(h[kBeta1], t);
+        second_correction = 1.0f / sqrtf(bias(h[kBeta2], t));
     }
+    UX_HD unsigned stats_reads() const { return weight_decay == 0.0f ? kReads & ~bit(kParam) : kReads; }
     template <class F> UX_HD Element<F> element(F* x) const {
         const F grad = x[kGrad] * sign;
         x[kFirst] = x[kFirst] + (grad - x[kFirst]) * first_fresh;
         x[kSecond] = x[kSecond] * beta2 + (grad * grad + x[kConstraintGrad] * x[kConstraintGrad]) * second_fresh;
         const F metric = root(x[kSecond]) * second_correction + eps;
-        return {x[kFirst] * first_correction / metric + x[kParam] * weight_decay, x[kConstraintGrad] / metric, metric};
+        const F inverse = 1.0f / metric;
+        return {x[kFirst] * first_correction * inverse + x[kParam] * weight_decay, x[kConstraintGrad] * inverse, metric};
     }
     template <class F> UX_HD void step(F* x, const Element<F>& e, float lambda, float scale) const {
         x[kParam] = x[kParam] - (e.direction + e.constraint * lambda) * (scale * lr);
@@ -102,6 +107,7 @@ struct AdamWRule {
 };
 
 UX_HD double clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
+UX_HD double power(double x, double p) { return p == 1.0 ? x : pow(x, p); }  // the usual exponent costs nothing
 UX_HD bool finite(double x) { return x - x == 0.0; }  // std::isfinite may be folded away; this may not without fast-math
 
 // Sums of all groups, weighted with their learning rates where the promise is about the step.
@@ -128,10 +134,10 @@ UX_HD double required_decrease(const double* c, double constraint, double integr
     double decrease = 0;
     switch (int(c[kKind])) {
         case kGiven: decrease = t.mean_lr * c[kGivenPsi]; break;
-        case kGradientNorm: decrease = t.mean_lr * c[kAlpha] * pow(t.sq_constraint, 0.5 * c[kDelta]); break;
+        case kGradientNorm: decrease = t.mean_lr * c[kAlpha] * power(t.sq_constraint, 0.5 * c[kDelta]); break;
         case kEpsilonGap: {
             const double gap = constraint - c[kEpsilon];
-            const double shape = (gap < 0 ? -1.0 : 1.0) * pow(fabs(gap), c[kDelta]) + c[kIntegralGain] * integral;
+            const double shape = (gap < 0 ? -1.0 : 1.0) * power(fabs(gap), c[kDelta]) + c[kIntegralGain] * integral;
             decrease = c[kAlpha] == c[kAlpha] ? t.mean_lr * c[kAlpha] * shape : c[kRate] * shape;  // NaN: no alpha was given
             break;
         }

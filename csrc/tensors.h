@@ -12,35 +12,61 @@
 
 namespace ux {
 
-enum class DType : uint8_t { f32 = 0, bf16 = 1, f16 = 2 };
+enum class DType : uint8_t { f32 = 0, bf16 = 1, f16 = 2, f64 = 3 };  // f64: f1 alone, never an operand
 enum class Rule : int { project = 0, sgd = 1, adamw = 2 };
 
 enum Operand { kParam, kGrad, kConstraintGrad, kFirst, kSecond, kOperands };
 
-// Elements of one unit of work. Partial sums are indexed by global chunk number and combined in that order, so the
-// result does not depend on how many threads or blocks shared the chunks.
-constexpr int64_t kChunk = 16384;
+// A chunk is the work of one warp, a turn that of one block or of one thread of the CPU. Partial sums are indexed by turn
+// and combined in that order, so the result does not depend on how many threads or blocks shared the turns.
+constexpr int kTurn = 8;               // chunks
+constexpr int64_t kLeastChunk = 1024;  // elements; doubled until the turns are few enough
+constexpr int64_t kMostTurns = 16384;  // 40 bytes of partial sums each: 640 KB, whatever the model's size
 
-// One tensor and everything that is stepped with it. Mirrors unlearn_ext/ops.py: an int64 array of shape [rows, 9].
+// One tensor and everything that is stepped with it.
 struct Row {
     int64_t data[kOperands];  // addresses; 0: the operand is absent and reads as zero
     int64_t step;             // address of the float32 step counter; 0: the rule keeps none
     int64_t numel;
-    int64_t first_chunk;      // chunks of all the rows before this one
-    int64_t tags;             // four bits of dtype for each operand, the group from bit 32 on
+    int64_t first_chunk;      // chunks of all the rows before this one; a group begins on a new turn
+    int64_t tags;             // four bits of dtype for each operand; the head from bit 24; the group from bit 32 on
 
     UX_HD DType dtype(int operand) const { return static_cast<DType>((tags >> (4 * operand)) & 15); }
+    UX_HD int head() const { return static_cast<int>((tags >> 24) & 15); }  // elements before the first aligned one
     UX_HD int group() const { return static_cast<int>(tags >> 32); }
-    UX_HD void* address(int operand, int64_t element) const {
+    UX_HD char* address(int operand, int64_t element) const {
         const int64_t width = dtype(operand) == DType::f32 ? 4 : 2;
         return data[operand] ? reinterpret_cast<char*>(data[operand]) + element * width : nullptr;
     }
 };
-static_assert(sizeof(Row) == 9 * sizeof(int64_t), "ops.py fills rows of nine int64");
+static_assert(sizeof(Row) == 72, "rows are compared and copied as bytes");
 
-// The row that holds a chunk: the last one that starts at or before it. Empty tensors own no chunk and are never found.
-UX_HD int64_t row_of_chunk(const Row* rows, int64_t n_rows, int64_t chunk) {
-    int64_t low = 0, high = n_rows;
+// Everything one phase of one step needs, but for the rows, which travel beside it. Rows are sorted by group.
+struct Job {
+    Rule rule;
+    DType constraint_dtype;
+    bool solve;             // stats also solves the QP; false where a collective or a callable ψ stands in between
+    bool counts_steps;      // some row has a step counter
+    int64_t n_rows;
+    int64_t n_turns;
+    int64_t chunk;          // elements
+    int64_t n_groups;
+    const void* constraint; // f1, one element; null: report[kConstraint] holds it
+    const double* hyper;    // [n_groups, kHyper]
+    const double* control;  // [kControl]
+    double* partials;       // [kSums, n_turns]
+    double* sums;           // [n_groups, kSums]
+    double* report;         // [kReport]
+};
+
+// A chunk's elements [begin, end) of its row; none where a group's last turn is not full.
+struct Place {
+    int64_t row, begin, end;
+};
+
+// The row that holds a chunk is the last one that starts at or before it; an empty tensor shares its start with the next.
+template <class Rows> UX_HD int64_t row_of(const Rows& rows, const Job& job, int64_t chunk) {
+    int64_t low = 0, high = job.n_rows;
     while (high - low > 1) {
         const int64_t middle = low + (high - low) / 2;
         if (rows[middle].first_chunk <= chunk) low = middle; else high = middle;
@@ -48,19 +74,11 @@ UX_HD int64_t row_of_chunk(const Row* rows, int64_t n_rows, int64_t chunk) {
     return low;
 }
 
-// Everything one phase of one step needs. `rows` are sorted by group.
-struct Job {
-    Rule rule;
-    const Row* rows;
-    int64_t n_rows;
-    int64_t n_chunks;
-    int64_t n_groups;
-    const double* hyper;    // [n_groups, kHyper]
-    const double* control;  // [kControl]
-    double* partials;       // [n_chunks, kSums]
-    double* sums;           // [n_groups, kSums]
-    double* report;         // [kReport]
-    bool solve;             // stats also solves the QP; false where a collective or a callable ψ stands in between
-};
+template <class Rows> UX_HD Place place_of(const Rows& rows, const Job& job, int64_t row, int64_t chunk) {
+    const int64_t index = chunk - rows[row].first_chunk, numel = rows[row].numel;
+    const int64_t begin = index == 0 ? 0 : rows[row].head() + index * job.chunk;
+    const int64_t end = rows[row].head() + (index + 1) * job.chunk;
+    return {row, begin, end < numel ? end : numel};
+}
 
 }  // namespace ux

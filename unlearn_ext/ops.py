@@ -7,7 +7,6 @@ The optimizers use :class:`TwoPhase`. The functions at the end are the functiona
 from collections.abc import Sequence
 from math import inf, nan
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +15,8 @@ from .binary import kernels, why_not
 from .layout import Control, Hyper, Kind, Report, Rule, Sum
 from .reference import Operands
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+#: Indices of the lists of :class:`Operands` that a rule writes.
+_WRITES = {Rule.PROJECT: (1,), Rule.SGD: (0, 3), Rule.ADAMW: (0, 3, 4)}
 
 
 class TwoPhase:
@@ -39,32 +39,35 @@ class TwoPhase:
         self.sums = torch.zeros(groups, len(Sum), dtype=dtype, device=device)
         self.control = torch.zeros(len(Control), dtype=dtype, device=device)
         self.report = torch.zeros(len(Report), dtype=dtype, device=device)
-        self._kernels = _Kernels(self) if self._serves() else None
-
-    def _serves(self) -> bool:
-        if self.fused is False:
-            return False
-        reason = why_not(self.device)
-        if self.fused and reason:
+        reason = "the reference was asked for" if fused is False else why_not(device)
+        if fused and reason:
             raise RuntimeError(f"fused=True, but {reason}.")
-        return not reason
+        self._kernels = None if reason else (_Cuda if device.type == "cuda" else _Cpu)(self)
 
-    def begin(self, rule: Rule, operands: Operands) -> None:
+    def begin(self, rule: Rule, operands: Operands, constraint: Tensor | None = None) -> None:
         """Checks the operands and fixes the path for this step.
+
+        Args:
+            constraint: f1, one element; ``None``: ``report[Report.CONSTRAINT]`` holds it.
 
         Raises:
             ValueError: a gradient's or state's shape is not its parameter's.
             RuntimeError: operands on several devices; or ``fused=True`` and no kernel for a dtype.
         """
-        self.rule, self.operands = rule, operands
-        self._fused_now = self._kernels is not None and _check(rule, operands, self.device, self.fused)
-        if self._fused_now:
-            self._kernels.begin(rule, operands)
+        self.rule, self.operands, self._constraint = rule, operands, constraint
+        reason = self._kernels.begin(rule, operands, constraint) if self._kernels else "no kernels"
+        if self.fused and reason:
+            raise RuntimeError(f"fused=True, but {reason}.")
+        self._fused_now = not reason
+        if reason:
+            reference.check(rule, operands)
 
     def stats(self, solve: bool = True) -> None:
         if self._fused_now:
             self._kernels.stats(solve)
             return
+        if self._constraint is not None:
+            self.report[Report.CONSTRAINT].copy_(self._constraint)
         reference.stats(self.rule, self.operands, self.hyper, self.sums)
         if solve:
             self.solve()
@@ -82,140 +85,100 @@ class TwoPhase:
 class _Kernels:
     """The compiled path: the table of rows, and the workspace that outlives a step."""
 
+    gpu = -1
+
     def __init__(self, step: TwoPhase) -> None:
         self.step = step
-        self.cuda = step.device.type == "cuda"
         self.partials = torch.empty(0, dtype=torch.float64, device=step.device)
-        self.counter = torch.zeros(1, dtype=torch.int32, device=step.device)
-        self.table = np.empty((0, 9), np.int64)
-        self.device_table: Tensor | None = None
+        self.table = kernels.Table(torch.Tensor.__dlpack_c_exchange_api__, self.gpu)
 
-    def begin(self, rule: Rule, operands: Operands) -> None:
-        self.staged: list[tuple[Tensor, Tensor]] = []
-        table = self._rows(rule, operands)
-        chunks = -(-table[:, 6] // kernels.CHUNK)
-        ends = np.cumsum(chunks)
-        table[:, 7] = ends - chunks
-        total = int(ends[-1]) if len(ends) else 0
-        if self.partials.numel() < total * len(Sum):
-            self.partials = torch.empty(total * len(Sum), dtype=torch.float64, device=self.step.device)
-        self._job = (int(rule), self._address_of(table), len(table), total)
+    def begin(self, rule: Rule, operands: Operands, constraint: Tensor | None) -> str:
+        """Reads the operands; why no kernel serves them, or nothing."""
+        self.rule, self.constraint, self.staged = rule, constraint, []
+        self.lists = operands.lists()
+        if reason := self.table.read(rule, self.lists, operands.groups):
+            return reason
+        if self.table.scattered:
+            self._stage(self.table.scattered)
+            self.table.read(rule, self.lists, operands.groups)
+        if self.partials.numel() < self.table.turns * len(Sum):
+            self.partials = torch.empty(self.table.turns * len(Sum), dtype=torch.float64, device=self.step.device)
+        return ""
 
-    def _rows(self, rule: Rule, operands: Operands) -> np.ndarray:
-        table = np.zeros((len(operands), 9), np.int64)
-        tags = np.asarray(operands.groups, np.int64) << 32
-        lists = (operands.params, operands.grads, operands.constraint_grads, operands.firsts, operands.seconds)
-        flat = self._flat(rule, lists)
-        for column, tensors in enumerate(flat):
-            table[:, column] = [0 if t is None else t.data_ptr() for t in tensors]
-            tags += np.array([0 if t is None else _DTYPES[t.dtype] for t in tensors], np.int64) << (4 * column)
-        table[:, 5] = [0 if t is None else t.data_ptr() for t in operands.steps]
-        table[:, 6] = [t.numel() for t in (flat[1] if rule is Rule.PROJECT else flat[0])]
-        table[:, 8] = tags
-        self._alive = flat  # a staged copy must live until the step is over
-        return table
-
-    def _flat(self, rule: Rule, lists: tuple[Sequence[Tensor | None], ...]) -> list[list[Tensor | None]]:
-        """The operands as runs of memory in one order of elements; where a row's strides differ, contiguous copies."""
-        flat = [list(tensors) for tensors in lists]
-        writes = (1,) if rule is Rule.PROJECT else (0, 3, 4)
-        for row in range(len(flat[1])):
-            present = [tensors[row] for tensors in flat if tensors[row] is not None]
-            if all(t.is_contiguous() for t in present) or _same_dense(present):
-                continue
-            for column, tensors in enumerate(flat):
+    def _stage(self, rows: list[int]) -> None:
+        """Replaces the tensors of these rows by contiguous copies; those that the step writes are copied back."""
+        self.lists = tuple(list(tensors) for tensors in self.lists)
+        for column, tensors in enumerate(self.lists):
+            for row in rows:
                 original = tensors[row]
-                if original is None:
+                if original is None or original.is_contiguous():
                     continue
                 tensors[row] = original.contiguous()
-                if column in writes and tensors[row] is not original:
+                if column in _WRITES[self.rule]:
                     self.staged.append((original, tensors[row]))
-        return flat
 
-    def _address_of(self, table: np.ndarray) -> int:
-        """Where the kernels read the table: here, or on the device, refreshed only when a row changed."""
-        if not self.cuda:
-            self.table = table
-            return table.ctypes.data
-        if self.device_table is None or not np.array_equal(table, self.table):
-            self.table = table
-            if self.device_table is None or len(self.device_table) != len(table):
-                self.device_table = torch.empty(table.shape, dtype=torch.int64, device=self.step.device)
-            self.device_table.copy_(torch.from_numpy(table), non_blocking=True)
-        return self.device_table.data_ptr()
-
-    def _bound(self, solve: bool):
-        rule, rows, n_rows, n_chunks = self._job
+    def _job(self, solve: bool) -> object:
         step = self.step
-        pointers = (t.data_ptr() for t in (step.hyper, step.control, self.partials, step.sums, step.report))
-        return kernels.Job(rule, rows, n_rows, n_chunks, len(step.hyper), *pointers, solve)
+        blocks = [t.data_ptr() for t in (step.hyper, step.control, self.partials, step.sums, step.report)]
+        return kernels.Job(self.rule, self.table, len(step.hyper), blocks, self.constraint, solve)
 
-    def _where(self) -> tuple[int, int]:
-        index = self.step.device.index
-        device = torch.cuda.current_device() if index is None else index
-        return device, torch.cuda.current_stream(device).cuda_stream
-
-    def stats(self, solve: bool) -> None:
-        if self.cuda:
-            kernels.cuda_stats(self._bound(solve), self.counter.data_ptr(), *self._where())
-        else:
-            kernels.stats(self._bound(solve), torch.get_num_threads())
-
-    def apply_(self) -> None:
-        if self.cuda:
-            kernels.cuda_apply(self._bound(False), self.counter.data_ptr(), *self._where())
-        else:
-            kernels.apply(self._bound(False), torch.get_num_threads())
+    def _after_apply(self) -> None:
         for original, staged in self.staged:
             original.copy_(staged)
-        self.staged = []
-        self._bump_versions()
-
-    def _bump_versions(self) -> None:
-        """Autograd learns of the in-place writes it could not see."""
-        written = (1,) if self.step.rule is Rule.PROJECT else (0, 3, 4)
-        for column in written:
-            tensors = [t for t in self._alive[column] if t is not None]
-            if tensors:
+        for column in _WRITES[self.rule]:  # autograd learns of the in-place writes that it could not see
+            if tensors := [t for t in self.lists[column] if t is not None]:
                 torch.autograd.graph.increment_version(tensors)
 
 
-def _same_dense(tensors: list[Tensor]) -> bool:
-    first = tensors[0].stride()
-    return all(t.stride() == first for t in tensors) and torch.ops.aten.is_non_overlapping_and_dense(tensors[0])
+class _Cpu(_Kernels):
+    def stats(self, solve: bool) -> None:
+        kernels.stats(self.table, self._job(solve), torch.get_num_threads())
+
+    def apply_(self) -> None:
+        kernels.apply(self.table, self._job(False), torch.get_num_threads())
+        self._after_apply()
 
 
-def _check(rule: Rule, operands: Operands, device: torch.device, fused: bool | None) -> bool:
-    """Whether the kernels take these operands; raises where nothing can, or where ``fused=True`` promised so."""
-    like = operands.grads if rule is Rule.PROJECT else operands.params
-    lists = (operands.grads, operands.constraint_grads, operands.firsts, operands.seconds)
-    reason = ""
-    for row, owner in enumerate(like):
-        if owner.device.type != device.type or owner.is_sparse:
-            raise RuntimeError(
-                f"step: tensor {row} is {owner.layout} on {owner.device}; every tensor must be dense on {device}"
-            )
-        if owner.dtype not in _DTYPES:
-            reason = f"there is no kernel for {owner.dtype} parameters"
-        for tensors in lists:
-            tensor = tensors[row]
-            if tensor is None:
-                continue
-            if tensor.shape != owner.shape:
-                raise ValueError(
-                    f"step: tensor {row} has shape {tuple(owner.shape)} but a gradient or state of shape "
-                    f"{tuple(tensor.shape)}; zero the gradients and run both backward passes again"
-                )
-            if tensor.device.type != device.type or tensor.is_sparse:
-                raise RuntimeError(
-                    f"step: a gradient or state of tensor {row} is {tensor.layout} on {tensor.device}; "
-                    f"it must be dense on {device}"
-                )
-            if tensor.dtype not in _DTYPES:
-                reason = f"there is no kernel for {tensor.dtype} gradients or states"
-    if fused and reason:
-        raise RuntimeError(f"fused=True, but {reason}.")
-    return not reason
+class _Cuda(_Kernels):
+    """Two launches. The rows travel in their arguments, or lie in a table on the device that is made anew on change."""
+
+    def __init__(self, step: TwoPhase) -> None:
+        index = step.device.index
+        self.gpu = torch.cuda.current_device() if index is None else index
+        super().__init__(step)
+        self.counter = torch.zeros(1, dtype=torch.int32, device=step.device)
+        self.device_rows: Tensor | None = None
+        self.spare: Tensor | None = None
+        self.captured: list[Tensor] = []
+
+    def begin(self, rule: Rule, operands: Operands, constraint: Tensor | None) -> str:
+        reason = super().begin(rule, operands, constraint)
+        if not reason and len(self.table) > kernels.cuda_rows_in_arguments() and self.table.changed():
+            self._upload()
+        return reason
+
+    def _upload(self) -> None:
+        """From pinned memory, which a copy may read later and a graph may capture; a capture cannot allocate it."""
+        capturing = torch.cuda.is_current_stream_capturing()
+        rows = torch.frombuffer(bytearray(self.table.bytes), dtype=torch.int64)
+        if self.spare is None or self.spare.numel() != rows.numel():
+            self.spare = torch.empty_like(rows, pin_memory=True)
+        pinned, self.spare = self.spare.copy_(rows), None if capturing else torch.empty_like(rows, pin_memory=True)
+        self.device_rows = torch.empty_like(rows, device=self.step.device)
+        self.device_rows.copy_(pinned, non_blocking=True)
+        if capturing:
+            self.captured += [pinned, self.device_rows]  # a replay reads both again
+
+    def _where(self) -> tuple[int, int, int, int]:
+        rows = 0 if self.device_rows is None else self.device_rows.data_ptr()
+        return rows, self.counter.data_ptr(), self.gpu, torch.cuda.current_stream(self.gpu).cuda_stream
+
+    def stats(self, solve: bool) -> None:
+        kernels.cuda_stats(self.table, self._job(solve), *self._where())
+
+    def apply_(self) -> None:
+        kernels.cuda_apply(self.table, self._job(False), *self._where())
+        self._after_apply()
 
 
 def control_block(

@@ -38,6 +38,10 @@ class Operands:
     def __len__(self) -> int:
         return len(self.grads)
 
+    def lists(self) -> tuple[Sequence[Tensor | None], ...]:
+        """The tensors, list by list, in the order of the attributes."""
+        return self.params, self.grads, self.constraint_grads, self.firsts, self.seconds, self.steps
+
 
 @dataclass
 class _Element:
@@ -50,6 +54,18 @@ class _Element:
     metric: Tensor | None = None
     first: Tensor | None = None
     second: Tensor | None = None
+
+
+def check(rule: Rule, operands: Operands) -> None:
+    """Raises ``ValueError`` where a shape is not its parameter's: torch would broadcast it."""
+    owners = operands.grads if rule is Rule.PROJECT else operands.params
+    for tensors in operands.lists()[:-1]:
+        for row, (owner, tensor) in enumerate(zip(owners, tensors, strict=True)):
+            if tensor is not None and tensor.shape != owner.shape:
+                raise ValueError(
+                    f"step: tensor {row} has shape {tuple(owner.shape)} but a gradient or moment of shape "
+                    f"{tuple(tensor.shape)}; zero the gradients and run both backward passes again"
+                )
 
 
 def stats(rule: Rule, operands: Operands, hyper: Tensor, sums: Tensor) -> None:

@@ -2,7 +2,6 @@
 // instruction set adds in the same order and gives the same bits.
 #include "kernels.h"
 
-#include <cstring>
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
@@ -11,6 +10,8 @@ namespace ux {
 
 constexpr int kLanes = 16;
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
+typedef float HalfLanes __attribute__((vector_size(kLanes / 2 * sizeof(float))));
+typedef double Wide __attribute__((vector_size(kLanes / 2 * sizeof(double))));
 
 static inline Lanes root(Lanes x) {  // before the rules, which look for it
     for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
@@ -20,57 +21,14 @@ static inline Lanes root(Lanes x) {  // before the rules, which look for it
 }  // namespace ux
 
 #include "../rules.h"
+#include "half.h"
 
 namespace ux::cpu::UX_ISA {
 
 namespace {
 
 constexpr int64_t kTile = 1024;  // elements converted at a time: five float tiles stay in the first-level cache
-
-float from_bf16(uint16_t h) {
-    const uint32_t bits = uint32_t(h) << 16;
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
-
-uint16_t to_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : uint16_t(rounded);
-}
-
-// Half precision without the processor's help: exact, by way of float's own rounding.
-float from_f16(uint16_t h) {
-    const uint32_t sign = uint32_t(h & 0x8000) << 16, body = h & 0x7fff;
-    uint32_t bits = body >= 0x7c00 ? 0x7f800000 | (body << 13) : body << 13;
-    float x;
-    memcpy(&x, &bits, 4);
-    if (body < 0x7c00) x *= 0x1p112f;
-    memcpy(&bits, &x, 4);
-    bits |= sign;
-    memcpy(&x, &bits, 4);
-    return x;
-}
-
-uint16_t to_f16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    const uint16_t sign = uint16_t((bits >> 16) & 0x8000);
-    bits &= 0x7fffffff;
-    if (bits > 0x7f800000) return sign | 0x7e00;
-    if (bits >= 0x477ff000) return sign | 0x7c00;  // rounds to infinity
-    if (bits < 0x38800000) {                       // a subnormal half: let float addition round it
-        float small;
-        memcpy(&small, &bits, 4);
-        small += 0.5f;
-        memcpy(&bits, &small, 4);
-        return sign | uint16_t(bits - 0x3f000000);
-    }
-    bits += 0xfff + ((bits >> 13) & 1);
-    return sign | uint16_t((bits - 0x38000000) >> 13);
-}
+constexpr int64_t kAhead = 512;  // elements
 
 void widen_f16(const uint16_t* in, float* out, int64_t n) {
     int64_t i = 0;
@@ -93,20 +51,16 @@ void narrow_f16(const float* in, uint16_t* out, int64_t n) {
 alignas(64) const float kZeros[kTile] = {};
 
 // The operand as floats: in place where it is float already, else a widened copy.
-const float* widen(const Row& row, int operand, int64_t begin, int64_t n, float* buffer) {
-    const void* in = row.address(operand, begin);
-    if (!in) return kZeros;
-    const auto* half = static_cast<const uint16_t*>(in);
-    switch (row.dtype(operand)) {
-        case DType::f32: return static_cast<const float*>(in);
-        case DType::bf16: for (int64_t i = 0; i < n; ++i) buffer[i] = from_bf16(half[i]); return buffer;
-        case DType::f16: widen_f16(half, buffer, n); return buffer;
-    }
-    return kZeros;
+const float* widen(const char* in, DType dtype, int64_t n, float* buffer) {
+    const auto* half = reinterpret_cast<const uint16_t*>(in);
+    if (dtype == DType::f32) return reinterpret_cast<const float*>(in);
+    if (dtype == DType::f16) widen_f16(half, buffer, n);
+    else for (int64_t i = 0; i < n; ++i) buffer[i] = from_bf16(half[i]);
+    return buffer;
 }
 
 void narrow(const Row& row, int operand, int64_t begin, int64_t n, const float* buffer) {
-    auto* half = static_cast<uint16_t*>(row.address(operand, begin));
+    auto* half = reinterpret_cast<uint16_t*>(row.address(operand, begin));
     if (row.dtype(operand) == DType::bf16)
         for (int64_t i = 0; i < n; ++i) half[i] = to_bf16(buffer[i]);
     else
@@ -116,41 +70,97 @@ void narrow(const Row& row, int operand, int64_t begin, int64_t n, const float* 
 template <class Rule> struct Tile {
     alignas(64) float buffers[kOperands][kTile];
     const float* in[kOperands];
+    const char* ahead[kOperands];  // what is wanted next: further on, or the next tile where this one was widened
+    int width[kOperands];
 
-    void load(const Row& row, int64_t begin, int64_t n) {
-        for (int o = 0; o < kOperands; ++o)
-            in[o] = (Rule::kReads & bit(o)) ? widen(row, o, begin, n, buffers[o]) : kZeros;
+    void load(const Row& row, unsigned reads, int64_t begin, int64_t n) {
+        for (int o = 0; o < kOperands; ++o) {
+            const char* address = reads & bit(o) ? row.address(o, begin) : nullptr;
+            in[o] = address ? widen(address, row.dtype(o), n, buffers[o]) : kZeros;
+            const bool whole = row.dtype(o) == DType::f32;
+            ahead[o] = address ? address + (whole ? 4 * kAhead : 2 * kTile) : reinterpret_cast<const char*>(kZeros);
+            width[o] = address ? (whole ? 4 : 2) : 0;
+        }
     }
     template <class F> void read(int64_t i, F* x) const {
         for (int o = 0; o < kOperands; ++o) memcpy(&x[o], in[o] + i, sizeof(F));
     }
+    // The processor fetches ahead by itself, but not across pages, and there are five streams.
+    void prefetch(int64_t i) const {
+        for (int o = 0; o < kOperands; ++o)
+            if (Rule::kReads & bit(o)) __builtin_prefetch(ahead[o] + i * width[o]);
+    }
 };
 
-struct Place { const Row& row; int64_t begin, end; };
+// The coefficients, made anew only where the group or the step's number changes from one row to the next.
+template <class Rule> class Coefficients {
+  public:
+    explicit Coefficients(const Job& job) : job_(job) {}
 
-Place place_of(const Job& job, int64_t chunk) {
-    const Row& row = job.rows[row_of_chunk(job.rows, job.n_rows, chunk)];
-    const int64_t begin = (chunk - row.first_chunk) * kChunk;
-    return {row, begin, begin + kChunk < row.numel ? begin + kChunk : row.numel};
+    const Rule& of(const Row& row) {
+        const int key = row.group() << 1 | (row.data[kFirst] != 0);
+        const float t = row.step ? *reinterpret_cast<const float*>(row.step) + 1.0f : 0.0f;
+        if (key != key_ || t != t_) {
+            rule_ = Rule(job_.hyper + row.group() * kHyper, row.data[kFirst] != 0, t);
+            key_ = key, t_ = t;
+        }
+        return rule_;
+    }
+
+  private:
+    const Job& job_;
+    int key_ = -1;
+    float t_ = 0;
+    Rule rule_{job_.hyper, false, 1.0f};
+};
+
+// The sums of a turn, in lanes of double: float lanes are emptied into them once a tile.
+struct WideSums {
+    Wide lanes[kSums][2] = {};
+    double tail[kSums] = {};
+
+    void add(const Lanes* floats) {
+        for (int s = 0; s < kSums; ++s) {
+            HalfLanes halves[2];
+            memcpy(halves, &floats[s], sizeof(Lanes));
+            for (int h = 0; h < 2; ++h) lanes[s][h] += __builtin_convertvector(halves[h], Wide);
+        }
+    }
+    double total(int s) const {
+        double sum = tail[s];
+        for (int h = 0; h < 2; ++h)
+            for (int lane = 0; lane < kLanes / 2; ++lane) sum += lanes[s][h][lane];
+        return sum;
+    }
+};
+
+template <class Body> void each_tile(const Row* rows, const Job& job, int64_t turn, Body body) {
+    int64_t row = row_of(rows, job, turn * kTurn);
+    for (int64_t chunk = turn * kTurn; chunk < (turn + 1) * kTurn; ++chunk) {
+        while (row + 1 < job.n_rows && rows[row + 1].first_chunk <= chunk) ++row;
+        const Place at = place_of(rows, job, row, chunk);
+        for (int64_t begin = at.begin; begin < at.end; begin += kTile)
+            body(rows[at.row], begin, begin + kTile < at.end ? kTile : at.end - begin);
+    }
 }
 
-template <class Rule> void stats_of(const Job& job, int64_t chunk) {
-    const Place at = place_of(job, chunk);
-    const Rule rule(job.hyper + at.row.group() * kHyper, at.row);
-    double* out = job.partials + chunk * kSums;
-    for (int s = 0; s < kSums; ++s) out[s] = 0;
+template <class Rule> void stats_of(const Row* rows, const Job& job, int64_t turn) {
+    Coefficients<Rule> coefficients(job);
     Tile<Rule> tile;
-    for (int64_t begin = at.begin; begin < at.end; begin += kTile) {
-        const int64_t n = begin + kTile < at.end ? kTile : at.end - begin;
-        tile.load(at.row, begin, n);
+    WideSums sums;
+    each_tile(rows, job, turn, [&](const Row& row, int64_t begin, int64_t n) {
+        const Rule rule = coefficients.of(row);
+        tile.load(row, rule.stats_reads(), begin, n);
         Lanes lanes[kSums] = {};
         int64_t i = 0;
         for (; i + kLanes <= n; i += kLanes) {
+            tile.prefetch(i);
             Lanes x[kOperands];
             tile.read(i, x);
             const Element<Lanes> e = rule.element(x);
             accumulate(e, x[kGrad], x[kConstraintGrad], lanes);
         }
+        if (i > 0) sums.add(lanes);
         float tail[kSums] = {};
         for (; i < n; ++i) {
             float x[kOperands];
@@ -158,28 +168,22 @@ template <class Rule> void stats_of(const Job& job, int64_t chunk) {
             const Element<float> e = rule.element(x);
             accumulate(e, x[kGrad], x[kConstraintGrad], tail);
         }
-        for (int s = 0; s < kSums; ++s) {
-            double sum = tail[s];
-            for (int lane = 0; lane < kLanes; ++lane) sum += lanes[s][lane];
-            out[s] += sum;
-        }
-    }
+        for (int s = 0; s < kSums; ++s) sums.tail[s] += tail[s];
+    });
+    for (int s = 0; s < kSums; ++s) job.partials[s * job.n_turns + turn] = sums.total(s);
 }
 
-template <class Rule> void apply_of(const Job& job, int64_t chunk) {
-    const Place at = place_of(job, chunk);
-    const Rule rule(job.hyper + at.row.group() * kHyper, at.row);
+template <class Rule> void apply_of(const Row* rows, const Job& job, int64_t turn) {
     const float lambda = float(job.report[kLambda]), scale = float(job.report[kScale]);
+    Coefficients<Rule> coefficients(job);
     Tile<Rule> tile;
-    for (int64_t begin = at.begin; begin < at.end; begin += kTile) {
-        const int64_t n = begin + kTile < at.end ? kTile : at.end - begin;
-        tile.load(at.row, begin, n);
+    each_tile(rows, job, turn, [&](const Row& row, int64_t begin, int64_t n) {
+        const Rule rule = coefficients.of(row);
+        tile.load(row, Rule::kReads, begin, n);
         float* out[kOperands] = {};
-        for (int o = 0; o < kOperands; ++o) {
-            if (!(Rule::kWrites & bit(o)) || !at.row.data[o]) continue;
-            void* address = at.row.address(o, begin);
-            out[o] = at.row.dtype(o) == DType::f32 ? static_cast<float*>(address) : tile.buffers[o];
-        }
+        for (int o = 0; o < kOperands; ++o)
+            if ((Rule::kWrites & bit(o)) && row.data[o])
+                out[o] = row.dtype(o) == DType::f32 ? reinterpret_cast<float*>(row.address(o, begin)) : tile.buffers[o];
         const auto advance = [&](int64_t i, auto zero) {
             using F = decltype(zero);
             F x[kOperands];
@@ -190,26 +194,26 @@ template <class Rule> void apply_of(const Job& job, int64_t chunk) {
                 if ((Rule::kWrites & bit(o)) && out[o]) memcpy(out[o] + i, &x[o], sizeof(F));
         };
         int64_t i = 0;
-        for (; i + kLanes <= n; i += kLanes) advance(i, Lanes{});
+        for (; i + kLanes <= n; i += kLanes) tile.prefetch(i), advance(i, Lanes{});
         for (; i < n; ++i) advance(i, 0.0f);
         for (int o = 0; o < kOperands; ++o)
-            if (out[o] == tile.buffers[o]) narrow(at.row, o, begin, n, tile.buffers[o]);
+            if (out[o] == tile.buffers[o]) narrow(row, o, begin, n, tile.buffers[o]);
+    });
+}
+
+void stats(const Row* rows, const Job& job, int64_t turn) {
+    switch (job.rule) {
+        case Rule::project: return stats_of<ProjectRule>(rows, job, turn);
+        case Rule::sgd: return stats_of<SgdRule>(rows, job, turn);
+        case Rule::adamw: return stats_of<AdamWRule>(rows, job, turn);
     }
 }
 
-void stats(const Job& job, int64_t chunk) {
+void apply(const Row* rows, const Job& job, int64_t turn) {
     switch (job.rule) {
-        case Rule::project: return stats_of<ProjectRule>(job, chunk);
-        case Rule::sgd: return stats_of<SgdRule>(job, chunk);
-        case Rule::adamw: return stats_of<AdamWRule>(job, chunk);
-    }
-}
-
-void apply(const Job& job, int64_t chunk) {
-    switch (job.rule) {
-        case Rule::project: return apply_of<ProjectRule>(job, chunk);
-        case Rule::sgd: return apply_of<SgdRule>(job, chunk);
-        case Rule::adamw: return apply_of<AdamWRule>(job, chunk);
+        case Rule::project: return apply_of<ProjectRule>(rows, job, turn);
+        case Rule::sgd: return apply_of<SgdRule>(rows, job, turn);
+        case Rule::adamw: return apply_of<AdamWRule>(rows, job, turn);
     }
 }
 

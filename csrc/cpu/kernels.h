@@ -1,4 +1,4 @@
-// One chunk of either phase, and the table of them that each instruction set fills.
+// One turn of either phase, and the table of them that each instruction set fills.
 #pragma once
 #include <vector>
 
@@ -7,15 +7,15 @@
 namespace ux::cpu {
 
 struct Kernels {
-    void (*stats)(const Job&, int64_t chunk);
-    void (*apply)(const Job&, int64_t chunk);
+    void (*stats)(const Row*, const Job&, int64_t turn);
+    void (*apply)(const Row*, const Job&, int64_t turn);
     const char* isa;
 };
 
 std::vector<const Kernels*> available();  // of this processor's instruction sets, the best first
 const Kernels*& chosen();                 // the best, until somebody assigns another
 
-void run_stats(const Job&, int threads);
-void run_apply(const Job&, int threads);
+void run_stats(const Row*, const Job&, int threads);
+void run_apply(const Row*, const Job&, int threads);
 
 }  // namespace ux::cpu

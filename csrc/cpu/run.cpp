@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../rules.h"
+#include "half.h"
 #include "kernels.h"
 
 namespace ux::cpu {
@@ -36,21 +37,20 @@ const Kernels*& chosen() {
 
 namespace {
 
-constexpr int64_t kTurn = 4;            // chunks taken at a time, so that taking them costs nothing
 constexpr int64_t kWorthAThread = 65536;  // elements: less is done sooner than another thread is woken
 
 struct Sweep {
+    const Row* rows;
     const Job& job;
-    void (*work)(const Job&, int64_t);
+    void (*work)(const Row*, const Job&, int64_t);
     bool backwards;
     std::atomic<int64_t> next{0};
 };
 
 void take_turns(void* data) {
     auto& sweep = *static_cast<Sweep*>(data);
-    const int64_t n = sweep.job.n_chunks;
-    for (int64_t begin; (begin = sweep.next.fetch_add(kTurn)) < n;)
-        for (int64_t i = begin; i < begin + kTurn && i < n; ++i) sweep.work(sweep.job, sweep.backwards ? n - 1 - i : i);
+    const int64_t n = sweep.job.n_turns;
+    for (int64_t i; (i = sweep.next.fetch_add(1)) < n;) sweep.work(sweep.rows, sweep.job, sweep.backwards ? n - 1 - i : i);
 }
 
 // torch's own OpenMP team where the process has one: a second pool would fight its spinning threads for the cores.
@@ -58,7 +58,7 @@ void in_parallel(Sweep& sweep, int threads) {
     using Fork = void (*)(void (*)(void*), void*, unsigned, unsigned);
     static const Fork fork = reinterpret_cast<Fork>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
     int64_t elements = 0;
-    for (int64_t r = 0; r < sweep.job.n_rows; ++r) elements += sweep.job.rows[r].numel;
+    for (int64_t r = 0; r < sweep.job.n_rows; ++r) elements += sweep.rows[r].numel;
     if (elements / kWorthAThread < threads) threads = static_cast<int>(elements / kWorthAThread);
     if (threads <= 1) return take_turns(&sweep);
     if (fork) return fork(take_turns, &sweep, static_cast<unsigned>(threads), 0);
@@ -68,31 +68,42 @@ void in_parallel(Sweep& sweep, int threads) {
     for (auto& thread : team) thread.join();
 }
 
-void combine(const Job& job) {
+double constraint_of(const Job& job) {
+    if (!job.constraint) return job.report[kConstraint];
+    switch (job.constraint_dtype) {
+        case DType::f32: return *static_cast<const float*>(job.constraint);
+        case DType::bf16: return from_bf16(*static_cast<const uint16_t*>(job.constraint));
+        case DType::f16: return from_f16(*static_cast<const uint16_t*>(job.constraint));
+        case DType::f64: return *static_cast<const double*>(job.constraint);
+    }
+    return NAN;
+}
+
+void combine(const Row* rows, const Job& job) {
     for (int64_t i = 0; i < job.n_groups * kSums; ++i) job.sums[i] = 0;
-    for (int64_t r = 0; r < job.n_rows; ++r) {
-        const Row& row = job.rows[r];
-        const int64_t end = r + 1 < job.n_rows ? job.rows[r + 1].first_chunk : job.n_chunks;
-        for (int64_t chunk = row.first_chunk; chunk < end; ++chunk)
-            for (int s = 0; s < kSums; ++s) job.sums[row.group() * kSums + s] += job.partials[chunk * kSums + s];
+    for (int64_t turn = 0; turn < job.n_turns; ++turn) {
+        const int group = rows[row_of(rows, job, turn * kTurn)].group();
+        for (int s = 0; s < kSums; ++s) job.sums[group * kSums + s] += job.partials[s * job.n_turns + turn];
     }
 }
 
 }  // namespace
 
-void run_stats(const Job& job, int threads) {
-    Sweep sweep{job, chosen()->stats, false};
+void run_stats(const Row* rows, const Job& job, int threads) {
+    Sweep sweep{rows, job, chosen()->stats, false};
     in_parallel(sweep, threads);
-    combine(job);
+    combine(rows, job);
+    job.report[kConstraint] = constraint_of(job);
     if (job.solve) solve(job.sums, job.hyper, job.n_groups, job.control, job.report);
 }
 
-void run_apply(const Job& job, int threads) {
+void run_apply(const Row* rows, const Job& job, int threads) {
     if (job.report[kSkipped] != 0) return;
-    Sweep sweep{job, chosen()->apply, true};  // backwards: the end of the last pass is still in cache
+    Sweep sweep{rows, job, chosen()->apply, true};  // backwards: the end of the last pass is still in cache
     in_parallel(sweep, threads);
+    if (!job.counts_steps) return;
     for (int64_t r = 0; r < job.n_rows; ++r)
-        if (job.rows[r].step) *reinterpret_cast<float*>(job.rows[r].step) += 1.0f;
+        if (rows[r].step) *reinterpret_cast<float*>(rows[r].step) += 1.0f;
 }
 
 }  // namespace ux::cpu

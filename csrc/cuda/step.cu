@@ -1,22 +1,45 @@
 #include "step.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include <new>
+#include <algorithm>
+#include <atomic>
 #include <stdexcept>
 #include <string>
 
 #include "../rules.h"
+#include "pack.cuh"
 
 namespace ux::cuda {
 
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
-constexpr int kPack = 4;  // elements a thread holds at a time: sixteen bytes of float
+constexpr int kThreads = 32 * kTurn;  // a warp for each chunk of a turn
+constexpr int kMostDevices = 64;
+
+// Launches carry 32 KB of arguments since CUDA 12.1, and 4 KB before.
+#if CUDART_VERSION >= 12010
+constexpr int kArgumentBytes = 32764;
+#else
+constexpr int kArgumentBytes = 4096;
+#endif
+constexpr int kRowsInArguments = (kArgumentBytes - int(sizeof(Job)) - 16) / int(sizeof(Row));
+
+// Blocks a multiprocessor must hold for enough bytes to be under way: the fewer the streams, the more blocks.
+struct Blocks { int stats, apply; };
+template <class R> constexpr Blocks kBlocks{4, 4};
+template <> constexpr Blocks kBlocks<SgdRule>{4, 2};
+template <> constexpr Blocks kBlocks<AdamWRule>{3, 2};
+
+struct InArguments {
+    Row rows[kRowsInArguments];
+    __device__ const Row& operator[](int64_t i) const { return rows[i]; }
+};
+
+struct OnDevice {
+    const Row* rows;
+    __device__ const Row& operator[](int64_t i) const { return rows[i]; }
+};
 
 void check(cudaError_t error, const char* what) {
     if (error != cudaSuccess) throw std::runtime_error(std::string("unlearn_ext, CUDA ") + what + ": " + cudaGetErrorString(error));
@@ -27,132 +50,113 @@ class DeviceGuard {
     explicit DeviceGuard(int device) {
         check(cudaGetDevice(&before_), "cudaGetDevice");
         if (device != before_) check(cudaSetDevice(device), "cudaSetDevice");
+        changed_ = device != before_;
     }
-    ~DeviceGuard() { cudaSetDevice(before_); }
+    ~DeviceGuard() {
+        if (changed_) cudaSetDevice(before_);
+    }
 
   private:
     int before_ = 0;
+    bool changed_ = false;
 };
 
-// The dtype is a tag, the same for all threads of a block, so the switch costs a predictable branch, not a template.
-__device__ float load_one(const void* base, DType dtype, int64_t i) {
-    switch (dtype) {
-        case DType::f32: return static_cast<const float*>(base)[i];
-        case DType::bf16: return __bfloat162float(static_cast<const __nv_bfloat16*>(base)[i]);
-        default: return __half2float(static_cast<const __half*>(base)[i]);
+// A warp's coefficients, made anew only where the group or the step's number changes from one chunk to the next.
+template <class R> struct Coefficients {
+    const Job& job;
+    int key = -1;
+    float t = 0;
+    R rule;
+
+    __device__ explicit Coefficients(const Job& j) : job(j), rule(j.hyper, false, 1.0f) {}
+    __device__ void move_to(const Row& row) {
+        const int row_key = row.group() << 1 | (row.data[kFirst] != 0);
+        const float row_t = row.step ? *reinterpret_cast<const float*>(row.step) + 1.0f : 0.0f;
+        if (row_key == key && row_t == t) return;
+        rule = R(job.hyper + row.group() * kHyper, row.data[kFirst] != 0, row_t);
+        key = row_key, t = row_t;
     }
-}
+};
 
-__device__ void store_one(void* base, DType dtype, int64_t i, float x) {
-    switch (dtype) {
-        case DType::f32: static_cast<float*>(base)[i] = x; return;
-        case DType::bf16: static_cast<__nv_bfloat16*>(base)[i] = __float2bfloat16(x); return;
-        default: static_cast<__half*>(base)[i] = __float2half(x); return;
+// The operands of one chunk. Lane l takes the packs l, l + 32, …, and of the elements before and after them the l-th.
+struct Chunk {
+    Stream streams[kOperands];
+    int n, head, loose;  // elements; before the first pack; before it and after the last
+
+    __device__ Chunk(const Row& row, const Place& at)
+        : streams{{row.address(0, at.begin), row.dtype(0), head_of(row, at)},
+                  {row.address(1, at.begin), row.dtype(1), head_of(row, at)},
+                  {row.address(2, at.begin), row.dtype(2), head_of(row, at)},
+                  {row.address(3, at.begin), row.dtype(3), head_of(row, at)},
+                  {row.address(4, at.begin), row.dtype(4), head_of(row, at)}},
+          n(static_cast<int>(at.end - at.begin)), head(head_of(row, at)) {
+        loose = head + (n - head) % kPack;
     }
-}
-
-__device__ bool aligned(const void* base, DType dtype) {
-    return reinterpret_cast<uintptr_t>(base) % (dtype == DType::f32 ? 16 : 8) == 0;
-}
-
-__device__ void load_pack(const void* base, DType dtype, int64_t i, float* out) {
-    if (!aligned(base, dtype)) {
-#pragma unroll
-        for (int k = 0; k < kPack; ++k) out[k] = load_one(base, dtype, i + k);
-    } else if (dtype == DType::f32) {
-        const float4 v = *reinterpret_cast<const float4*>(static_cast<const float*>(base) + i);
-        out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
-    } else {
-        const uint2 v = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(base) + i);
-        const uint16_t halves[kPack] = {uint16_t(v.x), uint16_t(v.x >> 16), uint16_t(v.y), uint16_t(v.y >> 16)};
-#pragma unroll
-        for (int k = 0; k < kPack; ++k)
-            out[k] = dtype == DType::bf16 ? __bfloat162float(__ushort_as_bfloat16(halves[k])) : __half2float(__ushort_as_half(halves[k]));
+    static __device__ int head_of(const Row& row, const Place& at) {
+        const int64_t head = at.begin ? 0 : row.head();  // every later chunk begins where a pack does
+        return static_cast<int>(min(head, at.end - at.begin));
     }
-}
 
-__device__ void store_pack(void* base, DType dtype, int64_t i, const float* x) {
-    if (dtype == DType::f32 && aligned(base, dtype)) {
-        *reinterpret_cast<float4*>(static_cast<float*>(base) + i) = make_float4(x[0], x[1], x[2], x[3]);
-    } else {
+    // body(x) for each element, x its operands; `writes` of them go back.
+    template <class Body> __device__ void each(unsigned reads, unsigned writes, Body body) const {
+        const int lane = threadIdx.x % 32;
+        for (int i = head + lane * kPack; i + kPack <= n; i += 32 * kPack) {
+            uint32_t words[kOperands][kPack] = {};
 #pragma unroll
-        for (int k = 0; k < kPack; ++k) store_one(base, dtype, i + k, x[k]);
-    }
-}
-
-struct Place { const Row* row; int64_t begin, n; };
-
-__device__ Place place_of(const Job& job, int64_t chunk) {
-    const Row* row = job.rows + row_of_chunk(job.rows, job.n_rows, chunk);
-    const int64_t begin = (chunk - row->first_chunk) * kChunk;
-    return {row, begin, min(kChunk, row->numel - begin)};
-}
-
-// One thread derives the coefficients (two double-precision powers for AdamW); the block shares them.
-template <class R> __device__ R shared_rule(const Job& job, const Row& row) {
-    __shared__ alignas(16) char storage[sizeof(R)];
-    __syncthreads();
-    if (threadIdx.x == 0) new (storage) R(job.hyper + row.group() * kHyper, row);
-    __syncthreads();
-    return *reinterpret_cast<R*>(storage);
-}
-
-template <class R> struct Streams {
-    void* base[kOperands];
-    DType dtype[kOperands];
-
-    __device__ explicit Streams(const Place& at) {
+            for (int o = 0; o < kOperands; ++o)
+                if ((reads >> o & 1) && streams[o].base) streams[o].fetch(i, words[o]);
+            float packs[kOperands][kPack] = {};
 #pragma unroll
-        for (int o = 0; o < kOperands; ++o) base[o] = at.row->address(o, at.begin), dtype[o] = at.row->dtype(o);
-    }
-    __device__ void load(int64_t i, int count, float (*x)[kOperands]) const {
+            for (int o = 0; o < kOperands; ++o)
+                if ((reads >> o & 1) && streams[o].base) streams[o].decode(words[o], packs[o]);
 #pragma unroll
-        for (int o = 0; o < kOperands; ++o) {
-            float pack[kPack] = {};
-            if ((R::kReads >> o & 1) && base[o]) {
-                if (count == kPack) load_pack(base[o], dtype[o], i, pack);
-                else
+            for (int k = 0; k < kPack; ++k) {
+                float x[kOperands];
 #pragma unroll
-                    for (int k = 0; k < kPack; ++k)
-                        if (k < count) pack[k] = load_one(base[o], dtype[o], i + k);
+                for (int o = 0; o < kOperands; ++o) x[o] = packs[o][k];
+                body(x);
+#pragma unroll
+                for (int o = 0; o < kOperands; ++o) packs[o][k] = x[o];
             }
 #pragma unroll
-            for (int k = 0; k < kPack; ++k) x[k][o] = pack[k];
+            for (int o = 0; o < kOperands; ++o)
+                if ((writes >> o & 1) && streams[o].base) streams[o].store(i, packs[o]);
         }
-    }
-    __device__ void store(int64_t i, int count, const float (*x)[kOperands]) const {
+        if (lane >= loose) return;
+        const int i = lane < head ? lane : n - loose + lane;
+        float x[kOperands];
 #pragma unroll
-        for (int o = 0; o < kOperands; ++o) {
-            if (!(R::kWrites >> o & 1) || !base[o]) continue;
-            float pack[kPack];
+        for (int o = 0; o < kOperands; ++o) x[o] = (reads >> o & 1) && streams[o].base ? streams[o].load_one(i) : 0.0f;
+        body(x);
 #pragma unroll
-            for (int k = 0; k < kPack; ++k) pack[k] = x[k][o];
-            if (count == kPack) store_pack(base[o], dtype[o], i, pack);
-            else
-#pragma unroll
-                for (int k = 0; k < kPack; ++k)
-                    if (k < count) store_one(base[o], dtype[o], i + k, pack[k]);
-        }
+        for (int o = 0; o < kOperands; ++o)
+            if ((writes >> o & 1) && streams[o].base) streams[o].store_one(i, x[o]);
     }
 };
 
-// Adds over the block in a fixed tree; the result is valid in thread 0.
-__device__ void reduce_block(double* sums) {
-    __shared__ double warps[kWarps][kSums];
+// The compiler is told that a warp's threads agree on it: what depends on it is kept and computed once a warp.
+__device__ int warp_of_block() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 32), 0); }
+
+template <class T> __device__ T sum_of_warp(T x) {
 #pragma unroll
-    for (int s = 0; s < kSums; ++s)
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_down_sync(0xffffffffu, x, offset);
+    return x;  // in lane 0
+}
+
+// The turn's sums, warp by warp in order. Two buffers: one is read while the next turn's sums are written to the other.
+__device__ void write_partials(const Job& job, int64_t turn, const float* lanes, int buffer) {
+    __shared__ float warps[2][kTurn][kSums];
 #pragma unroll
-        for (int offset = 16; offset > 0; offset /= 2) sums[s] += __shfl_down_sync(0xffffffffu, sums[s], offset);
+    for (int s = 0; s < kSums; ++s) {
+        const float sum = sum_of_warp(lanes[s]);
+        if (threadIdx.x % 32 == 0) warps[buffer][threadIdx.x / 32][s] = sum;
+    }
     __syncthreads();
-    if (threadIdx.x % 32 == 0)
+    if (threadIdx.x >= kSums) return;
+    double sum = 0;
 #pragma unroll
-        for (int s = 0; s < kSums; ++s) warps[threadIdx.x / 32][s] = sums[s];
-    __syncthreads();
-    if (threadIdx.x == 0)
-#pragma unroll
-        for (int w = 1; w < kWarps; ++w)
-#pragma unroll
-            for (int s = 0; s < kSums; ++s) sums[s] += warps[w][s];
+    for (int w = 0; w < kTurn; ++w) sum += warps[buffer][w][threadIdx.x];
+    job.partials[threadIdx.x * job.n_turns + turn] = sum;
 }
 
 // True in the block that finishes last; every other block's writes are then visible to it.
@@ -169,107 +173,160 @@ __device__ bool last_block(uint32_t* counter) {
     return last;
 }
 
-__device__ int64_t first_chunk_of_group(const Job& job, int64_t group) {
+template <class Rows> __device__ int64_t first_turn_of_group(const Rows& rows, const Job& job, int64_t group) {
     int64_t low = 0, high = job.n_rows;
     while (low < high) {
         const int64_t middle = low + (high - low) / 2;
-        if (job.rows[middle].group() < group) low = middle + 1; else high = middle;
+        if (rows[middle].group() < group) low = middle + 1; else high = middle;
     }
-    return low < job.n_rows ? job.rows[low].first_chunk : job.n_chunks;
+    return low < job.n_rows ? (rows[low].first_chunk + kTurn - 1) / kTurn : job.n_turns;
 }
 
-__device__ void combine(const Job& job) {
+template <class Rows> __device__ void combine(const Rows& rows, const Job& job) {
+    __shared__ double warps[kTurn][kSums];
     for (int64_t group = 0; group < job.n_groups; ++group) {
-        const int64_t begin = first_chunk_of_group(job, group), end = first_chunk_of_group(job, group + 1);
+        const int64_t begin = first_turn_of_group(rows, job, group), end = first_turn_of_group(rows, job, group + 1);
         double sums[kSums] = {};
-        for (int64_t chunk = begin + threadIdx.x; chunk < end; chunk += kThreads)
-            for (int s = 0; s < kSums; ++s) sums[s] += __ldcg(job.partials + chunk * kSums + s);
-        reduce_block(sums);
-        if (threadIdx.x == 0)
-            for (int s = 0; s < kSums; ++s) job.sums[group * kSums + s] = sums[s];
+#pragma unroll 4
+        for (int64_t turn = begin + threadIdx.x; turn < end; turn += kThreads)
+#pragma unroll
+            for (int s = 0; s < kSums; ++s) sums[s] += __ldcg(job.partials + s * job.n_turns + turn);
+        __syncthreads();
+#pragma unroll
+        for (int s = 0; s < kSums; ++s) {
+            const double sum = sum_of_warp(sums[s]);
+            if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32][s] = sum;
+        }
+        __syncthreads();
+        if (threadIdx.x >= kSums) continue;
+        double sum = 0;
+        for (int w = 0; w < kTurn; ++w) sum += warps[w][threadIdx.x];
+        job.sums[group * kSums + threadIdx.x] = sum;
     }
+    __syncthreads();
 }
 
-template <class R> __global__ void __launch_bounds__(kThreads) stats_kernel(Job job, uint32_t* counter) {
-    for (int64_t chunk = blockIdx.x; chunk < job.n_chunks; chunk += gridDim.x) {
-        const Place at = place_of(job, chunk);
-        const R rule = shared_rule<R>(job, *at.row);
-        const Streams<R> streams(at);
+__device__ double constraint_of(const Job& job) {
+    if (!job.constraint) return job.report[kConstraint];
+    if (job.constraint_dtype == DType::f64) return *static_cast<const double*>(job.constraint);
+    if (job.constraint_dtype == DType::f32) return *static_cast<const float*>(job.constraint);
+    return to_float(*static_cast<const uint16_t*>(job.constraint), job.constraint_dtype);
+}
+
+template <class R, class Rows>
+__global__ void __launch_bounds__(kThreads, kBlocks<R>.stats) stats_kernel(const __grid_constant__ Job job, const __grid_constant__ Rows rows, uint32_t* counter) {
+    const int warp = warp_of_block();
+    Coefficients<R> coefficients(job);
+    int buffer = 0;
+    for (int64_t turn = blockIdx.x; turn < job.n_turns; turn += gridDim.x, buffer ^= 1) {
+        const int64_t chunk = turn * kTurn + warp;
+        const Place at = place_of(rows, job, row_of(rows, job, chunk), chunk);
         float lanes[kSums] = {};
-        for (int64_t i = int64_t(threadIdx.x) * kPack; i < at.n; i += kThreads * kPack) {
-            const int count = int(min(int64_t(kPack), at.n - i));
-            float x[kPack][kOperands];
-            streams.load(i, count, x);
-#pragma unroll
-            for (int k = 0; k < kPack; ++k) {
-                if (k >= count) continue;
-                const Element<float> e = rule.element(x[k]);
-                accumulate(e, x[k][kGrad], x[k][kConstraintGrad], lanes);
-            }
+        if (at.begin < at.end) {
+            const Row& row = rows[at.row];
+            coefficients.move_to(row);
+            Chunk(row, at).each(coefficients.rule.stats_reads(), 0, [&](float* x) {
+                const Element<float> e = coefficients.rule.element(x);
+                accumulate(e, x[kGrad], x[kConstraintGrad], lanes);
+            });
         }
-        double sums[kSums];
-#pragma unroll
-        for (int s = 0; s < kSums; ++s) sums[s] = lanes[s];
-        reduce_block(sums);
-        if (threadIdx.x == 0)
-            for (int s = 0; s < kSums; ++s) job.partials[chunk * kSums + s] = sums[s];
+        write_partials(job, turn, lanes, buffer);
     }
     if (!last_block(counter)) return;
-    combine(job);
-    if (threadIdx.x == 0 && job.solve) solve(job.sums, job.hyper, job.n_groups, job.control, job.report);
+    combine(rows, job);
+    if (threadIdx.x != 0) return;
+    job.report[kConstraint] = constraint_of(job);
+    if (job.solve) solve(job.sums, job.hyper, job.n_groups, job.control, job.report);
 }
 
-template <class R> __global__ void __launch_bounds__(kThreads) apply_kernel(Job job, uint32_t* counter) {
+template <class R, class Rows>
+__global__ void __launch_bounds__(kThreads, kBlocks<R>.apply) apply_kernel(const __grid_constant__ Job job, const __grid_constant__ Rows rows, uint32_t* counter) {
     if (job.report[kSkipped] != 0) return;  // every block reads the same flag, so none waits for another
     const float lambda = float(job.report[kLambda]), scale = float(job.report[kScale]);
-    for (int64_t turn = blockIdx.x; turn < job.n_chunks; turn += gridDim.x) {
-        const Place at = place_of(job, job.n_chunks - 1 - turn);  // backwards, to meet what the first pass left in cache
-        const R rule = shared_rule<R>(job, *at.row);
-        const Streams<R> streams(at);
-        for (int64_t i = int64_t(threadIdx.x) * kPack; i < at.n; i += kThreads * kPack) {
-            const int count = int(min(int64_t(kPack), at.n - i));
-            float x[kPack][kOperands];
-            streams.load(i, count, x);
-#pragma unroll
-            for (int k = 0; k < kPack; ++k) {
-                const Element<float> e = rule.element(x[k]);
-                rule.step(x[k], e, lambda, scale);
-            }
-            streams.store(i, count, x);
-        }
+    const int warp = warp_of_block();
+    Coefficients<R> coefficients(job);
+    for (int64_t done = blockIdx.x; done < job.n_turns; done += gridDim.x) {
+        const int64_t turn = job.n_turns - 1 - done;  // backwards, to meet what the first pass left in cache
+        const int64_t chunk = turn * kTurn + warp;
+        const Place at = place_of(rows, job, row_of(rows, job, chunk), chunk);
+        if (at.begin >= at.end) continue;
+        const Row& row = rows[at.row];
+        coefficients.move_to(row);
+        Chunk(row, at).each(R::kReads, R::kWrites, [&](float* x) {
+            const Element<float> e = coefficients.rule.element(x);
+            coefficients.rule.step(x, e, lambda, scale);
+        });
     }
-    if (!last_block(counter)) return;
+    if (!job.counts_steps || !last_block(counter)) return;
     for (int64_t r = threadIdx.x; r < job.n_rows; r += kThreads)
-        if (job.rows[r].step) *reinterpret_cast<float*>(job.rows[r].step) += 1.0f;
+        if (rows[r].step) *reinterpret_cast<float*>(rows[r].step) += 1.0f;
 }
 
-template <class Kernel> void launch(Kernel kernel, const Job& job, uint32_t* counter, int device, void* stream) {
-    const DeviceGuard guard(device);
-    int processors = 0, resident = 0;
+// As many blocks as fit the device at once; asked for once, since asking costs more than launching.
+template <class Kernel> int resident_blocks(Kernel kernel, std::atomic<int>* known, int device) {
+    if (device < kMostDevices && known[device] > 0) return known[device];
+    int processors = 0, each = 0;
     check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "device attribute");
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, 0), "occupancy");
-    const int64_t most = int64_t(processors) * (resident > 0 ? resident : 1);
-    const int64_t blocks = job.n_chunks < most ? job.n_chunks : most;
-    kernel<<<static_cast<unsigned>(blocks > 0 ? blocks : 1), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(job, counter);
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads, 0), "occupancy");
+    const int blocks = processors * std::max(each, 1);
+    if (device < kMostDevices) known[device] = blocks;
+    return blocks;
+}
+
+template <class Rows> using Kernel = void (*)(Job, Rows, uint32_t*);
+
+template <class Rows, Kernel<Rows> kernel>
+void launch(const Rows& rows, const Job& job, uint32_t* counter, int device, void* stream) {
+    static std::atomic<int> known[kMostDevices];
+    const int64_t most = resident_blocks(kernel, known, device);
+    const int64_t blocks = std::clamp<int64_t>(job.n_turns, 1, most);
+    kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(job, rows, counter);
     check(cudaGetLastError(), "launch");
+}
+
+template <class Rows> void launch_stats(const Rows& rows, const Job& job, uint32_t* counter, int device, void* stream) {
+    switch (job.rule) {
+        case Rule::project: return launch<Rows, stats_kernel<ProjectRule, Rows>>(rows, job, counter, device, stream);
+        case Rule::sgd: return launch<Rows, stats_kernel<SgdRule, Rows>>(rows, job, counter, device, stream);
+        case Rule::adamw: return launch<Rows, stats_kernel<AdamWRule, Rows>>(rows, job, counter, device, stream);
+    }
+}
+
+template <class Rows> void launch_apply(const Rows& rows, const Job& job, uint32_t* counter, int device, void* stream) {
+    switch (job.rule) {
+        case Rule::project: return launch<Rows, apply_kernel<ProjectRule, Rows>>(rows, job, counter, device, stream);
+        case Rule::sgd: return launch<Rows, apply_kernel<SgdRule, Rows>>(rows, job, counter, device, stream);
+        case Rule::adamw: return launch<Rows, apply_kernel<AdamWRule, Rows>>(rows, job, counter, device, stream);
+    }
+}
+
+InArguments in_arguments(const Row* rows, int64_t n) {
+    InArguments arguments;
+    std::copy(rows, rows + n, arguments.rows);
+    return arguments;
 }
 
 }  // namespace
 
-void run_stats(const Job& job, uint32_t* counter, int device, void* stream) {
-    switch (job.rule) {
-        case Rule::project: return launch(stats_kernel<ProjectRule>, job, counter, device, stream);
-        case Rule::sgd: return launch(stats_kernel<SgdRule>, job, counter, device, stream);
-        case Rule::adamw: return launch(stats_kernel<AdamWRule>, job, counter, device, stream);
-    }
+int64_t rows_in_arguments() {
+    static const int64_t rows = [] {
+        int driver = 0;
+        check(cudaDriverGetVersion(&driver), "driver version");
+        return kArgumentBytes <= 4096 || driver >= 12010 ? kRowsInArguments : 0;
+    }();
+    return rows;
 }
 
-void run_apply(const Job& job, uint32_t* counter, int device, void* stream) {
-    switch (job.rule) {
-        case Rule::project: return launch(apply_kernel<ProjectRule>, job, counter, device, stream);
-        case Rule::sgd: return launch(apply_kernel<SgdRule>, job, counter, device, stream);
-        case Rule::adamw: return launch(apply_kernel<AdamWRule>, job, counter, device, stream);
-    }
+void run_stats(const Rows& rows, const Job& job, uint32_t* counter, int device, void* stream) {
+    const DeviceGuard guard(device);
+    if (job.n_rows <= rows_in_arguments()) launch_stats(in_arguments(rows.host, job.n_rows), job, counter, device, stream);
+    else launch_stats(OnDevice{rows.device}, job, counter, device, stream);
+}
+
+void run_apply(const Rows& rows, const Job& job, uint32_t* counter, int device, void* stream) {
+    const DeviceGuard guard(device);
+    if (job.n_rows <= rows_in_arguments()) launch_apply(in_arguments(rows.host, job.n_rows), job, counter, device, stream);
+    else launch_apply(OnDevice{rows.device}, job, counter, device, stream);
 }
 
 }  // namespace ux::cuda

@@ -1,4 +1,4 @@
-// The two phases on a CUDA device. Every pointer of the job, its rows and `counter` is device memory; nothing
+// The two phases on a CUDA device. Every pointer of the job and its rows, and `counter`, is device memory; nothing
 // synchronises with the host or allocates, so both are legal under graph capture.
 #pragma once
 #include <cstdint>
@@ -7,8 +7,15 @@
 
 namespace ux::cuda {
 
+struct Rows {
+    const Row* host;    // copied into the launch's arguments where they fit
+    const Row* device;  // read where they do not
+};
+
+int64_t rows_in_arguments();  // how many fit, with this compiler and this driver
+
 // `counter`: one uint32, zero before the first launch; each launch leaves it zero.
-void run_stats(const Job&, uint32_t* counter, int device, void* stream);
-void run_apply(const Job&, uint32_t* counter, int device, void* stream);
+void run_stats(const Rows&, const Job&, uint32_t* counter, int device, void* stream);
+void run_apply(const Rows&, const Job&, uint32_t* counter, int device, void* stream);
 
 }  // namespace ux::cuda

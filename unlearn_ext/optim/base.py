@@ -2,6 +2,8 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
+from itertools import repeat
+from operator import is_, is_not
 
 import torch
 from torch import Tensor
@@ -26,41 +28,43 @@ class Constraint:
             if limit is not None and not limit > 0:
                 raise ValueError(f"{name}={limit!r} must be positive, or None for no limit")
         self.control, self.max_norm, self.lambda_max, self.fused = control, max_norm, lambda_max, fused
-        self.grads: dict[Tensor, Tensor] = {}
+        self.grads: list[Tensor | None] = []
         self.value: Tensor | None = None
         self.phases: TwoPhase | None = None
-        self._written: list[float] | None = None
 
-    def hold(self, value: Tensor, params: Iterable[Tensor]) -> None:
+    def hold(self, value: Tensor, params: list[Tensor]) -> None:
         """Moves every ``p.grad`` to g1; a second call before the step adds to it, as gradient accumulation does."""
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise ValueError(
                 "hold_constraint: f1 must be a tensor with one element, the loss whose backward() you called"
             )
-        found = False
-        for param in params:
-            if param.grad is None:
-                continue
-            found = True
-            held = self.grads.get(param)
-            self.grads[param] = param.grad if held is None else held.add_(param.grad)
-            param.grad = None
-        if not found and self.value is None:
+        grads = [p.grad for p in params]
+        if self.value is None and not any(map(is_not, grads, repeat(None))):
             raise RuntimeError("hold_constraint: no parameter has a gradient; call f1.backward() first")
+        for param in params:
+            param.grad = None
+        held = self.held(params)
+        self.grads = grads if self.value is None else list(map(_added, held, grads))
         value = value.detach().reshape(())
+        if not value.is_floating_point():
+            value = value.double()
         self.value = value if self.value is None else self.value + value
 
+    def held(self, params: list[Tensor]) -> list[Tensor | None]:
+        """g1 of each parameter; those of a group added since it was held have none."""
+        return self.grads + [None] * (len(params) - len(self.grads))
+
     def release(self) -> None:
-        self.grads, self.value = {}, None
+        self.grads, self.value = [], None
 
     def run(self, rule: Rule, operands: Operands, hyper: list[list[float | Tensor]], device: torch.device) -> None:
         """Both phases of one step."""
         phases = self._phases_on(device, len(hyper))
-        _fill(phases.hyper, hyper)
-        self._write_control(phases)
-        phases.begin(rule, operands)
-        if self.value is not None:
-            phases.report[Report.CONSTRAINT].copy_(self.value)
+        self._write_hyper(hyper)
+        self._write_control()
+        if self.value is not None and self.value.device != phases.report.device:
+            self.value = self.value.to(phases.report.device)
+        phases.begin(rule, operands, self.value)
         by_caller = self.value is not None and not hasattr(self.control, "coefficients")
         phases.stats(solve=not by_caller)
         if by_caller:
@@ -88,10 +92,21 @@ class Constraint:
             before, self.phases = self.phases, TwoPhase(device, groups, self.fused)
             if before is not None:
                 self.phases.report.copy_(before.report)  # the count of skipped steps and the integral live on
-            self._written = None
+            self._hyper_written = self._control_written = None
         return self.phases
 
-    def _write_control(self, phases: TwoPhase) -> None:
+    def _write_hyper(self, rows: list[list[float | Tensor]]) -> None:
+        """To the device only what changed; only a learning rate may be a tensor, and it stays on the device."""
+        hyper = self.phases.hyper
+        plain = [[0.0 if isinstance(value, Tensor) else float(value) for value in row] for row in rows]
+        if plain != self._hyper_written:
+            hyper.copy_(torch.tensor(plain, dtype=hyper.dtype), non_blocking=True)
+            self._hyper_written = plain
+        for index, row in enumerate(rows):
+            if isinstance(row[Hyper.LR], Tensor):
+                hyper[index, Hyper.LR].copy_(row[Hyper.LR].detach().reshape(()))
+
+    def _write_control(self) -> None:
         if self.value is None:
             coefficients = ops.UNCONSTRAINED
         elif hasattr(self.control, "coefficients"):
@@ -99,9 +114,9 @@ class Constraint:
         else:
             coefficients = ops.GIVEN_PSI
         block = ops.control_block(coefficients, self.max_norm, self.lambda_max)
-        if repr(block) != repr(self._written):  # by repr: NaN stands for "no alpha" and equals nothing
-            phases.control.copy_(torch.tensor(block, dtype=phases.control.dtype), non_blocking=True)
-            self._written = block
+        if block != self._control_written:
+            self.phases.control.copy_(torch.tensor(block, dtype=self.phases.control.dtype), non_blocking=True)
+            self._control_written = block
 
     def _solve_with_callable(self, phases: TwoPhase) -> None:
         """ψ by the user's callable, which sees the sums of this step; solved for ψ = 0 first to name them."""
@@ -114,13 +129,10 @@ class Constraint:
         phases.solve()
 
 
-def _fill(hyper: Tensor, rows: list[list[float | Tensor]]) -> None:
-    """Writes the groups' values; only a learning rate may be a tensor, and it stays on the device."""
-    plain = [[0.0 if isinstance(value, Tensor) else float(value) for value in row] for row in rows]
-    hyper.copy_(torch.tensor(plain, dtype=hyper.dtype), non_blocking=True)
-    for index, row in enumerate(rows):
-        if isinstance(row[Hyper.LR], Tensor):
-            hyper[index, Hyper.LR].copy_(row[Hyper.LR].detach().reshape(()))
+def _added(held: Tensor | None, grad: Tensor | None) -> Tensor | None:
+    if held is None or grad is None:
+        return grad if held is None else held
+    return held.add_(grad)
 
 
 class EpsilonOptimizer(Optimizer):
@@ -177,7 +189,7 @@ class EpsilonOptimizer(Optimizer):
             ValueError: ``value`` is not a tensor with one element.
             RuntimeError: no parameter has a gradient.
         """
-        self._constraint.hold(value, (p for group in self.param_groups for p in group["params"]))
+        self._constraint.hold(value, self._params())
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -203,24 +215,30 @@ class EpsilonOptimizer(Optimizer):
             self._constraint.run(self._rule, operands, hyper, operands.params[0].device)
         return loss
 
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
     def _operands(self) -> Operands:
-        operands = Operands([], [], [], [], [], [], [])
-        held = self._constraint.grads
-        for index, group in enumerate(self.param_groups):
-            for param in group["params"]:
-                g1 = held.get(param)
-                if param.grad is None and g1 is None:
-                    continue
-                first, second, step = self._state_of(param, group)
-                row = (param.detach(), param.grad, g1, first, second, step, index)
-                for values, value in zip(vars(operands).values(), row, strict=True):
-                    values.append(value)
-        return operands
+        params = self._params()
+        grads, held = [p.grad for p in params], self._constraint.held(params)
+        groups = [index for index, group in enumerate(self.param_groups) for _ in group["params"]]
+        if any(map(is_, grads, repeat(None))):  # those without any gradient take no part
+            rows = [
+                row for row in zip(params, grads, held, groups, strict=True) if row[1] is not None or row[2] is not None
+            ]
+            params, grads, held, groups = ([row[column] for row in rows] for column in range(4))
+        states = self._state_of(params, groups)
+        return Operands(params, grads, held, *states, groups)
 
     @abstractmethod
     def _hyper(self, group: dict) -> list[float | Tensor]:
         """The group's values, in the order of ``layout.Hyper``."""
 
     @abstractmethod
-    def _state_of(self, param: Tensor, group: dict) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """First moment, second moment and step counter of a parameter, made when they are first asked for."""
+    def _state_of(self, params: list[Tensor], groups: list[int]) -> tuple[list[Tensor | None], ...]:
+        """First moments, second moments and step counters of parameters, made when they are first asked for.
+
+        Args:
+            params: the parameters of this step.
+            groups: the index of each one's group.
+        """

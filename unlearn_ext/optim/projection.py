@@ -53,16 +53,14 @@ class EpsilonProjection:
     @torch.no_grad()
     def project_(self) -> None:
         """``p.grad`` ← g. A parameter with no ∇f2 gets λ∇f1. If any value is not finite, no gradient is written."""
-        held = self._constraint.grads
-        rows = [p for p in self.params if p.grad is not None or p in held]
+        held = self._constraint.held(self.params)
+        rows = [(p, g1) for p, g1 in zip(self.params, held, strict=True) if p.grad is not None or g1 is not None]
         if not rows:
             return
-        for param in rows:
+        for param, _ in rows:
             if param.grad is None:
                 param.grad = torch.zeros_like(param)
         none = [None] * len(rows)
-        operands = Operands(
-            none, [p.grad for p in rows], [held.get(p) for p in rows], none, none, none, [0] * len(rows)
-        )
+        operands = Operands(none, [p.grad for p, _ in rows], [g1 for _, g1 in rows], none, none, none, [0] * len(rows))
         hyper = [[self.lr if column is Hyper.LR else 0.0 for column in Hyper]]
-        self._constraint.run(Rule.PROJECT, operands, hyper, rows[0].device)
+        self._constraint.run(Rule.PROJECT, operands, hyper, self.params[0].device)

@@ -71,11 +71,14 @@ class EpsilonSGD(EpsilonOptimizer):
             group["maximize"],
         ]
 
-    def _state_of(self, param: Tensor, group: dict) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        if group["momentum"] == 0:
-            return None, None, None
-        state = self.state[param]
-        if "momentum_buffer" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-            state["momentum_buffer"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        return state["momentum_buffer"], None, state["step"]
+    def _state_of(self, params: list[Tensor], groups: list[int]) -> tuple[list[Tensor | None], ...]:
+        none = [None] * len(params)
+        keeps = [group["momentum"] != 0 for group in self.param_groups]
+        if not any(keeps):
+            return none, none, none
+        states = [self.state[p] if keeps[g] else {} for p, g in zip(params, groups, strict=True)]
+        for param, group, state in zip(params, groups, states, strict=True):
+            if keeps[group] and "momentum_buffer" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+                state["momentum_buffer"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        return [s.get("momentum_buffer") for s in states], none, [s.get("step") for s in states]

@@ -1,0 +1,208 @@
+#include "table.h"
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+
+namespace py = pybind11;
+
+namespace ux {
+
+namespace {
+
+constexpr const char* kNames[] = {"parameter", "gradient", "constraint gradient", "first moment", "second moment", "step counter"};
+
+bool is_on(const dlpack::Tensor& t, int gpu) {
+    if (gpu >= 0) return t.device_type == dlpack::kCuda && t.device_index == gpu;
+    return t.device_type == dlpack::kCpu || t.device_type == dlpack::kCudaHost;
+}
+
+int64_t numel(const dlpack::Tensor& t) {
+    int64_t n = 1;
+    for (int d = 0; d < t.n_dims; ++d) n *= t.shape[d];
+    return n;
+}
+
+std::optional<DType> dtype_of(const dlpack::Tensor& t) {
+    if (t.type_lanes != 1) return {};
+    if (t.type_code == dlpack::kBfloat && t.type_bits == 16) return DType::bf16;
+    if (t.type_code != dlpack::kFloat) return {};
+    switch (t.type_bits) {
+        case 16: return DType::f16;
+        case 32: return DType::f32;
+        case 64: return DType::f64;
+        default: return {};
+    }
+}
+
+std::string name_of(const dlpack::Tensor& t) {
+    constexpr const char* codes[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+    return (t.type_code < 7 ? codes[t.type_code] : "narrow float") + std::to_string(t.type_bits);
+}
+
+std::string shape_of(const dlpack::Tensor& t) {
+    std::string text = "(";
+    for (int d = 0; d < t.n_dims; ++d) text += (d ? ", " : "") + std::to_string(t.shape[d]);
+    return text + (t.n_dims == 1 ? ",)" : ")");
+}
+
+bool same_shape(const dlpack::Tensor& a, const dlpack::Tensor& b) {
+    return a.n_dims == b.n_dims && std::equal(a.shape, a.shape + a.n_dims, b.shape);
+}
+
+// Dimensions of one element have a stride, but it means nothing.
+bool same_strides(const dlpack::Tensor& a, const dlpack::Tensor& b) {
+    for (int d = 0; d < a.n_dims; ++d)
+        if (a.shape[d] != 1 && a.strides[d] != b.strides[d]) return false;
+    return true;
+}
+
+bool contiguous(const dlpack::Tensor& t) {
+    int64_t expected = 1;
+    for (int d = t.n_dims - 1; d >= 0; --d) {
+        if (t.shape[d] != 1 && t.strides[d] != expected) return false;
+        expected *= t.shape[d];
+    }
+    return true;
+}
+
+// Every element has a place of its own and no place is left out: the order of dimensions is free.
+bool dense(const dlpack::Tensor& t) {
+    std::vector<std::pair<int64_t, int64_t>> dims;
+    for (int d = 0; d < t.n_dims; ++d)
+        if (t.shape[d] != 1) dims.emplace_back(t.strides[d], t.shape[d]);
+    std::sort(dims.begin(), dims.end());
+    int64_t expected = 1;
+    for (const auto& [stride, size] : dims) {
+        if (stride != expected) return false;
+        expected *= size;
+    }
+    return true;
+}
+
+}  // namespace
+
+Table::Table(py::capsule exchange, int gpu) : exchange_(std::move(exchange)), gpu_(gpu) {
+    api_ = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(exchange_.ptr(), dlpack::kCapsule));
+    if (!api_) throw py::error_already_set();
+    if (api_->major != dlpack::kMajor || !api_->tensor_from_object)
+        throw std::runtime_error("this torch speaks another version of DLPack's exchange API");
+}
+
+dlpack::Tensor Table::view(PyObject* object, const char* what, int64_t row) const {
+    dlpack::Tensor t;
+    if (api_->tensor_from_object(object, &t) != 0) {
+        const py::error_already_set error;
+        throw std::runtime_error("step: the " + std::string(what) + " of tensor " + std::to_string(row) +
+                                 " cannot be read; every tensor must be dense and have memory of its own (" + error.what() + ")");
+    }
+    if (!is_on(t, gpu_))
+        throw std::runtime_error("step: the " + std::string(what) + " of tensor " + std::to_string(row) +
+                                 " is on another device; every tensor must be dense on " +
+                                 (gpu_ < 0 ? "the CPU" : "GPU " + std::to_string(gpu_)));
+    t.data = static_cast<char*>(t.data) + t.byte_offset;
+    return t;
+}
+
+// Most tensors come out of the allocator aligned. Where most of a row's are off by as much, a head of single elements
+// brings them to 16 bytes; the others are loaded by element.
+int Table::head_of(const Row& row) const {
+    if (gpu_ < 0) return 0;
+    int votes[8] = {}, best = 0;
+    for (int o = 0; o < kOperands; ++o) {
+        if (!row.data[o]) continue;
+        const int64_t width = row.dtype(o) == DType::f32 ? 4 : 2;
+        for (int head = 0; head < 8; ++head)
+            if ((row.data[o] + head * width) % 16 == 0) votes[head] += static_cast<int>(width);
+    }
+    for (int head = 1; head < 8; ++head)
+        if (votes[head] > votes[best]) best = head;
+    return best;
+}
+
+Row Table::read_row(Rule rule, PyObject* const* objects, int64_t index) {
+    Row row{};
+    const int owner = rule == Rule::project ? kGrad : kParam;
+    if (objects[owner] == Py_None) throw std::invalid_argument("step: tensor " + std::to_string(index) + " is None");
+    const dlpack::Tensor like = view(objects[owner], kNames[owner], index);
+    row.numel = numel(like);
+    bool all_contiguous = true, all_alike = true;
+    for (int o = 0; o < kOperands; ++o) {
+        if (objects[o] == Py_None) continue;
+        const dlpack::Tensor t = o == owner ? like : view(objects[o], kNames[o], index);
+        if (!same_shape(t, like))
+            throw py::value_error("step: tensor " + std::to_string(index) + " has shape " + shape_of(like) + " but a " + kNames[o] +
+                                  " of shape " + shape_of(t) + "; zero the gradients and run both backward passes again");
+        const auto dtype = dtype_of(t);
+        if (!dtype || *dtype == DType::f64) {
+            reason_ = "there is no kernel for a " + name_of(t) + " " + kNames[o];
+            continue;
+        }
+        if (!t.data && row.numel)
+            throw std::runtime_error("step: the " + std::string(kNames[o]) + " of tensor " + std::to_string(index) + " has no memory");
+        row.data[o] = reinterpret_cast<int64_t>(t.data);
+        row.tags |= static_cast<int64_t>(*dtype) << (4 * o);
+        all_contiguous &= contiguous(t);
+        all_alike &= same_strides(t, like);
+    }
+    if (objects[kOperands] != Py_None) {
+        const auto [address, dtype] = scalar(objects[kOperands]);
+        if (dtype != DType::f32) reason_ = "there is no kernel for step counters that are not float32";
+        row.step = reinterpret_cast<int64_t>(address);
+        counts_steps_ = true;
+    }
+    if (row.numel && !all_contiguous && !(all_alike && dense(like))) scattered_.push_back(index);
+    row.tags |= static_cast<int64_t>(head_of(row)) << 24;
+    return row;
+}
+
+std::pair<const void*, DType> Table::scalar(py::handle tensor) const {
+    const dlpack::Tensor t = view(tensor.ptr(), "scalar", 0);
+    const auto dtype = dtype_of(t);
+    if (numel(t) != 1 || !dtype) throw py::value_error("step: f1 and step counters must be floating-point tensors of one element");
+    return {t.data, *dtype};
+}
+
+std::string Table::read(Rule rule, const py::tuple& lists, const py::list& groups) {
+    constexpr int kLists = kOperands + 1;
+    const auto n = static_cast<int64_t>(groups.size());
+    if (lists.size() != kLists) throw py::value_error("read takes six lists");
+    for (const auto& list : lists)
+        if (!py::isinstance<py::list>(list) || static_cast<int64_t>(py::len(list)) != n)
+            throw py::value_error("step: every list of tensors must have one entry for each parameter");
+    rows_.clear(), scattered_.clear(), reason_.clear();
+    counts_steps_ = false;
+    rows_.reserve(n);
+    for (int64_t r = 0; r < n; ++r) {
+        PyObject* objects[kLists];
+        for (int l = 0; l < kLists; ++l) objects[l] = PyList_GET_ITEM(PyTuple_GET_ITEM(lists.ptr(), l), r);
+        rows_.push_back(read_row(rule, objects, r));
+        rows_.back().tags |= static_cast<int64_t>(PyLong_AsLong(PyList_GET_ITEM(groups.ptr(), r))) << 32;
+    }
+    cut();
+    return reason_;
+}
+
+void Table::cut() {
+    for (chunk_ = kLeastChunk;; chunk_ *= 2) {
+        int64_t chunks = 0, big = 0;
+        for (size_t r = 0; r < rows_.size(); ++r) {
+            Row& row = rows_[r];
+            if (r && row.group() != rows_[r - 1].group()) chunks = (chunks + kTurn - 1) / kTurn * kTurn;
+            row.first_chunk = chunks;
+            const int64_t mine = row.numel ? std::max<int64_t>(1, (row.numel - row.head() + chunk_ - 1) / chunk_) : 0;
+            chunks += mine;
+            big += mine > 1;
+        }
+        turns_ = (chunks + kTurn - 1) / kTurn;
+        if (turns_ <= kMostTurns || !big) return;  // a smaller number of tiny tensors cannot be had
+    }
+}
+
+bool Table::changed() {
+    const bool same = seen_.size() == rows_.size() && std::memcmp(seen_.data(), rows_.data(), rows_.size() * sizeof(Row)) == 0;
+    if (!same) seen_ = rows_;
+    return !same;
+}
+
+}  // namespace ux

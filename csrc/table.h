@@ -1,0 +1,52 @@
+// Reads lists of torch tensors into rows, and says in a sentence what is wrong with them.
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include <string>
+#include <vector>
+
+#include "dlpack.h"
+#include "tensors.h"
+
+namespace ux {
+
+class Table {
+  public:
+    // `exchange`: torch.Tensor.__dlpack_c_exchange_api__. `gpu`: the CUDA device of every tensor; -1: the CPU.
+    Table(pybind11::capsule exchange, int gpu);
+
+    // `lists`: params, grads, constraint_grads, firsts, seconds, steps: lists of tensors or None, of one length.
+    // `groups`: int for each row, ascending. Returns why no kernel serves these dtypes; empty where one does.
+    // Raises ValueError for shapes, RuntimeError for devices and layouts.
+    std::string read(Rule rule, const pybind11::tuple& lists, const pybind11::list& groups);
+
+    // Rows whose tensors lie in memory in different orders, or with gaps: they need contiguous copies.
+    const std::vector<int64_t>& scattered() const { return scattered_; }
+
+    // Whether the rows are not those of the last time that this was asked.
+    bool changed();
+
+    std::pair<const void*, DType> scalar(pybind11::handle tensor) const;
+
+    const std::vector<Row>& rows() const { return rows_; }
+    int64_t chunk() const { return chunk_; }
+    int64_t turns() const { return turns_; }
+    bool counts_steps() const { return counts_steps_; }
+
+  private:
+    dlpack::Tensor view(PyObject* object, const char* what, int64_t row) const;
+    Row read_row(Rule rule, PyObject* const* objects, int64_t row);
+    int head_of(const Row& row) const;
+    void cut();
+
+    pybind11::capsule exchange_;
+    const dlpack::ExchangeApi* api_;
+    int gpu_;
+    std::vector<Row> rows_, seen_;
+    std::vector<int64_t> scattered_;
+    std::string reason_;
+    int64_t chunk_ = kLeastChunk, turns_ = 0;
+    bool counts_steps_ = false;
+};
+
+}  // namespace ux
