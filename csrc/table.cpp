@@ -184,7 +184,7 @@ std::string Table::read(Rule rule, const py::tuple& lists, const py::list& group
 }
 
 void Table::cut() {
-    for (chunk_ = kLeastChunk;; chunk_ *= 2) {
+    for (chunk_ = kLeastChunk[gpu_ >= 0];; chunk_ *= 2) {
         int64_t chunks = 0, big = 0;
         for (size_t r = 0; r < rows_.size(); ++r) {
             Row& row = rows_[r];

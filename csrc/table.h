@@ -45,7 +45,7 @@ class Table {
     std::vector<Row> rows_, seen_;
     std::vector<int64_t> scattered_;
     std::string reason_;
-    int64_t chunk_ = kLeastChunk, turns_ = 0;
+    int64_t chunk_ = 0, turns_ = 0;
     bool counts_steps_ = false;
 };
 

@@ -20,7 +20,7 @@ enum Operand { kParam, kGrad, kConstraintGrad, kFirst, kSecond, kOperands };
 // A chunk is the work of one warp, a turn that of one block or of one thread of the CPU. Partial sums are indexed by turn
 // and combined in that order, so the result does not depend on how many threads or blocks shared the turns.
 constexpr int kTurn = 8;               // chunks
-constexpr int64_t kLeastChunk = 1024;  // elements; doubled until the turns are few enough
+constexpr int64_t kLeastChunk[] = {4096, 1024};  // elements, on the CPU and on a GPU; doubled until the turns are few enough
 constexpr int64_t kMostTurns = 16384;  // 40 bytes of partial sums each: 640 KB, whatever the model's size
 
 // One tensor and everything that is stepped with it.
@@ -32,6 +32,7 @@ struct Row {
     int64_t tags;             // four bits of dtype for each operand; the head from bit 24; the group from bit 32 on
 
     UX_HD DType dtype(int operand) const { return static_cast<DType>((tags >> (4 * operand)) & 15); }
+    UX_HD bool all_float() const { return (tags & 0xfffff) == 0; }
     UX_HD int head() const { return static_cast<int>((tags >> 24) & 15); }  // elements before the first aligned one
     UX_HD int group() const { return static_cast<int>(tags >> 32); }
     UX_HD char* address(int operand, int64_t element) const {

@@ -27,8 +27,8 @@ namespace ux::cpu::UX_ISA {
 
 namespace {
 
-constexpr int64_t kTile = 1024;  // elements converted at a time: five float tiles stay in the first-level cache
-constexpr int64_t kAhead = 512;  // elements
+constexpr int64_t kTile = 1024;  // elements widened at a time: five float tiles stay in the first-level cache
+constexpr int64_t kAhead = 256;  // elements
 
 void widen_f16(const uint16_t* in, float* out, int64_t n) {
     int64_t i = 0;
@@ -48,7 +48,7 @@ void narrow_f16(const float* in, uint16_t* out, int64_t n) {
     for (; i < n; ++i) out[i] = to_f16(in[i]);
 }
 
-alignas(64) const float kZeros[kTile] = {};
+alignas(64) const float kZeros[kLanes] = {};
 
 // The operand as floats: in place where it is float already, else a widened copy.
 const float* widen(const char* in, DType dtype, int64_t n, float* buffer) {
@@ -70,20 +70,22 @@ void narrow(const Row& row, int operand, int64_t begin, int64_t n, const float* 
 template <class Rule> struct Tile {
     alignas(64) float buffers[kOperands][kTile];
     const float* in[kOperands];
+    int64_t mask[kOperands];       // of the index: zero for an absent operand, which is kZeros over and over
     const char* ahead[kOperands];  // what is wanted next: further on, or the next tile where this one was widened
     int width[kOperands];
 
     void load(const Row& row, unsigned reads, int64_t begin, int64_t n) {
         for (int o = 0; o < kOperands; ++o) {
             const char* address = reads & bit(o) ? row.address(o, begin) : nullptr;
-            in[o] = address ? widen(address, row.dtype(o), n, buffers[o]) : kZeros;
             const bool whole = row.dtype(o) == DType::f32;
+            in[o] = address ? widen(address, row.dtype(o), n, buffers[o]) : kZeros;
+            mask[o] = address ? -1 : 0;
             ahead[o] = address ? address + (whole ? 4 * kAhead : 2 * kTile) : reinterpret_cast<const char*>(kZeros);
             width[o] = address ? (whole ? 4 : 2) : 0;
         }
     }
     template <class F> void read(int64_t i, F* x) const {
-        for (int o = 0; o < kOperands; ++o) memcpy(&x[o], in[o] + i, sizeof(F));
+        for (int o = 0; o < kOperands; ++o) memcpy(&x[o], in[o] + (i & mask[o]), sizeof(F));
     }
     // The processor fetches ahead by itself, but not across pages, and there are five streams.
     void prefetch(int64_t i) const {
@@ -139,8 +141,9 @@ template <class Body> void each_tile(const Row* rows, const Job& job, int64_t tu
     for (int64_t chunk = turn * kTurn; chunk < (turn + 1) * kTurn; ++chunk) {
         while (row + 1 < job.n_rows && rows[row + 1].first_chunk <= chunk) ++row;
         const Place at = place_of(rows, job, row, chunk);
-        for (int64_t begin = at.begin; begin < at.end; begin += kTile)
-            body(rows[at.row], begin, begin + kTile < at.end ? kTile : at.end - begin);
+        const int64_t tile = rows[row].all_float() ? job.chunk : kTile;
+        for (int64_t begin = at.begin; begin < at.end; begin += tile)
+            body(rows[row], begin, begin + tile < at.end ? tile : at.end - begin);
     }
 }
 
