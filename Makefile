@@ -14,11 +14,13 @@ else
 TORCH ?= torch
 endif
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test bench gpu-check lint clean
 
 help:
 	@echo "make demo     train a small model, unlearn it at several degrees, draw the report (runs/demo/report.html)"
 	@echo "make test     install and run the tests"
+	@echo "make bench    time the step against its peers on this CPU (and GPU); about 10 minutes"
+	@echo "make gpu-check  with a GPU, CUDA and torch, and no network: build, CUDA tests, sanitizers, benchmarks"
 	@echo "make lint     check the Python style"
 	@echo "make install  only make the environment, in $(VENV)"
 	@echo "make clean    remove the environment and what was built"
@@ -39,6 +41,17 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+RESULTS ?= benchmarks/results/$(shell date +%F)-$(shell uname -m).json
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest benchmarks --benchmark-json=$(RESULTS)
+	$(BIN)/python benchmarks/table.py $(RESULTS)
+	$(BIN)/python benchmarks/plots.py $(RESULTS)
+
+# In place, with the Python at hand: nothing is installed and nothing is fetched.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

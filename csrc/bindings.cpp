@@ -19,17 +19,17 @@ namespace {
 
 template <class T> T* at(uintptr_t address) { return reinterpret_cast<T*>(address); }
 
-// `blocks`: addresses of hyper, control, partials, sums and report, as ops.py made them.
-Job make_job(int rule, const Table& table, int64_t n_groups, std::array<uintptr_t, 5> blocks, py::handle constraint, bool solve) {
-    const auto [address, dtype] = constraint.is_none() ? std::pair<const void*, DType>{nullptr, DType::f64} : table.scalar(constraint);
-    return {Rule(rule), dtype, solve, table.counts_steps(), static_cast<int64_t>(table.rows().size()), table.turns(), table.chunk(),
-            n_groups, address, at<const double>(blocks[0]), at<const double>(blocks[1]), at<double>(blocks[2]),
-            at<double>(blocks[3]), at<double>(blocks[4])};
-}
-
 Rule rule_of(int rule) {
     if (rule < 0 || rule > int(Rule::adamw)) throw py::value_error("rule must be 0 (project), 1 (sgd) or 2 (adamw)");
     return Rule(rule);
+}
+
+// `blocks`: addresses of hyper, control, partials, sums and report, as ops.py made them.
+Job make_job(int rule, const Table& table, int64_t n_groups, std::array<uintptr_t, 5> blocks, py::handle constraint) {
+    const auto [address, dtype] = constraint.is_none() ? std::pair<const void*, DType>{nullptr, DType::f64} : table.scalar(constraint);
+    return {rule_of(rule), dtype, false, table.counts_steps(), static_cast<int64_t>(table.rows().size()), table.turns(), table.chunk(),
+            n_groups, address, at<const double>(blocks[0]), at<const double>(blocks[1]), at<double>(blocks[2]),
+            at<double>(blocks[3]), at<double>(blocks[4])};
 }
 
 }  // namespace
@@ -60,25 +60,31 @@ PYBIND11_MODULE(_C, m) {
         })
         .def("changed", &Table::changed)
         .def_property_readonly("scattered", &Table::scattered)
+        .def_property_readonly("absent", &Table::absent)
         .def_property_readonly("turns", &Table::turns)
         .def_property_readonly("bytes", [](const Table& table) {
             return py::bytes(reinterpret_cast<const char*>(table.rows().data()), table.rows().size() * sizeof(Row));
         })
         .def("__len__", [](const Table& table) { return table.rows().size(); });
     py::class_<Job>(m, "Job").def(py::init(&make_job));
-    m.def("stats", [](const Table& table, const Job& job, int threads) { cpu::run_stats(table.rows().data(), job, threads); },
-          py::call_guard<py::gil_scoped_release>());
+    m.def("stats", [](const Table& table, Job job, bool solve, int threads) {
+        job.solve = solve;
+        cpu::run_stats(table.rows().data(), job, threads);
+    }, py::call_guard<py::gil_scoped_release>());
     m.def("apply", [](const Table& table, const Job& job, int threads) { cpu::run_apply(table.rows().data(), job, threads); },
           py::call_guard<py::gil_scoped_release>());
 
 #if defined(UX_CUDA)
     m.attr("CUDA_ARCHS") = UX_CUDA_ARCHS;
     m.def("cuda_rows_in_arguments", &cuda::rows_in_arguments, "How many rows a launch carries; more need a table on the device.");
-    m.def("cuda_stats", [](const Table& table, const Job& job, uintptr_t device_rows, uintptr_t counter, int device, uintptr_t stream) {
-        cuda::run_stats({table.rows().data(), at<const Row>(device_rows)}, job, at<uint32_t>(counter), device, at<void>(stream));
+    m.def("cuda_limit_blocks", &cuda::limit_blocks, "For tests: any number of blocks gives the same bits.");
+    using Address = uintptr_t;
+    m.def("cuda_stats", [](const Table& table, Job job, bool solve, Address rows, Address counter, int device, Address stream) {
+        job.solve = solve;
+        cuda::run_stats({table.rows().data(), at<const Row>(rows)}, job, at<uint32_t>(counter), device, at<void>(stream));
     });
-    m.def("cuda_apply", [](const Table& table, const Job& job, uintptr_t device_rows, uintptr_t counter, int device, uintptr_t stream) {
-        cuda::run_apply({table.rows().data(), at<const Row>(device_rows)}, job, at<uint32_t>(counter), device, at<void>(stream));
+    m.def("cuda_apply", [](const Table& table, const Job& job, Address rows, Address counter, int device, Address stream) {
+        cuda::run_apply({table.rows().data(), at<const Row>(rows)}, job, at<uint32_t>(counter), device, at<void>(stream));
     });
 #else
     m.attr("CUDA_ARCHS") = "";

@@ -128,7 +128,10 @@ Row Table::read_row(Rule rule, PyObject* const* objects, int64_t index) {
     row.numel = numel(like);
     bool all_contiguous = true, all_alike = true;
     for (int o = 0; o < kOperands; ++o) {
-        if (objects[o] == Py_None) continue;
+        if (objects[o] == Py_None) {
+            ++absent_[o];
+            continue;
+        }
         const dlpack::Tensor t = o == owner ? like : view(objects[o], kNames[o], index);
         if (!same_shape(t, like))
             throw py::value_error("step: tensor " + std::to_string(index) + " has shape " + shape_of(like) + " but a " + kNames[o] +
@@ -171,6 +174,7 @@ std::string Table::read(Rule rule, const py::tuple& lists, const py::list& group
         if (!py::isinstance<py::list>(list) || static_cast<int64_t>(py::len(list)) != n)
             throw py::value_error("step: every list of tensors must have one entry for each parameter");
     rows_.clear(), scattered_.clear(), reason_.clear();
+    absent_.fill(0);
     counts_steps_ = false;
     rows_.reserve(n);
     for (int64_t r = 0; r < n; ++r) {

@@ -2,6 +2,7 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,9 @@ class Table {
 
     // Rows whose tensors lie in memory in different orders, or with gaps: they need contiguous copies.
     const std::vector<int64_t>& scattered() const { return scattered_; }
+
+    // How many rows have no tensor, for each operand.
+    const std::array<int64_t, kOperands>& absent() const { return absent_; }
 
     // Whether the rows are not those of the last time that this was asked.
     bool changed();
@@ -44,6 +48,7 @@ class Table {
     int gpu_;
     std::vector<Row> rows_, seen_;
     std::vector<int64_t> scattered_;
+    std::array<int64_t, kOperands> absent_{};
     std::string reason_;
     int64_t chunk_ = 0, turns_ = 0;
     bool counts_steps_ = false;

@@ -94,7 +94,7 @@ class _Kernels:
 
     def begin(self, rule: Rule, operands: Operands, constraint: Tensor | None) -> str:
         """Reads the operands; why no kernel serves them, or nothing."""
-        self.rule, self.constraint, self.staged = rule, constraint, []
+        self.rule, self.constraint, self.staged = rule, constraint, []  # f1 must live until the kernels have read it
         self.lists = operands.lists()
         if reason := self.table.read(rule, self.lists, operands.groups):
             return reason
@@ -103,6 +103,9 @@ class _Kernels:
             self.table.read(rule, self.lists, operands.groups)
         if self.partials.numel() < self.table.turns * len(Sum):
             self.partials = torch.empty(self.table.turns * len(Sum), dtype=torch.float64, device=self.step.device)
+        step = self.step
+        blocks = [t.data_ptr() for t in (step.hyper, step.control, self.partials, step.sums, step.report)]
+        self.job = kernels.Job(rule, self.table, len(step.hyper), blocks, constraint)
         return ""
 
     def _stage(self, rows: list[int]) -> None:
@@ -117,25 +120,22 @@ class _Kernels:
                 if column in _WRITES[self.rule]:
                     self.staged.append((original, tensors[row]))
 
-    def _job(self, solve: bool) -> object:
-        step = self.step
-        blocks = [t.data_ptr() for t in (step.hyper, step.control, self.partials, step.sums, step.report)]
-        return kernels.Job(self.rule, self.table, len(step.hyper), blocks, self.constraint, solve)
-
     def _after_apply(self) -> None:
         for original, staged in self.staged:
             original.copy_(staged)
         for column in _WRITES[self.rule]:  # autograd learns of the in-place writes that it could not see
-            if tensors := [t for t in self.lists[column] if t is not None]:
-                torch.autograd.graph.increment_version(tensors)
+            tensors, absent = self.lists[column], self.table.absent[column]
+            if absent < len(tensors):
+                written = [t for t in tensors if t is not None] if absent else tensors
+                torch.autograd.graph.increment_version(written)
 
 
 class _Cpu(_Kernels):
     def stats(self, solve: bool) -> None:
-        kernels.stats(self.table, self._job(solve), torch.get_num_threads())
+        kernels.stats(self.table, self.job, solve, torch.get_num_threads())
 
     def apply_(self) -> None:
-        kernels.apply(self.table, self._job(False), torch.get_num_threads())
+        kernels.apply(self.table, self.job, torch.get_num_threads())
         self._after_apply()
 
 
@@ -174,10 +174,10 @@ class _Cuda(_Kernels):
         return rows, self.counter.data_ptr(), self.gpu, torch.cuda.current_stream(self.gpu).cuda_stream
 
     def stats(self, solve: bool) -> None:
-        kernels.cuda_stats(self.table, self._job(solve), *self._where())
+        kernels.cuda_stats(self.table, self.job, solve, *self._where())
 
     def apply_(self) -> None:
-        kernels.cuda_apply(self.table, self._job(False), *self._where())
+        kernels.cuda_apply(self.table, self.job, *self._where())
         self._after_apply()
 
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <climits>
 #include <stdexcept>
 #include <string>
 
@@ -273,12 +274,14 @@ template <class Kernel> int resident_blocks(Kernel kernel, std::atomic<int>* kno
     return blocks;
 }
 
+std::atomic<int> blocks_limit{INT_MAX};
+
 template <class Rows> using Kernel = void (*)(Job, Rows, uint32_t*);
 
 template <class Rows, Kernel<Rows> kernel>
 void launch(const Rows& rows, const Job& job, uint32_t* counter, int device, void* stream) {
     static std::atomic<int> known[kMostDevices];
-    const int64_t most = resident_blocks(kernel, known, device);
+    const int64_t most = std::min(resident_blocks(kernel, known, device), blocks_limit.load());
     const int64_t blocks = std::clamp<int64_t>(job.n_turns, 1, most);
     kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(job, rows, counter);
     check(cudaGetLastError(), "launch");
@@ -316,6 +319,8 @@ int64_t rows_in_arguments() {
     }();
     return rows;
 }
+
+void limit_blocks(int blocks) { blocks_limit = std::max(blocks, 1); }
 
 void run_stats(const Rows& rows, const Job& job, uint32_t* counter, int device, void* stream) {
     const DeviceGuard guard(device);

@@ -13,6 +13,7 @@ struct Rows {
 };
 
 int64_t rows_in_arguments();  // how many fit, with this compiler and this driver
+void limit_blocks(int blocks);  // of every launch from here on; for tests, which want the same bits from any number
 
 // `counter`: one uint32, zero before the first launch; each launch leaves it zero.
 void run_stats(const Rows&, const Job&, uint32_t* counter, int device, void* stream);

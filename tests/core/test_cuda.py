@@ -1,9 +1,11 @@
-"""The CUDA kernels against the reference, where a device is at hand."""
+"""The CUDA kernels against the reference, and what they promise of launches, waiting and repeatability."""
 
 import pytest
 import torch
 from steps import cloned, operands_like, run_step, written
 
+import unlearn_ext as ux
+from unlearn_ext import binary
 from unlearn_ext.binary import why_not
 from unlearn_ext.layout import Report, Rule
 from unlearn_ext.reference import Operands
@@ -11,33 +13,61 @@ from unlearn_ext.reference import Operands
 REASON = why_not(torch.device("cuda")) or ("" if torch.cuda.is_available() else "torch sees no CUDA device here")
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
 
-SHAPES = [(0,), (1,), (1023,), (3 * 16384 + 5,), (0, 3), (129, 257)] + [(1 + i % 97,) for i in range(500)]
+FEW = [(0,), (1,), (1023,), (3 * 16384 + 5,), (0, 3), (129, 257)]
+SHAPES = {"rows in the arguments": FEW, "rows on the device": FEW + [(1 + i % 97,) for i in range(500)]}
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+MIXES = [(F32,) * 5, (BF16,) * 5, (F16,) * 5, (F32, BF16, BF16, F32, F32), (BF16, F32, F16, F32, BF16)]
 
 
 def on_device(operands: Operands) -> Operands:
-    moved = {
-        name: values if name == "groups" else [None if t is None else t.cuda() for t in values]
-        for name, values in vars(operands).items()
-    }
-    return Operands(**moved)
+    moved = [[None if t is None else t.cuda() for t in tensors] for tensors in operands.lists()]
+    return Operands(*moved, operands.groups)
+
+
+def shifted(operands: Operands, offsets: list[int]) -> Operands:
+    """The same values on the device, each list's tensors beginning some elements after an aligned address."""
+
+    def shift(tensor: torch.Tensor | None, offset: int) -> torch.Tensor | None:
+        if tensor is None:
+            return None
+        storage = torch.empty(tensor.numel() + offset, dtype=tensor.dtype, device="cuda")
+        return storage[offset:].view(tensor.shape).copy_(tensor)
+
+    lists = [[shift(t, n) for t in tensors] for tensors, n in zip(operands.lists()[:5], offsets, strict=True)]
+    return Operands(*lists, on_device(operands).steps, operands.groups)
+
+
+def assert_close(rule: Rule, host: Operands, device: Operands, psi: float = 0.5) -> None:
+    exact = cloned(host, torch.float64)
+    oracle = run_step(rule, exact, psi, fused=False)
+    step = run_step(rule, device, psi, fused=True, device="cuda")
+    torch.testing.assert_close(step.sums.cpu(), oracle.sums, rtol=1e-5, atol=float(1e-6 * oracle.sums.abs().max()))
+    for got, want in zip(written(rule, device), written(rule, exact), strict=True):
+        ulp = torch.finfo(got.dtype).eps
+        torch.testing.assert_close(got.cpu().double(), want, rtol=max(ulp, 2e-5), atol=max(ulp, 1e-4))
+    for counter in device.steps:
+        assert counter is None or counter.item() == 4
 
 
 @pytest.mark.parametrize("rule", list(Rule))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_agrees_with_the_reference(rule, dtype):
-    operands = operands_like(rule, [torch.empty(s) for s in SHAPES], (dtype,) * 5, seed=1)
-    exact, device = cloned(operands, torch.float64), on_device(operands)
-    oracle = run_step(rule, exact, 0.5, fused=False)
-    step = run_step(rule, device, 0.5, fused=True, device="cuda")
-    torch.testing.assert_close(step.sums.cpu(), oracle.sums, rtol=1e-5, atol=float(1e-6 * oracle.sums.abs().max()))
-    ulp = torch.finfo(dtype).eps
-    for got, want in zip(written(rule, device), written(rule, exact), strict=True):
-        torch.testing.assert_close(got.cpu().double(), want, rtol=max(ulp, 2e-5), atol=max(ulp, 1e-4))
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_agrees_with_the_reference(rule, mix, shapes):
+    host = operands_like(rule, [torch.empty(s) for s in SHAPES[shapes]], mix, seed=1)
+    assert_close(rule, host, on_device(host))
+
+
+@pytest.mark.parametrize("rule", list(Rule))
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+@pytest.mark.parametrize("offsets", [[1] * 5, [3] * 5, [7] * 5, [0, 1, 1, 0, 0], [5, 2, 3, 1, 4]])
+def test_any_alignment(rule, dtype, offsets):
+    host = operands_like(rule, [torch.empty(s) for s in ((3,), (9,), (5000,), (40_001,))], (dtype,) * 5, seed=2)
+    assert_close(rule, host, shifted(host, offsets))
 
 
 @pytest.mark.parametrize("rule", list(Rule))
 def test_nothing_is_written_when_anything_is_not_finite(rule):
-    device = on_device(operands_like(rule, [torch.empty(11), torch.empty(20_001)], (torch.float32,) * 5, seed=5))
+    device = on_device(operands_like(rule, [torch.empty(11), torch.empty(20_001)], (F32,) * 5, seed=5))
     device.constraint_grads[1][12_345] = float("nan")
     before = [t.clone() for t in written(rule, device)]
     step = run_step(rule, device, 0.5, fused=True, device="cuda")
@@ -46,11 +76,95 @@ def test_nothing_is_written_when_anything_is_not_finite(rule):
 
 
 @pytest.mark.parametrize("rule", list(Rule))
-def test_bitwise_repeatable(rule):
-    operands = operands_like(rule, [torch.empty(s) for s in SHAPES], (torch.float32,) * 5, seed=7)
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_the_same_bits_from_any_number_of_blocks(rule, shapes):
+    operands = operands_like(rule, [torch.empty(s) for s in [*SHAPES[shapes], (700_001,)]], (F32,) * 5, seed=7)
     results = []
-    for _ in range(2):
-        device = on_device(operands)
-        step = run_step(rule, device, 0.5, fused=True, device="cuda")
-        results.append([step.report, *written(rule, device)])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    try:
+        for blocks in (1, 7, 50, 2**30, 2**30):
+            binary.kernels.cuda_limit_blocks(blocks)
+            device = on_device(operands)
+            step = run_step(rule, device, 0.5, fused=True, device="cuda")
+            results.append([step.sums, step.report, *written(rule, device)])
+    finally:
+        binary.kernels.cuda_limit_blocks(2**30)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+class Loop:
+    """An optimizer over tensors on the device, with gradients that stay where they are."""
+
+    def __init__(self, optimizer: type, count: int, **options) -> None:
+        generator = torch.Generator("cuda").manual_seed(3)
+        shape = [torch.Size([1 + 37 * i % 301]) for i in range(count)]
+        draw = [[torch.randn(s, generator=generator, device="cuda") for s in shape] for _ in range(3)]
+        self.params, self.grads, self.constraint_grads = [torch.nn.Parameter(t) for t in draw[0]], draw[1], draw[2]
+        self.optimizer = optimizer(self.params, lr=1e-2, control=ux.EpsilonGap(0.3), fused=True, **options)
+        self.f1 = torch.full((), 0.7, device="cuda")
+
+    def hold(self) -> None:
+        for param, grad in zip(self.params, self.constraint_grads, strict=True):
+            param.grad = grad
+        self.optimizer.hold_constraint(self.f1)
+        for param, grad in zip(self.params, self.grads, strict=True):
+            param.grad = grad
+
+
+@pytest.mark.parametrize("optimizer", [ux.EpsilonSGD, ux.EpsilonAdamW])
+@pytest.mark.parametrize("count", [300, 1000])
+def test_two_launches_and_no_waiting(optimizer, count):
+    loop = Loop(optimizer, count)
+    loop.hold()
+    loop.optimizer.step()
+    loop.hold()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            loop.optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    launched = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    assert len(launched) == 2, launched
+
+
+@pytest.mark.parametrize("optimizer", [ux.EpsilonSGD, ux.EpsilonAdamW])
+@pytest.mark.parametrize("count", [300, 1000])
+def test_replay_of_a_graph_equals_eager(optimizer, count):
+    options = {"momentum": 0.9} if optimizer is ux.EpsilonSGD else {}
+    eager, replayed = Loop(optimizer, count, **options), Loop(optimizer, count, **options)
+    for loop in (eager, replayed):
+        loop.hold()
+        loop.optimizer.step()
+    graph = torch.cuda.CUDAGraph()
+    replayed.hold()
+    with torch.cuda.graph(graph):
+        replayed.optimizer.step()
+    for _ in range(5):
+        graph.replay()
+        eager.hold()
+        eager.optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(eager.params, replayed.params, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16, torch.float64])
+def test_f1_of_any_dtype(dtype):
+    loop = Loop(ux.EpsilonSGD, 3)
+    loop.f1 = torch.full((), 0.75, device="cuda", dtype=dtype)
+    loop.hold()
+    loop.optimizer.step()
+    assert loop.optimizer.stats.constraint.item() == 0.75
+
+
+def test_more_than_two_to_the_31_elements():
+    n = 2**31 + 12_345
+    if torch.cuda.mem_get_info()[0] < 5 * 2 * n:
+        pytest.skip("needs 22 GB of free memory on the device")
+    g2, g1 = (torch.zeros(n, dtype=BF16, device="cuda") for _ in range(2))
+    for index in (0, 2**31 - 1, 2**31, n - 1):
+        g2[index], g1[index] = 1.0, 2.0
+    lam, skipped = torch.ops.unlearn_ext.halfspace_project_([g2], [g1], torch.tensor(40.0, device="cuda"))
+    assert (lam.item(), skipped.item()) == (2.0, 0.0)  # (40 − 8) / 16
+    assert g2.sum(dtype=torch.float64).item() == 4 * 5.0
+    assert g2[n - 1].item() == 5.0

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from itertools import repeat
+from itertools import chain, repeat
 from operator import is_, is_not
 
 import torch
@@ -216,12 +216,13 @@ class EpsilonOptimizer(Optimizer):
         return loss
 
     def _params(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
+        return list(chain.from_iterable(group["params"] for group in self.param_groups))
 
     def _operands(self) -> Operands:
         params = self._params()
         grads, held = [p.grad for p in params], self._constraint.held(params)
-        groups = [index for index, group in enumerate(self.param_groups) for _ in group["params"]]
+        counts = (repeat(index, len(group["params"])) for index, group in enumerate(self.param_groups))
+        groups = list(chain.from_iterable(counts))
         if any(map(is_, grads, repeat(None))):  # those without any gradient take no part
             rows = [
                 row for row in zip(params, grads, held, groups, strict=True) if row[1] is not None or row[2] is not None

@@ -1,0 +1,25 @@
+"""What a result's file says of the machine, and nothing that would name it."""
+
+import platform
+
+import torch
+
+import unlearn_ext as ux
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info.pop("node", None)
+    machine_info.update(
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        cpu_isa=ux.build_info()["cpu_isa"],
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        system=platform.system(),
+    )
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    """Only what the table and the plots need: single timings would make a file that nobody reads."""
+    for result in output_json["benchmarks"]:
+        result["stats"].pop("data", None)
+    output_json["commit_info"] = {"id": output_json["commit_info"].get("id", "")}

@@ -1,0 +1,104 @@
+"""Everything that needs a GPU, on a machine that has one and perhaps no network: build, tests, sanitizers, benchmarks.
+
+Uses the Python that runs it, whose torch sees the GPU; nothing is installed. Ends with one table and one JSON file.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+NEEDED = [
+    "torch",
+    "numpy",
+    "pybind11",
+    "cmake",
+    "ninja",
+    "setuptools",
+    "pytest",
+    "pytest_benchmark",
+    "hypothesis",
+    "rich",
+]
+SANITIZERS = ["memcheck", "racecheck", "initcheck"]
+
+
+def missing() -> str:
+    """What this machine lacks, in a sentence; empty where nothing is."""
+    commands = {"cmake": "cmake", "ninja": "ninja"}
+    absent = [
+        n for n in NEEDED if not importlib.util.find_spec(n) and not (n in commands and shutil.which(commands[n]))
+    ]
+    if absent:
+        names = ", ".join(absent)
+        return f"{sys.executable} lacks {names}: install them, or name another Python with make gpu-check PYTHON=…"
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} of {sys.executable} sees no GPU."
+    if not (shutil.which("nvcc") or Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc").exists()):
+        return "there is no nvcc: put the CUDA toolkit's bin folder on PATH."
+    return ""
+
+
+def run(title: str, command: list[str], **environment: str) -> bool:
+    begin = time.perf_counter()
+    print(f"── {title}", flush=True)
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths, **environment}, check=False)
+    print(
+        f"── {title}: {'done' if done.returncode == 0 else 'FAILED'} in {time.perf_counter() - begin:.0f} s", flush=True
+    )
+    return done.returncode == 0
+
+
+def main() -> int:
+    if sentence := missing():
+        print(f"gpu-check: {sentence}")
+        return 1
+    python, pytest = [sys.executable], [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    if not run("build", [*python, "setup.py", "-q", "build_ext", "--inplace"], UNLEARN_EXT_CUDA="on"):
+        return 1
+    good = run("CUDA tests", [*pytest, "tests/core/test_cuda.py"])
+    if shutil.which("compute-sanitizer"):
+        short = [
+            *pytest,
+            "tests/core/test_cuda.py",
+            "-k",
+            "agrees and mix1 and device or alignment and offsets4 and dtype1",
+        ]
+        for tool in SANITIZERS:
+            command = [
+                "compute-sanitizer",
+                "--tool",
+                tool,
+                "--error-exitcode",
+                "9",
+                "--target-processes",
+                "all",
+                *short,
+            ]
+            good &= run(f"compute-sanitizer {tool}", command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    else:
+        print("── compute-sanitizer is not on PATH: its three checks are left out")
+    results = ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}-{device_name()}.json"
+    good &= run(
+        "benchmarks", [*pytest, "benchmarks", "-k", "cuda", "--benchmark-disable-gc", f"--benchmark-json={results}"]
+    )
+    if results.exists():
+        good &= run("table", [*python, "benchmarks/table.py", str(results)])
+    return 0 if good else 1
+
+
+def device_name() -> str:
+    import torch
+
+    return "".join(c if c.isalnum() else "-" for c in torch.cuda.get_device_name()).strip("-").lower()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

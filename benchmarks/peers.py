@@ -1,0 +1,207 @@
+"""What our step is compared with: the same mathematics, as one would write it in torch.
+
+ψ = α‖g1‖², so that λ = max(α − ⟨g1,g2⟩/‖g1‖², 0) and no peer pays for a control function. A contestant has
+``prepare()``, which is not timed, and ``step()``, which is.
+"""
+
+from collections.abc import Callable
+
+import torch
+from problems import Problem
+from torch import Tensor
+
+import unlearn_ext as ux
+
+ALPHA = 0.5
+LR = 1e-3
+
+
+class Contestant:
+    """Something that is timed.
+
+    Attributes:
+        steps: that one call of ``step()`` takes.
+        bytes: that a step reads and writes, where it matters.
+    """
+
+    steps = 1
+    bytes = 0
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+    def prepare(self) -> None:
+        """Before each step; nothing to do where gradients are plain lists."""
+
+    def step(self) -> None:
+        raise NotImplementedError
+
+
+class Ours(Contestant):
+    """The optimizer as a user calls it: the gradients are read from the parameters inside the timed step."""
+
+    def __init__(self, problem: Problem, optimizer: Callable[..., torch.optim.Optimizer], **options) -> None:
+        super().__init__(problem)
+        self.params = [torch.nn.Parameter(t) for t in problem.params]
+        control = ux.GradientNorm(alpha=ALPHA)
+        self.optimizer = optimizer(self.params, lr=LR, control=control, fused=True, **options)
+        self.f1 = torch.ones((), device=problem.params[0].device)
+
+    def prepare(self) -> None:
+        for param, grad in zip(self.params, self.problem.constraint_grads, strict=True):
+            param.grad = grad
+        self.optimizer.hold_constraint(self.f1)
+        for param, grad in zip(self.params, self.problem.grads, strict=True):
+            param.grad = grad
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+
+def multiplier(dot: Tensor, sq_constraint: Tensor) -> Tensor:
+    return (ALPHA - dot / sq_constraint).clamp_min(0)
+
+
+def add_scaled_(targets: list[Tensor], tensors: list[Tensor], factor: Tensor) -> None:
+    """targets += factor·tensors; on the CPU the factor is a number for free, on a GPU that would synchronise."""
+    if factor.device.type == "cpu":
+        torch._foreach_add_(targets, tensors, alpha=factor.item())
+    else:
+        torch._foreach_add_(targets, torch._foreach_mul(tensors, factor))
+
+
+class Flattened(Contestant):
+    """The textbook: concatenate, project, split, step."""
+
+    def step(self) -> None:
+        p = self.problem
+        g1, g2 = torch.cat(p.constraint_grads), torch.cat(p.grads)
+        g = g2 + multiplier(torch.dot(g1, g2), torch.dot(g1, g1)) * g1
+        for param, part in zip(p.params, g.split([t.numel() for t in p.params]), strict=True):
+            param.sub_(LR * part)
+
+
+class Loop(Contestant):
+    """Tensor by tensor, as most published code has it."""
+
+    def step(self) -> None:
+        p = self.problem
+        dot = sum((g1 * g2).sum() for g1, g2 in zip(p.constraint_grads, p.grads, strict=True))
+        lam = multiplier(dot, sum(g1.square().sum() for g1 in p.constraint_grads))
+        for param, g2, g1 in zip(p.params, p.grads, p.constraint_grads, strict=True):
+            param.sub_(LR * (g2 + lam * g1))
+
+
+class LoopOfDots(Contestant):
+    """Tensor by tensor without temporaries: on the CPU a tensor of a megabyte stays in cache for its next operation."""
+
+    def step(self) -> None:
+        p = self.problem
+        dot = sum(torch.dot(g1, g2) for g1, g2 in zip(p.constraint_grads, p.grads, strict=True))
+        factor = multiplier(dot, sum(torch.dot(g1, g1) for g1 in p.constraint_grads)) * -LR
+        for param, g2, g1 in zip(p.params, p.grads, p.constraint_grads, strict=True):
+            param.add_(g2, alpha=-LR).addcmul_(g1, factor)
+
+
+class Foreach(Contestant):
+    """torch's multi-tensor kernels throughout."""
+
+    def step(self) -> None:
+        p = self.problem
+        torch._foreach_add_(p.params, p.grads, alpha=-LR)
+        add_scaled_(p.params, p.constraint_grads, foreach_multiplier(p) * -LR)
+
+
+def foreach_multiplier(p: Problem) -> Tensor:
+    dot = torch.stack([t.sum() for t in torch._foreach_mul(p.constraint_grads, p.grads)]).sum()
+    return multiplier(dot, torch.stack(torch._foreach_norm(p.constraint_grads)).square().sum())
+
+
+@torch.compile(dynamic=False)
+def compiled_loop(params: list[Tensor], grads: list[Tensor], constraint_grads: list[Tensor]) -> None:
+    dot = torch.stack([(g1 * g2).sum() for g1, g2 in zip(constraint_grads, grads, strict=True)]).sum()
+    lam = multiplier(dot, torch.stack([g1.square().sum() for g1 in constraint_grads]).sum())
+    for param, g2, g1 in zip(params, grads, constraint_grads, strict=True):
+        param.sub_(LR * (g2 + lam * g1))
+
+
+class Compiled(Contestant):
+    """torch.compile of the loop, which it fuses into the same two passes that ours makes."""
+
+    def step(self) -> None:
+        compiled_loop(self.problem.params, self.problem.grads, self.problem.constraint_grads)
+
+
+class ForeachProjection(Contestant):
+    """g2 ← g by multi-tensor kernels. The projection alone, and what stands before torch's fused AdamW below."""
+
+    def step(self) -> None:
+        p = self.problem
+        add_scaled_(p.grads, p.constraint_grads, foreach_multiplier(p))
+
+
+class FlattenedProjection(Contestant):
+    def step(self) -> None:
+        p = self.problem
+        g1, g2 = torch.cat(p.constraint_grads), torch.cat(p.grads)
+        g = g2 + multiplier(torch.dot(g1, g2), torch.dot(g1, g1)) * g1
+        for grad, part in zip(p.grads, g.split([t.numel() for t in p.grads]), strict=True):
+            grad.copy_(part)
+
+
+class OurProjection(Contestant):
+    """The functional layer: ``ux.ops`` on lists of tensors."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        g1 = torch.cat([t.double() for t in problem.constraint_grads])
+        self.psi = ALPHA * torch.dot(g1, g1)
+
+    def step(self) -> None:
+        torch.ops.unlearn_ext.halfspace_project_(self.problem.grads, self.problem.constraint_grads, self.psi)
+
+
+class TorchFused(Contestant):
+    """torch's fused optimizer, no constraint: what the step would cost if nothing were to be forgotten."""
+
+    optimizer_class: type[torch.optim.Optimizer]
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        params = [torch.nn.Parameter(t) for t in problem.params]
+        for param, grad in zip(params, problem.grads, strict=True):
+            param.grad = grad
+        self.optimizer = self.optimizer_class(params, lr=LR, fused=True)
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+
+class TorchSGD(TorchFused):
+    optimizer_class = torch.optim.SGD
+
+
+class TorchAdamW(TorchFused):
+    optimizer_class = torch.optim.AdamW
+
+
+class ForeachThenAdamW(TorchAdamW):
+    """The foreach projection, then torch's fused AdamW: the speed peer. It is not the same step: Adam rescales g."""
+
+    def step(self) -> None:
+        ForeachProjection.step(self)
+        super().step()
+
+
+class Copy(Contestant):
+    """One large copy: the bandwidth that everything else is measured by."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        like = problem.grads[0]
+        total = min(sum(t.numel() for t in problem.grads), 100_000_000)
+        self.source, self.target = (torch.randn(total, device=like.device).to(like.dtype) for _ in range(2))
+        self.bytes = 2 * self.source.nbytes
+
+    def step(self) -> None:
+        self.target.copy_(self.source)

@@ -1,0 +1,134 @@
+"""Contestants timed in turn, round by round, in one process: what disturbs the machine disturbs them all."""
+
+import statistics
+import time
+from collections.abc import Callable
+from itertools import cycle
+
+import pytest
+import torch
+from peers import Contestant
+from problems import Problem, Size
+
+HAS_CUDA = torch.cuda.is_available()
+_start: list[torch.cuda.Event] = []
+
+
+def device_clock() -> float:
+    """Seconds on the GPU since the first reading; each reading waits for all the work before it."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    event.synchronize()
+    if not _start:
+        _start.append(event)
+    return _start[0].elapsed_time(event) / 1e3
+
+
+CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.perf_counter, "cuda": device_clock}
+
+
+def on(device: str, *values: object, name: str) -> object:
+    """A case of a benchmark on a device, timed by that device's clock; skipped where there is no such device."""
+    marks = [pytest.mark.benchmark(timer=CLOCKS[device])]
+    if device == "cuda":
+        marks.append(pytest.mark.skipif(not HAS_CUDA, reason="torch sees no CUDA device here"))
+    return pytest.param(device, *values, id=name if name == device else f"{device}-{name}", marks=marks)
+
+
+def cases(sizes: dict[str, list[Size]], dtypes: list[torch.dtype]) -> list[object]:
+    """A case for each device, size and dtype."""
+    return [
+        on(device, size, dtype, name=f"{size.label}-{str(dtype).removeprefix('torch.')}")
+        for device, mine in sizes.items()
+        for size in mine
+        for dtype in dtypes
+    ]
+
+
+def facts(size: Size, dtype: torch.dtype) -> dict[str, object]:
+    """What the table says of a problem."""
+    return {"size": size.label, "total": size.total, "count": size.count, "dtype": str(dtype).removeprefix("torch.")}
+
+
+def rounds_of(size: Size) -> int:
+    return max(7, min(200, int(300_000_000 / size.total)))
+
+
+class Burst(Contestant):
+    """Several steps over several copies of a problem in one CUDA graph, so that what is timed is the device's work."""
+
+    steps = 12
+
+    def __init__(self, contestants: list[Contestant]) -> None:
+        super().__init__(contestants[0].problem)
+        self.bytes = contestants[0].bytes
+        for contestant in contestants:
+            for _ in range(2):
+                contestant.prepare()
+                contestant.step()
+        torch.cuda.synchronize()
+        self.graph = torch.cuda.CUDAGraph()
+        turns = cycle(contestants)
+        with torch.cuda.graph(self.graph):
+            for _ in range(self.steps):
+                contestant = next(turns)
+                contestant.prepare()
+                contestant.step()
+
+    def step(self) -> None:
+        self.graph.replay()
+
+
+def entered(make: Callable[[Problem], Contestant], copies: list[Problem], device: str) -> Contestant:
+    """A contestant over copies of one problem; on a GPU it takes them in turn, and finds none in the L2 cache."""
+    made = [make(copy) for copy in copies]
+    return Burst(made) if device == "cuda" else made[0]
+
+
+def race(benchmark, device: str, ours: Contestant, peers: dict[str, Contestant], rounds: int) -> None:
+    """Times ours through pytest-benchmark; each peer runs just before it, on the same clock, in every round.
+
+    Everybody steps twice in a row and the second step counts: one that finds its own code and tables in the processor's
+    cache, as in a loop of its own. The peers' median, fastest and slowest go to ``benchmark.extra_info["peers"]``.
+    """
+    clock = CLOCKS[device]
+    times: dict[str, list[float]] = {name: [] for name in peers}
+
+    def once(contestant: Contestant) -> float:
+        contestant.prepare()
+        contestant.step()
+        contestant.prepare()
+        begin = clock()
+        contestant.step()
+        return (clock() - begin) / contestant.steps
+
+    def everybody_else() -> None:
+        for name, peer in peers.items():
+            times[name].append(once(peer))
+        ours.prepare()
+        ours.step()
+        ours.prepare()
+
+    with torch.no_grad():
+        benchmark.pedantic(ours.step, setup=everybody_else, rounds=rounds, warmup_rounds=1)
+    benchmark.extra_info["steps"] = ours.steps
+    benchmark.extra_info["peers"] = {
+        name: {**_summary(seen), "bytes": peers[name].bytes} for name, seen in times.items()
+    }
+
+
+def _summary(seconds: list[float]) -> dict[str, float]:
+    counted = seconds[1:] or seconds  # the first round warms up
+    return {"median": statistics.median(counted), "min": min(counted), "max": max(counted)}
+
+
+def host_seconds(contestant: Contestant, rounds: int = 50) -> float:
+    """What a step costs the host, which launches and does not wait: the median over steps taken one at a time."""
+    seen = []
+    for _ in range(rounds):
+        contestant.prepare()
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        contestant.step()
+        seen.append(time.perf_counter() - begin)
+    return statistics.median(seen[1:])

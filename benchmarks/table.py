@@ -1,0 +1,59 @@
+"""One table of a results file: ours, how near the copy's bandwidth it runs, and every peer as a multiple of ours."""
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def rows(results: dict) -> list[dict]:
+    """One entry for each case: what was timed, our median in seconds, and the peers'."""
+    found = []
+    for result in results["benchmarks"]:
+        info, stats = result["extra_info"], result["stats"]
+        ours = {key: stats[key] / info["steps"] for key in ("median", "min", "max", "iqr")}
+        peers = dict(info["peers"])
+        copy = peers.pop("copy", None)
+        found.append({**info, "ours": ours, "peers": peers, "copy": copy})
+    return found
+
+
+def share_of_copy(row: dict) -> float | None:
+    """Our bandwidth over the copy's, both counting each byte read and written once."""
+    if row["copy"] is None:
+        return None
+    return row["bytes"] / row["ours"]["median"] / (row["copy"]["bytes"] / row["copy"]["median"])
+
+
+def seconds(value: float) -> str:
+    return f"{value * 1e6:.0f} µs" if value < 1e-3 else f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def table(results: dict) -> Table:
+    machine = results["machine_info"]
+    where = machine["gpu"] or machine["cpu"].get("brand_raw", machine["cpu"].get("arch", ""))
+    title = f"{where}, {machine['threads']} threads, {machine['cpu_isa']}, torch {machine['torch']}"
+    view = Table(title=title, title_justify="left", caption="× : a peer's median over ours; more is better for ours")
+    for name in ("suite", "case", "ours", "± iqr", "GB/s", "of copy", "host", "memory"):
+        view.add_column(name, justify="left" if name in ("suite", "case") else "right")
+    view.add_column("peers")
+    for row in rows(results):
+        share, extra = share_of_copy(row), row.get("extra_memory")
+        view.add_row(
+            row["suite"],
+            " ".join(str(row[key]) for key in ("device", "optimizer", "size", "dtype")),
+            seconds(row["ours"]["median"]),
+            f"{100 * row['ours']['iqr'] / row['ours']['median']:.0f} %",
+            f"{row['bytes'] / row['ours']['median'] / 1e9:.1f}" if "bytes" in row else "",
+            f"{100 * share:.0f} %" if share else "",
+            seconds(row["host"]) if "host" in row else "",
+            f"{extra / 1024:.0f} KB" if extra is not None else "",
+            ", ".join(f"{name} {peer['median'] / row['ours']['median']:.2f}×" for name, peer in row["peers"].items()),
+        )
+    return view
+
+
+if __name__ == "__main__":
+    Console(width=200).print(table(json.loads(Path(sys.argv[1]).read_text())))

@@ -1,0 +1,26 @@
+"""The projection of one gradient on the halfspace of the other, through the functional layer, against its peers."""
+
+import peers
+import pytest
+import torch
+from problems import SIZES, Problem
+from race import cases, entered, facts, race, rounds_of
+
+PEERS = {"flattened": peers.FlattenedProjection, "foreach": peers.ForeachProjection}
+ELEMENTS = 5  # g1 and g2 twice, g once
+
+
+@pytest.mark.parametrize(("device", "size", "dtype"), cases(SIZES, [torch.float32]))
+def test_projection(benchmark, device, size, dtype):
+    problem = Problem.random(size, dtype, device)
+    for name, make in PEERS.items():
+        theirs, mine = make(problem.clone()), peers.OurProjection(problem.clone())
+        theirs.step()
+        mine.step()
+        for want, got in zip(theirs.problem.grads, mine.problem.grads, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    copies = problem.copies()
+    rivals = {name: entered(make, copies, device) for name, make in {**PEERS, "copy": peers.Copy}.items()}
+    floor = ELEMENTS * dtype.itemsize * size.total
+    benchmark.extra_info.update(facts(size, dtype), suite="projection", device=device, optimizer="project", bytes=floor)
+    race(benchmark, device, entered(peers.OurProjection, copies, device), rivals, rounds_of(size))

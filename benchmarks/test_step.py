@@ -1,0 +1,78 @@
+"""Every optimizer × size × dtype against every peer."""
+
+from collections.abc import Callable
+from functools import partial
+
+import peers
+import pytest
+import torch
+from peers import Contestant, Ours
+from problems import SIZES, Problem
+from race import cases, entered, facts, host_seconds, race, rounds_of
+
+import unlearn_ext as ux
+
+Make = Callable[[Problem], Contestant]
+
+OPTIMIZERS: dict[str, Make] = {
+    "sgd": partial(Ours, optimizer=ux.EpsilonSGD),
+    "sgd-momentum": partial(Ours, optimizer=ux.EpsilonSGD, momentum=0.9),
+    "adamw": partial(Ours, optimizer=ux.EpsilonAdamW),
+}
+#: Those that take our very step, and so must agree with it.
+SAME_STEP: dict[str, dict[str, Make]] = {
+    "sgd": {
+        "flattened": peers.Flattened,
+        "loop": peers.Loop,
+        "loop of dots": peers.LoopOfDots,
+        "foreach": peers.Foreach,
+        "compiled": peers.Compiled,
+    },
+}
+OTHERS: dict[str, dict[str, Make]] = {
+    "sgd": {"copy": peers.Copy, "fused SGD, free": peers.TorchSGD},
+    "sgd-momentum": {"copy": peers.Copy},
+    "adamw": {
+        "copy": peers.Copy,
+        "foreach + fused AdamW": peers.ForeachThenAdamW,
+        "fused AdamW, free": peers.TorchAdamW,
+    },
+}
+#: Elements a parameter that the two passes read and write at least.
+ELEMENTS = {"sgd": 6, "sgd-momentum": 9, "adamw": 13}
+#: torch.compile takes minutes for more tensors than this.
+MOST_COMPILED = 100
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("device", "size", "dtype"), cases(SIZES, [torch.float32, torch.bfloat16]))
+def test_step(benchmark, optimizer, device, size, dtype):
+    problem = Problem.random(size, dtype, device)
+    same = dict(SAME_STEP.get(optimizer, {}))
+    if size.count > MOST_COMPILED:
+        same.pop("compiled", None)
+    agree(OPTIMIZERS[optimizer], same, problem)
+    copies = problem.copies()
+    rivals = {name: entered(make, copies, device) for name, make in {**same, **OTHERS[optimizer]}.items()}
+    floor = ELEMENTS[optimizer] * dtype.itemsize * size.total
+    benchmark.extra_info.update(facts(size, dtype), suite="step", device=device, optimizer=optimizer, bytes=floor)
+    if device == "cuda":
+        benchmark.extra_info["host"] = host_seconds(OPTIMIZERS[optimizer](problem))
+    race(benchmark, device, entered(OPTIMIZERS[optimizer], copies, device), rivals, rounds_of(size))
+
+
+def agree(ours: Make, others: dict[str, Make], problem: Problem) -> None:
+    """Every contestant takes the same step, to rounding; raises AssertionError with the one that does not."""
+    results = {}
+    for name, make in {"ours": ours, **others}.items():
+        contestant = make(problem.clone())
+        with torch.no_grad():
+            contestant.prepare()
+            contestant.step()
+        results[name] = [t.detach() for t in contestant.problem.params]
+    for name, params in results.items():
+        for index, (mine, theirs) in enumerate(zip(results["ours"], params, strict=True)):
+            tolerance = 4 * torch.finfo(mine.dtype).eps
+            torch.testing.assert_close(
+                theirs, mine, rtol=tolerance, atol=tolerance, msg=lambda m, n=name, i=index: f"{n}, tensor {i}: {m}"
+            )

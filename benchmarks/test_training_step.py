@@ -1,0 +1,106 @@
+"""A whole unlearning step of a family's small model, against the same without a constraint and the predecessor's."""
+
+import copy
+
+import pytest
+import torch
+from peers import Contestant
+from race import on, race
+
+import unlearn_ext as ux
+from unlearn_ext import data, pretrain
+from unlearn_ext.errors import UserError
+from unlearn_ext.objectives import Objectives
+from unlearn_ext.run import Batches
+from unlearn_ext.tasks import CenterCrop
+
+BATCH = 64
+LR = 1e-3
+COMPOSITE_WEIGHT = 0.2  # α of L_R + α L_F (Li et al., ICLR 2024)
+
+
+class TwoGradients(Contestant):
+    """Forward and backward for f1, then for f2; a subclass steps."""
+
+    def __init__(self, model, objectives: Objectives) -> None:
+        self.model, self.objectives = copy.deepcopy(model), objectives
+        self.optimizer = self.new_optimizer(list(self.model.encoder_parameters()))
+        generator = torch.Generator().manual_seed(0)
+        self.forget = Batches(len(objectives.forget), BATCH, generator)
+        self.retain = Batches(len(objectives.retain), BATCH, generator)
+
+    def prepare(self) -> None:
+        self.indices = next(self.forget), next(self.retain)
+
+    def new_optimizer(self, params: list) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(params, lr=LR, weight_decay=0.0, fused=True)
+
+    def between(self, f1: torch.Tensor) -> None:
+        """Without a constraint the two gradients just add up."""
+
+    @torch.enable_grad()
+    def step(self) -> None:
+        f1 = self.objectives.f1(self.model, self.indices[0])
+        f1.backward()
+        self.between(f1)
+        self.objectives.f2(self.model, self.indices[1]).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class Constrained(TwoGradients):
+    """Ours."""
+
+    def new_optimizer(self, params: list) -> torch.optim.Optimizer:
+        return ux.EpsilonAdamW(params, lr=LR, weight_decay=0.0, control=ux.EpsilonGap(0.5), fused=True)
+
+    def between(self, f1: torch.Tensor) -> None:
+        self.optimizer.hold_constraint(f1)
+
+
+class Composite(TwoGradients):
+    """The predecessor's loss, its frozen teacher run on the retained images and on fresh noise in every step."""
+
+    def __init__(self, model, objectives: Objectives) -> None:
+        super().__init__(model, objectives)
+        self.teacher = copy.deepcopy(model)
+
+    @torch.enable_grad()
+    def step(self) -> None:
+        forget, retain = (
+            images[i] for images, i in zip((self.objectives.forget, self.objectives.retain), self.indices, strict=True)
+        )
+        with torch.no_grad():
+            noise_latents = self.teacher.encode(torch.randn_like(forget))
+            retain_latents = self.teacher.encode(retain)
+        f1 = (self.model.encode(forget) - noise_latents).square().mean() / self.objectives.variance
+        f2 = (self.model.encode(retain) - retain_latents).square().mean() / self.objectives.variance
+        (f2 + COMPOSITE_WEIGHT * f1).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def small_vqgan(device: str):
+    """The demo's model, hardly trained: the time of a step does not depend on its weights."""
+    images = data.load("mnist", forget_classes=(0, 1), seed=0)
+    task = CenterCrop(0.5)
+    recipe = pretrain.Recipe(steps=2)
+    model = pretrain.train(torch.cat([images.forget, images.retain]), task, seed=0, recipe=recipe)
+    model.module.to(device)
+    return model, Objectives.freeze(model, images.forget, images.retain, task)
+
+
+FAMILIES = {"vqgan": small_vqgan}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("device", [on(d, name=d) for d in ("cpu", "cuda")])
+def test_training_step(benchmark, family, device):
+    try:
+        model, objectives = FAMILIES[family](device)
+    except UserError as missing:
+        pytest.skip(str(missing))
+    ours = Constrained(model, objectives)
+    rivals = {"no constraint": TwoGradients(model, objectives), "composite": Composite(model, objectives)}
+    benchmark.extra_info.update(suite="training step", device=device, optimizer="adamw", size=family, dtype="float32")
+    race(benchmark, device, ours, rivals, rounds=40)

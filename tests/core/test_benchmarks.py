@@ -1,0 +1,29 @@
+"""The benchmarks still run, and every peer still takes the step that it is timed for."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unlearn_ext import binary
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(binary.kernels is None, reason=binary.missing)
+def test_the_smallest_problem_of_each_suite(tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    results = tmp_path / "results.json"
+    suites = ["benchmarks/test_step.py", "benchmarks/test_projection.py"]
+    options = ["-k", "cpu-19.2k/300", "--benchmark-max-time=0.01", f"--benchmark-json={results}", "-q"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *suites, *options], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout[-3000:]
+    table = subprocess.run(
+        [sys.executable, "benchmarks/table.py", str(results)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if "No module named 'rich'" in table.stderr:
+        pytest.skip("rich is not installed: the table was not printed")
+    assert "foreach + fused AdamW" in table.stdout, table.stderr
