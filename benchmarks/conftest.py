@@ -8,7 +8,9 @@ import unlearn_ext as ux
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info.pop("node", None)
+    for key in ("node", "release", "python_build"):
+        machine_info.pop(key, None)
+    machine_info["cpu"].pop("flags", None)
     machine_info.update(
         torch=torch.__version__,
         threads=torch.get_num_threads(),
@@ -22,4 +24,5 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
     """Only what the table and the plots need: single timings would make a file that nobody reads."""
     for result in output_json["benchmarks"]:
         result["stats"].pop("data", None)
+        result.pop("options", None)
     output_json["commit_info"] = {"id": output_json["commit_info"].get("id", "")}
