@@ -3,6 +3,7 @@
 A control is one of the two below, or any callable ``(StepStats) -> 0-d tensor``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite, nan
 from typing import NamedTuple
@@ -42,11 +43,11 @@ class GradientNorm:
     delta: float = 2.0
     cap: float | None = None
 
-    def coefficients(self) -> tuple[float, ...]:
+    def coefficients(self) -> tuple[float | Tensor, ...]:
         """The entries KIND … CAP of the control block; raises ``ValueError`` on values that have no meaning."""
-        _check("alpha", self.alpha, self.alpha > 0)
-        _check("delta", self.delta, self.delta >= 0)
-        return (Kind.GRADIENT_NORM, 0.0, self.alpha, 0.0, self.delta, 0.0, _cap(self.cap))
+        _check("alpha", self.alpha, lambda alpha: alpha > 0)
+        _check("delta", self.delta, lambda delta: delta >= 0)
+        return (float(Kind.GRADIENT_NORM), 0.0, self.alpha, 0.0, self.delta, 0.0, _cap(self.cap))
 
 
 @dataclass
@@ -57,7 +58,8 @@ class EpsilonGap:
     whatever the learning rate. Below ε, ψ < 0: the step may give forgetting back.
 
     Args:
-        epsilon: ε, in f1's units. May be changed between steps.
+        epsilon: ε, in f1's units. May be changed between steps. ε, ``rate`` and ``alpha`` may be 0-d tensors
+            on the parameters' device, which are read by every step, also by one replayed from a CUDA graph.
         rate: share of the gap closed by a step, 0 < rate ≤ 1. Ignored where ``alpha`` is given.
         delta: δ > 0; the sign survives every δ.
         alpha: α > 0, in place of rate/μ.
@@ -66,29 +68,29 @@ class EpsilonGap:
         cap: β of the dynamic barrier's cap ψ ≤ β‖g1‖² (Gong, Liu, Liu, NeurIPS 2021); ``None``: uncapped.
     """
 
-    epsilon: float
-    rate: float = 0.1
+    epsilon: float | Tensor
+    rate: float | Tensor = 0.1
     delta: float = 1.0
-    alpha: float | None = None
+    alpha: float | Tensor | None = None
     integral: float = 0.0
     cap: float | None = None
 
-    def coefficients(self) -> tuple[float, ...]:
+    def coefficients(self) -> tuple[float | Tensor, ...]:
         """The entries KIND … CAP of the control block; raises ``ValueError`` on values that have no meaning."""
-        _check("epsilon", self.epsilon, isfinite(self.epsilon))
-        _check("rate", self.rate, 0 < self.rate <= 1)
-        _check("delta", self.delta, self.delta > 0)
-        _check("alpha", self.alpha, self.alpha is None or self.alpha > 0)
-        _check("integral", self.integral, self.integral >= 0)
+        _check("epsilon", self.epsilon, isfinite)
+        _check("rate", self.rate, lambda rate: 0 < rate <= 1)
+        _check("delta", self.delta, lambda delta: delta > 0)
+        _check("alpha", self.alpha, lambda alpha: alpha is None or alpha > 0)
+        _check("integral", self.integral, lambda k: k >= 0)
         alpha = nan if self.alpha is None else self.alpha
-        return (Kind.EPSILON_GAP, self.epsilon, alpha, self.rate, self.delta, self.integral, _cap(self.cap))
+        return (float(Kind.EPSILON_GAP), self.epsilon, alpha, self.rate, self.delta, self.integral, _cap(self.cap))
 
 
-def _check(name: str, value: object, good: bool) -> None:
-    if not good:
+def _check(name: str, value: object, good: Callable[[object], bool]) -> None:
+    if not isinstance(value, Tensor) and not good(value):  # a tensor's value would have to be waited for
         raise ValueError(f"control: {name}={value!r} is out of range; see the docstring of the control function")
 
 
 def _cap(cap: float | None) -> float:
-    _check("cap", cap, cap is None or cap > 0)
+    _check("cap", cap, lambda cap: cap is None or cap > 0)
     return inf if cap is None else cap

@@ -182,11 +182,11 @@ class _Cuda(_Kernels):
 
 
 def control_block(
-    coefficients: Sequence[float], max_norm: float | None = None, lambda_max: float | None = None
-) -> list[float]:
+    coefficients: Sequence[float | Tensor], max_norm: float | None = None, lambda_max: float | None = None
+) -> list[float | Tensor]:
     """The ten entries of ``control`` (``layout.Control``) from a control function's ``coefficients()``."""
     return [
-        *map(float, coefficients),
+        *coefficients,
         inf if max_norm is None else max_norm,
         inf if lambda_max is None else lambda_max,
         0.0,
@@ -253,28 +253,30 @@ def _(directions, constraint_grads, psi):
 @torch.library.custom_op("unlearn_ext::sgd_step_", mutates_args=("params", "momentum_buffers", "steps", "report"))
 def sgd_step_(
     params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    constraint_grads: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    constraint_grads: Sequence[Tensor | None],
     momentum_buffers: Sequence[Tensor],
     steps: Sequence[Tensor],
     groups: Sequence[int],
     hyper: Tensor,
     control: Tensor,
     report: Tensor,
+    fused: bool | None = None,
 ) -> None:
     """One step of :class:`~unlearn_ext.EpsilonSGD`, both phases, in place.
 
     Args:
-        params, grads, constraint_grads: θ, g2, g1: a tensor each, of the same shapes.
+        params, grads, constraint_grads: θ, g2, g1, of the same shapes; a gradient that is ``None`` reads as zero.
         momentum_buffers, steps: of the same length, or both empty for no momentum.
         groups: index of the row of ``hyper`` for each tensor, ascending.
         hyper: float64 ``[groups, 7]``, columns as in ``layout.Hyper``.
         control: float64 ``[10]``, see :func:`control_block`.
         report: float64 ``[10]``; f1 goes in at ``layout.Report.CONSTRAINT``, the rest comes out.
+        fused: as in :class:`TwoPhase`.
     """
     none = [None] * len(params)
     operands = Operands(params, grads, constraint_grads, momentum_buffers or none, none, steps or none, groups)
-    _step(Rule.SGD, operands, hyper, control, report)
+    _step(Rule.SGD, operands, hyper, control, report, fused)
 
 
 @torch.library.custom_op(
@@ -282,8 +284,8 @@ def sgd_step_(
 )
 def adamw_step_(
     params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    constraint_grads: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    constraint_grads: Sequence[Tensor | None],
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
     steps: Sequence[Tensor],
@@ -291,10 +293,11 @@ def adamw_step_(
     hyper: Tensor,
     control: Tensor,
     report: Tensor,
+    fused: bool | None = None,
 ) -> None:
     """One step of :class:`~unlearn_ext.EpsilonAdamW`, both phases, in place; arguments as :func:`sgd_step_`."""
     operands = Operands(params, grads, constraint_grads, exp_avgs, exp_avg_sqs, steps, groups)
-    _step(Rule.ADAMW, operands, hyper, control, report)
+    _step(Rule.ADAMW, operands, hyper, control, report, fused)
 
 
 @sgd_step_.register_fake
@@ -303,8 +306,8 @@ def _(*args):
     return None
 
 
-def _step(rule: Rule, operands: Operands, hyper: Tensor, control: Tensor, report: Tensor) -> None:
-    step = TwoPhase(report.device, len(hyper))
+def _step(rule: Rule, operands: Operands, hyper: Tensor, control: Tensor, report: Tensor, fused: bool | None) -> None:
+    step = TwoPhase(report.device, len(hyper), fused)
     step.hyper, step.control, step.report = hyper, control, report
     step.begin(rule, operands)
     step.stats()

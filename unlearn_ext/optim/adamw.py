@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from ..layout import Rule
-from .base import ControlFunction, EpsilonOptimizer
+from .base import EpsilonOptimizer, not_negative
+from .constraint import Constraint, ControlFunction
+from .smoothing import Smoothing
 
 
 class EpsilonAdamW(EpsilonOptimizer):
@@ -24,6 +26,8 @@ class EpsilonAdamW(EpsilonOptimizer):
         max_norm: clips ‖g‖_P. A clipped step may fall short of ψ.
         lambda_max: bounds λ. A bounded step may fall short of ψ.
         fused: ``None``: kernels where they serve; ``True``: kernels or an error; ``False``: the reference.
+        constraint_ema, constraint_grad_ema: decay of a moving average of f1, and of ∇f1, that stands in for it in the
+            step; 0: none. For small minibatches; see the documentation on noise.
 
     Raises:
         ValueError: an argument out of range.
@@ -44,14 +48,15 @@ class EpsilonAdamW(EpsilonOptimizer):
         max_norm: float | None = None,
         lambda_max: float | None = None,
         fused: bool | None = None,
+        constraint_ema: float = 0.0,
+        constraint_grad_ema: float = 0.0,
     ) -> None:
-        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise ValueError(f"EpsilonAdamW: {name}={value!r} must not be negative")
+        not_negative("EpsilonAdamW", lr=lr, eps=eps, weight_decay=weight_decay)
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"EpsilonAdamW: betas={betas!r} must lie in [0, 1)")
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
-        super().__init__(params, defaults, control, max_norm, lambda_max, fused)
+        smoothing = Smoothing(constraint_ema, constraint_grad_ema)
+        super().__init__(params, defaults, Constraint(control, max_norm, lambda_max, fused, smoothing))
 
     def _hyper(self, group: dict) -> list[float | Tensor]:
         return [group["lr"], *group["betas"], group["eps"], group["weight_decay"], False, group["maximize"]]

@@ -1,138 +1,30 @@
-"""What the optimizers share: holding the constraint's gradient, the control, the two phases, the stats."""
+"""What the optimizers share, as torch.optim has it: groups, steps, state, checkpoints."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from itertools import chain, repeat
-from operator import is_, is_not
+from operator import is_
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from .. import ops
-from ..control import EpsilonGap, GradientNorm, StepStats
-from ..layout import Control, Hyper, Report, Rule
-from ..ops import TwoPhase
+from ..control import StepStats
+from ..layout import Report, Rule
 from ..reference import Operands
-
-ControlFunction = GradientNorm | EpsilonGap | Callable[[StepStats], Tensor]
-
-
-class Constraint:
-    """g1 and f1, held between the constraint's backward pass and the step; and the control that will meet them."""
-
-    def __init__(
-        self, control: ControlFunction, max_norm: float | None, lambda_max: float | None, fused: bool | None
-    ) -> None:
-        for name, limit in (("max_norm", max_norm), ("lambda_max", lambda_max)):
-            if limit is not None and not limit > 0:
-                raise ValueError(f"{name}={limit!r} must be positive, or None for no limit")
-        self.control, self.max_norm, self.lambda_max, self.fused = control, max_norm, lambda_max, fused
-        self.grads: list[Tensor | None] = []
-        self.value: Tensor | None = None
-        self.phases: TwoPhase | None = None
-
-    def hold(self, value: Tensor, params: list[Tensor]) -> None:
-        """Moves every ``p.grad`` to g1; a second call before the step adds to it, as gradient accumulation does."""
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            raise ValueError(
-                "hold_constraint: f1 must be a tensor with one element, the loss whose backward() you called"
-            )
-        grads = [p.grad for p in params]
-        if self.value is None and not any(map(is_not, grads, repeat(None))):
-            raise RuntimeError("hold_constraint: no parameter has a gradient; call f1.backward() first")
-        for param in params:
-            param.grad = None
-        held = self.held(params)
-        self.grads = grads if self.value is None else list(map(_added, held, grads))
-        value = value.detach().reshape(())
-        if not value.is_floating_point():
-            value = value.double()
-        self.value = value if self.value is None else self.value + value
-
-    def held(self, params: list[Tensor]) -> list[Tensor | None]:
-        """g1 of each parameter; those of a group added since it was held have none."""
-        return self.grads + [None] * (len(params) - len(self.grads))
-
-    def release(self) -> None:
-        self.grads, self.value = [], None
-
-    def run(self, rule: Rule, operands: Operands, hyper: list[list[float | Tensor]], device: torch.device) -> None:
-        """Both phases of one step."""
-        phases = self._phases_on(device, len(hyper))
-        self._write_hyper(hyper)
-        self._write_control()
-        if self.value is not None and self.value.device != phases.report.device:
-            self.value = self.value.to(phases.report.device)
-        phases.begin(rule, operands, self.value)
-        by_caller = self.value is not None and not hasattr(self.control, "coefficients")
-        phases.stats(solve=not by_caller)
-        if by_caller:
-            self._solve_with_callable(phases)
-        phases.apply_()
-        self.release()
-
-    def stats(self) -> StepStats:
-        if self.phases is None:
-            raise RuntimeError("stats: no step has been taken yet")
-        report = self.phases.report.clone()
-        columns = (
-            Report.CONSTRAINT,
-            Report.PSI,
-            Report.LAMBDA,
-            Report.DOT,
-            Report.SQ_CONSTRAINT,
-            Report.SQ_DIRECTION,
-            Report.SCALE,
-        )
-        return StepStats(*(report[column] for column in columns), skipped=report[Report.SKIPPED] != 0)
-
-    def _phases_on(self, device: torch.device, groups: int) -> TwoPhase:
-        if self.phases is None or self.phases.device != device or len(self.phases.hyper) != groups:
-            before, self.phases = self.phases, TwoPhase(device, groups, self.fused)
-            if before is not None:
-                self.phases.report.copy_(before.report)  # the count of skipped steps and the integral live on
-            self._hyper_written = self._control_written = None
-        return self.phases
-
-    def _write_hyper(self, rows: list[list[float | Tensor]]) -> None:
-        """To the device only what changed; only a learning rate may be a tensor, and it stays on the device."""
-        hyper = self.phases.hyper
-        plain = [[0.0 if isinstance(value, Tensor) else float(value) for value in row] for row in rows]
-        if plain != self._hyper_written:
-            hyper.copy_(torch.tensor(plain, dtype=hyper.dtype), non_blocking=True)
-            self._hyper_written = plain
-        for index, row in enumerate(rows):
-            if isinstance(row[Hyper.LR], Tensor):
-                hyper[index, Hyper.LR].copy_(row[Hyper.LR].detach().reshape(()))
-
-    def _write_control(self) -> None:
-        if self.value is None:
-            coefficients = ops.UNCONSTRAINED
-        elif hasattr(self.control, "coefficients"):
-            coefficients = self.control.coefficients()
-        else:
-            coefficients = ops.GIVEN_PSI
-        block = ops.control_block(coefficients, self.max_norm, self.lambda_max)
-        if block != self._control_written:
-            self.phases.control.copy_(torch.tensor(block, dtype=self.phases.control.dtype), non_blocking=True)
-            self._control_written = block
-
-    def _solve_with_callable(self, phases: TwoPhase) -> None:
-        """ψ by the user's callable, which sees the sums of this step; solved for ψ = 0 first to name them."""
-        report = phases.report.clone()
-        phases.control[Control.GIVEN_PSI] = 0.0
-        phases.solve()
-        psi = self.control(self.stats())
-        phases.report.copy_(report)
-        phases.control[Control.GIVEN_PSI].copy_(torch.as_tensor(psi))
-        phases.solve()
+from . import compiled
+from .amp import unscale_
+from .constraint import Constraint, ControlFunction
 
 
-def _added(held: Tensor | None, grad: Tensor | None) -> Tensor | None:
-    if held is None or grad is None:
-        return grad if held is None else held
-    return held.add_(grad)
+def not_negative(owner: str, **options: float | Tensor) -> None:
+    """Raises ``ValueError`` for the first option that is negative, or a tensor of more than one element."""
+    for name, value in options.items():
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"{owner}: {name} as a tensor must have one element, not shape {tuple(value.shape)}")
+        if not value >= 0:
+            raise ValueError(f"{owner}: {name}={value!r} must not be negative")
 
 
 class EpsilonOptimizer(Optimizer):
@@ -142,18 +34,18 @@ class EpsilonOptimizer(Optimizer):
     """
 
     _rule: Rule
+    _step_supports_amp_scaling = True  # GradScaler leaves unscaling and skipping to step(), and does not wait for it
 
-    def __init__(
-        self,
-        params: Iterable,
-        defaults: dict,
-        control: ControlFunction,
-        max_norm: float | None,
-        lambda_max: float | None,
-        fused: bool | None,
-    ) -> None:
-        self._constraint = Constraint(control, max_norm, lambda_max, fused)
+    def __init__(self, params: Iterable, defaults: dict, constraint: Constraint) -> None:
+        self._constraint = constraint
+        self._number = compiled.register(self)
+        self._lists: list[list[Tensor]] = []
         super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict) -> None:
+        super().add_param_group(param_group)
+        # Apart from the groups: compiled code that read those would be guarded by every number in them.
+        self._lists.append(self.param_groups[-1]["params"])
 
     @property
     def control(self) -> ControlFunction:
@@ -172,24 +64,24 @@ class EpsilonOptimizer(Optimizer):
     @property
     def skipped_steps(self) -> Tensor:
         """How many steps wrote nothing because a value was not finite: 0-d tensor on the parameters' device."""
-        if self._constraint.phases is None:
-            return torch.zeros(())
-        return self._constraint.phases.report[Report.SKIPPED_STEPS].clone()
+        return self._constraint.report[Report.SKIPPED_STEPS].clone()
 
-    def hold_constraint(self, value: Tensor) -> None:
+    def hold_constraint(self, value: Tensor, scaler: GradScaler | None = None) -> None:
         """Takes every ``p.grad`` as ∇f1, without a copy, and leaves ``p.grad`` ``None`` for the objective.
 
         Call it after ``f1.backward()``. Further calls before ``step()`` add to what is held: scale each micro-batch's
         loss as for ordinary gradient accumulation. A step with no constraint held is the plain optimizer's.
 
         Args:
-            value: f1, one element; it is detached.
+            value: f1 itself, unscaled, one element; it is detached.
+            scaler: the ``GradScaler`` that scaled f1 for its backward pass, if one did. ∇f1 is unscaled here; where it
+                overflowed, the step is skipped and the scaler backs off.
 
         Raises:
             ValueError: ``value`` is not a tensor with one element.
             RuntimeError: no parameter has a gradient.
         """
-        self._constraint.hold(value, self._params())
+        self._constraint.hold(value, self._params(), scaler)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -209,20 +101,88 @@ class EpsilonOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        operands = self._operands()
-        if len(operands):
-            hyper = [self._hyper(group) for group in self.param_groups]
-            self._constraint.run(self._rule, operands, hyper, operands.params[0].device)
+        if not torch.compiler.is_compiling():
+            self._step()
+        elif compiled.can_compile(self):
+            compiled.step(self, self._number)
+        else:
+            torch.compiler.disable(self._step)()
         return loss
 
+    def _step(self) -> None:
+        operands = self._operands()
+        if len(operands):
+            self._unscale(operands.grads)
+            hyper = [self._hyper(group) for group in self.param_groups]
+            device = operands.params[0].device
+            self._constraint.run(self._rule, operands, hyper, device, self._averages(operands.params))
+
+    def write_values(self, constrained: bool, hyper: Tensor, control: Tensor) -> None:
+        """The numbers of a step as they are now, for a compiled one."""
+        self._constraint.write_values([self._hyper(group) for group in self.param_groups], constrained, hyper, control)
+
+    def state_dict(self) -> dict:
+        """As torch's, with what is held: ``state[i]["constraint_grad"]`` and, in the first group, ``constraint``."""
+        saved = super().state_dict()
+        for index, grad in enumerate(self._constraint.grads):
+            if grad is not None:
+                saved["state"][index] = {**saved["state"].get(index, {}), "constraint_grad": grad}
+        saved["param_groups"][0]["constraint"] = self._constraint.memory()
+        return saved
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """As torch's, but a state keeps the dtype that it was saved in, and what was held is held again."""
+        super().load_state_dict(state_dict)
+        params = self._params()
+        names = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        for name, param in zip(names, params, strict=True):
+            for key, value in state_dict["state"].get(name, {}).items():
+                self.state[param][key] = value.detach().to(param.device, copy=True)
+        held = [self.state[p].pop("constraint_grad", None) if p in self.state else None for p in params]
+        if memory := self.param_groups[0].pop("constraint", None):  # a checkpoint of torch's namesake has none
+            self._constraint.remember(memory, held)
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_constraint": self._constraint}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._number = compiled.register(self)
+        self._lists = [group["params"] for group in self.param_groups]
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()}\ncontrol: {self.control!r}"
+
+    def _unscale(self, grads: list[Tensor | None]) -> None:
+        """What ``GradScaler.step`` left to do: it sets ``grad_scale`` unless ∇f2 was unscaled before."""
+        scale = getattr(self, "grad_scale", None)
+        if not hasattr(self, "grad_scale"):
+            return
+        if self._constraint.value is not None and not self._constraint.scaled:
+            raise RuntimeError(
+                "step: ∇f2 was scaled by a GradScaler but ∇f1 was held without it; scale f1 as well and call "
+                "hold_constraint(f1, scaler)"
+            )
+        if scale is not None:
+            unscale_(grads, scale)
+
+    def _averages(self, params: list[Tensor]) -> list[Tensor] | None:
+        """Of g1, where it is smoothed; zeros where they are first asked for."""
+        if not self._constraint.smoothing.grad_decay:
+            return None
+        states = [self.state[param] for param in params]
+        for param, state in zip(params, states, strict=True):
+            if "constraint_ema" not in state:
+                state["constraint_ema"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        return [state["constraint_ema"] for state in states]
+
     def _params(self) -> list[Tensor]:
-        return list(chain.from_iterable(group["params"] for group in self.param_groups))
+        return list(chain.from_iterable(self._lists))
 
     def _operands(self) -> Operands:
         params = self._params()
         grads, held = [p.grad for p in params], self._constraint.held(params)
-        counts = (repeat(index, len(group["params"])) for index, group in enumerate(self.param_groups))
-        groups = list(chain.from_iterable(counts))
+        groups = list(chain.from_iterable(repeat(index, len(mine)) for index, mine in enumerate(self._lists)))
         if any(map(is_, grads, repeat(None))):  # those without any gradient take no part
             rows = [
                 row for row in zip(params, grads, held, groups, strict=True) if row[1] is not None or row[2] is not None

@@ -8,7 +8,8 @@ from torch import Tensor
 from ..control import StepStats
 from ..layout import Hyper, Rule
 from ..reference import Operands
-from .base import Constraint, ControlFunction
+from .constraint import Constraint, ControlFunction
+from .smoothing import Smoothing
 
 
 class EpsilonProjection:
@@ -39,7 +40,7 @@ class EpsilonProjection:
         groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
         self.params: list[Tensor] = [param for group in groups for param in group["params"]]
         self.lr = lr
-        self._constraint = Constraint(control, max_norm, lambda_max, fused)
+        self._constraint = Constraint(control, max_norm, lambda_max, fused, Smoothing(0.0, 0.0))
 
     @property
     def stats(self) -> StepStats:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from ..layout import Rule
-from .base import ControlFunction, EpsilonOptimizer
+from .base import EpsilonOptimizer, not_negative
+from .constraint import Constraint, ControlFunction
+from .smoothing import Smoothing
 
 
 class EpsilonSGD(EpsilonOptimizer):
@@ -23,6 +25,8 @@ class EpsilonSGD(EpsilonOptimizer):
         max_norm: clips the global norm of g. A clipped step may fall short of ψ.
         lambda_max: bounds λ. A bounded step may fall short of ψ.
         fused: ``None``: kernels where they serve; ``True``: kernels or an error; ``False``: the reference.
+        constraint_ema, constraint_grad_ema: decay of a moving average of f1, and of ∇f1, that stands in for it in the
+            step; 0: none. For small minibatches; see the documentation on noise.
 
     Raises:
         ValueError: an argument out of range.
@@ -44,10 +48,10 @@ class EpsilonSGD(EpsilonOptimizer):
         max_norm: float | None = None,
         lambda_max: float | None = None,
         fused: bool | None = None,
+        constraint_ema: float = 0.0,
+        constraint_grad_ema: float = 0.0,
     ) -> None:
-        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise ValueError(f"EpsilonSGD: {name}={value!r} must not be negative")
+        not_negative("EpsilonSGD", lr=lr, momentum=momentum, weight_decay=weight_decay)
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError("EpsilonSGD: nesterov needs a momentum and no dampening")
         defaults = {
@@ -58,7 +62,8 @@ class EpsilonSGD(EpsilonOptimizer):
             "nesterov": nesterov,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, control, max_norm, lambda_max, fused)
+        smoothing = Smoothing(constraint_ema, constraint_grad_ema)
+        super().__init__(params, defaults, Constraint(control, max_norm, lambda_max, fused, smoothing))
 
     def _hyper(self, group: dict) -> list[float | Tensor]:
         return [
@@ -71,14 +76,17 @@ class EpsilonSGD(EpsilonOptimizer):
             group["maximize"],
         ]
 
+    def _step(self) -> None:
+        self._keeps = [group["momentum"] != 0 for group in self.param_groups]
+        super()._step()
+
     def _state_of(self, params: list[Tensor], groups: list[int]) -> tuple[list[Tensor | None], ...]:
         none = [None] * len(params)
-        keeps = [group["momentum"] != 0 for group in self.param_groups]
-        if not any(keeps):
+        if not any(self._keeps):
             return none, none, none
-        states = [self.state[p] if keeps[g] else {} for p, g in zip(params, groups, strict=True)]
+        states = [self.state[p] if self._keeps[g] else {} for p, g in zip(params, groups, strict=True)]
         for param, group, state in zip(params, groups, states, strict=True):
-            if keeps[group] and "momentum_buffer" not in state:
+            if self._keeps[group] and "momentum_buffer" not in state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
                 state["momentum_buffer"] = torch.zeros_like(param, memory_format=torch.preserve_format)
         return [s.get("momentum_buffer") for s in states], none, [s.get("step") for s in states]

@@ -1,0 +1,29 @@
+"""torch.amp.GradScaler, with both gradients scaled: it sees and unscales ``p.grad`` alone."""
+
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+
+
+@torch.no_grad()
+def unscale_held_(params: list[Tensor], grads: list[Tensor | None], scaler: GradScaler) -> None:
+    """Divides g1 by the scale, in place; if any value of it overflowed, leaves a NaN where the scaler will look.
+
+    The NaN stands in the ``.grad`` of the smallest parameter, to which ∇f2 will be added: ``scaler.step`` then skips
+    and ``scaler.update`` backs off, as for an overflow in ∇f2. Nothing waits for the device.
+    """
+    mine = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
+    device = mine[0][1].device
+    inverse = scaler.scale(torch.ones((), device=device)).double().reciprocal().float()
+    overflow = torch.zeros((), device=device)
+    for dtype in {g.dtype for _, g in mine}:
+        same = [g for _, g in mine if g.dtype == dtype]
+        torch._amp_foreach_non_finite_check_and_unscale_(same, overflow, inverse)
+    smallest = min((p for p, _ in mine), key=Tensor.numel)
+    smallest.grad = torch.zeros_like(smallest) + torch.where(overflow > 0, torch.nan, 0.0).to(smallest.dtype)
+
+
+def unscale_(grads: list[Tensor | None], scale: Tensor) -> None:
+    """Divides ∇f2 by the scale, in place, as ``GradScaler.unscale_`` would have."""
+    present = [g for g in grads if g is not None]
+    torch._foreach_mul_(present, scale.double().reciprocal().float().to(present[0].device))
