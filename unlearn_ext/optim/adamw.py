@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..layout import Rule
 from .base import ControlFunction, EpsilonOptimizer
+from .distributed import Replicas
 
 
 class EpsilonAdamW(EpsilonOptimizer):
@@ -24,9 +25,12 @@ class EpsilonAdamW(EpsilonOptimizer):
         max_norm: clips ‖g‖_P. A clipped step may fall short of ψ.
         lambda_max: bounds λ. A bounded step may fall short of ψ.
         fused: ``None``: kernels where they serve; ``True``: kernels or an error; ``False``: the reference.
+        process_group: the processes that hold replicas of plain parameters, over which f1 is averaged. ``"default"``:
+            all, once ``torch.distributed`` is initialised. ``None``: no averaging, for optimizers that have nothing to
+            do with each other. DTensor parameters name their processes themselves.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or no process group of which this process is a member.
     """
 
     _rule = Rule.ADAMW
@@ -44,6 +48,7 @@ class EpsilonAdamW(EpsilonOptimizer):
         max_norm: float | None = None,
         lambda_max: float | None = None,
         fused: bool | None = None,
+        process_group: Replicas = "default",
     ) -> None:
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
             if not value >= 0:
@@ -51,7 +56,7 @@ class EpsilonAdamW(EpsilonOptimizer):
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"EpsilonAdamW: betas={betas!r} must lie in [0, 1)")
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
-        super().__init__(params, defaults, control, max_norm, lambda_max, fused)
+        super().__init__(params, defaults, control, max_norm, lambda_max, fused, process_group)
 
     def _hyper(self, group: dict) -> list[float | Tensor]:
         return [group["lr"], *group["betas"], group["eps"], group["weight_decay"], False, group["maximize"]]

@@ -14,6 +14,8 @@ from ..control import EpsilonGap, GradientNorm, StepStats
 from ..layout import Control, Hyper, Report, Rule
 from ..ops import TwoPhase
 from ..reference import Operands
+from . import distributed
+from .distributed import Replicas
 
 ControlFunction = GradientNorm | EpsilonGap | Callable[[StepStats], Tensor]
 
@@ -22,12 +24,18 @@ class Constraint:
     """g1 and f1, held between the constraint's backward pass and the step; and the control that will meet them."""
 
     def __init__(
-        self, control: ControlFunction, max_norm: float | None, lambda_max: float | None, fused: bool | None
+        self,
+        control: ControlFunction,
+        max_norm: float | None,
+        lambda_max: float | None,
+        fused: bool | None,
+        process_group: Replicas,
     ) -> None:
         for name, limit in (("max_norm", max_norm), ("lambda_max", lambda_max)):
             if limit is not None and not limit > 0:
                 raise ValueError(f"{name}={limit!r} must be positive, or None for no limit")
         self.control, self.max_norm, self.lambda_max, self.fused = control, max_norm, lambda_max, fused
+        self.process_group = distributed.checked(process_group)
         self.grads: list[Tensor | None] = []
         self.value: Tensor | None = None
         self.phases: TwoPhase | None = None
@@ -39,6 +47,8 @@ class Constraint:
                 "hold_constraint: f1 must be a tensor with one element, the loss whose backward() you called"
             )
         grads = [p.grad for p in params]
+        if distributed.initialised():
+            grads = distributed.owned(grads)
         if self.value is None and not any(map(is_not, grads, repeat(None))):
             raise RuntimeError("hold_constraint: no parameter has a gradient; call f1.backward() first")
         for param in params:
@@ -59,16 +69,26 @@ class Constraint:
 
     def run(self, rule: Rule, operands: Operands, hyper: list[list[float | Tensor]], device: torch.device) -> None:
         """Both phases of one step."""
+        several, shards = distributed.initialised(), None
+        if several and distributed.has_shards(operands):
+            shards = distributed.Shards(operands, hyper, self.process_group)
+            operands, hyper = shards.operands, shards.hyper
         phases = self._phases_on(device, len(hyper))
         self._write_hyper(hyper)
         self._write_control()
         if self.value is not None and self.value.device != phases.report.device:
             self.value = self.value.to(phases.report.device)
+        if several and shards is None and self.value is not None:
+            self.value = distributed.averaged(self.value, self.process_group)
         phases.begin(rule, operands, self.value)
         by_caller = self.value is not None and not hasattr(self.control, "coefficients")
-        phases.stats(solve=not by_caller)
+        phases.stats(solve=not by_caller and shards is None)
+        if shards is not None:
+            shards.reduce_(phases.sums, phases.report)
         if by_caller:
             self._solve_with_callable(phases)
+        elif shards is not None:
+            phases.solve()
         phases.apply_()
         self.release()
 
@@ -151,8 +171,9 @@ class EpsilonOptimizer(Optimizer):
         max_norm: float | None,
         lambda_max: float | None,
         fused: bool | None,
+        process_group: Replicas,
     ) -> None:
-        self._constraint = Constraint(control, max_norm, lambda_max, fused)
+        self._constraint = Constraint(control, max_norm, lambda_max, fused, process_group)
         super().__init__(params, defaults)
 
     @property
@@ -181,6 +202,9 @@ class EpsilonOptimizer(Optimizer):
 
         Call it after ``f1.backward()``. Further calls before ``step()`` add to what is held: scale each micro-batch's
         loss as for ordinary gradient accumulation. A step with no constraint held is the plain optimizer's.
+
+        In several processes, call it where the gradients are already averaged or reduced: under ``no_sync`` once, after
+        the last micro-batch's backward pass, with the sum of their f1. Every process hands in its own f1.
 
         Args:
             value: f1, one element; it is detached.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..layout import Rule
 from .base import ControlFunction, EpsilonOptimizer
+from .distributed import Replicas
 
 
 class EpsilonSGD(EpsilonOptimizer):
@@ -23,9 +24,12 @@ class EpsilonSGD(EpsilonOptimizer):
         max_norm: clips the global norm of g. A clipped step may fall short of ψ.
         lambda_max: bounds λ. A bounded step may fall short of ψ.
         fused: ``None``: kernels where they serve; ``True``: kernels or an error; ``False``: the reference.
+        process_group: the processes that hold replicas of plain parameters, over which f1 is averaged. ``"default"``:
+            all, once ``torch.distributed`` is initialised. ``None``: no averaging, for optimizers that have nothing to
+            do with each other. DTensor parameters name their processes themselves.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or no process group of which this process is a member.
     """
 
     _rule = Rule.SGD
@@ -44,6 +48,7 @@ class EpsilonSGD(EpsilonOptimizer):
         max_norm: float | None = None,
         lambda_max: float | None = None,
         fused: bool | None = None,
+        process_group: Replicas = "default",
     ) -> None:
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             if not value >= 0:
@@ -58,7 +63,7 @@ class EpsilonSGD(EpsilonOptimizer):
             "nesterov": nesterov,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, control, max_norm, lambda_max, fused)
+        super().__init__(params, defaults, control, max_norm, lambda_max, fused, process_group)
 
     def _hyper(self, group: dict) -> list[float | Tensor]:
         return [
