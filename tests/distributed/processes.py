@@ -74,6 +74,7 @@ def _serve(pipe: Connection) -> None:
             patience = timedelta(seconds=PATIENCE / 2)
             dist.init_process_group("gloo", f"file://{store}", patience, rank=rank, world_size=size)
             result = work()
+            dist.barrier()  # nobody hangs up while another is still connecting
         except Exception:
             error = f"process {rank}:\n{traceback.format_exc()}"
         finally:

@@ -7,13 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from training import CONTROL, OPTIMIZERS, alone, batches, forget_loss, network, retain_loss, train, whole
+from training import CONTROL, OPTIMIZERS, alone, batches, forget_loss, network, retain_loss, share, train, whole
 
 import unlearn_ext as ux
-
-
-def share(images):
-    return images.tensor_split(dist.get_world_size())[dist.get_rank()]
 
 
 def drift(results):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from training import CONTROL, OPTIMIZERS, alone, network, train, whole
+from training import CONTROL, OPTIMIZERS, alone, divide, network, share, train, whole
 
 import unlearn_ext as ux
 
@@ -18,21 +18,11 @@ def values(seed):
 
 
 def sharded(name, mesh_shape, **options):
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    model = network()
-    mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("replicate", "shard")[-len(mesh_shape) :])
-    for layer in (model[0], model[2], model):
-        fully_shard(layer, mesh=mesh)
+    model = divide(network(), mesh_shape)
     optimizer = OPTIMIZERS[name](model.parameters(), **options)
     multipliers = train(model, optimizer, share)
     empty = sum(p.to_local().numel() == 0 for p in model.parameters())
     return whole(model), multipliers, empty
-
-
-def share(images):
-    return images.tensor_split(dist.get_world_size())[dist.get_rank()]
 
 
 @pytest.mark.parametrize("mesh_shape", [(2,), (4,), (2, 2)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 import unlearn_ext as ux
@@ -33,6 +34,22 @@ def batches(start: int = 0, steps: int = STEPS) -> Iterator[tuple[Tensor, Tensor
         generator = torch.Generator().manual_seed(step)
         forget, retain = torch.randn(2, 8, 6, generator=generator)
         yield forget * torch.linspace(0.2, 2, 8)[:, None], retain
+
+
+def share(images: Tensor) -> Tensor:
+    """This process's part of a minibatch."""
+    return images.tensor_split(dist.get_world_size())[dist.get_rank()]
+
+
+def divide(model: nn.Module, mesh_shape: tuple[int, ...]) -> nn.Module:
+    """``fully_shard`` over a mesh of one dimension, or over the second of two."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("replicate", "shard")[-len(mesh_shape) :])
+    for layer in (model[0], model[2], model):
+        fully_shard(layer, mesh=mesh)
+    return model
 
 
 def forget_loss(model: nn.Module, images: Tensor) -> Tensor:
