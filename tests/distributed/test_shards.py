@@ -164,3 +164,25 @@ def partial_gradient():
 
 def test_a_gradient_that_autograd_left_partial_is_summed(processes):
     assert processes.run(2, partial_gradient) == [(True, [-3.0, -5.0, -7.0, -9.0])] * 2
+
+
+def replicas_of_a_mesh(named):
+    """Ranks 0 1 and 2 3 each divide a parameter; f1 is 1 2 3 4, and the pairs are replicas if they are said to be."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    group = mesh.get_group("replicate") if named else "default"
+    parameter = nn.Parameter(distribute_tensor(torch.ones(3), mesh["shard"], [Shard(0)]))
+    version = parameter._version
+    optimizer = ux.EpsilonSGD([parameter], control=CONTROL, process_group=group)
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.hold_constraint(torch.tensor(dist.get_rank() + 1.0))
+    optimizer.step()
+    assert parameter._version > version
+    return optimizer.stats.constraint.item(), optimizer.stats.sq_constraint.item()
+
+
+@pytest.mark.parametrize(("named", "f1"), [(True, [2.5] * 4), (False, [1.5, 1.5, 3.5, 3.5])])
+def test_replicas_beside_a_mesh_are_those_that_are_named(processes, named, f1):
+    assert processes.run(4, replicas_of_a_mesh, named) == [(value, 3.0) for value in f1]

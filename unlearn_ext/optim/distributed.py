@@ -95,14 +95,15 @@ class Shards:
     def __init__(self, operands: Operands, hyper: list[list[float | Tensor]], process_group: Replicas) -> None:
         self._groups: dict[Members, dist.ProcessGroup] = {}
         self._meshes: list[set[int]] = []
-        ways = self._ways(_owners(operands))
+        owners = _owners(operands)
+        ways = self._ways(owners)
         keys = list(zip(operands.groups, ways, strict=True))
-        distinct = list(dict.fromkeys(ways))
-        rows = sorted(set(keys), key=lambda key: (key[0], distinct.index(key[1])))
+        rows = {key: row for row, key in enumerate(sorted(dict.fromkeys(keys), key=lambda key: key[0]))}
         self.hyper = [hyper[group] for group, _ in rows]
-        self._divided = [way or frozenset() for _, way in rows]
-        self.operands = _local(operands, [rows.index(key) for key in keys])
-        self._add_replicas(process_group, any(way is None for way in ways))
+        self._divided = [way for _, way in rows]
+        self.operands = _local(operands, [rows[key] for key in keys])
+        self._add_replicas(process_group, any_plain=not all(hasattr(owner, "_spec") for owner in owners))
+        torch.autograd.graph.increment_version(owners)  # whose local tensors will be written, unseen by autograd
 
     def reduce_(self, sums: Tensor, report: Tensor) -> None:
         """Adds up or averages the sums, and averages f1 in ``report``: one collective for each process group."""
@@ -116,16 +117,18 @@ class Shards:
         sums.copy_(block[:-1])
         report[Report.CONSTRAINT] = block[-1, 0]
 
-    def _ways(self, owners: Sequence[Tensor]) -> list[frozenset[Members] | None]:
-        """Over whom each tensor is divided; ``None``: it is no DTensor."""
+    def _ways(self, owners: Sequence[Tensor]) -> list[frozenset[Members]]:
+        """Over whom each tensor is divided."""
         known: dict[tuple, frozenset[Members]] = {}
-        ways: list[frozenset[Members] | None] = []
+        ways = []
         for row, owner in enumerate(owners):
-            spec = getattr(owner, "_spec", None)
-            key = spec and (id(spec.mesh), spec.placements)
-            if spec and key not in known:
-                known[key] = self._way(spec, row)
-            ways.append(known[key] if spec else None)
+            if not hasattr(owner, "_spec"):
+                ways.append(frozenset())
+                continue
+            key = (id(owner._spec.mesh), owner._spec.placements)
+            if key not in known:
+                known[key] = self._way(owner._spec, row)
+            ways.append(known[key])
         return ways
 
     def _way(self, spec: Any, row: int) -> frozenset[Members]:
