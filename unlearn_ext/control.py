@@ -19,7 +19,7 @@ class StepStats(NamedTuple):
     With several learning rates μ_k, ``dot`` is Σ μ_k⟨g1,d⟩_k / μ with the μ that also turns ψ into a decrease of f1.
     """
 
-    constraint: Tensor  #: f1, as handed to ``hold_constraint``
+    constraint: Tensor  #: f1, as handed to ``hold_constraint``; of several processes, their mean
     psi: Tensor  #: ψ, the required ⟨g1, g⟩
     lam: Tensor  #: λ ≥ 0; zero where d already satisfies the constraint
     dot: Tensor  #: ⟨g1, d⟩

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from . import parallel
 from .control import EpsilonGap, GradientNorm, StepStats
 from .models import I2IModel
 from .objectives import Objectives
@@ -78,6 +79,9 @@ class Batches:
 class Run:
     """Trains one model's encoder under one control after another, on one optimizer state.
 
+    In several processes each takes its share of every minibatch, and all end with the same model: that of one process,
+    to rounding.
+
     Args:
         model: trained in place.
         objectives: f1 and f2 with their targets.
@@ -129,7 +133,7 @@ class Run:
         for lr, count in (whole, correction, correction, correction):
             control = EpsilonGap(epsilon=aim, rate=self.settings.rate)
             self._train(control, lr, count, epsilon)
-            f1 = self.objectives.evaluate_f1(self.model)
+            f1 = parallel.agreed(self.objectives.evaluate_f1(self.model))
             if not abs(f1 - epsilon) > tolerance:
                 break
             aim += epsilon - f1
@@ -147,15 +151,19 @@ class Run:
                 self._on_step(self.steps_taken, self.steps_planned, stats, f2.item())
 
     def _step(self) -> torch.Tensor:
-        f1 = self.objectives.f1(self.model, next(self._forget))
-        f1.backward()
+        f1 = self._backward(self.objectives.f1, next(self._forget))
         self.optimizer.hold_constraint(f1)
-        f2 = self.objectives.f2(self.model, next(self._retain))
-        f2.backward()
+        f2 = self._backward(self.objectives.f2, next(self._retain))
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps_taken += 1
-        return f2.detach()
+        return f2
+
+    def _backward(
+        self, objective: Callable[[I2IModel, torch.Tensor], torch.Tensor], index: torch.Tensor
+    ) -> torch.Tensor:
+        parameters = self.optimizer.param_groups[0]["params"]
+        return parallel.backward(lambda share: objective(self.model, share), index, parameters)
 
 
 def warn_if_outside(epsilon: float, highest: float, lowest: float) -> None:

@@ -28,6 +28,9 @@ def unlearn(
 ) -> I2IModel:
     """min f2 s.t. f1 ≤ ε (slides, eq. 4), from the model as it is.
 
+    Where ``torch.distributed`` is initialised, call it in every process with the same arguments: each works on its
+    share of every minibatch, and all return the same model.
+
     Args:
         model: left as it is; its encoder is the frozen one that f1 and f2 refer to.
         forget: float32 [N, C, H, W] in [-1, 1], not corrupted.

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from ..errors import UserError
 from . import work
 from .inputs import Problem, Sources, describe, prepare, settings
-from .terminal import Watch, err, facts_table, out, plain_warnings
+from .terminal import Watch, err, facts_table, hush, out, plain_warnings
 
 _UsageError = typer.BadParameter.__base__  # typer's own or click's, by typer's release
 
@@ -102,7 +102,9 @@ def demo(out_: Out = Path("runs/demo")) -> None:
     Example: `unlearn-ext demo --out runs/demo`
     """
     from .. import demo as chosen
+    from ..parallel import refuse_several
 
+    refuse_several("demo")
     with Watch() as watch:
         model, images = chosen.prepare(watch)
         problem = Problem(model, images, chosen.TASK, describe(images.name, chosen.FORGET_CLASSES))
@@ -133,6 +135,9 @@ def sweep(
 
     - `unlearn-ext sweep --forget ours/ --retain theirs/ --model checkpoint/ --out runs/mine`
     """
+    from ..parallel import refuse_several
+
+    refuse_several("sweep")
     sources = Sources(data, forget_classes, forget, retain, task, family, model)
     with Watch() as watch:
         work.sweep_to(out_, prepare(sources, seed, watch), points, settings(seed, steps, lr), watch)
@@ -161,12 +166,21 @@ def run(
     - `unlearn-ext run --epsilon 0.3 --data mnist --forget-classes 3,8`
 
     - `unlearn-ext run --epsilon 0.1 --forget ours/ --retain theirs/ --model checkpoint/ --out runs/mine`
+
+    - `torchrun --nproc-per-node 2 -m unlearn_ext run --epsilon 0.3` divides every minibatch between two processes.
     """
+    from .. import parallel
+
     sources = Sources(data, forget_classes, forget, retain, task, family, model)
-    with Watch() as watch:
-        table, folder = work.unlearn_to(out_, prepare(sources, seed, watch), epsilon, settings(seed, steps, lr), watch)
-    out.print(table)
-    out.print(f"Model: {escape(str(folder))}", soft_wrap=True)
+    with parallel.joined():
+        if not parallel.is_first():
+            hush()
+        with Watch() as watch:
+            with parallel.first_alone():
+                problem = prepare(sources, seed, watch)
+            table, folder = work.unlearn_to(out_, problem, epsilon, settings(seed, steps, lr), watch)
+        out.print(table)
+        out.print(f"Model: {escape(str(folder))}", soft_wrap=True)
 
 
 @app.command()

@@ -39,7 +39,11 @@ class Watch:
             bars.TextColumn("{task.description:<14}"), bars.BarColumn(16), bars.TimeRemainingColumn(),
             bars.TextColumn("{task.fields[numbers]}"), console=out,
         )  # fmt: skip
-        self._live = Live(Group(self._overall, self._steps), console=out, transient=True) if out.is_terminal else None
+        self._live = (
+            Live(Group(self._overall, self._steps), console=out, transient=True)
+            if out.is_terminal and not out.quiet
+            else None
+        )
 
     def __enter__(self) -> Watch:
         if self._live:
@@ -86,6 +90,12 @@ def _numbers(now: Progress) -> str:
     if math.isnan(now.f1):  # not unlearning yet
         return f"loss {now.f2:.4f}"
     return f"f1 {now.f1:.4f}  f2 {now.f2:.5f}  λ {now.lam:.3g}"
+
+
+def hush() -> None:
+    """Print nothing but errors from here on: of several processes, only the first speaks."""
+    out.quiet = True
+    warnings.simplefilter("ignore", UserWarning)
 
 
 def front_table(run: RunFolder) -> Table:

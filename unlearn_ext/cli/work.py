@@ -46,6 +46,7 @@ def unlearn_to(
 ) -> tuple[Table, Path]:
     """One model at one ε into a folder of its name; what it reached, and where it lies."""
     from ..objectives import Objectives
+    from ..parallel import is_first
     from ..unlearn import point_name, unlearn
 
     images, task = problem.images, problem.task
@@ -57,5 +58,6 @@ def unlearn_to(
     )
     after = {"training": training.evaluate(unlearned), "validation": validation.evaluate(unlearned)}
     place = folder / point_name(epsilon)
-    unlearned.save_pretrained(place)
+    if is_first():
+        unlearned.save_pretrained(place)
     return outcome_table(epsilon, before, after), place

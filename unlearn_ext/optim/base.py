@@ -72,6 +72,9 @@ class EpsilonOptimizer(Optimizer):
         Call it after ``f1.backward()``. Further calls before ``step()`` add to what is held: scale each micro-batch's
         loss as for ordinary gradient accumulation. A step with no constraint held is the plain optimizer's.
 
+        In several processes, call it where the gradients are already averaged or reduced: under ``no_sync`` once, after
+        the last micro-batch's backward pass, with the sum of their f1. Every process hands in its own f1.
+
         Args:
             value: f1 itself, unscaled, one element; it is detached.
             scaler: the ``GradScaler`` that scaled f1 for its backward pass, if one did. ∇f1 is unscaled here; where it

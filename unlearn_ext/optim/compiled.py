@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..layout import Report, Rule
+from . import distributed
 
 if TYPE_CHECKING:
     from .base import EpsilonOptimizer
@@ -68,7 +69,9 @@ def step(optimizer: EpsilonOptimizer, number: int) -> None:
 
 
 def can_compile(optimizer: EpsilonOptimizer) -> bool:
-    """Not the first step, which makes state; not a ψ by a Python callable, moving averages or a ``GradScaler``."""
+    """Not the first step, which makes state; not a ψ by a Python callable, moving averages, a ``GradScaler``, or
+    several processes."""
     constraint = optimizer._constraint
     plain = hasattr(constraint.control, "coefficients") and not constraint.smoothing.on
-    return constraint.phases is not None and plain and not hasattr(optimizer, "grad_scale")
+    alone = not distributed.initialised()
+    return constraint.phases is not None and plain and alone and not hasattr(optimizer, "grad_scale")

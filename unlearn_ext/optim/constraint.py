@@ -15,7 +15,9 @@ from ..control import EpsilonGap, GradientNorm, StepStats
 from ..layout import Control, Report, Rule
 from ..ops import TwoPhase
 from ..reference import Operands
+from . import distributed
 from .amp import unscale_held_
+from .distributed import Replicas
 from .smoothing import Smoothing
 
 ControlFunction = GradientNorm | EpsilonGap | Callable[[StepStats], Tensor]
@@ -37,12 +39,13 @@ class Constraint:
         lambda_max: float | None,
         fused: bool | None,
         smoothing: Smoothing,
+        process_group: Replicas,
     ) -> None:
         for name, limit in (("max_norm", max_norm), ("lambda_max", lambda_max)):
             if limit is not None and not limit > 0:
                 raise ValueError(f"{name}={limit!r} must be positive, or None for no limit")
         self.control, self.max_norm, self.lambda_max, self.fused = control, max_norm, lambda_max, fused
-        self.smoothing = smoothing
+        self.smoothing, self.process_group = smoothing, distributed.checked(process_group)
         self.phases: TwoPhase | None = None
         self.carried: Tensor | None = None  # the report of phases that were left behind
         self._written_to: Tensor | None = None
@@ -55,6 +58,8 @@ class Constraint:
                 "hold_constraint: f1 must be a tensor with one element, the loss whose backward() you called"
             )
         grads = [p.grad for p in params]
+        if distributed.initialised():
+            grads = distributed.owned(grads)
         if self.value is None and not any(map(is_not, grads, repeat(None))):
             raise RuntimeError("hold_constraint: no parameter has a gradient; call f1.backward() first")
         for param in params:
@@ -87,18 +92,28 @@ class Constraint:
         averages: list[Tensor | None] | None = None,
     ) -> None:
         """Both phases of one step; ``averages`` of g1, where it is smoothed."""
-        phases = self._phases_on(device, len(hyper))
-        self.write_values(hyper, self.value is not None, phases.hyper, phases.control)
-        if self.value is not None and self.value.device != phases.report.device:
-            self.value = self.value.to(phases.report.device)
+        if self.value is not None and self.value.device != device:
+            self.value = self.value.to(device)
         smooth = self.smoothing if self.value is not None and self.smoothing.on else None
         if smooth:
             self.value = smooth.apply(self.value, operands.constraint_grads, averages or [None] * len(operands))
+        several, shards = distributed.initialised(), None
+        if several and distributed.has_shards(operands):
+            shards = distributed.Shards(operands, hyper, self.process_group)
+            operands, hyper = shards.operands, shards.hyper
+        elif several and self.value is not None:
+            self.value = distributed.averaged(self.value, self.process_group)
+        phases = self._phases_on(device, len(hyper))
+        self.write_values(hyper, self.value is not None, phases.hyper, phases.control)
         phases.begin(rule, operands, self.value)
         by_caller = self.value is not None and not hasattr(self.control, "coefficients")
-        phases.stats(solve=not by_caller)
+        phases.stats(solve=not by_caller and shards is None)
+        if shards is not None:
+            shards.reduce_(phases.sums, phases.report)
         if by_caller:
             self._solve_with_callable(phases)
+        elif shards is not None:
+            phases.solve()
         phases.apply_()
         if smooth:
             smooth.keep(phases.report[Report.SKIPPED] != 0)

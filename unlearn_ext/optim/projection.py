@@ -9,6 +9,7 @@ from ..control import StepStats
 from ..layout import Hyper, Rule
 from ..reference import Operands
 from .constraint import Constraint, ControlFunction
+from .distributed import Replicas
 from .smoothing import Smoothing
 
 
@@ -23,7 +24,7 @@ class EpsilonProjection:
         params: tensors or parameter groups as ``torch.optim`` takes them (groups' options are ignored).
         control: ψ; ``EpsilonGap(rate=…)`` needs the learning rate to turn a share of the gap into ψ: give it as ``lr``.
         lr: learning rate of the optimizer that will step.
-        max_norm, lambda_max, fused: as in :class:`EpsilonSGD`.
+        max_norm, lambda_max, fused, process_group: as in :class:`EpsilonSGD`.
     """
 
     def __init__(
@@ -35,12 +36,13 @@ class EpsilonProjection:
         max_norm: float | None = None,
         lambda_max: float | None = None,
         fused: bool | None = None,
+        process_group: Replicas = "default",
     ) -> None:
         entries = list(params)
         groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
         self.params: list[Tensor] = [param for group in groups for param in group["params"]]
         self.lr = lr
-        self._constraint = Constraint(control, max_norm, lambda_max, fused, Smoothing(0.0, 0.0))
+        self._constraint = Constraint(control, max_norm, lambda_max, fused, Smoothing(0.0, 0.0), process_group)
 
     @property
     def stats(self) -> StepStats:

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..layout import Rule
 from .base import EpsilonOptimizer, not_negative
 from .constraint import Constraint, ControlFunction
+from .distributed import Replicas
 from .smoothing import Smoothing
 
 
@@ -27,9 +28,12 @@ class EpsilonSGD(EpsilonOptimizer):
         fused: ``None``: kernels where they serve; ``True``: kernels or an error; ``False``: the reference.
         constraint_ema, constraint_grad_ema: decay of a moving average of f1, and of ∇f1, that stands in for it in the
             step; 0: none. For small minibatches; see the documentation on noise.
+        process_group: the processes that hold replicas of plain parameters, over which f1 is averaged. ``"default"``:
+            all, once ``torch.distributed`` is initialised. ``None``: no averaging, for optimizers that have nothing to
+            do with each other. DTensor parameters name their processes themselves.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or no process group of which this process is a member.
     """
 
     _rule = Rule.SGD
@@ -50,6 +54,7 @@ class EpsilonSGD(EpsilonOptimizer):
         fused: bool | None = None,
         constraint_ema: float = 0.0,
         constraint_grad_ema: float = 0.0,
+        process_group: Replicas = "default",
     ) -> None:
         not_negative("EpsilonSGD", lr=lr, momentum=momentum, weight_decay=weight_decay)
         if nesterov and (momentum <= 0 or dampening != 0):
@@ -63,7 +68,7 @@ class EpsilonSGD(EpsilonOptimizer):
             "maximize": maximize,
         }
         smoothing = Smoothing(constraint_ema, constraint_grad_ema)
-        super().__init__(params, defaults, Constraint(control, max_norm, lambda_max, fused, smoothing))
+        super().__init__(params, defaults, Constraint(control, max_norm, lambda_max, fused, smoothing, process_group))
 
     def _hyper(self, group: dict) -> list[float | Tensor]:
         return [

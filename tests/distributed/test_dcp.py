@@ -1,0 +1,51 @@
+"""torch.distributed.checkpoint writes and reads the optimizers' state, and divides it anew."""
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from training import OPTIMIZERS, STEPS, alone, divide, network, share, train, whole
+
+
+def made(name, way):
+    """The small problem's model, wrapped or divided, and its optimizer."""
+    model = DistributedDataParallel(network()) if way == "ddp" else divide(network(), way)
+    return model, OPTIMIZERS[name](model.parameters())
+
+
+def first_half(name, way, folder):
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    model, optimizer = made(name, way)
+    train(model, optimizer, share, steps=STEPS // 2)
+    weights, state = get_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
+
+
+def second_half(name, way, folder):
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    model, optimizer = made(name, way)
+    weights, state = get_state_dict(model, optimizer)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder)
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
+    steps = [optimizer.state[p]["step"] for p in model.parameters()]
+    multipliers = train(model, optimizer, share, start=STEPS // 2, steps=STEPS - STEPS // 2)
+    return whole(model), multipliers, [(type(step) is torch.Tensor, step.shape) for step in steps]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("before", "after"), [("ddp", "ddp"), ((2,), (2,)), ((2,), (2, 2)), ((2, 2), (2,)), ("ddp", (2,))]
+)
+def test_a_checkpoint_goes_on_where_it_stopped(processes, tmp_path, name, before, after):
+    def size(way):
+        return 4 if way == (2, 2) else 2
+
+    processes.run(size(before), first_half, name, before, str(tmp_path))
+    parameters, multipliers = alone(name)
+    for mine, lam, steps in processes.run(size(after), second_half, name, after, str(tmp_path)):
+        torch.testing.assert_close(mine, parameters, rtol=1e-5, atol=1e-6)
+        assert lam == pytest.approx(multipliers[STEPS // 2 :], rel=1e-4)
+        assert all(step == (True, ()) for step in steps)

@@ -1,0 +1,188 @@
+"""DTensor parameters: the sums go once over every element, however the tensors are divided or repeated."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from training import CONTROL, OPTIMIZERS, alone, divide, network, share, train, whole
+
+import unlearn_ext as ux
+
+#: Shapes of whole tensors, by how each is placed on a mesh of 2 × 2; "plain" is no DTensor. Of one row, some get none.
+SHAPES = {"RS": (5, 3), "SR": (1, 4), "SS": (6, 2), "RR": (3,), "plain": (4,)}
+
+
+def values(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) for shape in SHAPES.values()]
+
+
+def sharded(name, mesh_shape, **options):
+    model = divide(network(), mesh_shape)
+    optimizer = OPTIMIZERS[name](model.parameters(), **options)
+    multipliers = train(model, optimizer, share)
+    empty = sum(p.to_local().numel() == 0 for p in model.parameters())
+    return whole(model), multipliers, empty
+
+
+@pytest.mark.parametrize("mesh_shape", [(2,), (4,), (2, 2)])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_fully_shard_equals_one_process_with_the_joined_batch(processes, name, mesh_shape):
+    results = processes.run(4 if mesh_shape != (2,) else 2, sharded, name, mesh_shape)
+    parameters, multipliers = alone(name)
+    for mine, lam, _ in results:
+        torch.testing.assert_close(mine, parameters, rtol=1e-5, atol=1e-6)
+        assert lam == results[0][1] == pytest.approx(multipliers, rel=1e-4)
+    assert max(multipliers) > 0
+    assert any(empty for _, _, empty in results)  # the case of a process without a share was there
+
+
+def own_psi(stats):
+    return 5 * (stats.constraint - 0.05)
+
+
+@pytest.mark.parametrize("options", [{"control": own_psi}, {"max_norm": 0.1}, {"fused": False}])
+def test_options_that_need_the_whole_sums(processes, options):
+    results = processes.run(2, sharded, "adamw", (2,), **options)
+    parameters, multipliers = alone("adamw", **options)
+    torch.testing.assert_close(results[0][0], parameters, rtol=1e-5, atol=1e-6)
+    assert results[0][1] == pytest.approx(multipliers, rel=1e-4)
+
+
+def placed(tensors):
+    """The tensors as ``SHAPES`` places them on 2 × 2 processes; on one process as they are."""
+    if not dist.is_initialized():
+        return tensors
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2, 2))
+    kinds = {"R": Replicate(), "S": Shard(0)}
+    return [
+        tensor if way == "plain" else distribute_tensor(tensor, mesh, [kinds[letter] for letter in way])
+        for way, tensor in zip(SHAPES, tensors, strict=True)
+    ]
+
+
+def mixed(name, f1_by_rank):
+    """Two parameter groups, the second with every way of placing in it; the gradients are given."""
+    parameters = [nn.Parameter(tensor) for tensor in placed(values(0))]
+    optimizer = OPTIMIZERS[name]([{"params": parameters[:1], "lr": 0.03}, {"params": parameters[1:]}])
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    for step in range(3):
+        for parameter, grad in zip(parameters, placed(values(10 + step)), strict=True):
+            parameter.grad = grad
+        optimizer.hold_constraint(torch.tensor(f1_by_rank[rank] + step))
+        for parameter, grad in zip(parameters, placed(values(20 + step)), strict=True):
+            parameter.grad = grad
+        optimizer.step()
+    stats = torch.stack([value.double() for value in optimizer.stats])
+    return [getattr(p, "full_tensor", lambda p=p: p)().detach() for p in parameters], stats
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_way_of_placing_at_once(processes, name):
+    expected, expected_stats = mixed(name, [2.5])
+    for parameters, stats in processes.run(4, mixed, name, [1.0, 2.0, 3.0, 4.0]):
+        torch.testing.assert_close(parameters, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(stats, expected_stats, rtol=1e-5, atol=0)
+    assert expected_stats[2] > 0
+
+
+def projected():
+    parameters = [nn.Parameter(tensor) for tensor in placed(values(0))]
+    projection = ux.EpsilonProjection(parameters, CONTROL)
+    for seed in (1, 2):
+        for parameter, grad in zip(parameters, placed(values(seed)), strict=True):
+            parameter.grad = grad
+        if seed == 1:
+            projection.hold_constraint(torch.tensor(50.0))
+    projection.project_()
+    return [getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for p in parameters]
+
+
+def test_the_projection_alone(processes):
+    expected = projected()
+    assert not torch.equal(expected[0], values(2)[0])
+    for grads in processes.run(4, projected):
+        torch.testing.assert_close(grads, expected, rtol=1e-5, atol=1e-6)
+
+
+def nan_on_one_rank(poisoned):
+    """``poisoned``: the last rank's shard of this gradient, or its f1."""
+    parameters = [nn.Parameter(tensor) for tensor in placed(values(0))]
+    optimizer = OPTIMIZERS["adamw"](parameters)
+    last = dist.get_rank() == 3
+    for parameter, grad in zip(parameters, placed(values(1)), strict=True):
+        parameter.grad = grad
+    optimizer.hold_constraint(torch.tensor(float("nan") if last and poisoned == "f1" else 1.0))
+    for way, parameter, grad in zip(SHAPES, parameters, placed(values(2)), strict=True):
+        parameter.grad = grad
+        if last and poisoned == way:
+            getattr(grad, "_local_tensor", grad)[0] = float("nan")
+    optimizer.step()
+    written = any(optimizer.state[p]["exp_avg"].abs().sum().item() or optimizer.state[p]["step"] for p in parameters)
+    unchanged = [getattr(p, "full_tensor", lambda p=p: p)().detach() for p in parameters]
+    return optimizer.skipped_steps.item(), bool(written), unchanged
+
+
+@pytest.mark.parametrize("poisoned", ["RS", "SS", "RR", "plain", "f1"])
+def test_a_bad_value_on_one_process_skips_the_step_on_all(processes, poisoned):
+    for skipped, written, parameters in processes.run(4, nan_on_one_rank, poisoned):
+        assert (skipped, written) == (1, False)
+        assert all(map(torch.equal, parameters, values(0)))
+
+
+def partial_parameter():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial
+
+    parameter = nn.Parameter(DTensor.from_local(torch.ones(3), init_device_mesh("cpu", (2,)), [Partial()]))
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer = OPTIMIZERS["sgd"]([parameter])
+    with pytest.raises(RuntimeError, match=r"tensor 0 is a DTensor placed .*Partial.*a sum still to be taken"):
+        optimizer.step()
+
+
+def test_a_partial_parameter_is_refused(processes):
+    processes.run(2, partial_parameter)
+
+
+def partial_gradient():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2,))
+    weight = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Replicate()]))
+    images = distribute_tensor(torch.arange(8.0).view(2, 4), mesh, [Shard(0)])
+    optimizer = ux.EpsilonSGD([weight], lr=1.0, control=CONTROL)
+    (images @ weight).sum().backward()
+    placement = weight.grad.placements[0]
+    optimizer.step()
+    return placement.is_partial(), weight.full_tensor().tolist()
+
+
+def test_a_gradient_that_autograd_left_partial_is_summed(processes):
+    assert processes.run(2, partial_gradient) == [(True, [-3.0, -5.0, -7.0, -9.0])] * 2
+
+
+def replicas_of_a_mesh(named):
+    """Ranks 0 1 and 2 3 each divide a parameter; f1 is 1 2 3 4, and the pairs are replicas if they are said to be."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    group = mesh.get_group("replicate") if named else "default"
+    parameter = nn.Parameter(distribute_tensor(torch.ones(3), mesh["shard"], [Shard(0)]))
+    version = parameter._version
+    optimizer = ux.EpsilonSGD([parameter], control=CONTROL, process_group=group)
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.hold_constraint(torch.tensor(dist.get_rank() + 1.0))
+    optimizer.step()
+    assert parameter._version > version
+    return optimizer.stats.constraint.item(), optimizer.stats.sq_constraint.item()
+
+
+@pytest.mark.parametrize(("named", "f1"), [(True, [2.5] * 4), (False, [1.5, 1.5, 3.5, 3.5])])
+def test_replicas_beside_a_mesh_are_those_that_are_named(processes, named, f1):
+    assert processes.run(4, replicas_of_a_mesh, named) == [(value, 3.0) for value in f1]

@@ -1,0 +1,117 @@
+"""`torchrun … -m unlearn_ext run`: two processes unlearn what one does, and only the first says and writes anything."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from processes import PATIENCE
+
+import unlearn_ext as ux
+from unlearn_ext import parallel
+from unlearn_ext.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint, and images to forget and to retain, of which an odd number is trained on."""
+    diffusers = pytest.importorskip("diffusers")
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("typer")
+    folder = tmp_path_factory.mktemp("work")
+    torch.manual_seed(0)
+    diffusers.VQModel(
+        in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4, latent_channels=2,
+        num_vq_embeddings=8, sample_size=8, mid_block_add_attention=False,
+    ).save_pretrained(folder / "checkpoint")  # fmt: skip
+    rng = np.random.default_rng(0)
+    for side, brightest in (("ours", 120), ("theirs", 256)):
+        (folder / side).mkdir()
+        for index in range(11):
+            pixels = rng.integers(0, brightest, (8, 8), dtype=np.uint8)
+            image.fromarray(pixels).save(folder / side / f"{index}.png")
+    return folder
+
+
+def called(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.run(
+        [sys.executable, *(torchrun if processes > 1 else []), "-m", "unlearn_ext", *arguments],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, timeout=2 * PATIENCE,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def options(place: Path, out: Path) -> list[str]:
+    sources = ["--model", str(place / "checkpoint"), "--forget", str(place / "ours"), "--retain", str(place / "theirs")]
+    return ["run", "--epsilon", "0.05", *sources, "--out", str(out), "--steps", "6"]
+
+
+def weights(folder: Path) -> list[torch.Tensor]:
+    return ux.models.load("vqgan", folder / "eps-0.0500").encoder_parameters()
+
+
+def test_two_processes_unlearn_what_one_does(place, tmp_path):
+    said = {}
+    for processes in (1, 2):
+        done = called(processes, *options(place, tmp_path / str(processes)))
+        assert done.returncode == 0, done.stderr
+        said[processes] = done.stdout
+    one, two = (weights(tmp_path / str(processes)) for processes in (1, 2))
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+    before = ux.models.load("vqgan", place / "checkpoint").encoder_parameters()
+    assert max((a - b).abs().max() for a, b in zip(one, before, strict=True)) > 1e-3
+    assert said[2].count("validation") == said[1].count("validation") == 1
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_an_error_ends_all_processes_and_is_said_once(place, tmp_path):
+    arguments = options(place, tmp_path)
+    arguments[arguments.index("--retain") + 1] = str(place / "nowhere")
+    done = called(2, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.count("Error: there is no folder") == 1
+
+
+def test_sweep_is_refused(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="`sweep` works in one process; under torchrun, use `run`"):
+        parallel.refuse_several("sweep")
+
+
+def share_of(images):
+    parameter = torch.ones(2, requires_grad=True)
+    loss = parallel.backward(
+        lambda i: (parameter * torch.arange(9.0)[i, None]).mean(), torch.arange(images), [parameter]
+    )
+    return loss.item(), parameter.grad.tolist()
+
+
+def test_uneven_shares_weigh_by_their_images(processes):
+    assert processes.run(2, share_of, 9) == [(4.0, [2.0, 2.0])] * 2
+    assert share_of(9) == (4.0, [2.0, 2.0])
+
+
+def too_small():
+    with pytest.raises(UserError, match="a minibatch of 1 images cannot be divided among 2 processes"):
+        share_of(1)
+
+
+def test_more_processes_than_images(processes):
+    processes.run(2, too_small)
+
+
+def agree():
+    return parallel.agreed(float(torch.distributed.get_rank() + 1))
+
+
+def test_decisions_are_the_first_processs(processes):
+    assert processes.run(2, agree) == [1.0, 1.0]

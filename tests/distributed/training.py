@@ -1,0 +1,92 @@
+"""One small constrained problem, trained on whole minibatches or on shares of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import unlearn_ext as ux
+
+CONTROL = ux.EpsilonGap(epsilon=0.05, rate=0.2)
+OPTIMIZERS = {
+    "sgd": lambda params, **options: ux.EpsilonSGD(
+        params, **{"lr": 0.05, "momentum": 0.9, "control": CONTROL, **options}
+    ),
+    "adamw": lambda params, **options: ux.EpsilonAdamW(
+        params, **{"lr": 0.01, "weight_decay": 0.1, "control": CONTROL, **options}
+    ),
+}
+STEPS = 6
+
+
+def network() -> nn.Module:
+    """Layers of 5, 3 and 1 rows: over two processes unevenly divided, and one of them left without."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 1))
+
+
+def batches(start: int = 0, steps: int = STEPS) -> Iterator[tuple[Tensor, Tensor]]:
+    """Forget and retain images of each step, [8, 6]; the halves are not alike, so their f1 is not either."""
+    for step in range(start, start + steps):
+        generator = torch.Generator().manual_seed(step)
+        forget, retain = torch.randn(2, 8, 6, generator=generator)
+        yield forget * torch.linspace(0.2, 2, 8)[:, None], retain
+
+
+def share(images: Tensor) -> Tensor:
+    """This process's part of a minibatch."""
+    return images.tensor_split(dist.get_world_size())[dist.get_rank()]
+
+
+def divide(model: nn.Module, mesh_shape: tuple[int, ...]) -> nn.Module:
+    """``fully_shard`` over a mesh of one dimension, or over the second of two."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("replicate", "shard")[-len(mesh_shape) :])
+    for layer in (model[0], model[2], model):
+        fully_shard(layer, mesh=mesh)
+    return model
+
+
+def forget_loss(model: nn.Module, images: Tensor) -> Tensor:
+    return (model(images) - 1).square().mean()
+
+
+def retain_loss(model: nn.Module, images: Tensor) -> Tensor:
+    return (model(images) - images[:, :1].sin()).square().mean()
+
+
+def train(
+    model: nn.Module,
+    optimizer: ux.EpsilonSGD | ux.EpsilonAdamW,
+    share: Callable = lambda x: x,
+    start: int = 0,
+    steps: int = STEPS,
+) -> list[float]:
+    """Trains, and returns λ of every step."""
+    multipliers = []
+    for forget, retain in batches(start, steps):
+        f1 = forget_loss(model, share(forget))
+        f1.backward()
+        optimizer.hold_constraint(f1)
+        retain_loss(model, share(retain)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        multipliers.append(optimizer.stats.lam.item())
+    return multipliers
+
+
+def whole(model: nn.Module) -> list[Tensor]:
+    """The parameters, undivided and detached."""
+    return [(p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone() for p in model.parameters()]
+
+
+def alone(name: str, **options) -> tuple[list[Tensor], list[float]]:
+    """What one process makes of the joined minibatches."""
+    model = network()
+    multipliers = train(model, OPTIMIZERS[name](model.parameters(), **options))
+    return whole(model), multipliers

@@ -1,0 +1,189 @@
+"""Several processes: what they must agree on before any of them solves for λ.
+
+Two ways to hold the parameters, and they mix. *Plain tensors* are whole on every process, and so are their averaged
+gradients (``DistributedDataParallel``): the sums are equal already, and only f1 must be averaged. *DTensors* are
+divided (``fully_shard``, tensor parallelism): the sums are added up over the mesh dimensions that divide a tensor, and
+averaged, as f1 is, over those that repeat it. That makes λ the same to the last bit on every process, and a value that
+is not finite on one of them makes all of them skip the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import repeat
+from typing import Any, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..layout import Report
+from ..reference import Operands
+
+#: The argument ``process_group`` of the optimizers; a string, since torch may have been built without ``ProcessGroup``.
+Replicas: TypeAlias = "dist.ProcessGroup | str | None"
+Members = tuple[int, ...]  # ranks: what tells process groups apart
+
+
+def initialised() -> bool:
+    """Whether there may be other processes at all; asked in every step, so it must cost nothing."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def checked(process_group: Replicas) -> Replicas:
+    """The argument ``process_group`` of the optimizers as it is, or ``ValueError``."""
+    if process_group is None or process_group == "default":
+        return process_group
+    if dist.is_available() and isinstance(process_group, dist.ProcessGroup):
+        return process_group
+    raise ValueError(
+        f"process_group={process_group!r} must be a process group that this process is a member of, "
+        '"default" for all processes, or None to average nothing'
+    )
+
+
+def owned(grads: list[Tensor | None]) -> list[Tensor | None]:
+    """Gradients that the next backward pass leaves alone: copies of those that are views of somebody's buffer.
+
+    With ``gradient_as_bucket_view=True`` a plain gradient lies in a bucket of DDP's, which the next pass overwrites. A
+    DTensor's gradient has memory of its own every time.
+    """
+    return [grad.clone() if type(grad) is Tensor and _is_view(grad) else grad for grad in grads]
+
+
+def _is_view(grad: Tensor) -> bool:
+    """A gradient that fills a bucket alone is as large as its storage: then only torch's own note gives it away."""
+    return grad._is_view() or grad.untyped_storage().nbytes() > grad.nbytes
+
+
+def averaged(value: Tensor, process_group: Replicas) -> Tensor:
+    """f1, 0-d, averaged over the replicas of plain parameters: float64, on the same device."""
+    group = _resolved(process_group)
+    if group is None or group.size() == 1:
+        return value
+    mean = value.double() / group.size()
+    dist.all_reduce(mean, group=group)
+    return mean
+
+
+def has_shards(operands: Operands) -> bool:
+    """Whether any parameter of this step is a DTensor."""
+    from torch.distributed.tensor import DTensor
+
+    return any(map(isinstance, _owners(operands), repeat(DTensor)))
+
+
+class Shards:
+    """One step's operands as this process holds them, and the collectives that make their sums everybody's.
+
+    The sums of tensors that are divided in different ways must be added up over different processes, so each parameter
+    group becomes a row of ``hyper`` and of ``sums`` for each way.
+
+    Args:
+        operands: with DTensors among them.
+        hyper: a row for each parameter group.
+        process_group: over which plain parameters are replicated, if there are any; as the optimizers take it.
+
+    Attributes:
+        operands: local tensors, sorted by row.
+        hyper: rows in that order.
+
+    Raises:
+        RuntimeError: a parameter has a placement ``Partial``, or a gradient is no DTensor where its parameter is one.
+    """
+
+    def __init__(self, operands: Operands, hyper: list[list[float | Tensor]], process_group: Replicas) -> None:
+        self._groups: dict[Members, dist.ProcessGroup] = {}
+        self._meshes: list[set[int]] = []
+        owners = _owners(operands)
+        ways = self._ways(owners)
+        keys = list(zip(operands.groups, ways, strict=True))
+        rows = {key: row for row, key in enumerate(sorted(dict.fromkeys(keys), key=lambda key: key[0]))}
+        self.hyper = [hyper[group] for group, _ in rows]
+        self._divided = [way for _, way in rows]
+        self.operands = _local(operands, [rows[key] for key in keys])
+        self._add_replicas(process_group, any_plain=not all(hasattr(owner, "_spec") for owner in owners))
+        torch.autograd.graph.increment_version(owners)  # whose local tensors will be written, unseen by autograd
+
+    def reduce_(self, sums: Tensor, report: Tensor) -> None:
+        """Adds up or averages the sums, and averages f1 in ``report``: one collective for each process group."""
+        block = torch.cat([sums, sums.new_zeros(1, sums.shape[1])])
+        block[-1, 0] = report[Report.CONSTRAINT]
+        for members, group in self._groups.items():
+            dist.all_reduce(block, group=group)
+            for row, divided in enumerate([*self._divided, frozenset()]):  # the last is f1's
+                if members not in divided:
+                    block[row] /= len(members)
+        sums.copy_(block[:-1])
+        report[Report.CONSTRAINT] = block[-1, 0]
+
+    def _ways(self, owners: Sequence[Tensor]) -> list[frozenset[Members]]:
+        """Over whom each tensor is divided."""
+        known: dict[tuple, frozenset[Members]] = {}
+        ways = []
+        for row, owner in enumerate(owners):
+            if not hasattr(owner, "_spec"):
+                ways.append(frozenset())
+                continue
+            key = (id(owner._spec.mesh), owner._spec.placements)
+            if key not in known:
+                known[key] = self._way(owner._spec, row)
+            ways.append(known[key])
+        return ways
+
+    def _way(self, spec: Any, row: int) -> frozenset[Members]:
+        if any(placement.is_partial() for placement in spec.placements):
+            raise RuntimeError(
+                f"step: tensor {row} is a DTensor placed {spec.placements}, a sum still to be taken; "
+                "redistribute it to Replicate or Shard first"
+            )
+        self._meshes.append(set(spec.mesh.mesh.flatten().tolist()))
+        divided = set()
+        for dimension, placement in enumerate(spec.placements):
+            members = self._add(spec.mesh.get_group(dimension))
+            if not placement.is_replicate():
+                divided.add(members)
+        return frozenset(divided)
+
+    def _add(self, group: dist.ProcessGroup) -> Members:
+        members = tuple(dist.get_process_group_ranks(group))
+        if len(members) > 1:
+            self._groups.setdefault(members, group)
+        return members
+
+    def _add_replicas(self, process_group: Replicas, any_plain: bool) -> None:
+        """The replicas that a user names, or that plain parameters have, unless a mesh holds them all already."""
+        if process_group == "default" and not any_plain:
+            return
+        group = _resolved(process_group)
+        if group is not None and not any(mesh.issuperset(dist.get_process_group_ranks(group)) for mesh in self._meshes):
+            self._add(group)
+
+
+def _resolved(process_group: Replicas) -> dist.ProcessGroup | None:
+    return dist.group.WORLD if process_group == "default" else process_group
+
+
+def _owners(operands: Operands) -> Sequence[Tensor]:
+    """The tensors whose placement the others of their row share."""
+    return operands.grads if operands.params[0] is None else operands.params
+
+
+def _local(operands: Operands, rows: list[int]) -> Operands:
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    owners = _owners(operands)
+    *tensors, steps = operands.lists()
+    local = ([_shard(column[i], owners[i], i) for i in order] for column in tensors)
+    return Operands(*local, [steps[i] for i in order], [rows[i] for i in order])
+
+
+def _shard(tensor: Tensor | None, owner: Tensor, row: int) -> Tensor | None:
+    """This process's part of a tensor, placed as its owner is: autograd may leave a gradient ``Partial``."""
+    if not hasattr(owner, "_spec") or tensor is None:
+        return tensor
+    if not hasattr(tensor, "_spec"):
+        raise RuntimeError(f"step: tensor {row} is a DTensor, but its gradient or moment is not")
+    if tensor._spec.placements != owner._spec.placements:
+        tensor = tensor.redistribute(owner._spec.mesh, owner._spec.placements)
+    local = tensor._local_tensor
+    return local.wait() if hasattr(local, "trigger_wait") else local  # a collective may still be under way
