@@ -1,5 +1,4 @@
 """Hugging Face accelerate: prepare, gradient accumulation, clipping. Also under `accelerate launch`.
-
 `prepare` wraps the optimizer; `hold_constraint` and `stats` are those of the one within, `prepared.optimizer`.
 """
 
