@@ -35,6 +35,7 @@ html_theme = "furo"
 html_title = "unlearn_ext"
 html_math_renderer = "mathml"
 html_copy_source = False
+html_show_copyright = False
 
 
 def _inline(translator, node: nodes.math) -> None:

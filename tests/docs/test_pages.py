@@ -1,4 +1,7 @@
-"""Every Python block of README.md and docs/ runs; the blocks of one page share a namespace and a folder."""
+"""Every Python block of README.md and docs/ runs; the blocks of one page share a namespace and a folder.
+
+A block needs those above it: run a whole page, as with ``-k saving.md``.
+"""
 
 from pathlib import Path
 
