@@ -1,4 +1,4 @@
-"""Hugging Face accelerate: prepare, gradient accumulation, clipping. Also under `accelerate launch`.
+"""Hugging Face accelerate: prepare, gradient accumulation, clipping; in one process or several.
 `prepare` wraps the optimizer; `hold_constraint` and `stats` are those of the one within, `prepared.optimizer`.
 """
 
