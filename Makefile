@@ -14,13 +14,14 @@ else
 TORCH ?= torch
 endif
 
-.PHONY: help install demo test bench gpu-check lint clean
+.PHONY: help install demo test bench gpu-check docs lint clean
 
 help:
 	@echo "make demo     train a small model, unlearn it at several degrees, draw the report (runs/demo/report.html)"
 	@echo "make test     install and run the tests"
 	@echo "make bench    time the step against its peers on this CPU (and GPU); about 10 minutes"
 	@echo "make gpu-check  with a GPU, CUDA and torch, and no network: build, CUDA tests, sanitizers, benchmarks"
+	@echo "make docs     build the documentation (build/docs/index.html); a warning is an error"
 	@echo "make lint     check the Python style"
 	@echo "make install  only make the environment, in $(VENV)"
 	@echo "make clean    remove the environment and what was built"
@@ -52,6 +53,15 @@ bench: $(STAMP)
 # In place, with the Python at hand: nothing is installed and nothing is fetched.
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py
+
+# The package is installed already: pip only adds what the extra names.
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet 'unlearn-ext[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env --builder html docs build/docs
+	@echo "build/docs/index.html"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

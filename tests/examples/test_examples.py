@@ -1,0 +1,37 @@
+"""Every example runs as the script that it is, and meets its ε."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+NEEDS = {"accelerate_loop": "accelerate", "lightning_module": "lightning"}
+RESULT = re.compile(r"f1 (?P<f1>[\d.]+), asked ε = (?P<epsilon>[\d.]+)")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_meets_epsilon(path, tmp_path):
+    needed = NEEDS.get(path.stem)
+    if needed and importlib.util.find_spec(needed) is None:
+        pytest.skip(f"{needed} is not installed; it comes with the extra `examples`")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        [sys.executable, str(path)], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    result = RESULT.search(done.stdout)
+    assert result, done.stdout
+    f1, epsilon = float(result["f1"]), float(result["epsilon"])
+    assert f1 <= 1.05 * epsilon + 0.002  # the constraint
+    assert f1 >= 0.8 * epsilon  # and no more was given up for it than was asked
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_fits_a_screen(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 60
