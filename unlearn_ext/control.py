@@ -26,12 +26,14 @@ class StepStats(NamedTuple):
     sq_constraint: Tensor  #: ⟨g1, P⁻¹g1⟩
     sq_direction: Tensor  #: ‖d‖²_P
     scale: Tensor  #: factor of the global-norm clipping, 1 where nothing was clipped
-    skipped: Tensor  #: bool: a value was not finite and nothing was written
+    skipped: Tensor  #: bool, set where a value was not finite and nothing was written
 
 
 @dataclass
 class GradientNorm:
-    """ψ = α‖g1‖^δ in the metric P⁻¹: drives f1 to its infimum without knowing it (slides, Phase I; fastest at δ = 2).
+    """ψ = α‖g1‖^δ in the metric P⁻¹: drives f1 to its infimum without knowing it.
+
+    Source: Feng et al., ICLR 2025, Phase I, where δ = 2 is the fastest.
 
     Args:
         alpha: α > 0, the share of the gradient step on f1 that must be taken (δ = 2).
@@ -52,7 +54,7 @@ class GradientNorm:
 
 @dataclass
 class EpsilonGap:
-    """ψ = α·sign(f1 − ε)·|f1 − ε|^δ: settles f1 at ε (slides, Phase II; δ = 1, α = 1 is eq. 6).
+    """ψ = α·sign(f1 − ε)·|f1 − ε|^δ: settles f1 at ε (Feng et al., ICLR 2025, Phase II; δ = 1, α = 1 is eq. 6).
 
     One step of learning rate μ changes f1 by about −μψ, so by default α = rate/μ: the gap shrinks by ``rate`` a step
     whatever the learning rate. Below ε, ψ < 0: the step may give forgetting back.

@@ -63,6 +63,7 @@ class TwoPhase:
             reference.check(rule, operands)
 
     def stats(self, solve: bool = True) -> None:
+        """Writes ``sums``, and with ``solve`` ψ, λ and the flags; changes no operand."""
         if self._fused_now:
             self._kernels.stats(solve)
             return
@@ -73,9 +74,11 @@ class TwoPhase:
             self.solve()
 
     def solve(self) -> None:
+        """ψ, λ and the flags from ``sums``, ``control`` and f1; to ``report``."""
         reference.solve(self.sums, self.hyper, self.control, self.report)
 
     def apply_(self) -> None:
+        """Steps in place with the λ of ``report``; writes nothing where its flag says so."""
         if self._fused_now:
             self._kernels.apply_()
         else:
@@ -228,7 +231,9 @@ def _(directions, constraint_grads):
 
 @torch.library.custom_op("unlearn_ext::halfspace_project_", mutates_args=("directions",))
 def halfspace_project_(directions: Sequence[Tensor], constraint_grads: Sequence[Tensor], psi: Tensor) -> Tensor:
-    """d ← argmin ‖g − d‖² s.t. ⟨g1, g⟩ ≥ ψ, in place over all tensors at once (slides, eq. 6 with any ψ).
+    """d ← argmin ‖g − d‖² s.t. ⟨g1, g⟩ ≥ ψ, in place over all tensors at once.
+
+    Source: Feng et al., ICLR 2025, eq. 6 with any ψ.
 
     Args:
         directions: d, at least one tensor; overwritten with g. Untouched if any value is not finite.

@@ -1,4 +1,4 @@
-"""Phase I, the two boundaries, and Phase II, the walk between them (slides, eq. 3 and 4)."""
+"""Phase I, the two boundaries, and Phase II, the walk between them (Feng et al., ICLR 2025, eq. 3 and 4)."""
 
 from __future__ import annotations
 

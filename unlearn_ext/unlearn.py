@@ -26,7 +26,7 @@ def unlearn(
     history: History | None = None,
     progress: Callback | None = None,
 ) -> I2IModel:
-    """min f2 s.t. f1 ≤ ε (slides, eq. 4), from the model as it is.
+    """min f2 s.t. f1 ≤ ε (Feng et al., ICLR 2025, eq. 4), from the model as it is.
 
     Where ``torch.distributed`` is initialised, call it in every process with the same arguments: each works on its
     share of every minibatch, and all return the same model.

@@ -17,13 +17,14 @@ class EpsilonAdamW(EpsilonOptimizer):
 
     g = d + λP⁻¹∇f1 with d = P⁻¹m̂ + weight_decay·θ, m the moving average of ∇f2 and v that of ∇f1² + ∇f2². Projecting
     before Adam instead would let Adam rescale the projection away. With no constraint held it is ``torch.optim.AdamW``,
-    to rounding. Source: slides, eq. 5–6, in the metric P.
+    to rounding. Source: Feng et al., ICLR 2025, eq. 5–6, in the metric P.
 
     Args:
         params: parameters or groups; float32, bfloat16 or float16 for the kernels, any real dtype for the reference.
         lr, betas, eps, weight_decay, maximize: as in ``torch.optim.AdamW``; ``lr`` may be a tensor. ``maximize``
             concerns the objective f2 alone.
-        control: ψ; see :mod:`unlearn_ext.control`.
+        control: ψ: :class:`~unlearn_ext.EpsilonGap`, :class:`~unlearn_ext.GradientNorm`, or a callable
+            ``(StepStats) -> 0-d tensor``.
         max_norm: clips ‖g‖_P. A clipped step may fall short of ψ.
         lambda_max: bounds λ. A bounded step may fall short of ψ.
         fused: ``None``: kernels where they serve; ``True``: kernels or an error; ``False``: the reference.

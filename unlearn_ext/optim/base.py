@@ -63,7 +63,7 @@ class EpsilonOptimizer(Optimizer):
 
     @property
     def skipped_steps(self) -> Tensor:
-        """How many steps wrote nothing because a value was not finite: 0-d tensor on the parameters' device."""
+        """Number of steps that wrote nothing because a value was not finite. 0-d tensor on the parameters' device."""
         return self._constraint.report[Report.SKIPPED_STEPS].clone()
 
     def hold_constraint(self, value: Tensor, scaler: GradScaler | None = None) -> None:

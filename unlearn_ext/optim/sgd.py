@@ -16,13 +16,14 @@ class EpsilonSGD(EpsilonOptimizer):
     """``torch.optim.SGD`` whose step satisfies ⟨∇f1, g⟩ ≥ ψ; g = d + λ∇f1 with d the momentum buffer of ∇f2.
 
     Weight decay is part of d, as torch's SGD has it, so the guarantee covers it. With no constraint held it is
-    ``torch.optim.SGD``, to rounding. Source: slides, eq. 5–6; Gong, Liu, Liu, NeurIPS 2021.
+    ``torch.optim.SGD``, to rounding. Source: Feng et al., ICLR 2025, eq. 5–6; Gong, Liu, Liu, NeurIPS 2021.
 
     Args:
         params: parameters or groups; float32, bfloat16 or float16 for the kernels, any real dtype for the reference.
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in ``torch.optim.SGD``; ``lr`` may be a tensor.
             ``maximize`` concerns the objective f2 alone.
-        control: ψ; see :mod:`unlearn_ext.control`.
+        control: ψ: :class:`~unlearn_ext.EpsilonGap`, :class:`~unlearn_ext.GradientNorm`, or a callable
+            ``(StepStats) -> 0-d tensor``.
         max_norm: clips the global norm of g. A clipped step may fall short of ψ.
         lambda_max: bounds λ. A bounded step may fall short of ψ.
         fused: ``None``: kernels where they serve; ``True``: kernels or an error; ``False``: the reference.
