@@ -51,9 +51,9 @@ class Processes:
 
     def end(self) -> None:
         for process, pipe in self._workers:
-            pipe.close()
             process.terminate()
             process.join(PATIENCE)
+            pipe.close()
         self._workers.clear()
 
 

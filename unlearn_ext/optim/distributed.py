@@ -98,7 +98,7 @@ class Shards:
         owners = _owners(operands)
         ways = self._ways(owners)
         keys = list(zip(operands.groups, ways, strict=True))
-        rows = {key: row for row, key in enumerate(sorted(dict.fromkeys(keys), key=lambda key: key[0]))}
+        rows = {key: row for row, key in enumerate(dict.fromkeys(keys))}
         self.hyper = [hyper[group] for group, _ in rows]
         self._divided = [way for _, way in rows]
         self.operands = _local(operands, [rows[key] for key in keys])
