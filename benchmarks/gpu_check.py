@@ -64,6 +64,8 @@ def main() -> int:
     if not run("build", [*python, "setup.py", "-q", "build_ext", "--inplace"], UNLEARN_EXT_CUDA="on"):
         return 1
     good = run("CUDA tests", [*pytest, "tests/core/test_cuda.py"])
+    if importlib.util.find_spec("sybil"):
+        good &= run("CUDA graphs as documented", [*pytest, "tests/docs", "-k", "cuda-graphs"])
     if shutil.which("compute-sanitizer"):
         short = [
             *pytest,

@@ -29,6 +29,18 @@ def test_what_is_held_between_the_two_backward_passes_survives():
     assert second.stats.constraint.item() == first.stats.constraint.item() != 0
 
 
+def test_a_fresh_optimizer_survives_its_own_checkpoint():
+    """As frameworks do when they take an optimizer over, before any step."""
+    p, q = (nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(2))
+    first, second = optimizer_over(p), optimizer_over(q)
+    first.load_state_dict(first.state_dict())
+    for parameter, optimizer in ((p, first), (q, second)):
+        held(optimizer, parameter, 0.1)
+        parameter.sum().backward()
+        optimizer.step()
+    assert torch.equal(p, q)
+
+
 def test_the_count_and_the_integral_survive():
     p, q = (nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(2))
     first = optimizer_over(p)
