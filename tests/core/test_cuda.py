@@ -100,7 +100,8 @@ class Loop:
         shape = [torch.Size([1 + 37 * i % 301]) for i in range(count)]
         draw = [[torch.randn(s, generator=generator, device="cuda") for s in shape] for _ in range(3)]
         self.params, self.grads, self.constraint_grads = [torch.nn.Parameter(t) for t in draw[0]], draw[1], draw[2]
-        self.optimizer = optimizer(self.params, lr=1e-2, control=ux.EpsilonGap(0.3), fused=True, **options)
+        given = {"lr": 1e-2, "control": ux.EpsilonGap(0.3), "fused": True, **options}
+        self.optimizer = optimizer(self.params, **given)
         self.f1 = torch.full((), 0.7, device="cuda")
 
     def hold(self) -> None:
@@ -145,6 +146,30 @@ def test_replay_of_a_graph_equals_eager(optimizer, count):
         graph.replay()
         eager.hold()
         eager.optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(eager.params, replayed.params, strict=True))
+
+
+@pytest.mark.parametrize("optimizer", [ux.EpsilonSGD, ux.EpsilonAdamW])
+def test_a_replay_reads_the_rates_of_its_day(optimizer):
+    loops, numbers = [], []
+    for _ in range(2):
+        lr, epsilon, rate = (torch.tensor(value, device="cuda") for value in (1e-2, 0.3, 0.1))
+        loops.append(Loop(optimizer, 20, lr=lr, control=ux.EpsilonGap(epsilon, rate=rate)))
+        numbers.append((lr, epsilon, rate))
+        loops[-1].hold()
+        loops[-1].optimizer.step()
+    eager, replayed = loops
+    graph = torch.cuda.CUDAGraph()
+    replayed.hold()
+    with torch.cuda.graph(graph):
+        replayed.optimizer.step()
+    for factor in (0.5, 2.0, 0.25):
+        for number in (*numbers[0], *numbers[1]):
+            number.mul_(factor)
+        graph.replay()
+        eager.hold()
+        eager.optimizer.step()
+        assert replayed.optimizer.stats.psi == eager.optimizer.stats.psi
     assert all(torch.equal(a, b) for a, b in zip(eager.params, replayed.params, strict=True))
 
 

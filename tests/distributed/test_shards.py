@@ -153,13 +153,13 @@ def partial_gradient():
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     mesh = init_device_mesh("cpu", (2,))
-    weight = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Replicate()]))
+    weight = nn.Parameter(distribute_tensor(torch.ones(4, 1), mesh, [Replicate()]))
     images = distribute_tensor(torch.arange(8.0).view(2, 4), mesh, [Shard(0)])
     optimizer = ux.EpsilonSGD([weight], lr=1.0, control=CONTROL)
     (images @ weight).sum().backward()
     placement = weight.grad.placements[0]
     optimizer.step()
-    return placement.is_partial(), weight.full_tensor().tolist()
+    return placement.is_partial(), weight.full_tensor().flatten().tolist()
 
 
 def test_a_gradient_that_autograd_left_partial_is_summed(processes):
