@@ -264,3 +264,22 @@ def test_a_torch_checkpoint_can_be_taken_up(cls):
     train(ours, optimizer, range(10, 20))
     train(theirs, torch_optimizer, range(10, 20))
     assert_same(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", list(NAMESAKE))
+def test_an_old_torch_checkpoint_can_be_taken_up(cls):
+    """Of the years when a step was a number, and a buffer not yet there was ``None``."""
+    new, old = model(), model()
+    extra = {"momentum": 0.9} if cls is ux.EpsilonSGD else {}
+    optimizers = [cls(net.parameters(), lr=1e-2, control=GAP, **extra) for net in (new, old)]
+    train(new, optimizers[0], range(5))
+    old.load_state_dict(new.state_dict())
+    saved = copy.deepcopy(optimizers[0].state_dict())
+    saved["param_groups"][0].pop("constraint")
+    for state in saved["state"].values():
+        state["step"] = int(state["step"].item())
+        state["max_exp_avg_sq"] = None
+    optimizers[1].load_state_dict(saved)
+    for net, optimizer in zip((new, old), optimizers, strict=True):
+        train(net, optimizer, range(5, 10))
+    assert_same(old, new)

@@ -27,6 +27,14 @@ def not_negative(owner: str, **options: float | Tensor) -> None:
             raise ValueError(f"{owner}: {name}={value!r} must not be negative")
 
 
+def _kept(value: Tensor | float | None, device: torch.device) -> Tensor | None:
+    """A state as it was saved, on the parameter's device; checkpoints of old torch hold plain numbers and ``None``."""
+    if value is None:
+        return None
+    tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
+    return tensor.to(device, copy=True)
+
+
 class EpsilonOptimizer(Optimizer):
     """An optimizer whose every step solves: min ½‖g − d‖²_P s.t. ⟨g1, g⟩ ≥ ψ, over all parameter groups at once.
 
@@ -140,7 +148,9 @@ class EpsilonOptimizer(Optimizer):
         names = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         for name, param in zip(names, params, strict=True):
             for key, value in state_dict["state"].get(name, {}).items():
-                self.state[param][key] = value.detach().to(param.device, copy=True)
+                self.state[param][key] = _kept(value, param.device)
+            if param in self.state:
+                self.state[param] = {key: value for key, value in self.state[param].items() if value is not None}
         held = [self.state[p].pop("constraint_grad", None) if p in self.state else None for p in params]
         if memory := self.param_groups[0].pop("constraint", None):  # a checkpoint of torch's namesake has none
             self._constraint.remember(memory, held)
@@ -158,7 +168,6 @@ class EpsilonOptimizer(Optimizer):
 
     def _unscale(self, grads: list[Tensor | None]) -> None:
         """What ``GradScaler.step`` left to do: it sets ``grad_scale`` unless ∇f2 was unscaled before."""
-        scale = getattr(self, "grad_scale", None)
         if not hasattr(self, "grad_scale"):
             return
         if self._constraint.value is not None and not self._constraint.scaled:
@@ -166,8 +175,8 @@ class EpsilonOptimizer(Optimizer):
                 "step: ∇f2 was scaled by a GradScaler but ∇f1 was held without it; scale f1 as well and call "
                 "hold_constraint(f1, scaler)"
             )
-        if scale is not None:
-            unscale_(grads, scale)
+        if self.grad_scale is not None:
+            unscale_(grads, self.grad_scale)
 
     def _averages(self, params: list[Tensor]) -> list[Tensor] | None:
         """Of g1, where it is smoothed; zeros where they are first asked for."""
