@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import repeat
+from collections.abc import Callable, Iterable
+from itertools import chain, repeat
 from operator import is_not
 
 import torch
@@ -173,7 +173,7 @@ class Constraint:
         """To the device only what changed since the last step wrote to the same place."""
         if self._written_to is not control:
             self._written_to, self._hyper_written, self._control_written = control, None, None
-        self._hyper_written = _write(hyper, rows, self._hyper_written)
+        self._hyper_written = _write(hyper, chain.from_iterable(rows), self._hyper_written)
         self._control_written = _write(control, self._control_block(constrained), self._control_written)
 
     def _control_block(self, constrained: bool) -> list[float | Tensor]:
@@ -196,23 +196,25 @@ class Constraint:
         phases.solve()
 
 
-def _write(target: Tensor, values: Sequence, before: object) -> object:
-    """To the device only the numbers that changed; values that are tensors are there already and are copied each time.
+def _write(target: Tensor, values: Iterable[float | Tensor], before: list[float] | None) -> list[float]:
+    """To the device only numbers that changed; a value that is a tensor is there already and is copied each time.
 
     Args:
-        target: ``[n]`` or ``[m, n]``.
-        values: as many numbers or 0-d tensors, nested likewise.
+        target: of as many elements as there are values.
+        values: numbers or 0-d tensors.
         before: what the last call returned.
     """
-    rows = values if target.dim() > 1 else [values]
-    plain = [[0.0 if isinstance(value, Tensor) else float(value) for value in row] for row in rows]
-    if plain != before:
-        target.copy_(torch.tensor(plain, dtype=target.dtype).view_as(target), non_blocking=True)
-    for index, row in enumerate(rows):
-        for column, value in enumerate(row):
-            if isinstance(value, Tensor):
-                (target[index] if target.dim() > 1 else target)[column].copy_(value.detach().reshape(()))
-    return plain
+    numbers, tensors = [], []
+    for index, value in enumerate(values):
+        if isinstance(value, Tensor):
+            tensors.append((index, value))
+            value = 0.0
+        numbers.append(float(value))
+    if numbers != before:
+        target.copy_(torch.tensor(numbers, dtype=target.dtype).view_as(target), non_blocking=True)
+    for index, tensor in tensors:
+        target.view(-1)[index].copy_(tensor.detach().reshape(()))
+    return numbers
 
 
 def _added(held: Tensor | None, grad: Tensor | None) -> Tensor | None:
