@@ -119,8 +119,13 @@ class _Kernels:
                 original = tensors[row]
                 if original is None or original.is_contiguous():
                     continue
+                written = column in _WRITES[self.rule]
+                if written and torch._debug_has_internal_overlap(original) == 1:
+                    raise RuntimeError(
+                        f"step: elements of tensor {row} share their memory (an expanded view?): clone() it"
+                    )
                 tensors[row] = original.contiguous()
-                if column in _WRITES[self.rule]:
+                if written:
                     self.staged.append((original, tensors[row]))
 
     def _after_apply(self) -> None:
@@ -202,7 +207,21 @@ UNCONSTRAINED = (Kind.UNCONSTRAINED, 0.0, nan, 0.0, 1.0, 0.0, inf)
 GIVEN_PSI = (Kind.GIVEN, 0.0, nan, 0.0, 1.0, 0.0, inf)
 
 
+def _check_lists(directions: Sequence[Tensor], constraint_grads: Sequence[Tensor]) -> None:
+    if not directions or len(directions) != len(constraint_grads):
+        raise ValueError(
+            f"projection: as many constraint gradients as directions are needed, and at least one; "
+            f"got {len(directions)} and {len(constraint_grads)}"
+        )
+    devices = {tensor.device for tensor in (*directions, *constraint_grads)}
+    if len(devices) > 1:
+        raise RuntimeError(
+            f"projection: tensors are on {' and '.join(sorted(map(str, devices)))}; move them to one device"
+        )
+
+
 def _projection(directions: Sequence[Tensor], constraint_grads: Sequence[Tensor]) -> TwoPhase:
+    _check_lists(directions, constraint_grads)
     step = TwoPhase(directions[0].device)
     none = [None] * len(directions)
     step.hyper[:, Hyper.LR] = 1.0
@@ -226,6 +245,7 @@ def halfspace_stats(directions: Sequence[Tensor], constraint_grads: Sequence[Ten
 
 @halfspace_stats.register_fake
 def _(directions, constraint_grads):
+    _check_lists(directions, constraint_grads)
     return directions[0].new_empty(3, dtype=torch.float64)
 
 
@@ -252,6 +272,7 @@ def halfspace_project_(directions: Sequence[Tensor], constraint_grads: Sequence[
 
 @halfspace_project_.register_fake
 def _(directions, constraint_grads, psi):
+    _check_lists(directions, constraint_grads)
     return directions[0].new_empty(2, dtype=torch.float64)
 
 

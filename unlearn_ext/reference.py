@@ -57,14 +57,25 @@ class _Element:
 
 
 def check(rule: Rule, operands: Operands) -> None:
-    """Raises ``ValueError`` where a shape is not its parameter's: torch would broadcast it."""
+    """Refuses what torch would broadcast, truncate or drop an imaginary part of.
+
+    Raises:
+        ValueError: a shape is not its parameter's.
+        RuntimeError: a tensor is not of a floating-point dtype.
+    """
     owners = operands.grads if rule is Rule.PROJECT else operands.params
     for tensors in operands.lists()[:-1]:
         for row, (owner, tensor) in enumerate(zip(owners, tensors, strict=True)):
-            if tensor is not None and tensor.shape != owner.shape:
+            if tensor is None:
+                continue
+            if tensor.shape != owner.shape:
                 raise ValueError(
                     f"step: tensor {row} has shape {tuple(owner.shape)} but a gradient or moment of shape "
                     f"{tuple(tensor.shape)}; zero the gradients and run both backward passes again"
+                )
+            if not tensor.is_floating_point():
+                raise RuntimeError(
+                    f"step: tensor {row} is {tensor.dtype}; only real floating-point tensors can be stepped"
                 )
 
 
