@@ -8,7 +8,10 @@ from types import ModuleType
 
 
 class UserError(Exception):
-    """Input that cannot be worked with. The message is one sentence that says what is wrong and what to do."""
+    """Input that cannot be worked with. The message is one sentence that says what is wrong and what to do.
+
+    Where it is about several things, they are listed below it, a line each.
+    """
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -70,7 +70,8 @@ def test_an_image_without_a_suffix_is_an_image(place):
 def test_linked_folders_are_entered_once(place):
     (place / "elsewhere").mkdir()
     save(place / "elsewhere" / "x.png", seed=100)
-    (place / "forget" / "link").symlink_to(place / "elsewhere")
+    for link in ("link", "twin"):
+        (place / "forget" / link).symlink_to(place / "elsewhere")
     (place / "elsewhere" / "back").symlink_to(place / "forget")
     sets = load(place)
     assert len(sets.forget) + len(sets.forget_validation) == 11
@@ -136,6 +137,12 @@ def test_exif_orientation_is_followed(tmp_path):
         sets = load(tmp_path, channels=1)
     assert torch.equal(sets.forget, sets.forget_validation)
     assert sets.forget[0, 0, 0, 0] == 1
+
+
+def test_rubbish_for_exif_does_not_make_an_image_unreadable(place):
+    Image.new("RGB", (9, 9)).save(place / "forget" / "x.png", exif=b"Exif\0\0rubbish")
+    sets = load(place)
+    assert len(sets.forget) + len(sets.forget_validation) == 11
 
 
 def spoil(place):

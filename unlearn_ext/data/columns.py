@@ -63,11 +63,8 @@ def load_dataset_columns(
         [Source(f"row {i}", _opener(encoded, i, images)) for i, is_chosen in enumerate(chosen) if is_chosen is side]
         for side in (True, False)
     )
-    name = f"data set, forgetting {', '.join(map(str, forget_classes))}"
-    return read(
-        name, forget, retain,
-        size=size, channels=channels, validation=validation, seed=seed, skip_bad=skip_bad,
-    )  # fmt: skip
+    name = f"{dataset.info.dataset_name or 'data set'}, forgetting {', '.join(map(str, forget_classes))}"
+    return read(name, forget, retain, size=size, channels=channels, validation=validation, seed=seed, skip_bad=skip_bad)
 
 
 def _only_column(dataset: Dataset, kind: type, argument: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -37,7 +38,9 @@ def decode(content: Path | BinaryIO, size: int, channels: int) -> tuple[np.ndarr
     pillow = require("PIL.Image", "images")
     with pillow.open(content) as image:
         several = getattr(image, "is_animated", False) and image.format not in _NOT_FRAMES
-        require("PIL.ImageOps", "images").exif_transpose(image, in_place=True)
+        image.load()
+        with suppress(Exception):  # the pixels are good; EXIF data that is not says nothing of how to turn them
+            require("PIL.ImageOps", "images").exif_transpose(image, in_place=True)
         plain = _in_bytes(image).convert("L" if channels == 1 else "RGB")
     pixels = np.array(plain.resize((size, size), pillow.Resampling.BICUBIC)).reshape(size, size, channels)
     return pixels.transpose(2, 0, 1), several

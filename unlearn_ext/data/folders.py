@@ -12,21 +12,8 @@ from .reading import Source, read
 from .sets import ForgetRetain, check_classes
 
 # Images that Pillow needs a plug-in for, or cannot read: they must not be overlooked.
-_ALSO_IMAGES = (
-    ".heic",
-    ".heif",
-    ".avif",
-    ".jxl",
-    ".svg",
-    ".dng",
-    ".cr2",
-    ".cr3",
-    ".nef",
-    ".arw",
-    ".raf",
-    ".orf",
-    ".rw2",
-)
+_ALSO_IMAGES = (".heic", ".heif", ".avif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf",
+                ".rw2")  # fmt: skip
 _NO_IMAGES = ("BUFR", "GRIB", "HDF5", "MPEG", "PDF")  # suffixes that Pillow knows of measurements, films and documents
 _SIGNED = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "JPEG2000")  # known by their first bytes, whatever the suffix
 
@@ -62,9 +49,7 @@ def load_folders(
     """
     sides = [_sources(Path(folder)) for folder in (forget, retain)]
     name = f"{Path(forget).name} / {Path(retain).name}"
-    return read(
-        name, *sides, size=size, channels=channels, validation=validation, seed=seed, skip_bad=skip_bad
-    )  # fmt: skip
+    return read(name, *sides, size=size, channels=channels, validation=validation, seed=seed, skip_bad=skip_bad)
 
 
 def load_class_folders(
@@ -101,12 +86,9 @@ def load_class_folders(
         raise UserError(f"the folder {folder} has no sub-folders: a folder of classes has one for each.")
     check_classes(forget_classes, classes, str(folder))
     forget = [source for name in classes if name in forget_classes for source in _sources(folder / name)]
-    kept = [path for name in classes if name not in forget_classes for path in _find(folder / name)]
+    retain = [_source(path) for name in classes if name not in forget_classes for path in _find(folder / name)]
     name = f"{folder.name}, forgetting {', '.join(forget_classes)}"
-    return read(
-        name, forget, [_source(path) for path in kept],
-        size=size, channels=channels, validation=validation, seed=seed, skip_bad=skip_bad,
-    )  # fmt: skip
+    return read(name, forget, retain, size=size, channels=channels, validation=validation, seed=seed, skip_bad=skip_bad)
 
 
 def _sources(folder: Path) -> list[Source]:
@@ -133,15 +115,15 @@ def _find(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files that are not hidden; linked folders are entered, each once."""
+    """All files that are not hidden; linked folders are entered too, and every folder once."""
     entered = set()
     for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
-        entered.add(os.path.realpath(place))
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) not in entered
-        )
+        real = os.path.realpath(place)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(place, name) for name in files if not name.startswith("."))
 
 
