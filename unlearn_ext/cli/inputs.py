@@ -87,7 +87,8 @@ def prepare(sources: Sources, seed: int, progress: Callback) -> Problem:
     from .. import data, models, tasks
 
     sources.check()
-    classes = [] if sources.forget or sources.data_dir else labels(sources.forget_classes or "0,1")
+    built_in = not (sources.forget or sources.data_dir)
+    classes = labels("0,1" if sources.forget_classes is None else sources.forget_classes) if built_in else []
     task = tasks.parse(sources.task)
     if sources.family not in models.FAMILIES:
         raise UserError(f"there is no model family `{sources.family}`; known: {', '.join(models.FAMILIES)}.")
