@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 
 
 class UserError(Exception):
-    """Input that cannot be worked with. The message is one sentence that says what is wrong and what to do."""
+    """Input that cannot be worked with. The message is one sentence that says what is wrong and what to do.
+
+    Where it is about several things, they are listed below it, a line each.
+    """
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -29,3 +33,9 @@ def require(module: str, extra: str) -> ModuleType:
         raise UserError(
             f"{package} is not installed; it comes with the extra `{extra}`: pip install 'unlearn-ext[{extra}]'"
         ) from error
+
+
+def first_ten(lines: Sequence[str]) -> str:
+    """Lines to put below a sentence: the first ten, and how many more there are."""
+    more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
+    return "".join(f"\n  {line}" for line in [*lines[:10], *more])

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from .data import ForgetRetain, cache_folder
+from .cache import cache_folder
+from .data import ForgetRetain
 from .errors import require
 from .models.vqgan import VQGAN
 from .progress import Callback, Progress, Throttle

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from unlearn_ext import data
+from unlearn_ext.data import builtin
 from unlearn_ext.errors import UserError
 
 
@@ -28,7 +29,7 @@ def test_mnist_is_divided_by_class_and_padded():
 
 @pytest.mark.parametrize("classes", [[], [10], range(10), [-1]])
 def test_classes_that_leave_a_side_empty_are_a_user_error(classes, monkeypatch):
-    monkeypatch.setattr(data, "_mnist", lambda: (np.zeros((10, 28, 28)), np.arange(10)))
+    monkeypatch.setattr(builtin, "_mnist", lambda: (np.zeros((10, 28, 28)), np.arange(10)))
     with pytest.raises(UserError, match="at least one and at most nine"):
         data.load("mnist", forget_classes=classes)
 
@@ -56,44 +57,19 @@ def test_the_same_image_on_both_sides_is_a_user_error():
         data.divide("x", forget, retain)
 
 
-@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 3), ("P", 1)])
-def test_folders_are_read_at_the_models_size(tmp_path, mode, channels):
-    pillow = pytest.importorskip("PIL.Image")
-    for side, shade in (("a", 0), ("b", 100)):
-        (tmp_path / side / "deeper").mkdir(parents=True)
-        (tmp_path / side / "notes.txt").write_text("not an image")
-        for i in range(4):
-            folder = tmp_path / side / ("deeper" if i else "")
-            pillow.new("L", (20, 10), shade + i).convert(mode).save(folder / f"{i}.png")
-    parts = data.load_folders(tmp_path / "a", tmp_path / "b", size=8, channels=channels)
-    assert parts.forget.shape == (3, channels, 8, 8)
-    expected = {round(shade / 127.5 - 1, 4) for shade in range(4)}
-    assert {round(v, 4) for v in torch.cat([parts.forget, parts.forget_validation]).unique().tolist()} == expected
-
-
-def test_a_folder_that_cannot_serve_is_a_user_error(tmp_path):
-    pytest.importorskip("PIL.Image")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "x.png").write_bytes(b"no picture")
-    for folder, message in (("empty", "holds no image"), ("absent", "no folder"), ("broken", "cannot be read")):
-        with pytest.raises(UserError, match=message):
-            data.load_folders(tmp_path / folder, tmp_path / "empty", size=8, channels=1)
-
-
 def test_fashion_mnist_of_other_content_is_refused(tmp_path, monkeypatch):
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"something else"))
-    monkeypatch.setattr(data, "_fashion_places", lambda: iter([tmp_path]))
+    monkeypatch.setattr(builtin, "_fashion_places", lambda: iter([tmp_path]))
     with pytest.raises(UserError, match="SHA-256"):
-        data._fashion_file("train-images-idx3-ubyte")
+        builtin._fashion_file("train-images-idx3-ubyte")
 
 
 def test_fashion_mnist_without_network_says_what_to_do(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise urllib.error.URLError("no route")
 
-    monkeypatch.setattr(data, "_fashion_places", lambda: iter([tmp_path]))
-    monkeypatch.setattr(data.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(builtin, "_fashion_places", lambda: iter([tmp_path]))
+    monkeypatch.setattr(builtin.urllib.request, "urlopen", refuse)
     with pytest.raises(UserError, match="dataset-fashion-mnist"):
         data.load("fashion-mnist", forget_classes=[0])
 
@@ -104,7 +80,7 @@ def test_fashion_mnist_keeps_images_and_labels_together(monkeypatch):
         pictures = np.broadcast_to(labels[:, None, None], (len(labels), 28, 28))
         return bytes(16) + pictures.tobytes() if "images" in name else bytes(8) + labels.tobytes()
 
-    monkeypatch.setattr(data, "_fashion_file", file)
-    images, labels = data._fashion_mnist()
+    monkeypatch.setattr(builtin, "_fashion_file", file)
+    images, labels = builtin._fashion_mnist()
     assert images.shape == (8, 28, 28)
     assert images[:, 0, 0].tolist() == labels.tolist()

@@ -75,6 +75,11 @@ def test_bad_input_is_one_sentence(
         (["sweep", "--forget", "a", "--retain", "b"], "--model"),
         (["sweep", "--forget", "a", "--retain", "b", "--data", "mnist"], "--data"),
         (["sweep", "--forget-classes", "3,x"], "--forget-classes"),
+        (["sweep", "--forget-classes", ""], "--forget-classes"),
+        (["sweep", "--forget", "a", "--retain", "b", "--forget-classes", "3"], "have no classes"),
+        (["sweep", "--data-dir", "a", "--model", "m"], "--data-dir needs --forget-classes"),
+        (["sweep", "--data-dir", "a", "--forget-classes", "cat"], "--model"),
+        (["sweep", "--data-dir", "a", "--forget", "b", "--retain", "c"], "give one of"),
     ],
 )
 def test_wrong_usage_is_code_two(arguments: list[str], sentence: str) -> None:

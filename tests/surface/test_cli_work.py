@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,31 @@ def test_images_that_cannot_be_used_are_one_sentence(place: Path, tmp_path: Path
     assert said.startswith("Error: ")
     assert sentence in said
     assert "Traceback" not in said
+
+
+def test_classes_are_named_by_their_folders(place: Path, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).symlink_to(place / ("ours" if name == "cat" else "theirs"))
+    own = ["--model", str(place / "checkpoint"), "--data-dir", str(tmp_path), "--out", str(tmp_path), "--steps", "1"]
+    code, said = call("run", "--epsilon", "0.5", *own, "--forget-classes", "cat")
+    assert code == 0, said
+    code, said = call("run", "--epsilon", "0.5", *own, "--forget-classes", "cot")
+    assert code == 1
+    assert "has no class cot; it has cat, dog" in said
+
+
+def test_broken_images_stop_a_run_unless_they_may_be_skipped(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "theirs", tmp_path / "theirs")
+    (tmp_path / "theirs" / "broken.png").write_bytes(b"no picture")
+    arguments = ["run", "--epsilon", "0.5", *options(place), "--out", str(tmp_path / "run"), "--steps", "1"]
+    arguments[arguments.index("--retain") + 1] = str(tmp_path / "theirs")
+    code, said = call(*arguments)
+    assert code == 1
+    assert "broken.png: its content" in said
+    assert not (tmp_path / "run").exists()
+    code, said = call(*arguments, "--skip-bad")
+    assert code == 0
+    assert "1 image cannot be read, left out:" in said
 
 
 def test_a_model_for_other_images_is_one_sentence(tmp_path: Path) -> None:

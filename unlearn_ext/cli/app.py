@@ -60,11 +60,19 @@ Data = Annotated[
     typer.Option(help="Built-in images: mnist (needs no network) or fashion-mnist.", rich_help_panel="Images",
                  show_default="mnist"),
 ]  # fmt: skip
-ForgetClasses = Annotated[
-    str, typer.Option(metavar="LABELS", help="Labels of the built-in images to forget.", rich_help_panel="Images")
+DataDir = Annotated[
+    Path | None, typer.Option(help="Your own images, a folder with a sub-folder a class.", rich_help_panel="Images")
 ]
+ForgetClasses = Annotated[
+    str | None,
+    typer.Option(metavar="CLASSES", help="What to forget: labels of the built-in images, or sub-folders' names.",
+                 rich_help_panel="Images", show_default="0,1 of the built-in images"),
+]  # fmt: skip
 Forget = Annotated[Path | None, typer.Option(help="Your own images to forget, a folder.", rich_help_panel="Images")]
 Retain = Annotated[Path | None, typer.Option(help="Your own images to retain, a folder.", rich_help_panel="Images")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.", rich_help_panel="Images")
+]
 Task = Annotated[str, typer.Option(help="What is hidden from the model.", rich_help_panel="Images")]
 Family = Annotated[str, typer.Option(help="Kind of model.", rich_help_panel="Model")]
 Model = Annotated[
@@ -117,9 +125,11 @@ def sweep(
     out_: Out = Path("runs/sweep"),
     points: Points = 9,
     data: Data = None,
-    forget_classes: ForgetClasses = "0,1",
+    data_dir: DataDir = None,
+    forget_classes: ForgetClasses = None,
     forget: Forget = None,
     retain: Retain = None,
+    skip_bad: SkipBad = False,
     task: Task = "center-crop:0.5",
     family: Family = "vqgan",
     model: Model = None,
@@ -134,11 +144,13 @@ def sweep(
     - `unlearn-ext sweep --data fashion-mnist --forget-classes 0,6 --points 5`
 
     - `unlearn-ext sweep --forget ours/ --retain theirs/ --model checkpoint/ --out runs/mine`
+
+    - `unlearn-ext sweep --data-dir photos/ --forget-classes cat,dog --model checkpoint/ --out runs/mine`
     """
     from ..parallel import refuse_several
 
     refuse_several("sweep")
-    sources = Sources(data, forget_classes, forget, retain, task, family, model)
+    sources = Sources(data, data_dir, forget_classes, forget, retain, skip_bad, task, family, model)
     with Watch() as watch:
         work.sweep_to(out_, prepare(sources, seed, watch), points, settings(seed, steps, lr), watch)
     work.show_run(out_)
@@ -149,9 +161,11 @@ def run(
     epsilon: Annotated[float, typer.Option(min=0.0, help="f1 to reach; the smaller, the more is forgotten.")],
     out_: Out = Path("runs/run"),
     data: Data = None,
-    forget_classes: ForgetClasses = "0,1",
+    data_dir: DataDir = None,
+    forget_classes: ForgetClasses = None,
     forget: Forget = None,
     retain: Retain = None,
+    skip_bad: SkipBad = False,
     task: Task = "center-crop:0.5",
     family: Family = "vqgan",
     model: Model = None,
@@ -171,7 +185,7 @@ def run(
     """
     from .. import parallel
 
-    sources = Sources(data, forget_classes, forget, retain, task, family, model)
+    sources = Sources(data, data_dir, forget_classes, forget, retain, skip_bad, task, family, model)
     with parallel.joined():
         if not parallel.is_first():
             hush()

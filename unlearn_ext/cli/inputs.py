@@ -25,9 +25,11 @@ class Sources:
     """What the options name: images, task, model."""
 
     data: str | None
-    forget_classes: str
+    data_dir: Path | None
+    forget_classes: str | None
     forget: Path | None
     retain: Path | None
+    skip_bad: bool
     task: str
     family: str
     model: str | None
@@ -36,10 +38,29 @@ class Sources:
         """Refuse combinations that mean nothing."""
         if (self.forget is None) != (self.retain is None):
             raise typer.BadParameter("one's own images are two folders: give both --forget and --retain.")
-        if self.forget and self.data:
-            raise typer.BadParameter("give either --data, or --forget and --retain, not both.")
-        if self.forget and not self.model:
-            raise typer.BadParameter("--forget and --retain need --model, the checkpoint that is to forget.")
+        if sum(given is not None for given in (self.data, self.data_dir, self.forget)) > 1:
+            raise typer.BadParameter("give one of --data, --data-dir, or --forget and --retain.")
+        if self.forget and self.forget_classes:
+            raise typer.BadParameter("--forget-classes is for --data and --data-dir; two folders have no classes.")
+        if self.data_dir and not self.forget_classes:
+            raise typer.BadParameter("--data-dir needs --forget-classes, the names of the sub-folders to forget.")
+        if (self.forget or self.data_dir) and not self.model:
+            raise typer.BadParameter("one's own images need --model, the checkpoint that is to forget.")
+
+    def own(self, size: int, channels: int, seed: int) -> ForgetRetain | None:
+        """The user's own images at a model's size, where the options name any."""
+        from .. import data
+
+        if self.data_dir:
+            classes = [name.strip() for name in (self.forget_classes or "").split(",")]
+            return data.load_class_folders(
+                self.data_dir, classes, size=size, channels=channels, seed=seed, skip_bad=self.skip_bad
+            )
+        if self.forget and self.retain:
+            return data.load_folders(
+                self.forget, self.retain, size=size, channels=channels, seed=seed, skip_bad=self.skip_bad
+            )
+        return None
 
 
 @dataclass(frozen=True)
@@ -53,11 +74,11 @@ class Problem:
 
 
 def labels(text: str) -> list[int]:
-    """`3,8` as [3, 8]."""
+    """Labels of a built-in set: `3,8` as [3, 8]."""
     try:
         return [int(label) for label in text.split(",")]
     except ValueError:
-        message = f"--forget-classes takes numbers with commas between, such as 3,8, not {text}."
+        message = f"--forget-classes takes, for built-in images, numbers with commas between, such as 3,8, not {text}."
         raise typer.BadParameter(message) from None
 
 
@@ -66,14 +87,14 @@ def prepare(sources: Sources, seed: int, progress: Callback) -> Problem:
     from .. import data, models, tasks
 
     sources.check()
-    classes = labels(sources.forget_classes)
+    built_in = not (sources.forget or sources.data_dir)
+    classes = labels("0,1" if sources.forget_classes is None else sources.forget_classes) if built_in else []
     task = tasks.parse(sources.task)
     if sources.family not in models.FAMILIES:
         raise UserError(f"there is no model family `{sources.family}`; known: {', '.join(models.FAMILIES)}.")
     model = models.load(sources.family, sources.model) if sources.model else None
-    if model and sources.forget and sources.retain:
-        images = data.load_folders(sources.forget, sources.retain, size=model.size, channels=model.channels, seed=seed)
-        return Problem(model, images, task, images.name)
+    if model and (own := sources.own(model.size, model.channels, seed)):
+        return Problem(model, own, task, own.name)
     images = data.load(sources.data or "mnist", forget_classes=classes, seed=seed)
     if model is None:
         from ..pretrain import pretrained

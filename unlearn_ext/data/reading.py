@@ -1,0 +1,138 @@
+"""Many encoded images to one forget set and one retain set; what cannot be used is said, and all at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+from ..errors import UserError, first_ten, require
+from .decode import decode
+from .sets import ForgetRetain, divide
+
+
+@dataclass(frozen=True)
+class Source:
+    """One encoded image.
+
+    Attributes:
+        name: as messages name it.
+        open: gives the file, or its bytes; called in a thread.
+    """
+
+    name: str
+    open: Callable[[], Path | BinaryIO]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What became of one source: its pixels, uint8 [C, H, W], and their SHA-256; or why there are none."""
+
+    name: str
+    pixels: np.ndarray | None = None
+    digest: bytes = b""
+    several_frames: bool = False
+    reason: str = ""
+
+
+def read(
+    name: str,
+    forget: Sequence[Source],
+    retain: Sequence[Source],
+    *,
+    size: int,
+    channels: int,
+    validation: float,
+    seed: int,
+    skip_bad: bool,
+) -> ForgetRetain:
+    """Decode both sets in threads, and divide them.
+
+    Warns, once for each, of images left out, of images of which only the first frame is used, and of copies within a
+    set, which are kept.
+
+    Args:
+        name: what the images are, for reports.
+        forget: the images to forget.
+        retain: the images to retain.
+        size: side in pixels that the model works at.
+        channels: 1 for grey, 3 for RGB.
+        validation: share of each side held out.
+        seed: of the division into training and validation part.
+        skip_bad: leave out what cannot be decoded, rather than stop.
+
+    Raises:
+        UserError: an image cannot be decoded, an image is in both sets, or a set has fewer than two.
+    """
+    require("PIL.Image", "images").init()  # here, since its plug-ins are not to be loaded by several threads at once
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(partial(_read_one, size=size, channels=channels), [*forget, *retain]))
+    _report_bad([result for result in results if result.pixels is None], skip_bad)
+    _mention_frames([result.name for result in results if result.several_frames])
+    sides = [
+        [result for result in side if result.pixels is not None]
+        for side in (results[: len(forget)], results[len(forget) :])
+    ]
+    images = [_stack(side, size, channels) for side in sides]
+    names = [[result.name for result in side] for side in sides]
+    divided = divide(name, *images, validation=validation, seed=seed, names=(names[0], names[1]))
+    _mention_copies("forget", sides[0])
+    _mention_copies("retain", sides[1])
+    return divided
+
+
+def _read_one(source: Source, size: int, channels: int) -> _Read:
+    try:
+        pixels, several_frames = decode(source.open(), size, channels)
+    except Exception as error:  # decoders raise nearly everything on broken input
+        return _Read(source.name, reason=_reason(error))
+    return _Read(source.name, pixels, hashlib.sha256(pixels.tobytes()).digest(), several_frames)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, require("PIL", "images").UnidentifiedImageError):
+        return "its content is of no format that Pillow reads"
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+
+def _stack(side: Sequence[_Read], size: int, channels: int) -> torch.Tensor:
+    """float32 [N, C, H, W] in [-1, 1]."""
+    pixels = np.empty((len(side), channels, size, size), np.uint8)
+    for row, result in zip(pixels, side, strict=True):
+        row[...] = result.pixels
+    return torch.from_numpy(pixels).float().div_(127.5).sub_(1)
+
+
+def _report_bad(bad: Sequence[_Read], skip: bool) -> None:
+    if not bad:
+        return
+    what = f"{len(bad)} image{'s' if len(bad) > 1 else ''} cannot be read"
+    lines = first_ten([f"{result.name}: {result.reason}" for result in bad])
+    if not skip:
+        raise UserError(f"{what}: repair or remove, or skip with --skip-bad (from Python, skip_bad=True).{lines}")
+    warnings.warn(f"{what}, left out:{lines}", stacklevel=4)
+
+
+def _mention_frames(names: Sequence[str]) -> None:
+    if names:
+        many = f"{len(names)} images have" if len(names) > 1 else "1 image has"
+        warnings.warn(f"{many} several frames or pages; only the first is used:{first_ten(names)}", stacklevel=4)
+
+
+def _mention_copies(side: str, results: Sequence[_Read]) -> None:
+    copies = len(results) - len({result.digest for result in results})
+    if copies:
+        warnings.warn(
+            f"{copies} image{'s' if copies > 1 else ''} in the {side} set repeat{'' if copies > 1 else 's'} another in "
+            "it; all are kept, so those pictures weigh more, and a copy may be among the validation images.",
+            stacklevel=4,
+        )

@@ -1,0 +1,110 @@
+"""A forget set and a retain set that have nothing in common, each with a part held out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import UserError, first_ten
+
+
+@dataclass(frozen=True)
+class ForgetRetain:
+    """A forget set and a retain set, each with a held-out validation part.
+
+    All four are float32 in [-1, 1], shaped [N, C, H, W], on the CPU.
+
+    Attributes:
+        name: what the images are, for reports.
+        forget: training images whose owners asked to be forgotten.
+        retain: training images of everyone else.
+        forget_validation: held-out images of the forget classes.
+        retain_validation: held-out images of the retain classes.
+    """
+
+    name: str
+    forget: torch.Tensor
+    retain: torch.Tensor
+    forget_validation: torch.Tensor
+    retain_validation: torch.Tensor
+
+
+def divide(
+    name: str,
+    forget: torch.Tensor,
+    retain: torch.Tensor,
+    *,
+    validation: float = 0.2,
+    seed: int = 0,
+    names: tuple[Sequence[str], Sequence[str]] | None = None,
+) -> ForgetRetain:
+    """Hold a seeded random share of each side out.
+
+    Args:
+        name: what the images are.
+        forget: float32 [N, C, H, W] in [-1, 1].
+        retain: float32 [M, C, H, W] in [-1, 1].
+        validation: share of each side held out; at least one image on either side of the cut.
+        seed: of the shuffle.
+        names: what the N and the M images are called where one must be named; else their positions.
+
+    Raises:
+        UserError: a side has fewer than two images, or an image, pixel for pixel, is in both.
+    """
+    if min(len(forget), len(retain)) < 2:
+        raise UserError("both sets need at least two images: one to train on and one to validate with.")
+    _refuse_shared(forget, retain, names)
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for images in (forget, retain):
+        order = torch.randperm(len(images), generator=generator)
+        held_out = min(max(round(validation * len(images)), 1), len(images) - 1)
+        parts.append((images[order[held_out:]], images[order[:held_out]]))
+    (forget, forget_validation), (retain, retain_validation) = parts
+    return ForgetRetain(name, forget, retain, forget_validation, retain_validation)
+
+
+def _digests(images: torch.Tensor) -> Iterator[bytes]:
+    return (hashlib.sha256(image.numpy().tobytes()).digest() for image in images)
+
+
+def check_classes(wanted: Collection[str | int], there: Sequence[str | int], where: str) -> None:
+    """Refuse classes that are not there, and a choice that leaves one side empty.
+
+    Args:
+        wanted: classes to forget.
+        there: classes that there are, in the order to name them.
+        where: what holds them.
+
+    Raises:
+        UserError: with one sentence that lists what there is.
+    """
+    known = f"it has {', '.join(map(str, there[:10]))}{f' and {len(there) - 10} more' if len(there) > 10 else ''}"
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise UserError(f"{where} has no class {', '.join(map(str, missing))}; {known}.")
+    if not wanted or len(set(wanted)) == len(there):
+        raise UserError(f"forget at least one class of {where}, and leave at least one to retain; {known}.")
+
+
+def _refuse_shared(
+    forget: torch.Tensor, retain: torch.Tensor, names: tuple[Sequence[str], Sequence[str]] | None
+) -> None:
+    forget_names, retain_names = names or ([f"{side}[{i}]" for i in range(len(images))]
+                                           for side, images in (("forget", forget), ("retain", retain)))  # fmt: skip
+    retained: dict[bytes, str] = {}
+    for digest, name in zip(_digests(retain), retain_names, strict=True):
+        retained.setdefault(digest, name)
+    pairs = [
+        f"{name} = {retained[digest]}"
+        for digest, name in zip(_digests(forget), forget_names, strict=True)
+        if digest in retained
+    ]
+    if pairs:
+        raise UserError(
+            f"{len(pairs)} image{'s are' if len(pairs) > 1 else ' is'} in the forget set and in the retain set: "
+            f"the same image cannot be forgotten and retained; remove it from one of them.{first_ten(pairs)}"
+        )
