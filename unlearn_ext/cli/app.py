@@ -65,7 +65,14 @@ ForgetClasses = Annotated[
 ]
 Forget = Annotated[Path | None, typer.Option(help="Your own images to forget, a folder.", rich_help_panel="Images")]
 Retain = Annotated[Path | None, typer.Option(help="Your own images to retain, a folder.", rich_help_panel="Images")]
-Task = Annotated[str, typer.Option(help="What is hidden from the model.", rich_help_panel="Images")]
+Task = Annotated[
+    str,
+    typer.Option(
+        metavar="TASK", rich_help_panel="Images",
+        help="What is hidden from the model: center-crop:F, outpaint:F (F of a side is kept), random-mask:F or "
+        "reconstruct (nothing).",
+    ),
+]  # fmt: skip
 Family = Annotated[str, typer.Option(help="Kind of model.", rich_help_panel="Model")]
 Model = Annotated[
     str | None,
