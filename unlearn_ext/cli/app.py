@@ -11,6 +11,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from ..errors import UserError
+from ..models import FAMILIES
 from . import work
 from .inputs import Problem, Sources, describe, prepare, settings
 from .terminal import Watch, err, facts_table, hush, out, plain_warnings
@@ -73,7 +74,9 @@ Task = Annotated[
         "reconstruct (nothing).",
     ),
 ]  # fmt: skip
-Family = Annotated[str, typer.Option(help="Kind of model.", rich_help_panel="Model")]
+Family = Annotated[
+    str, typer.Option(help=f"Kind of model: {', '.join(FAMILIES)}.", metavar="FAMILY", rich_help_panel="Model")
+]
 Model = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="Checkpoint, a folder or hub id.", rich_help_panel="Model",

@@ -68,8 +68,9 @@ def prepare(sources: Sources, seed: int, progress: Callback) -> Problem:
     sources.check()
     classes = labels(sources.forget_classes)
     task = tasks.parse(sources.task)
-    if sources.family not in models.FAMILIES:
-        raise UserError(f"there is no model family `{sources.family}`; known: {', '.join(models.FAMILIES)}.")
+    models.check_family(sources.family)
+    if not sources.model and sources.family != "vqgan":
+        raise UserError(f"family {sources.family} needs --model; only vqgan has a small one, trained on the spot.")
     model = models.load(sources.family, sources.model) if sources.model else None
     if model and sources.forget and sources.retain:
         images = data.load_folders(sources.forget, sources.retain, size=model.size, channels=model.channels, seed=seed)

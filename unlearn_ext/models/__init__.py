@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Protocol
 
@@ -9,7 +10,8 @@ import torch
 
 from ..errors import UserError
 
-FAMILIES = ("vqgan",)
+# The module here, and in it the class, that a family is; imported when it is asked for.
+FAMILIES = {"vqgan": "VQGAN", "autoencoder": "AutoencoderKL"}
 
 
 class I2IModel(Protocol):
@@ -44,14 +46,19 @@ def load(family: str, path_or_id: str | os.PathLike[str]) -> I2IModel:
     """A model from a folder or a hub id, through its own library's ``from_pretrained``, safetensors only.
 
     Args:
-        family: ``"vqgan"``, a checkpoint of ``diffusers.VQModel``.
+        family: ``"vqgan"``, a checkpoint of ``diffusers.VQModel``, or ``"autoencoder"``, one of
+            ``diffusers.AutoencoderKL``.
         path_or_id: folder that ``save_pretrained`` wrote, or hub id.
 
     Raises:
         UserError: unknown family, a checkpoint of another family, nothing there, or a missing extra.
     """
-    if family not in FAMILIES:
-        raise UserError(f"there is no model family `{family}`; the one known is {', '.join(FAMILIES)}.")
-    from .vqgan import VQGAN
+    check_family(family)
+    module = importlib.import_module(f".{family}", __name__)
+    return getattr(module, FAMILIES[family]).from_pretrained(path_or_id)
 
-    return VQGAN.from_pretrained(path_or_id)
+
+def check_family(family: str) -> None:
+    """Raises ``UserError`` where there is no such family."""
+    if family not in FAMILIES:
+        raise UserError(f"there is no model family `{family}`; known: {', '.join(FAMILIES)}.")
