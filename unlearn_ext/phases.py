@@ -209,7 +209,8 @@ class _Walk:
 
     @torch.no_grad()
     def _pictures(self, model: I2IModel) -> torch.Tensor:
-        return model.decode(model.encode(self.task(self.show).to(model.device))).cpu()
+        inputs = [part.to(model.device) for part in model.inputs(self.show, self.task)]
+        return model.decode(model.encode(*inputs), *inputs).cpu()
 
     def _write_history(self, front: ParetoFront) -> None:
         with open(self.out / "history.csv", "w", newline="", encoding="utf-8") as file:

@@ -49,6 +49,8 @@ def test_what_is_unlearned_loads_in_diffusers_and_differs_only_in_the_encoder(kl
     changed = {name for name, p in theirs.named_parameters() if not torch.equal(p, kl.module.get_parameter(name))}
     assert changed
     assert all(name.startswith(("encoder.", "quant_conv.")) for name in changed)
+    last, before = (m.quant_conv if m.quant_conv is not None else m.encoder.conv_out for m in (theirs, kl.module))
+    assert torch.equal(last.weight[2:], before.weight[2:]), "the rows of the variance have no gradient"
     latents = models.load("autoencoder", tmp_path).encode(images[0])
     assert torch.equal(latents, theirs.encode(images[0]).latent_dist.mean)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
 from ..errors import UserError
 
+Inputs = tuple[torch.Tensor, ...]
+
 # The module here, and in it the class, that a family is; imported when it is asked for.
-FAMILIES = {"vqgan": "VQGAN", "autoencoder": "AutoencoderKL"}
+FAMILIES = {"vqgan": "VQGAN", "autoencoder": "AutoencoderKL", "mae": "MAE"}
 
 
 class I2IModel(Protocol):
@@ -29,11 +32,18 @@ class I2IModel(Protocol):
     size: int
     device: torch.device
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """E: images [N, C, H, W] in [-1, 1] to latents [N, ...], differentiable in the encoder's parameters."""
+    def inputs(self, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
+        """What E is given for images [N, C, H, W] in [-1, 1] under a task: tensors [N, ...].
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """D: latents [N, ...] to images [N, C, H, W], about [-1, 1], not clipped."""
+        The first are images, corrupted by the task; put noise in their place, and E sees noise as it saw them. Others
+        say how they are seen, where the family has a mask as an input of its own.
+        """
+
+    def encode(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """E: inputs to latents [N, ...], differentiable in the encoder's parameters."""
+
+    def decode(self, latents: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        """D: latents [N, ...], and the inputs they are of, to images [N, C, H, W], about [-1, 1], not clipped."""
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters of E, in a fixed order; all others are frozen."""
@@ -46,8 +56,8 @@ def load(family: str, path_or_id: str | os.PathLike[str]) -> I2IModel:
     """A model from a folder or a hub id, through its own library's ``from_pretrained``, safetensors only.
 
     Args:
-        family: ``"vqgan"``, a checkpoint of ``diffusers.VQModel``, or ``"autoencoder"``, one of
-            ``diffusers.AutoencoderKL``.
+        family: ``"vqgan"``, a checkpoint of ``diffusers.VQModel``; ``"autoencoder"``, one of
+            ``diffusers.AutoencoderKL``; or ``"mae"``, one of ``transformers.ViTMAEForPreTraining``.
         path_or_id: folder that ``save_pretrained`` wrote, or hub id.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,9 @@ _FILES = ("encoder.safetensors", "decoder.safetensors")
 class AutoencoderKL(DiffusersAutoencoder):
     """A ``diffusers.AutoencoderKL`` as an :class:`~unlearn_ext.models.I2IModel`.
 
-    E is the encoder with ``quant_conv``, up to the mean of the latent distribution; the part of its last layer that
-    gives the variance keeps its weights. D is ``post_quant_conv`` and the decoder; it is frozen.
+    E is the encoder with ``quant_conv``, up to the mean of the latent distribution. The part of its last layer that
+    gives the variance keeps its weights, and no objective watches what they make of the layers below.
+    D is ``post_quant_conv`` and the decoder; it is frozen.
 
     Args:
         module: the model; put in evaluation mode, and all but E frozen.
@@ -38,8 +40,8 @@ class AutoencoderKL(DiffusersAutoencoder):
         """Latents [N, latent_channels, h, w], not scaled, of images [N, C, H, W] in [-1, 1]."""
         return self.module.encode(images).latent_dist.mean
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Images [N, C, H, W] of latents [N, latent_channels, h, w]."""
+    def decode(self, latents: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        """Images [N, C, H, W] of latents [N, latent_channels, h, w]; the inputs are not needed."""
         return self.module.decode(latents).sample
 
     @classmethod
@@ -88,12 +90,16 @@ class Autoencoder:
     def device(self) -> torch.device:
         return self.encoder_parameters()[0].device
 
+    def inputs(self, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor]:
+        """The corrupted images, float [N, C, H, W]."""
+        return (task(images),)
+
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Latents [N, ...] of images [N, C, S, S] in [-1, 1]."""
         return self.encoder(images)
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Images [N, C, S, S] of latents [N, ...]."""
+    def decode(self, latents: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        """Images [N, C, S, S] of latents [N, ...]; the inputs are not needed."""
         return self.decoder(latents)
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:

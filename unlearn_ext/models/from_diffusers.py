@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -48,6 +49,10 @@ class DiffusersAutoencoder:
     @property
     def device(self) -> torch.device:
         return self.module.device
+
+    def inputs(self, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor]:
+        """The corrupted images, float [N, C, H, W]."""
+        return (task(images),)
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
         quant_conv = self.module.quant_conv

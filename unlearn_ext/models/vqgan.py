@@ -27,6 +27,6 @@ class VQGAN(DiffusersAutoencoder):
         """Latents [N, vq_embed_dim, h, w] before quantisation, of images [N, C, H, W] in [-1, 1]."""
         return self.module.encode(images).latents
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Images [N, C, H, W] of latents [N, vq_embed_dim, h, w], quantised first."""
+    def decode(self, latents: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        """Images [N, C, H, W] of latents [N, vq_embed_dim, h, w], quantised first; the inputs are not needed."""
         return self.module.decode(latents).sample
