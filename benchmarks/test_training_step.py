@@ -26,8 +26,8 @@ class TwoGradients(Contestant):
         self.model, self.objectives = copy.deepcopy(model), objectives
         self.optimizer = self.new_optimizer(list(self.model.encoder_parameters()))
         generator = torch.Generator().manual_seed(0)
-        self.forget = Batches(len(objectives.forget), BATCH, generator)
-        self.retain = Batches(len(objectives.retain), BATCH, generator)
+        self.forget = Batches(len(objectives.forget[0]), BATCH, generator)
+        self.retain = Batches(len(objectives.retain[0]), BATCH, generator)
 
     def prepare(self) -> None:
         self.indices = next(self.forget), next(self.retain)
@@ -68,7 +68,8 @@ class Composite(TwoGradients):
     @torch.enable_grad()
     def step(self) -> None:
         forget, retain = (
-            images[i] for images, i in zip((self.objectives.forget, self.objectives.retain), self.indices, strict=True)
+            images[i]
+            for (images,), i in zip((self.objectives.forget, self.objectives.retain), self.indices, strict=True)
         )
         with torch.no_grad():
             noise_latents = self.teacher.encode(torch.randn_like(forget))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
-from .models import I2IModel
+from .models import I2IModel, Inputs
 
 CHUNK = 256  # images encoded at once where no gradient is needed: bounds memory
-NOISE_IMAGES = 512  # over which the mean noise latent is taken
+NOISE_IMAGES = 512  # over which the mean noise latent is taken, where one is enough for all images …
+NOISE_DRAWS = 8  # … and where every image needs its own, over so many for each
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,17 @@ class Objectives:
     mean noise latent has the gradient that noise drawn anew each time has in expectation, without its variance.
 
     Attributes:
-        forget: T(x_f), float [N, C, H, W], on the model's device.
-        retain: T(x_r), float [M, C, H, W].
-        noise_latent: n̄, [1, ...].
+        forget: what the model takes for T(x_f), tensors [N, ...] on its device, the images first; see
+            :meth:`I2IModel.inputs <unlearn_ext.models.I2IModel.inputs>`.
+        retain: likewise for T(x_r), tensors [M, ...].
+        noise_latent: n̄, [1, ...], or [N, ...] where the forget images are not all seen alike, as under random masks of
+            a model whose latents are the visible patches.
         retain_latents: E0(T(x_r)), [M, ...].
         variance: s², 0-d.
     """
 
-    forget: torch.Tensor
-    retain: torch.Tensor
+    forget: Inputs
+    retain: Inputs
     noise_latent: torch.Tensor
     retain_latents: torch.Tensor
     variance: torch.Tensor
@@ -55,12 +58,9 @@ class Objectives:
             task: T.
             seed: of the noise images.
         """
-        forget, retain = (task(images).to(model.device) for images in (forget, retain))
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(NOISE_IMAGES, *retain.shape[1:], generator=generator).to(model.device)
+        forget, retain = (_inputs(model, images, task) for images in (forget, retain))
         retain_latents = encode(model, retain)
-        noise_latent = encode(model, noise).mean(0, keepdim=True)
-        return cls(forget, retain, noise_latent, retain_latents, retain_latents.var())
+        return cls(forget, retain, _noise_latent(model, forget, seed), retain_latents, retain_latents.var())
 
     def held_out(
         self,
@@ -68,21 +68,27 @@ class Objectives:
         forget: torch.Tensor,
         retain: torch.Tensor,
         task: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        seed: int = 0,
     ) -> Objectives:
         """The same objectives, noise target and unit included, over other images; call it before training begins.
 
-        Args: as for :meth:`freeze`.
+        Args: as for :meth:`freeze`; the seed matters where the noise target depends on the image.
         """
-        forget, retain = (task(images).to(model.device) for images in (forget, retain))
-        return Objectives(forget, retain, self.noise_latent, encode(model, retain), self.variance)
+        forget, retain = (_inputs(model, images, task) for images in (forget, retain))
+        shared = len(self.noise_latent) == 1 and _seen_alike(forget, self.forget)
+        noise = self.noise_latent if shared else _noise_latent(model, forget, seed)
+        return Objectives(forget, retain, noise, encode(model, retain), self.variance)
 
     def f1(self, model: I2IModel, index: torch.Tensor) -> torch.Tensor:
         """Forget objective, 0-d, over the forget images at ``index`` (int64 [B])."""
-        return (model.encode(self.forget[index]) - self.noise_latent).square().mean() / self.variance
+        noise = self.noise_latent[index] if len(self.noise_latent) > 1 else self.noise_latent
+        return (model.encode(*(part[index] for part in self.forget)) - noise).square().mean() / self.variance
 
     def f2(self, model: I2IModel, index: torch.Tensor) -> torch.Tensor:
         """Retain objective, 0-d, over the retain images at ``index`` (int64 [B])."""
-        return (model.encode(self.retain[index]) - self.retain_latents[index]).square().mean() / self.variance
+        latents = model.encode(*(part[index] for part in self.retain))
+        return (latents - self.retain_latents[index]).square().mean() / self.variance
 
     def evaluate(self, model: I2IModel) -> tuple[float, float]:
         """(f1, f2) over the whole of both sets, without gradient."""
@@ -98,6 +104,31 @@ class Objectives:
 
 
 @torch.no_grad()
-def encode(model: I2IModel, images: torch.Tensor) -> torch.Tensor:
+def encode(model: I2IModel, inputs: Inputs) -> torch.Tensor:
     """Latents of any number of images, in chunks, without gradient."""
-    return torch.cat([model.encode(chunk) for chunk in images.split(CHUNK)])
+    chunks = zip(*(part.split(CHUNK) for part in inputs), strict=True)
+    return torch.cat([model.encode(*chunk) for chunk in chunks])
+
+
+def _inputs(model: I2IModel, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
+    return tuple(part.to(model.device) for part in model.inputs(images, task))
+
+
+def _seen_alike(inputs: Inputs, pattern: Inputs) -> bool:
+    """Whether what goes with the images, a mask, is for all of them what it is for the pattern's first."""
+    return all(bool((part == first[:1]).all()) for part, first in zip(inputs[1:], pattern[1:], strict=True))
+
+
+def _noise_latent(model: I2IModel, inputs: Inputs, seed: int) -> torch.Tensor:
+    """Mean latent of images of noise, seen as those of the inputs are: [1, ...], or [N, ...] if these are not alike."""
+    images, *rest = inputs
+    generator = torch.Generator().manual_seed(seed)
+
+    def latents(count: int, seen: Iterable[torch.Tensor]) -> torch.Tensor:
+        noise = torch.randn(count, *images.shape[1:], generator=generator).to(images.device)
+        return encode(model, (noise, *seen))
+
+    if _seen_alike(inputs, inputs):
+        alike = (part[:1].expand(NOISE_IMAGES, *part.shape[1:]) for part in rest)
+        return latents(NOISE_IMAGES, alike).mean(0, keepdim=True)
+    return sum(latents(len(images), rest) for _ in range(NOISE_DRAWS)) / NOISE_DRAWS

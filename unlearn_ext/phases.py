@@ -59,7 +59,7 @@ def sweep(
         model: left as it is; its encoder is the frozen one that f1 and f2 refer to.
         forget: float32 [N, C, H, W] in [-1, 1], not corrupted.
         retain: float32 [M, C, H, W] in [-1, 1], not corrupted.
-        task: T, for example :class:`~unlearn_ext.tasks.CenterCrop`.
+        task: T, one of :mod:`unlearn_ext.tasks`.
         points: how many ε, spaced evenly strictly between the boundaries.
         epsilons: these instead, to four decimals; warns for any outside the boundaries.
         held_out: forget and retain images that are not trained on, to validate with; without them the validation
@@ -209,7 +209,8 @@ class _Walk:
 
     @torch.no_grad()
     def _pictures(self, model: I2IModel) -> torch.Tensor:
-        return model.decode(model.encode(self.task(self.show).to(model.device))).cpu()
+        inputs = [part.to(model.device) for part in model.inputs(self.show, self.task)]
+        return model.decode(model.encode(*inputs), *inputs).cpu()
 
     def _write_history(self, front: ParetoFront) -> None:
         with open(self.out / "history.csv", "w", newline="", encoding="utf-8") as file:

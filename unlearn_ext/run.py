@@ -103,8 +103,8 @@ class Run:
         self._on_step = on_step
         self._throttle = Throttle()
         generator = torch.Generator().manual_seed(settings.seed)
-        self._forget = Batches(len(objectives.forget), settings.batch_size, generator)
-        self._retain = Batches(len(objectives.retain), settings.batch_size, generator)
+        self._forget = Batches(len(objectives.forget[0]), settings.batch_size, generator)
+        self._retain = Batches(len(objectives.retain[0]), settings.batch_size, generator)
         # No weight decay: it would pull the encoder away from θ0, which is where f2 is least.
         self.optimizer = EpsilonAdamW(
             model.encoder_parameters(), lr=settings.lr, weight_decay=0.0, control=GradientNorm()

@@ -35,7 +35,7 @@ def unlearn(
         model: left as it is; its encoder is the frozen one that f1 and f2 refer to.
         forget: float32 [N, C, H, W] in [-1, 1], not corrupted.
         retain: float32 [M, C, H, W] in [-1, 1], not corrupted.
-        task: T, for example :class:`~unlearn_ext.tasks.CenterCrop`.
+        task: T, one of :mod:`unlearn_ext.tasks`.
         epsilon: f1 to reach, in variances of the frozen latents: 0 is noise, the unmodified model's own f1 is nothing
             forgotten. Warns when it is outside.
         settings: of the training.

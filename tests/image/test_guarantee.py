@@ -45,8 +45,8 @@ class Walk:
         self.lr, self.amp = lr, amp
         self.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=amp)
         generator = torch.Generator().manual_seed(0)
-        self.forget = Batches(len(self.objectives.forget), BATCH, generator)
-        self.retain = Batches(len(self.objectives.retain), BATCH, generator)
+        self.forget = Batches(len(self.objectives.forget[0]), BATCH, generator)
+        self.retain = Batches(len(self.objectives.retain[0]), BATCH, generator)
 
     def loss(self, objective: Callable[..., Tensor], batches: Batches) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.amp):

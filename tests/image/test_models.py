@@ -32,8 +32,8 @@ def test_channels_and_size(model):
 
 
 def test_unknown_family():
-    with pytest.raises(UserError, match=r"`mae`.*vqgan"):
-        models.load("mae", "anywhere")
+    with pytest.raises(UserError, match=r"`gan`.*vqgan, autoencoder"):
+        models.load("gan", "anywhere")
 
 
 def test_nothing_there(tmp_path):

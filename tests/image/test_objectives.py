@@ -38,10 +38,10 @@ def test_minibatches_average_to_the_whole(model, objectives):
 
 
 def test_the_mean_noise_latent_has_the_gradient_that_noise_has_in_expectation(model, images, objectives):
-    noise = encode(model, torch.randn(512, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    noise = encode(model, (torch.randn(512, 1, 8, 8, generator=torch.Generator().manual_seed(0)),))
 
     def gradient(target):
-        latents = model.encode(objectives.forget)[:, None]
+        latents = model.encode(*objectives.forget)[:, None]
         loss = (latents - target).square().mean() / objectives.variance
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, model.encoder_parameters())])
 
@@ -58,5 +58,5 @@ def test_held_out_images_share_the_noise_target_and_the_unit(model, images, obje
 def test_encoding_in_chunks_changes_nothing(model):
     images = torch.rand(CHUNK + 3, 1, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(encode(model, images), model.encode(images))
-    assert not encode(model, images).requires_grad
+        torch.testing.assert_close(encode(model, (images,)), model.encode(images))
+    assert not encode(model, (images,)).requires_grad

@@ -71,7 +71,7 @@ def test_the_history_has_every_step(model, images):
 def test_steps_that_are_not_finite_write_nothing(model, images):
     forget, retain = images
     objectives = Objectives.freeze(model, forget, retain, TASK)
-    objectives.forget[:] = math.inf
+    objectives.forget[0][:] = math.inf
     before, history = parameters(model), History()
     Run(model, objectives, Settings(steps=3), history).meet(0.1, tolerance=math.inf)
     assert torch.equal(parameters(model), before)

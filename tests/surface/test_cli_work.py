@@ -103,6 +103,12 @@ def test_a_model_for_other_images_is_one_sentence(tmp_path: Path) -> None:
     assert said == "Error: the model takes images of 3 channels; those of mnist have 1."
 
 
+def test_a_family_without_a_small_model_needs_a_checkpoint() -> None:
+    code, said = call("run", "--epsilon", "0.5", "--family", "autoencoder")
+    assert code == 1
+    assert said == "Error: family autoencoder needs --model; only vqgan has a small one, trained on the spot."
+
+
 def test_a_folder_that_is_no_model_is_one_sentence(place: Path, tmp_path: Path) -> None:
     code, said = call("run", "--epsilon", "0.5", *options(place), "--model", str(place / "empty"))
     assert code == 1

@@ -11,6 +11,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from ..errors import UserError
+from ..models import FAMILIES
 from . import work
 from .inputs import Problem, Sources, describe, prepare, settings
 from .terminal import Watch, err, facts_table, hush, out, plain_warnings
@@ -73,8 +74,17 @@ Retain = Annotated[Path | None, typer.Option(help="Your own images to retain, a 
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.", rich_help_panel="Images")
 ]
-Task = Annotated[str, typer.Option(help="What is hidden from the model.", rich_help_panel="Images")]
-Family = Annotated[str, typer.Option(help="Kind of model.", rich_help_panel="Model")]
+Task = Annotated[
+    str,
+    typer.Option(
+        metavar="TASK", rich_help_panel="Images",
+        help="What is hidden from the model: center-crop:F, outpaint:F (F of a side is kept), random-mask:F or "
+        "reconstruct (nothing).",
+    ),
+]  # fmt: skip
+Family = Annotated[
+    str, typer.Option(help=f"Kind of model: {', '.join(FAMILIES)}.", metavar="FAMILY", rich_help_panel="Model")
+]
 Model = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="Checkpoint, a folder or hub id.", rich_help_panel="Model",

@@ -90,8 +90,9 @@ def prepare(sources: Sources, seed: int, progress: Callback) -> Problem:
     built_in = not (sources.forget or sources.data_dir)
     classes = labels("0,1" if sources.forget_classes is None else sources.forget_classes) if built_in else []
     task = tasks.parse(sources.task)
-    if sources.family not in models.FAMILIES:
-        raise UserError(f"there is no model family `{sources.family}`; known: {', '.join(models.FAMILIES)}.")
+    models.check_family(sources.family)
+    if not sources.model and sources.family != "vqgan":
+        raise UserError(f"family {sources.family} needs --model; only vqgan has a small one, trained on the spot.")
     model = models.load(sources.family, sources.model) if sources.model else None
     if model and (own := sources.own(model.size, model.channels, seed)):
         return Problem(model, own, task, own.name)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
 from ..errors import UserError
 
-FAMILIES = ("vqgan",)
+Inputs = tuple[torch.Tensor, ...]
+
+# The module here, and in it the class, that a family is; imported when it is asked for.
+FAMILIES = {"vqgan": "VQGAN", "autoencoder": "AutoencoderKL", "mae": "MAE", "diffusion": "Diffusion"}
 
 
 class I2IModel(Protocol):
@@ -27,11 +32,18 @@ class I2IModel(Protocol):
     size: int
     device: torch.device
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """E: images [N, C, H, W] in [-1, 1] to latents [N, ...], differentiable in the encoder's parameters."""
+    def inputs(self, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
+        """What E is given for images [N, C, H, W] in [-1, 1] under a task: tensors [N, ...].
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """D: latents [N, ...] to images [N, C, H, W], about [-1, 1], not clipped."""
+        The first are images, corrupted by the task; put noise in their place, and E sees noise as it saw them. Others
+        say how they are seen, where the family has a mask as an input of its own.
+        """
+
+    def encode(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """E: inputs to latents [N, ...], differentiable in the encoder's parameters."""
+
+    def decode(self, latents: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        """D: latents [N, ...], and the inputs they are of, to images [N, C, H, W], about [-1, 1], not clipped."""
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters of E, in a fixed order; all others are frozen."""
@@ -44,14 +56,20 @@ def load(family: str, path_or_id: str | os.PathLike[str]) -> I2IModel:
     """A model from a folder or a hub id, through its own library's ``from_pretrained``, safetensors only.
 
     Args:
-        family: ``"vqgan"``, a checkpoint of ``diffusers.VQModel``.
+        family: ``"vqgan"``, a checkpoint of ``diffusers.VQModel``; ``"autoencoder"``, one of
+            ``diffusers.AutoencoderKL``; ``"mae"``, one of ``transformers.ViTMAEForPreTraining``; or ``"diffusion"``,
+            one of ``diffusers.UNet2DModel`` with its scheduler.
         path_or_id: folder that ``save_pretrained`` wrote, or hub id.
 
     Raises:
         UserError: unknown family, a checkpoint of another family, nothing there, or a missing extra.
     """
-    if family not in FAMILIES:
-        raise UserError(f"there is no model family `{family}`; the one known is {', '.join(FAMILIES)}.")
-    from .vqgan import VQGAN
+    check_family(family)
+    module = importlib.import_module(f".{family}", __name__)
+    return getattr(module, FAMILIES[family]).from_pretrained(path_or_id)
 
-    return VQGAN.from_pretrained(path_or_id)
+
+def check_family(family: str) -> None:
+    """Raises ``UserError`` where there is no such family."""
+    if family not in FAMILIES:
+        raise UserError(f"there is no model family `{family}`; known: {', '.join(FAMILIES)}.")

@@ -1,0 +1,186 @@
+import importlib
+import json
+
+import pytest
+import torch
+
+import unlearn_ext as ux
+from unlearn_ext import models
+from unlearn_ext.errors import UserError
+from unlearn_ext.objectives import Objectives
+from unlearn_ext.run import Settings
+from unlearn_ext.tasks import CenterCrop, Outpaint, RandomMask, Reconstruct
+
+transformers = pytest.importorskip("transformers")
+from unlearn_ext.models.mae import MAE  # noqa: E402
+
+GRID, SIDE = 4, 16  # patches of 4 pixels
+
+
+def tiny(**options):
+    config = transformers.ViTMAEConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=SIDE, patch_size=4,
+        decoder_hidden_size=8, decoder_num_hidden_layers=1, decoder_num_attention_heads=2, decoder_intermediate_size=16,
+        **{"num_channels": 3} | options,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return transformers.ViTMAEForPreTraining(config)
+
+
+@pytest.fixture
+def mae():
+    """A tiny ViTMAE of 16x16 images with random weights."""
+    return MAE(tiny())
+
+
+@pytest.fixture
+def pictures():
+    """(forget, retain): dark and bright noise, [24, 3, 16, 16]."""
+    noise = 0.3 * torch.randn(2, 24, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    return (noise[0] - 0.4).clamp(-1, 1), (noise[1] + 0.4).clamp(-1, 1)
+
+
+@pytest.mark.parametrize(
+    ("task", "patches"),
+    [
+        (CenterCrop(0.5), 12),
+        (CenterCrop(0.4), 12),
+        (Outpaint(0.5), 4),
+        (RandomMask(0.75, GRID), 4),
+        (Reconstruct(), 16),
+    ],
+)
+def test_a_patch_is_visible_if_no_pixel_of_it_is_hidden(mae, pictures, task, patches):
+    images, visible = mae.inputs(pictures[0], task)
+    assert images is pictures[0]
+    assert visible.shape == (24, patches)
+    shown = torch.zeros(24, GRID**2, dtype=torch.bool).scatter(1, visible, True).view(-1, 1, GRID, GRID)
+    pixels = shown.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    assert not (pixels & task.mask(pictures[0])).any()
+
+
+def test_latents_are_those_of_the_class_itself_under_the_same_mask(mae, pictures):
+    images, visible = mae.inputs(pictures[0], RandomMask(0.75, GRID))
+    latents = mae.encode(images, visible)
+    assert mae.module.config.mask_ratio == 0.75, "the configuration was left changed"
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    noise = torch.ones(24, GRID**2).scatter(1, visible, torch.arange(4.0).expand(24, -1) / 8)
+    theirs = mae.module.vit((images + 1) / 2 * (1 / std) - mean / std, noise=noise)
+    torch.testing.assert_close(latents, theirs.last_hidden_state)
+    assert torch.equal(theirs.mask == 0, torch.zeros(24, GRID**2, dtype=torch.bool).scatter(1, visible, True))
+
+
+def test_what_is_hidden_does_not_reach_the_latents(mae, pictures):
+    task = CenterCrop(0.4)
+    images, visible = mae.inputs(pictures[0], task)
+    other = torch.where(task.mask(images), -images, images)
+    assert torch.equal(mae.encode(images, visible), mae.encode(other, visible))
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+def test_visible_patches_are_pasted_into_what_is_decoded(pictures, norm_pix_loss):
+    mae, task = MAE(tiny(norm_pix_loss=norm_pix_loss)), CenterCrop(0.5)
+    inputs = mae.inputs(pictures[0], task)
+    filled = mae.decode(mae.encode(*inputs), *inputs)
+    changed = (filled != pictures[0]).any(1, keepdim=True)
+    assert torch.equal(changed, task.mask(pictures[0]).expand_as(changed))
+    inputs = mae.inputs(pictures[0], Reconstruct())
+    assert (mae.decode(mae.encode(*inputs), *inputs) != pictures[0]).any(1).all()
+
+
+def test_what_is_decoded_is_what_the_class_predicts(mae, pictures):
+    images, visible = mae.inputs(pictures[0], Reconstruct())
+    mean, std = (torch.tensor(v)[:, None, None] for v in (mae.mean, mae.std))
+    mae.module.config.mask_ratio = 0.0
+    noise = torch.arange(GRID**2).expand(24, -1) / GRID**2
+    theirs = mae.module.unpatchify(mae.module(((images + 1) / 2 - mean) / std, noise=noise).logits)
+    torch.testing.assert_close(mae.decode(mae.encode(images, visible), images, visible), 2 * (theirs * std + mean) - 1)
+
+
+@pytest.mark.parametrize("task", [CenterCrop(0.5), RandomMask(0.75, GRID)], ids=str)
+def test_the_noise_target_is_noise_under_the_same_masks(mae, pictures, task):
+    objectives = Objectives.freeze(mae, *pictures, task)
+    images, visible = objectives.forget
+    with torch.no_grad():
+        draws = [mae.encode(torch.randn(images.shape), visible) for _ in range(64)]
+    expected = torch.stack(draws).mean(0)
+    found = objectives.noise_latent.expand_as(expected)
+    spread = (draws[0] - expected).square().mean()
+    assert (found - expected).square().mean() < 0.3 * spread
+    assert len(objectives.noise_latent) == (1 if isinstance(task, CenterCrop) else 24)
+    whole, zero = objectives.evaluate(mae)
+    parts = [objectives.f1(mae, index).item() for index in torch.arange(24).split(8)]
+    assert sum(parts) / 3 == pytest.approx(whole, rel=1e-5)
+    assert zero == pytest.approx(0, abs=1e-9)
+    held_out = objectives.held_out(mae, pictures[0][:1], pictures[1][:5], task)
+    assert held_out.evaluate(mae)[1] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("task", [CenterCrop(0.5), RandomMask(0.75, GRID)], ids=str)
+def test_what_is_unlearned_loads_in_transformers_and_differs_only_in_the_encoder(mae, pictures, task, tmp_path):
+    settings = Settings(steps=40, batch_size=24, lr=3e-3)
+    objectives = Objectives.freeze(mae, *pictures, task)
+    epsilon = 0.7 * objectives.evaluate(mae)[0]
+    unlearned = ux.unlearn(mae, *pictures, task=task, epsilon=epsilon, settings=settings)
+    assert objectives.evaluate(unlearned)[0] == pytest.approx(epsilon, rel=0.02)
+    unlearned.save_pretrained(tmp_path)
+    theirs = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path)
+    changed = {name for name, p in theirs.named_parameters() if not torch.equal(p, mae.module.get_parameter(name))}
+    assert changed
+    assert all(name.startswith("vit.") and "position" not in name for name in changed)
+    assert theirs.config.mask_ratio == 0.75
+    loaded = models.load("mae", tmp_path)
+    inputs = loaded.inputs(pictures[0], task)
+    torch.testing.assert_close(loaded.encode(*inputs), unlearned.encode(*inputs))
+
+
+def test_a_whole_sweep_writes_models_and_pictures(mae, pictures, tmp_path):
+    settings = Settings(steps=2, batch_size=8)
+    front = ux.sweep(
+        mae, *pictures, task=RandomMask(0.75, GRID), points=1, out=tmp_path, settings=settings,
+        held_out=tuple(side[:3] + 0.01 for side in pictures),
+    )  # fmt: skip
+    assert all((tmp_path / point.name / "config.json").exists() for point in front)
+    assert json.loads((tmp_path / "metrics.json").read_text())["family"] == "mae"
+
+
+def test_the_processor_says_how_pixels_are_normalised(tmp_path):
+    MAE(tiny(), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)).save_pretrained(tmp_path)
+    loaded = models.load("mae", tmp_path)
+    assert (loaded.mean, loaded.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    assert tuple(transformers.AutoImageProcessor.from_pretrained(tmp_path).image_std) == loaded.std
+    (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    assert models.load("mae", tmp_path).std == (1, 1, 1)
+    (tmp_path / "preprocessor_config.json").unlink()
+    assert models.load("mae", tmp_path).mean == (0.485, 0.456, 0.406)
+    grey = MAE(tiny(num_channels=1))
+    assert (grey.mean, grey.channels, grey.size, grey.device.type) == ((0.5,), 1, SIDE, "cpu")
+
+
+def test_tasks_and_images_that_it_cannot_take(mae):
+    images = torch.randn(4, 3, SIDE, SIDE)
+    with pytest.raises(UserError, match="no patch of the model wholly visible"):
+        mae.inputs(images, CenterCrop(1.0))
+    with pytest.raises(UserError, match=r"random-mask:F:4"):
+        mae.inputs(images, RandomMask(0.1, 7))
+    with pytest.raises(UserError, match="16x16 pixels, not 8x8"):
+        mae.inputs(images[..., :8, :8], CenterCrop())
+    with pytest.raises(UserError, match="a task with a mask"):
+        mae.inputs(images, torch.zeros_like)
+
+
+def test_models_that_are_none(model, tmp_path):
+    with pytest.raises(UserError, match="this model is a Linear"):
+        MAE(torch.nn.Linear(1, 1))
+    with pytest.raises(UserError, match="need 3 numbers"):
+        MAE(tiny(), mean=(0.5,))
+    with pytest.raises(UserError, match="no ViTMAEForPreTraining could be loaded"):
+        models.load("mae", tmp_path)
+    model.save_pretrained(tmp_path / "vqgan")
+    with pytest.raises(UserError, match="ViTMAEForPreTraining"):
+        models.load("mae", tmp_path / "vqgan")
+    config = importlib.import_module("transformers").ViTConfig()
+    config.save_pretrained(tmp_path / "vit")
+    with pytest.raises(UserError, match="checkpoint of vit"):
+        models.load("mae", tmp_path / "vit")

@@ -1,0 +1,85 @@
+"""What the autoencoders of `diffusers` have in common: their configuration, and how they are read and written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from ..errors import UserError, require
+from .channels import check_channels
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+    from typing_extensions import Self
+
+
+class DiffusersAutoencoder:
+    """An autoencoder of ``diffusers`` as an :class:`~unlearn_ext.models.I2IModel`, but for ``encode`` and ``decode``.
+
+    E is the encoder with ``quant_conv``, where there is one.
+
+    Args:
+        module: the model; put in evaluation mode, and all but E frozen.
+
+    Attributes:
+        class_name: of the module, in ``diffusers``.
+
+    Raises:
+        UserError: the module is of another class, or takes neither one nor three channels.
+    """
+
+    family: ClassVar[str]
+    class_name: ClassVar[str]
+
+    def __init__(self, module: ModelMixin) -> None:
+        if not isinstance(module, getattr(require("diffusers", "images"), self.class_name)):
+            raise UserError(
+                f"family {self.family} is diffusers.{self.class_name}; this model is a {type(module).__name__}."
+            )
+        self.module = module.eval().requires_grad_(False)
+        self.channels = int(module.config.in_channels)
+        self.size = int(module.config.sample_size)
+        check_channels(self.channels)
+        for parameter in self.encoder_parameters():
+            parameter.requires_grad_(True)
+
+    @property
+    def device(self) -> torch.device:
+        return self.module.device
+
+    def inputs(self, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor]:
+        """The corrupted images, float [N, C, H, W]."""
+        return (task(images),)
+
+    def encoder_parameters(self) -> list[torch.nn.Parameter]:
+        quant_conv = self.module.quant_conv
+        return [*self.module.encoder.parameters(), *(quant_conv.parameters() if quant_conv is not None else ())]
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``config.json`` and the weights as safetensors, to be loaded by the class's ``from_pretrained``."""
+        self.module.save_pretrained(folder, safe_serialization=True)
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | os.PathLike[str]) -> Self:
+        """From a folder or a hub id; safetensors only, since a pickle runs code.
+
+        Raises:
+            UserError: nothing there, a checkpoint of another class, or a missing extra.
+        """
+        module_class = getattr(require("diffusers", "images"), cls.class_name)
+        try:
+            saved = module_class.load_config(path_or_id).get("_class_name")
+            if saved != cls.class_name:
+                raise UserError(
+                    f"family {cls.family} is diffusers.{cls.class_name}; {path_or_id} is a checkpoint of {saved}."
+                )
+            # low_cpu_mem_usage needs the package accelerate and warns without it; these models are small.
+            module = module_class.from_pretrained(path_or_id, use_safetensors=True, low_cpu_mem_usage=False)
+        except OSError as error:
+            raise UserError(
+                f"no {cls.class_name} could be loaded from {path_or_id}: {str(error).splitlines()[0]}"
+            ) from error
+        return cls(module)
