@@ -158,6 +158,13 @@ def test_the_processor_says_how_pixels_are_normalised(tmp_path):
     assert (grey.mean, grey.channels, grey.size, grey.device.type) == ((0.5,), 1, SIDE, "cpu")
 
 
+def test_reading_and_writing_draw_no_bars_and_leave_others_theirs(mae, tmp_path, capfd):
+    mae.save_pretrained(tmp_path)
+    models.load("mae", tmp_path)
+    assert "it/s" not in capfd.readouterr().err
+    assert transformers.utils.logging.is_progress_bar_enabled()
+
+
 def test_tasks_and_images_that_it_cannot_take(mae):
     images = torch.randn(4, 3, SIDE, SIDE)
     with pytest.raises(UserError, match="no patch of the model wholly visible"):
@@ -177,6 +184,9 @@ def test_models_that_are_none(model, tmp_path):
         MAE(tiny(), mean=(0.5,))
     with pytest.raises(UserError, match="no ViTMAEForPreTraining could be loaded"):
         models.load("mae", tmp_path)
+    MAE(tiny()).save_pretrained(tmp_path / "mae")
+    with pytest.raises(UserError, match="checkpoint of another library"):
+        models.load("vqgan", tmp_path / "mae")
     model.save_pretrained(tmp_path / "vqgan")
     with pytest.raises(UserError, match="ViTMAEForPreTraining"):
         models.load("mae", tmp_path / "vqgan")

@@ -71,7 +71,7 @@ class DiffusersAutoencoder:
         """
         module_class = getattr(require("diffusers", "images"), cls.class_name)
         try:
-            saved = module_class.load_config(path_or_id).get("_class_name")
+            saved = module_class.load_config(path_or_id).get("_class_name", "another library")
             if saved != cls.class_name:
                 raise UserError(
                     f"family {cls.family} is diffusers.{cls.class_name}; {path_or_id} is a checkpoint of {saved}."

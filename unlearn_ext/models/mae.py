@@ -126,7 +126,8 @@ class MAE:
 
         The model is loaded by ``ViTMAEForPreTraining.from_pretrained``, the rest by ``AutoImageProcessor``.
         """
-        self.module.save_pretrained(folder)
+        with _without_bars():
+            self.module.save_pretrained(folder)
         processor = {
             "image_processor_type": "ViTImageProcessor",
             "size": {"height": self.size, "width": self.size},
@@ -150,7 +151,8 @@ class MAE:
             saved = transformers.AutoConfig.from_pretrained(path_or_id).model_type
             if saved != "vit_mae":
                 raise UserError(f"family mae is ViTMAEForPreTraining; {path_or_id} is a checkpoint of {saved}.")
-            module = transformers.ViTMAEForPreTraining.from_pretrained(path_or_id, use_safetensors=True)
+            with _without_bars():
+                module = transformers.ViTMAEForPreTraining.from_pretrained(path_or_id, use_safetensors=True)
             processor = transformers.utils.cached_file(
                 path_or_id, _PROCESSOR, _raise_exceptions_for_missing_entries=False
             )
@@ -194,3 +196,16 @@ def _keeping(config: object, visible: int, patches: int) -> Iterator[None]:
         yield
     finally:
         config.mask_ratio = usual
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """The library's own progress bars, of weights read and written, stay out of ours."""
+    logging = require("transformers.utils.logging", "images")
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
