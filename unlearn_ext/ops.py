@@ -78,11 +78,12 @@ class TwoPhase:
         reference.solve(self.sums, self.hyper, self.control, self.report)
 
     def apply_(self) -> None:
-        """Steps in place with the λ of ``report``; writes nothing where its flag says so."""
+        """Steps in place with the λ of ``report``; writes nothing where its flag says so. Lets go of the operands."""
         if self._fused_now:
             self._kernels.apply_()
         else:
             reference.apply_(self.rule, self.operands, self.hyper, self.report)
+        self.operands = self._constraint = None  # or two gradients would live until the next step
 
 
 class _Kernels:
@@ -136,6 +137,7 @@ class _Kernels:
             if absent < len(tensors):
                 written = [t for t in tensors if t is not None] if absent else tensors
                 torch.autograd.graph.increment_version(written)
+        self.lists, self.staged, self.constraint = (), [], None
 
 
 class _Cpu(_Kernels):

@@ -1,6 +1,7 @@
 """The optimizers: like their namesakes without a constraint, and true to ψ with one."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -222,6 +223,23 @@ def test_a_callable_control_sees_the_stats():
     assert seen[0].sq_constraint.item() == 4
     assert opt.stats.psi.item() == pytest.approx(3.75)
     assert opt.skipped_steps.item() == 0
+
+
+@pytest.mark.parametrize("cls", [ux.EpsilonSGD, ux.EpsilonAdamW])
+@pytest.mark.parametrize("fused", [None, False])
+def test_no_gradient_outlives_its_step(cls, fused):
+    """Two gradients kept until the next step would be the memory of two models."""
+    p = nn.Parameter(torch.ones(4))
+    opt = cls([p], control=GAP, fused=fused)
+    p.square().sum().backward()
+    held = weakref.ref(p.grad)
+    opt.hold_constraint(torch.tensor(1.0))
+    p.sum().backward()
+    objective = weakref.ref(p.grad)
+    opt.step()
+    opt.zero_grad()
+    assert held() is None
+    assert objective() is None
 
 
 class TestBadInput:
