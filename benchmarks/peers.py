@@ -4,6 +4,7 @@
 ``prepare()``, which is not timed, and ``step()``, which is.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -16,7 +17,7 @@ ALPHA = 0.5
 LR = 1e-3
 
 
-class Contestant:
+class Contestant(ABC):
     """Something that is timed.
 
     Attributes:
@@ -32,9 +33,10 @@ class Contestant:
 
     def prepare(self) -> None:
         """Before each step; nothing to do where gradients are plain lists."""
+        return
 
-    def step(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def step(self) -> None: ...
 
 
 class Ours(Contestant):

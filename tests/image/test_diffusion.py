@@ -78,8 +78,8 @@ def test_what_is_no_such_model_is_refused(diffusion, tmp_path):
         Diffusion(unet(in_channels=1), diffusers.DDPMScheduler())
     with pytest.raises(UserError, match="only epsilon"):
         Diffusion(unet(), diffusers.DDPMScheduler(prediction_type="sample"))
-    with pytest.raises(UserError, match=r"no UNet2DModel .* could be loaded"):
+    with pytest.raises(UserError, match="no UNet2DModel could be loaded"):
         models.load("diffusion", tmp_path / "nothing")
     diffusion.module.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="with its scheduler"):
+    with pytest.raises(UserError, match="no scheduler beside the U-Net"):
         models.load("diffusion", tmp_path)

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import UserError, require
 from .channels import check_channels
+from .from_diffusers import check_class, read_module
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
@@ -35,9 +36,7 @@ class Diffusion:
     family = "diffusion"
 
     def __init__(self, module: UNet2DModel, scheduler: DDPMScheduler) -> None:
-        diffusers = require("diffusers", "images")
-        if not isinstance(module, diffusers.UNet2DModel):
-            raise UserError(f"family diffusion is diffusers.UNet2DModel; this model is a {type(module).__name__}.")
+        check_class(module, self.family, "UNet2DModel")
         if module.config.in_channels != 2 * module.config.out_channels:
             raise UserError(
                 f"family diffusion takes the corrupted image and the noisy one, concatenated: a U-Net with "
@@ -117,15 +116,11 @@ class Diffusion:
         Raises:
             UserError: nothing there, a checkpoint of another class, no scheduler beside it, or a missing extra.
         """
-        diffusers = require("diffusers", "images")
+        module = read_module(path_or_id, cls.family, "UNet2DModel")
         try:
-            saved = diffusers.UNet2DModel.load_config(path_or_id).get("_class_name")
-            if saved != "UNet2DModel":
-                raise UserError(f"family diffusion is diffusers.UNet2DModel; {path_or_id} is a checkpoint of {saved}.")
-            module = diffusers.UNet2DModel.from_pretrained(path_or_id, use_safetensors=True, low_cpu_mem_usage=False)
-            scheduler = diffusers.DDPMScheduler.from_pretrained(path_or_id)
+            scheduler = require("diffusers", "images").DDPMScheduler.from_pretrained(path_or_id)
         except OSError as error:
             raise UserError(
-                f"no UNet2DModel with its scheduler could be loaded from {path_or_id}: {str(error).splitlines()[0]}"
+                f"there is no scheduler beside the U-Net in {path_or_id}: {str(error).splitlines()[0]}"
             ) from error
         return cls(module, scheduler)

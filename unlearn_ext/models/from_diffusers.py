@@ -35,10 +35,7 @@ class DiffusersAutoencoder:
     class_name: ClassVar[str]
 
     def __init__(self, module: ModelMixin) -> None:
-        if not isinstance(module, getattr(require("diffusers", "images"), self.class_name)):
-            raise UserError(
-                f"family {self.family} is diffusers.{self.class_name}; this model is a {type(module).__name__}."
-            )
+        check_class(module, self.family, self.class_name)
         self.module = module.eval().requires_grad_(False)
         self.channels = int(module.config.in_channels)
         self.size = int(module.config.sample_size)
@@ -69,17 +66,27 @@ class DiffusersAutoencoder:
         Raises:
             UserError: nothing there, a checkpoint of another class, or a missing extra.
         """
-        module_class = getattr(require("diffusers", "images"), cls.class_name)
-        try:
-            saved = module_class.load_config(path_or_id).get("_class_name", "another library")
-            if saved != cls.class_name:
-                raise UserError(
-                    f"family {cls.family} is diffusers.{cls.class_name}; {path_or_id} is a checkpoint of {saved}."
-                )
-            # low_cpu_mem_usage needs the package accelerate and warns without it; these models are small.
-            module = module_class.from_pretrained(path_or_id, use_safetensors=True, low_cpu_mem_usage=False)
-        except OSError as error:
-            raise UserError(
-                f"no {cls.class_name} could be loaded from {path_or_id}: {str(error).splitlines()[0]}"
-            ) from error
-        return cls(module)
+        return cls(read_module(path_or_id, cls.family, cls.class_name))
+
+
+def check_class(module: ModelMixin, family: str, class_name: str) -> None:
+    """Raises ``UserError`` where a module is not of the class that its family is."""
+    if not isinstance(module, getattr(require("diffusers", "images"), class_name)):
+        raise UserError(f"family {family} is diffusers.{class_name}; this model is a {type(module).__name__}.")
+
+
+def read_module(path_or_id: str | os.PathLike[str], family: str, class_name: str) -> ModelMixin:
+    """A module of ``diffusers`` from a folder or a hub id; safetensors only.
+
+    Raises:
+        UserError: nothing there, or a checkpoint of another class.
+    """
+    module_class = getattr(require("diffusers", "images"), class_name)
+    try:
+        saved = module_class.load_config(path_or_id).get("_class_name", "another library")
+        if saved != class_name:
+            raise UserError(f"family {family} is diffusers.{class_name}; {path_or_id} is a checkpoint of {saved}.")
+        # low_cpu_mem_usage needs the package accelerate and warns without it; these models are small.
+        return module_class.from_pretrained(path_or_id, use_safetensors=True, low_cpu_mem_usage=False)
+    except OSError as error:
+        raise UserError(f"no {class_name} could be loaded from {path_or_id}: {str(error).splitlines()[0]}") from error
