@@ -9,9 +9,9 @@ from race import on, race
 
 import unlearn_ext as ux
 from unlearn_ext import data, pretrain
+from unlearn_ext.batches import pairs, pixels
 from unlearn_ext.errors import UserError
 from unlearn_ext.objectives import Objectives
-from unlearn_ext.run import Batches
 from unlearn_ext.tasks import CenterCrop
 
 BATCH = 64
@@ -25,12 +25,10 @@ class TwoGradients(Contestant):
     def __init__(self, model, objectives: Objectives) -> None:
         self.model, self.objectives = copy.deepcopy(model), objectives
         self.optimizer = self.new_optimizer(list(self.model.encoder_parameters()))
-        generator = torch.Generator().manual_seed(0)
-        self.forget = Batches(len(objectives.forget[0]), BATCH, generator)
-        self.retain = Batches(len(objectives.retain[0]), BATCH, generator)
+        self.batches = pairs(objectives.forget, objectives.retain, BATCH, seed=0)
 
     def prepare(self) -> None:
-        self.indices = next(self.forget), next(self.retain)
+        self.forget, self.retain = next(self.batches)
 
     def new_optimizer(self, params: list) -> torch.optim.Optimizer:
         return torch.optim.AdamW(params, lr=LR, weight_decay=0.0, fused=True)
@@ -40,10 +38,10 @@ class TwoGradients(Contestant):
 
     @torch.enable_grad()
     def step(self) -> None:
-        f1 = self.objectives.f1(self.model, self.indices[0])
+        f1 = self.objectives.f1(self.model.encode, self.forget)
         f1.backward()
         self.between(f1)
-        self.objectives.f2(self.model, self.indices[1]).backward()
+        self.objectives.f2(self.model.encode, self.retain).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -67,10 +65,7 @@ class Composite(TwoGradients):
 
     @torch.enable_grad()
     def step(self) -> None:
-        forget, retain = (
-            images[i]
-            for (images,), i in zip((self.objectives.forget, self.objectives.retain), self.indices, strict=True)
-        )
+        (forget,), (retain,) = self.forget.inputs, self.retain.inputs
         with torch.no_grad():
             noise_latents = self.teacher.encode(torch.randn_like(forget))
             retain_latents = self.teacher.encode(retain)
@@ -86,7 +81,7 @@ def small_vqgan(device: str):
     images = data.load("mnist", forget_classes=(0, 1), seed=0)
     task = CenterCrop(0.5)
     recipe = pretrain.Recipe(steps=2)
-    model = pretrain.train(torch.cat([images.forget, images.retain]), task, seed=0, recipe=recipe)
+    model = pretrain.train(pixels(torch.cat([images.forget, images.retain])), task, seed=0, recipe=recipe)
     model.module.to(device)
     return model, Objectives.freeze(model, images.forget, images.retain, task)
 

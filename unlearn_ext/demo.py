@@ -6,7 +6,7 @@ from .data import ForgetRetain, load
 from .models.vqgan import VQGAN
 from .pretrain import pretrained
 from .progress import Callback
-from .run import Settings
+from .settings import Settings
 from .tasks import CenterCrop
 
 DATASET = "mnist"

@@ -1,17 +1,26 @@
-"""f1, what must be forgotten, and f2, what must be kept, with their targets computed once."""
+"""f1, what must be forgotten, and f2, what must be kept, and the targets that they are distances from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
-from .models import I2IModel, Inputs
+from . import parallel
+from .batches import Batch, Side, Task
+from .data.augment import Augment
+from .data.storage import empty
+from .encoder import Encoder
+from .models import I2IModel
+from .settings import Settings
 
-CHUNK = 256  # images encoded at once where no gradient is needed: bounds memory
 NOISE_IMAGES = 512  # over which the mean noise latent is taken, where one is enough for all images …
-NOISE_DRAWS = 8  # … and where every image needs its own, over so many for each
+NOISE_DRAWS = 8  # … where every image needs its own, over so many for each …
+LIVE_NOISE_DRAWS = 2  # … and where these are made anew for each minibatch: the fewest that tell their spread
+
+Encode = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -23,21 +32,26 @@ class Objectives:
     element of the latent, so both are in units of the latents' variance and mean the same for every model. f1 with the
     mean noise latent has the gradient that noise drawn anew each time has in expectation, without its variance.
 
+    Targets are computed once and kept. Where what E is given is not the same each time, under augmentation and for a
+    model that is given noise itself, the frozen encoder makes them for each minibatch instead. A noise latent that is
+    the mean of few draws is off by their spread, which is taken off f1 again: its expectation is that of the true mean.
+
     Attributes:
-        forget: what the model takes for T(x_f), tensors [N, ...] on its device, the images first; see
-            :meth:`I2IModel.inputs <unlearn_ext.models.I2IModel.inputs>`.
-        retain: likewise for T(x_r), tensors [M, ...].
-        noise_latent: n̄, [1, ...], or [N, ...] where the forget images are not all seen alike, as under random masks of
-            a model whose latents are the visible patches.
-        retain_latents: E0(T(x_r)), [M, ...].
+        forget: the images to forget, with n̄ as targets.
+        retain: the images to retain, with E0(T(x_r)) as targets.
+        frozen: E0.
+        spread: what n̄ of few draws adds to f1, 0-d, not yet in units of s²; for targets made anew it is of the
+            minibatch, and this is 0.
         variance: s², 0-d.
+        settings: that they were made with.
     """
 
-    forget: Inputs
-    retain: Inputs
-    noise_latent: torch.Tensor
-    retain_latents: torch.Tensor
+    forget: Side
+    retain: Side
+    frozen: Encode
+    spread: torch.Tensor
     variance: torch.Tensor
+    settings: Settings
 
     @classmethod
     def freeze(
@@ -45,90 +59,157 @@ class Objectives:
         model: I2IModel,
         forget: torch.Tensor,
         retain: torch.Tensor,
-        task: Callable[[torch.Tensor], torch.Tensor],
+        task: Task,
         *,
-        seed: int = 0,
+        augment: Augment | None = None,
+        settings: Settings | None = None,
     ) -> Objectives:
         """Compute the targets from the model as it is now, which becomes E0.
 
         Args:
             model: whose encoder is the frozen one from here on, for these objectives.
-            forget: float [N, C, H, W] in [-1, 1], not yet corrupted.
-            retain: float [M, C, H, W] in [-1, 1], not yet corrupted.
+            forget: uint8 [N, C, H, W], or float in [-1, 1], not yet corrupted.
+            retain: uint8 [M, C, H, W], or float in [-1, 1], not yet corrupted.
             task: T.
-            seed: of the noise images.
+            augment: of training images.
+            settings: ``seed`` of the noise images, ``precision``, ``memory`` for the targets.
         """
-        forget, retain = (_inputs(model, images, task) for images in (forget, retain))
-        retain_latents = encode(model, retain)
-        return cls(forget, retain, _noise_latent(model, forget, seed), retain_latents, retain_latents.var())
+        settings = settings or Settings()
+        live = augment is not None or model.random
+        frozen = Encoder(copy.deepcopy(model) if live else model, settings)
+        sides = (Side(images, model, task, settings.seed, augment) for images in (forget, retain))
+        forget, spread = _with_noise(frozen, next(sides), settings)
+        retain, variance = _with_latents(frozen, next(sides), live, settings)
+        return cls(forget, retain, frozen, spread, variance, settings)
 
-    def held_out(
-        self,
-        model: I2IModel,
-        forget: torch.Tensor,
-        retain: torch.Tensor,
-        task: Callable[[torch.Tensor], torch.Tensor],
-        *,
-        seed: int = 0,
-    ) -> Objectives:
+    def held_out(self, forget: torch.Tensor, retain: torch.Tensor) -> Objectives:
         """The same objectives, noise target and unit included, over other images; call it before training begins.
 
-        Args: as for :meth:`freeze`; the seed matters where the noise target depends on the image.
+        Args: as for :meth:`freeze`.
         """
-        forget, retain = (_inputs(model, images, task) for images in (forget, retain))
-        shared = len(self.noise_latent) == 1 and _seen_alike(forget, self.forget)
-        noise = self.noise_latent if shared else _noise_latent(model, forget, seed)
-        return Objectives(forget, retain, noise, encode(model, retain), self.variance)
+        forget = replace(self.forget, images=forget, augment=None)
+        retain = replace(self.retain, images=retain, augment=None)
+        spread = self.spread
+        if self.forget.targets is None or len(self.forget.targets) > 1 or not _seen_alike(forget, self.forget):
+            forget, spread = _with_noise(self.frozen, forget, self.settings)
+        retain, _ = _with_latents(self.frozen, retain, self.retain.targets is None, self.settings)
+        return replace(self, forget=forget, retain=retain, spread=spread)
 
-    def f1(self, model: I2IModel, index: torch.Tensor) -> torch.Tensor:
-        """Forget objective, 0-d, over the forget images at ``index`` (int64 [B])."""
-        noise = self.noise_latent[index] if len(self.noise_latent) > 1 else self.noise_latent
-        return (model.encode(*(part[index] for part in self.forget)) - noise).square().mean() / self.variance
+    def f1(self, encode: Encode, batch: Batch) -> torch.Tensor:
+        """Forget objective, 0-d, of an encoder over some of the forget images."""
+        target, spread = (batch.target, self.spread) if batch.target is not None else _noise_latents(self.frozen, batch)
+        return ((encode(*batch.inputs) - target).square().mean() - spread) / self.variance
 
-    def f2(self, model: I2IModel, index: torch.Tensor) -> torch.Tensor:
-        """Retain objective, 0-d, over the retain images at ``index`` (int64 [B])."""
-        latents = model.encode(*(part[index] for part in self.retain))
-        return (latents - self.retain_latents[index]).square().mean() / self.variance
+    def f2(self, encode: Encode, batch: Batch) -> torch.Tensor:
+        """Retain objective, 0-d, of an encoder over some of the retain images."""
+        target = _without_gradient(self.frozen, batch) if batch.target is None else batch.target
+        return (encode(*batch.inputs) - target).square().mean() / self.variance
 
-    def evaluate(self, model: I2IModel) -> tuple[float, float]:
+    def evaluate(self, encode: Encode) -> tuple[float, float]:
         """(f1, f2) over the whole of both sets, without gradient."""
-        return self.evaluate_f1(model), self.evaluate_f2(model)
+        return self.evaluate_f1(encode), self.evaluate_f2(encode)
 
-    def evaluate_f1(self, model: I2IModel) -> float:
+    def evaluate_f1(self, encode: Encode) -> float:
         """f1 over the whole forget set, without gradient."""
-        return ((encode(model, self.forget) - self.noise_latent).square().mean() / self.variance).item()
+        return self._mean(self.f1, encode, self.forget)
 
-    def evaluate_f2(self, model: I2IModel) -> float:
+    def evaluate_f2(self, encode: Encode) -> float:
         """f2 over the whole retain set, without gradient."""
-        return ((encode(model, self.retain) - self.retain_latents).square().mean() / self.variance).item()
+        return self._mean(self.f2, encode, self.retain)
+
+    @torch.no_grad()
+    def _mean(self, objective: Callable[[Encode, Batch], torch.Tensor], encode: Encode, side: Side) -> float:
+        """Over all images of a side, of which each process takes a part."""
+        batches = side.batches(parallel.part(torch.arange(len(side))), _chunk(self.settings))
+        total = sum(objective(encode, batch).item() * len(batch.inputs[0]) for batch in batches)
+        return parallel.total(total) / len(side)
+
+
+def _with_latents(frozen: Encode, side: Side, live: bool, settings: Settings) -> tuple[Side, torch.Tensor]:
+    """The retain side with its targets, unless these are made for each minibatch, and their variance."""
+    latents = (_without_gradient(frozen, batch) for batch in _all(side, settings))
+    if not live:
+        targets = _kept(latents, len(side), settings.memory)
+        side, latents = replace(side, targets=targets), targets.split(_chunk(settings))
+    return side, _variance(latents).to(side.model.device)
+
+
+def _with_noise(frozen: Encode, side: Side, settings: Settings) -> tuple[Side, torch.Tensor]:
+    """The forget side with what its noise targets are, or are made of, and what their spread adds to f1."""
+    none = torch.zeros((), device=side.model.device)
+    if not side.model.random and _seen_alike(side, side):
+        return replace(side, targets=_noise_latent(frozen, side, settings)), none
+    if side.model.random or side.augment is not None:
+        return replace(side, noises=LIVE_NOISE_DRAWS), none
+    spreads = []
+
+    def means() -> Iterator[torch.Tensor]:
+        for batch in _all(replace(side, noises=NOISE_DRAWS), settings):
+            mean, spread = _noise_latents(frozen, batch)
+            spreads.append(spread * len(mean) / len(side))
+            yield mean
+
+    return replace(side, targets=_kept(means(), len(side), settings.memory)), sum(spreads)
 
 
 @torch.no_grad()
-def encode(model: I2IModel, inputs: Inputs) -> torch.Tensor:
-    """Latents of any number of images, in chunks, without gradient."""
-    chunks = zip(*(part.split(CHUNK) for part in inputs), strict=True)
-    return torch.cat([model.encode(*chunk) for chunk in chunks])
+def _without_gradient(encode: Encode, batch: Batch) -> torch.Tensor:
+    return encode(*batch.inputs)
 
 
-def _inputs(model: I2IModel, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
-    return tuple(part.to(model.device) for part in model.inputs(images, task))
+@torch.no_grad()
+def _noise_latents(frozen: Encode, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean latents [B, ...] of noise seen as the batch's images are, and by how much a square distance from it is more
+    than that from the mean of infinitely many, 0-d."""
+    _, *seen = batch.inputs
+    latents = torch.stack([frozen(noise, *seen) for noise in batch.noise])
+    return latents.mean(0), latents.var(0).mean() / len(latents)
 
 
-def _seen_alike(inputs: Inputs, pattern: Inputs) -> bool:
+@torch.no_grad()
+def _noise_latent(frozen: Encode, side: Side, settings: Settings) -> torch.Tensor:
+    """Mean latent [1, ...] of images of noise, all seen as the side's first image is."""
+    image, *seen = side.batch(torch.arange(1)).inputs
+    generator = torch.Generator().manual_seed(settings.seed)
+    total = 0
+    for numbers in torch.arange(NOISE_IMAGES).split(_chunk(settings)):
+        noise = torch.randn(len(numbers), *image.shape[1:], generator=generator).to(image.device)
+        total += frozen(noise, *(part.expand(len(numbers), *part.shape[1:]) for part in seen)).sum(0, keepdim=True)
+    return (total / NOISE_IMAGES).cpu()
+
+
+def _seen_alike(side: Side, pattern: Side) -> bool:
     """Whether what goes with the images, a mask, is for all of them what it is for the pattern's first."""
-    return all(bool((part == first[:1]).all()) for part, first in zip(inputs[1:], pattern[1:], strict=True))
+    _, *first = pattern.batch(torch.arange(1)).inputs
+    if not first:
+        return True
+    others = (batch.inputs[1:] for batch in side.batches(torch.arange(len(side)), 256))
+    return all(bool((a == b).all()) for other in others for a, b in zip(other, first, strict=True))
 
 
-def _noise_latent(model: I2IModel, inputs: Inputs, seed: int) -> torch.Tensor:
-    """Mean latent of images of noise, seen as those of the inputs are: [1, ...], or [N, ...] if these are not alike."""
-    images, *rest = inputs
-    generator = torch.Generator().manual_seed(seed)
+def _all(side: Side, settings: Settings) -> Iterator[Batch]:
+    return side.batches(torch.arange(len(side)), _chunk(settings))
 
-    def latents(count: int, seen: Iterable[torch.Tensor]) -> torch.Tensor:
-        noise = torch.randn(count, *images.shape[1:], generator=generator).to(images.device)
-        return encode(model, (noise, *seen))
 
-    if _seen_alike(inputs, inputs):
-        alike = (part[:1].expand(NOISE_IMAGES, *part.shape[1:]) for part in rest)
-        return latents(NOISE_IMAGES, alike).mean(0, keepdim=True)
-    return sum(latents(len(images), rest) for _ in range(NOISE_DRAWS)) / NOISE_DRAWS
+def _chunk(settings: Settings) -> int:
+    """Images encoded at once where no gradient is needed."""
+    return 4 * settings.batch_size
+
+
+def _kept(latents: Iterable[torch.Tensor], count: int, limit: float) -> torch.Tensor:
+    """All latents in one tensor [count, ...] on the CPU, in a file past a limit in GiB."""
+    kept, start = None, 0
+    for some in latents:
+        kept = empty((count, *some.shape[1:]), some.dtype, limit) if kept is None else kept
+        kept[start : start + len(some)] = some
+        start += len(some)
+    return kept
+
+
+def _variance(latents: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Of all elements, 0-d float32, summed in float64."""
+    count = total = squares = 0
+    for some in latents:
+        some = some.double()
+        count, total, squares = count + some.numel(), total + some.sum(), squares + some.square().sum()
+    return ((squares - total.square() / count) / (count - 1)).float()

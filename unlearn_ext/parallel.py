@@ -8,7 +8,7 @@ pass. What is lost is the overlap of that collective with the backward pass; wha
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -30,12 +30,6 @@ def is_first() -> bool:
 def launched() -> bool:
     """Whether torchrun started this process."""
     return dist.is_available() and dist.is_torchelastic_launched()
-
-
-def refuse_several(command: str) -> None:
-    """Raises ``UserError`` where torchrun started several processes for a command that would do everything in each."""
-    if launched() and int(os.environ["WORLD_SIZE"]) > 1:
-        raise UserError(f"`{command}` works in one process; under torchrun, use `run`, one ε at a time.")
 
 
 @contextmanager
@@ -64,50 +58,51 @@ def first_alone() -> Iterator[None]:
         dist.barrier()
 
 
-def agreed(value: float) -> float:
-    """The first process's value: a decision that all must take alike cannot hang on the last bit of their own."""
-    if not several():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+def part(index: torch.Tensor) -> torch.Tensor:
+    """This process's part of the images at ``index`` (int64 [B]); of several, parts may differ by an image."""
+    return index.tensor_split(dist.get_world_size())[dist.get_rank()] if several() else index
 
 
-def backward(
-    loss: Callable[[torch.Tensor], torch.Tensor], index: torch.Tensor, parameters: Sequence[torch.Tensor]
-) -> torch.Tensor:
-    """Adds to ``p.grad`` the gradient of the mean loss over a minibatch; each process computes it over its share.
-
-    Args:
-        loss: mean loss, 0-d, over the images at some indices.
-        index: int64 [B], of the whole minibatch, the same in every process.
-        parameters: without gradients yet, the same in every process.
-
-    Returns:
-        the mean loss over the whole minibatch, 0-d.
+def share(index: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """This process's part of a minibatch, and the weight that its mean loss has in the mean over the whole.
 
     Raises:
         UserError: there are more processes than images in the minibatch.
     """
     if not several():
-        value = loss(index)
-        value.backward()
-        return value.detach()
-    size = dist.get_world_size()
+        return index, 1.0
+    size, mine = dist.get_world_size(), part(index)
     if len(index) < size:
         raise UserError(f"a minibatch of {len(index)} images cannot be divided among {size} processes; start fewer.")
-    mine = index.tensor_split(size)[dist.get_rank()]
-    value = loss(mine) * (len(mine) * size / len(index))  # shares may differ by an image
-    value.backward()
-    return _average([p.grad for p in parameters if p.grad is not None], value.detach())
+    return mine, len(mine) * size / len(index)
 
 
-def _average(grads: list[torch.Tensor], value: torch.Tensor) -> torch.Tensor:
-    """Averages gradients in place, and a value, over all processes."""
+def total(value: float) -> float:
+    """The sum over all processes, to the same bits in each: a decision taken on it cannot part them."""
+    if not several():
+        return value
+    box = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(box)
+    return box.item()
+
+
+def average(value: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Averages ``p.grad`` over all processes in place, and a loss.
+
+    Args:
+        value: loss, 0-d, times the weight of this process's share.
+        parameters: the same in every process; those without a gradient have none in any.
+
+    Returns:
+        the mean loss, 0-d.
+    """
+    if not several():
+        return value
+    grads = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([*(grad.flatten() for grad in grads), value.reshape(1)])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
     *parts, mean = flat.split([*(grad.numel() for grad in grads), 1])
-    for grad, part in zip(grads, parts, strict=True):
-        grad.copy_(part.view_as(grad))
+    for grad, averaged in zip(grads, parts, strict=True):
+        grad.copy_(averaged.view_as(grad))
     return mean.reshape(())

@@ -10,21 +10,24 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 
 import torch
 
+from . import parallel
+from .batches import Task, pixels
 from .control import StepStats
+from .data.augment import Augment
+from .encoder import Encoder
 from .models import I2IModel
 from .objectives import Objectives
 from .pareto import ParetoFront, ParetoPoint, point_name
 from .progress import Callback, Progress
-from .run import History, Run, Settings, warn_if_outside
-
-Task = Callable[[torch.Tensor], torch.Tensor]
+from .run import History, Run, warn_if_outside
+from .settings import Settings
 
 HIGH, LOW, EPSILON = "boundary-high", "boundary-low", "epsilon"
 F2_TOLERANCE = 1e-3  # f2 that counts as no cost, in variances of the frozen latents
@@ -44,6 +47,7 @@ def sweep(
     points: int = 9,
     epsilons: Sequence[float] | None = None,
     held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
+    augment: Augment | None = None,
     out: str | PathLike[str] | None = None,
     dataset: str = "",
     settings: Settings | None = None,
@@ -55,15 +59,20 @@ def sweep(
     First f1*, the infimum of f1, is found by descending with ψ = α‖∇f1‖² until f1 stalls; then the lowest boundary, the
     points with ε falling, and last the highest boundary, which is the same problem at ε = f1*.
 
+    Where ``torch.distributed`` is initialised, call it in every process with the same arguments: each works on its
+    share of every minibatch, all walk the same way, and the first writes.
+
     Args:
         model: left as it is; its encoder is the frozen one that f1 and f2 refer to.
-        forget: float32 [N, C, H, W] in [-1, 1], not corrupted.
-        retain: float32 [M, C, H, W] in [-1, 1], not corrupted.
+        forget: uint8 [N, C, H, W], or float32 in [-1, 1]; not corrupted.
+        retain: uint8 [M, C, H, W], or float32 in [-1, 1]; not corrupted.
         task: T, one of :mod:`unlearn_ext.tasks`.
         points: how many ε, spaced evenly strictly between the boundaries.
         epsilons: these instead, to four decimals; warns for any outside the boundaries.
         held_out: forget and retain images that are not trained on, to validate with; without them the validation
             columns are NaN.
+        augment: of training images, one of :mod:`unlearn_ext.data.augment` or any function of images and the number of
+            a draw. The frozen encoder then works at every step.
         out: folder for the models, ``front.csv``, ``history.csv``, ``metrics.json`` and ``samples.npz``; what an
             earlier sweep left there is replaced.
         dataset: what the images are, for ``metrics.json``.
@@ -73,7 +82,8 @@ def sweep(
     Returns:
         The front, from the highest completeness to the lowest.
     """
-    walk = _Walk(model, forget, retain, task, held_out, settings or Settings(), out, progress)
+    objectives = Objectives.freeze(model, forget, retain, task, augment=augment, settings=settings)
+    walk = _Walk(model, objectives, held_out, out if parallel.is_first() else None, progress)
     walk.stages = 3 + (points if epsilons is None else len(_distinct(epsilons)))
     infimum = walk.find_infimum()
     low = walk.find_lowest_boundary(infimum)
@@ -92,27 +102,24 @@ class _Walk:
     def __init__(
         self,
         model: I2IModel,
-        forget: torch.Tensor,
-        retain: torch.Tensor,
-        task: Task,
+        objectives: Objectives,
         held_out: tuple[torch.Tensor, torch.Tensor] | None,
-        settings: Settings,
         out: str | PathLike[str] | None,
         progress: Callback | None,
     ) -> None:
         self.start = time.monotonic()
-        self.original, self.task, self.settings, self.progress = model, task, settings, progress
+        self.original, self.objectives, self.settings = model, objectives, objectives.settings
+        self.task, self.progress = objectives.forget.task, progress
         self.model = copy.deepcopy(model)
-        self.objectives = Objectives.freeze(model, forget, retain, task, seed=settings.seed)
-        self.validation = self.objectives.held_out(model, *held_out, task) if held_out else None
-        self.f1_original, self.f2_original = self.objectives.evaluate(model)
+        self.validation = objectives.held_out(*held_out) if held_out else None
+        self.f1_original, self.f2_original = objectives.evaluate(objectives.frozen)
         self.histories: dict[str, History] = {}
         self.points: list[ParetoPoint] = []
         self.stage = self.stages = 0
         self.out = None if out is None else _emptied(Path(out))
-        self.show = torch.cat([forget[:SAMPLES], retain[:SAMPLES]])
-        self.is_forget = [True] * len(forget[:SAMPLES]) + [False] * len(retain[:SAMPLES])
-        self.samples = {"original": self.show, "corrupted": task(self.show), "unmodified": self._pictures(model)}
+        shown = [pixels(side.images[:SAMPLES]) for side in (objectives.forget, objectives.retain)]
+        self.show, self.is_forget = torch.cat(shown), [True] * len(shown[0]) + [False] * len(shown[1])
+        self.samples = {"original": self.show, "corrupted": self.task(self.show), "unmodified": self._pictures(model)}
         self.f1_star = math.nan
         self.low_method = ""
 
@@ -128,7 +135,7 @@ class _Walk:
         for _ in range(MAX_DESCENTS):
             before = f1
             run.descend(alpha=1.0, steps=self.settings.steps)
-            f1 = min(self.objectives.evaluate_f1(model), before)
+            f1 = min(self.objectives.evaluate_f1(run.encode), before)
             if not before - f1 > STALL * self.f1_original:
                 break
         self.f1_star = f1
@@ -198,7 +205,8 @@ class _Walk:
     def _note(
         self, name: str, role: str, epsilon: float, values: tuple[float, float], steps: int, start: float
     ) -> ParetoPoint:
-        validation = self.validation.evaluate(self.model) if self.validation else (math.nan, math.nan)
+        encode = Encoder(self.model, self.settings)
+        validation = self.validation.evaluate(encode) if self.validation else (math.nan, math.nan)
         self.samples[name] = self._pictures(self.model)
         if self.out is not None:
             self.model.save_pretrained(self.out / name)

@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from .batches import Shuffled, pixels
 from .cache import cache_folder
 from .data import ForgetRetain
 from .errors import require
 from .models.vqgan import VQGAN
 from .progress import Callback, Progress, Throttle
-from .run import Batches
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def pretrained(
         progress: called at most ten times a second while training, with f2 the training loss.
     """
     recipe = recipe or Recipe()
-    images = torch.cat([data.forget, data.retain])
+    images = pixels(torch.cat([data.forget, data.retain]))
     folder = cache_folder() / f"vqgan-{_digest(images, task, seed, recipe)}"
     if not folder.is_dir():
         _save_atomically(train(images, task, seed, recipe, progress), folder)
@@ -96,7 +96,7 @@ def train(
     module = module.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(module.parameters(), lr=recipe.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=recipe.steps, pct_start=0.15)
-    batches, throttle = Batches(len(images), recipe.batch_size, generator), Throttle()
+    batches, throttle = Shuffled(len(images), recipe.batch_size, generator), Throttle()
     quantised_from = round(recipe.continuous * recipe.steps)
     for step in range(recipe.steps):
         if step == quantised_from:

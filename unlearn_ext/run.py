@@ -10,36 +10,16 @@ from dataclasses import dataclass, field
 import torch
 
 from . import parallel
+from .batches import Batch, pairs
 from .control import EpsilonGap, GradientNorm, StepStats
+from .encoder import Encoder
 from .models import I2IModel
-from .objectives import Objectives
+from .objectives import Encode, Objectives
 from .optim import EpsilonAdamW
 from .progress import Throttle
+from .settings import Settings
 
 OnStep = Callable[[int, int, StepStats, float], None]  # steps taken, steps planned so far, what the step saw, f2
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the encoder is trained. The defaults suit the small built-in model.
-
-    Attributes:
-        lr: learning rate of AdamW, at the start; it falls linearly to 0 over a run. The rate at which ε is approached
-            does not depend on it.
-        steps: optimizer steps of a run, before corrections.
-        batch_size: images in each minibatch, of forget and of retain images alike.
-        rate: share of the gap f1 − ε that a step closes.
-        tolerance: |f1 − ε| over the whole forget set below which a run is not corrected, as a share of f1 before
-            unlearning.
-        seed: of the minibatches and of the noise images.
-    """
-
-    lr: float = 1e-3
-    steps: int = 40
-    batch_size: int = 64
-    rate: float = 0.15
-    tolerance: float = 0.007
-    seed: int = 0
 
 
 @dataclass
@@ -60,20 +40,6 @@ class History:
         values = torch.stack(self._rows).tolist() if self._rows else []
         for step, (epsilon, (f1, f2, psi, lam, skipped)) in enumerate(zip(self.epsilons, values, strict=True)):
             yield step, epsilon, f1, f2, psi, lam, int(skipped)
-
-
-class Batches:
-    """Minibatches of indices: every image once before any comes again, which takes noise out of f1."""
-
-    def __init__(self, count: int, size: int, generator: torch.Generator) -> None:
-        self.count, self.size, self.generator = count, min(size, count), generator
-        self._left = torch.empty(0, dtype=torch.int64)
-
-    def __next__(self) -> torch.Tensor:
-        if len(self._left) < self.size:
-            self._left = torch.cat([self._left, torch.randperm(self.count, generator=self.generator)])
-        batch, self._left = self._left[: self.size], self._left[self.size :]
-        return batch
 
 
 class Run:
@@ -102,9 +68,11 @@ class Run:
         self.steps_taken = self.steps_planned = 0
         self._on_step = on_step
         self._throttle = Throttle()
-        generator = torch.Generator().manual_seed(settings.seed)
-        self._forget = Batches(len(objectives.forget[0]), settings.batch_size, generator)
-        self._retain = Batches(len(objectives.retain[0]), settings.batch_size, generator)
+        self.encode = Encoder(model, settings)
+        self._encode = Encoder(model, settings, training=True)
+        self._batches = pairs(objectives.forget, objectives.retain, settings.batch_size, settings.seed)
+        scales = settings.precision == "float16"
+        self._scaler = torch.amp.GradScaler(model.device.type) if scales else None
         # No weight decay: it would pull the encoder away from θ0, which is where f2 is least.
         self.optimizer = EpsilonAdamW(
             model.encoder_parameters(), lr=settings.lr, weight_decay=0.0, control=GradientNorm()
@@ -133,11 +101,11 @@ class Run:
         for lr, count in (whole, correction, correction, correction):
             control = EpsilonGap(epsilon=aim, rate=self.settings.rate)
             self._train(control, lr, count, epsilon)
-            f1 = parallel.agreed(self.objectives.evaluate_f1(self.model))
+            f1 = self.objectives.evaluate_f1(self.encode)
             if not abs(f1 - epsilon) > tolerance:
                 break
             aim += epsilon - f1
-        return f1, self.objectives.evaluate_f2(self.model)
+        return f1, self.objectives.evaluate_f2(self.encode)
 
     def _train(self, control: EpsilonGap | GradientNorm, lr: float, steps: int, epsilon: float) -> None:
         self.optimizer.control = control
@@ -151,19 +119,23 @@ class Run:
                 self._on_step(self.steps_taken, self.steps_planned, stats, f2.item())
 
     def _step(self) -> torch.Tensor:
-        f1 = self._backward(self.objectives.f1, next(self._forget))
-        self.optimizer.hold_constraint(f1)
-        f2 = self._backward(self.objectives.f2, next(self._retain))
-        self.optimizer.step()
+        forget, retain = next(self._batches)
+        f1 = self._backward(self.objectives.f1, forget)
+        self.optimizer.hold_constraint(f1, self._scaler)
+        f2 = self._backward(self.objectives.f2, retain)
+        if self._scaler is None:
+            self.optimizer.step()
+        else:
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
         self.optimizer.zero_grad()
         self.steps_taken += 1
         return f2
 
-    def _backward(
-        self, objective: Callable[[I2IModel, torch.Tensor], torch.Tensor], index: torch.Tensor
-    ) -> torch.Tensor:
-        parameters = self.optimizer.param_groups[0]["params"]
-        return parallel.backward(lambda share: objective(self.model, share), index, parameters)
+    def _backward(self, objective: Callable[[Encode, Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
+        loss = objective(self._encode, batch) * batch.weight
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+        return parallel.average(loss.detach(), self.optimizer.param_groups[0]["params"])
 
 
 def warn_if_outside(epsilon: float, highest: float, lowest: float) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import astuple, dataclass, fields
 from typing import ClassVar
 
 import torch
 
+from . import draws
 from .errors import UserError
 
 
@@ -124,14 +124,13 @@ class RandomMask(Task):
                 f"random-mask's grid of {self.grid} cells a side is finer than images of {height}x{width} pixels; "
                 f"give a coarser one, for example random-mask:{self.fraction:g}:{min(height, width)}."
             )
-        cells = torch.stack([self._cells(image) for image in images.detach().cpu()])
+        drawn = draws.generators(images, "mask", self.seed)
+        cells = torch.stack([self._cells(generator) for generator in drawn])
         rows, columns = (torch.arange(side) * self.grid // side for side in (height, width))
         return cells[:, None, rows[:, None], columns].to(images.device)
 
-    def _cells(self, image: torch.Tensor) -> torch.Tensor:
-        """Bool [grid, grid] of one image [C, H, W] on the CPU."""
-        digest = hashlib.blake2b(image.float().contiguous().numpy().tobytes(), digest_size=7).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") ^ self.seed)
+    def _cells(self, generator: torch.Generator) -> torch.Tensor:
+        """Bool [grid, grid], on the CPU."""
         hidden = torch.zeros(self.grid**2, dtype=torch.bool)
         hidden[torch.randperm(self.grid**2, generator=generator)[: round(self.fraction * self.grid**2)]] = True
         return hidden.view(self.grid, self.grid)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import torch
 
+from .batches import Task
 from .control import StepStats
+from .data.augment import Augment
 from .models import I2IModel
 from .objectives import Objectives
 from .pareto import point_name
 from .progress import Callback, Progress
-from .run import History, Run, Settings, warn_if_outside
+from .run import History, Run, warn_if_outside
+from .settings import Settings
 
 
 def unlearn(
@@ -20,8 +22,9 @@ def unlearn(
     forget: torch.Tensor,
     retain: torch.Tensor,
     *,
-    task: Callable[[torch.Tensor], torch.Tensor],
+    task: Task,
     epsilon: float,
+    augment: Augment | None = None,
     settings: Settings | None = None,
     history: History | None = None,
     progress: Callback | None = None,
@@ -33,11 +36,13 @@ def unlearn(
 
     Args:
         model: left as it is; its encoder is the frozen one that f1 and f2 refer to.
-        forget: float32 [N, C, H, W] in [-1, 1], not corrupted.
-        retain: float32 [M, C, H, W] in [-1, 1], not corrupted.
+        forget: uint8 [N, C, H, W], or float32 in [-1, 1]; not corrupted.
+        retain: uint8 [M, C, H, W], or float32 in [-1, 1]; not corrupted.
         task: T, one of :mod:`unlearn_ext.tasks`.
         epsilon: f1 to reach, in variances of the frozen latents: 0 is noise, the unmodified model's own f1 is nothing
             forgotten. Warns when it is outside.
+        augment: of training images, one of :mod:`unlearn_ext.data.augment` or any function of images and the number of
+            a draw. The frozen encoder then works at every step.
         settings: of the training.
         history: filled with every step, if given.
         progress: called at most ten times a second.
@@ -45,9 +50,21 @@ def unlearn(
     Returns:
         A copy of the model, with the encoder trained.
     """
-    settings = settings or Settings()
-    objectives = Objectives.freeze(model, forget, retain, task, seed=settings.seed)
-    original, _ = objectives.evaluate(model)
+    objectives = Objectives.freeze(model, forget, retain, task, augment=augment, settings=settings)
+    return reach(epsilon, model, objectives, history=history, progress=progress)
+
+
+def reach(
+    epsilon: float,
+    model: I2IModel,
+    objectives: Objectives,
+    *,
+    history: History | None = None,
+    progress: Callback | None = None,
+) -> I2IModel:
+    """:func:`unlearn`, with objectives that were frozen before from the same model."""
+    settings = objectives.settings
+    original = objectives.evaluate_f1(objectives.frozen)
     warn_if_outside(epsilon, 0.0, original)
     unlearned = copy.deepcopy(model)
     name = point_name(epsilon)

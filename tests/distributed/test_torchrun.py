@@ -80,19 +80,12 @@ def test_an_error_ends_all_processes_and_is_said_once(place, tmp_path):
     assert done.stderr.count("Error: there is no folder") == 1
 
 
-def test_sweep_is_refused(monkeypatch):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="`sweep` works in one process; under torchrun, use `run`"):
-        parallel.refuse_several("sweep")
-
-
 def share_of(images):
     parameter = torch.ones(2, requires_grad=True)
-    loss = parallel.backward(
-        lambda i: (parameter * torch.arange(9.0)[i, None]).mean(), torch.arange(images), [parameter]
-    )
-    return loss.item(), parameter.grad.tolist()
+    index, weight = parallel.share(torch.arange(images))
+    loss = (parameter * torch.arange(9.0)[index, None]).mean() * weight
+    loss.backward()
+    return parallel.average(loss.detach(), [parameter]).item(), parameter.grad.tolist()
 
 
 def test_uneven_shares_weigh_by_their_images(processes):
@@ -109,9 +102,10 @@ def test_more_processes_than_images(processes):
     processes.run(2, too_small)
 
 
-def agree():
-    return parallel.agreed(float(torch.distributed.get_rank() + 1))
+def added_up():
+    return parallel.total(float(torch.distributed.get_rank() + 1)), parallel.part(torch.arange(1)).tolist()
 
 
-def test_decisions_are_the_first_processs(processes):
-    assert processes.run(2, agree) == [1.0, 1.0]
+def test_sums_are_over_all_processes_and_parts_may_be_empty(processes):
+    assert processes.run(2, added_up) == [(3.0, [0]), (3.0, [])]
+    assert parallel.total(2.0) == 2.0

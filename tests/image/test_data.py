@@ -20,11 +20,11 @@ def test_mnist_is_divided_by_class_and_padded():
     parts = (digits.forget, digits.forget_validation, digits.retain, digits.retain_validation)
     assert [len(part) for part in parts] == [800, 200, 3200, 800]
     for part in parts:
-        assert part.dtype == torch.float32
+        assert part.dtype == torch.uint8
         assert part.shape[1:] == (1, 32, 32)
-        assert part.min() == -1
-        assert part.max() == 1
-        assert (part[..., :2] == -1).all()
+        assert part.min() == 0
+        assert part.max() == 255
+        assert (part[..., :2] == 0).all()
 
 
 @pytest.mark.parametrize("classes", [[], [10], range(10), [-1]])

@@ -8,7 +8,8 @@ import torch
 from unlearn_ext import models
 from unlearn_ext.errors import UserError
 from unlearn_ext.objectives import Objectives
-from unlearn_ext.run import History, Run, Settings
+from unlearn_ext.run import History, Run
+from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
 
 diffusers = pytest.importorskip("diffusers")
@@ -49,7 +50,7 @@ def test_an_image_is_what_the_scheduler_makes_of_it(diffusion, images):
 def test_only_the_way_down_is_trained_and_saved_changed(diffusion, images, tmp_path):
     before = copy.deepcopy(diffusion.module.state_dict())
     objectives = Objectives.freeze(diffusion, *images, TASK)
-    start = objectives.evaluate_f1(diffusion)
+    start = objectives.evaluate_f1(diffusion.encode)
     run = Run(diffusion, objectives, Settings(steps=20, batch_size=16, lr=3e-3), History())
     f1, f2 = run.meet(start / 2, tolerance=start / 50)
     assert f1 == pytest.approx(start / 2, abs=start / 20)

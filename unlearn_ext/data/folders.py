@@ -10,6 +10,7 @@ from typing import NoReturn
 from ..errors import UserError, require
 from .reading import Source, read
 from .sets import ForgetRetain, check_classes
+from .storage import MEMORY
 
 # Images that Pillow needs a plug-in for, or cannot read: they must not be overlooked.
 _ALSO_IMAGES = (".heic", ".heif", ".avif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf",
@@ -27,6 +28,7 @@ def load_folders(
     validation: float = 0.2,
     seed: int = 0,
     skip_bad: bool = False,
+    memory: float = MEMORY,
 ) -> ForgetRetain:
     """Two folders of images (searched with the folders in them), brought to the model's size.
 
@@ -42,6 +44,7 @@ def load_folders(
         validation: share of each side held out.
         seed: of the division into training and validation part.
         skip_bad: leave images that cannot be decoded out, with a warning, rather than stop.
+        memory: GiB of pixels past which a set lies in a file.
 
     Raises:
         UserError: a folder is missing or holds no image, images cannot be decoded (all are counted, ten are named), or
@@ -49,7 +52,9 @@ def load_folders(
     """
     sides = [_sources(Path(folder)) for folder in (forget, retain)]
     name = f"{Path(forget).name} / {Path(retain).name}"
-    return read(name, *sides, size=size, channels=channels, validation=validation, seed=seed, skip_bad=skip_bad)
+    return read(
+        name, *sides, size=size, channels=channels, validation=validation, seed=seed, skip_bad=skip_bad, memory=memory
+    )
 
 
 def load_class_folders(
@@ -61,6 +66,7 @@ def load_class_folders(
     validation: float = 0.2,
     seed: int = 0,
     skip_bad: bool = False,
+    memory: float = MEMORY,
 ) -> ForgetRetain:
     """A folder with one sub-folder a class, as torchvision's ``ImageFolder`` has it.
 
@@ -74,6 +80,7 @@ def load_class_folders(
         validation: share of each side held out.
         seed: of the division into training and validation part.
         skip_bad: leave images that cannot be decoded out, with a warning, rather than stop.
+        memory: GiB of pixels past which a set lies in a file.
 
     Raises:
         UserError: the folder has no such class, nothing is left to retain, a class to forget holds no image, or the
@@ -88,7 +95,17 @@ def load_class_folders(
     forget = [source for name in classes if name in forget_classes for source in _sources(folder / name)]
     retain = [_source(path) for name in classes if name not in forget_classes for path in _find(folder / name)]
     name = f"{folder.name}, forgetting {', '.join(forget_classes)}"
-    return read(name, forget, retain, size=size, channels=channels, validation=validation, seed=seed, skip_bad=skip_bad)
+    return read(
+        name,
+        forget,
+        retain,
+        size=size,
+        channels=channels,
+        validation=validation,
+        seed=seed,
+        skip_bad=skip_bad,
+        memory=memory,
+    )
 
 
 def _sources(folder: Path) -> list[Source]:

@@ -18,6 +18,7 @@ import torch
 from ..errors import UserError, first_ten, require
 from .decode import decode
 from .sets import ForgetRetain, divide
+from .storage import empty, gather
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,9 @@ class Source:
 
 @dataclass(frozen=True)
 class _Read:
-    """What became of one source: its pixels, uint8 [C, H, W], and their SHA-256; or why there are none."""
+    """What became of one source: the SHA-256 of its pixels, or why there are none."""
 
     name: str
-    pixels: np.ndarray | None = None
     digest: bytes = b""
     several_frames: bool = False
     reason: str = ""
@@ -54,6 +54,7 @@ def read(
     validation: float,
     seed: int,
     skip_bad: bool,
+    memory: float,
 ) -> ForgetRetain:
     """Decode both sets in threads, and divide them.
 
@@ -69,47 +70,51 @@ def read(
         validation: share of each side held out.
         seed: of the division into training and validation part.
         skip_bad: leave out what cannot be decoded, rather than stop.
+        memory: GiB past which a set lies in a file.
 
     Raises:
         UserError: an image cannot be decoded, an image is in both sets, or a set has fewer than two.
     """
     require("PIL.Image", "images").init()  # here, since its plug-ins are not to be loaded by several threads at once
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(partial(_read_one, size=size, channels=channels), [*forget, *retain]))
-    _report_bad([result for result in results if result.pixels is None], skip_bad)
+    sides = [_read_side(sources, size, channels, memory) for sources in (forget, retain)]
+    results = [result for results, _ in sides for result in results]
+    _report_bad([result for result in results if result.reason], skip_bad)
     _mention_frames([result.name for result in results if result.several_frames])
-    sides = [
-        [result for result in side if result.pixels is not None]
-        for side in (results[: len(forget)], results[len(forget) :])
-    ]
-    images = [_stack(side, size, channels) for side in sides]
-    names = [[result.name for result in side] for side in sides]
-    divided = divide(name, *images, validation=validation, seed=seed, names=(names[0], names[1]))
-    _mention_copies("forget", sides[0])
-    _mention_copies("retain", sides[1])
+    images, good = zip(*(_good(*side, memory) for side in sides), strict=True)
+    names = [[result.name for result in side] for side in good]
+    divided = divide(name, *images, validation=validation, seed=seed, names=(names[0], names[1]), memory=memory)
+    _mention_copies("forget", good[0])
+    _mention_copies("retain", good[1])
     return divided
 
 
-def _read_one(source: Source, size: int, channels: int) -> _Read:
+def _read_side(sources: Sequence[Source], size: int, channels: int, memory: float) -> tuple[list[_Read], torch.Tensor]:
+    """What became of each source, and the pixels, uint8 [N, C, H, W]; rows of bad ones hold anything."""
+    pixels = empty((len(sources), channels, size, size), torch.uint8, memory)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(partial(_read_one, size=size, channels=channels), sources, pixels.numpy())), pixels
+
+
+def _read_one(source: Source, row: np.ndarray, size: int, channels: int) -> _Read:
     try:
-        pixels, several_frames = decode(source.open(), size, channels)
+        row[...], several_frames = decode(source.open(), size, channels)
     except Exception as error:  # decoders raise nearly everything on broken input
         return _Read(source.name, reason=_reason(error))
-    return _Read(source.name, pixels, hashlib.sha256(pixels.tobytes()).digest(), several_frames)
+    return _Read(source.name, hashlib.sha256(row.tobytes()).digest(), several_frames)
+
+
+def _good(results: Sequence[_Read], pixels: torch.Tensor, memory: float) -> tuple[torch.Tensor, list[_Read]]:
+    """Without those that could not be read."""
+    rows = [row for row, result in enumerate(results) if not result.reason]
+    if len(rows) == len(results):
+        return pixels, list(results)
+    return gather(pixels, torch.tensor(rows), memory), [results[row] for row in rows]
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, require("PIL", "images").UnidentifiedImageError):
         return "its content is of no format that Pillow reads"
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-
-
-def _stack(side: Sequence[_Read], size: int, channels: int) -> torch.Tensor:
-    """float32 [N, C, H, W] in [-1, 1]."""
-    pixels = np.empty((len(side), channels, size, size), np.uint8)
-    for row, result in zip(pixels, side, strict=True):
-        row[...] = result.pixels
-    return torch.from_numpy(pixels).float().div_(127.5).sub_(1)
 
 
 def _report_bad(bad: Sequence[_Read], skip: bool) -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..errors import UserError, first_ten
+from .storage import gather
 
 
 @dataclass(frozen=True)
 class ForgetRetain:
     """A forget set and a retain set, each with a held-out validation part.
 
-    All four are float32 in [-1, 1], shaped [N, C, H, W], on the CPU.
+    All four are uint8 [N, C, H, W] on the CPU.
 
     Attributes:
         name: what the images are, for reports.
@@ -40,16 +42,18 @@ def divide(
     validation: float = 0.2,
     seed: int = 0,
     names: tuple[Sequence[str], Sequence[str]] | None = None,
+    memory: float = math.inf,
 ) -> ForgetRetain:
     """Hold a seeded random share of each side out.
 
     Args:
         name: what the images are.
-        forget: float32 [N, C, H, W] in [-1, 1].
-        retain: float32 [M, C, H, W] in [-1, 1].
+        forget: uint8 [N, C, H, W], or float in [-1, 1].
+        retain: uint8 [M, C, H, W], or float in [-1, 1].
         validation: share of each side held out; at least one image on either side of the cut.
         seed: of the shuffle.
         names: what the N and the M images are called where one must be named; else their positions.
+        memory: GiB past which a set lies in a file.
 
     Raises:
         UserError: a side has fewer than two images, or an image, pixel for pixel, is in both.
@@ -62,7 +66,7 @@ def divide(
     for images in (forget, retain):
         order = torch.randperm(len(images), generator=generator)
         held_out = min(max(round(validation * len(images)), 1), len(images) - 1)
-        parts.append((images[order[held_out:]], images[order[:held_out]]))
+        parts.append([gather(images, rows, memory) for rows in (order[held_out:], order[:held_out])])
     (forget, forget_validation), (retain, retain_validation) = parts
     return ForgetRetain(name, forget, retain, forget_validation, retain_validation)
 

@@ -25,18 +25,23 @@ class I2IModel(Protocol):
         channels: of the images it takes, 1 or 3.
         size: side in pixels of the images it was made for.
         device: where its parameters are.
+        random: whether E is given random numbers beside the image, as a diffusion model is.
+        module: all of its parameters, of a class of its own library; for ``.to(device)`` and the like.
     """
 
     family: str
     channels: int
     size: int
     device: torch.device
+    random: bool
+    module: torch.nn.Module
 
-    def inputs(self, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
+    def inputs(self, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor], draw: int = 0) -> Inputs:
         """What E is given for images [N, C, H, W] in [-1, 1] under a task: tensors [N, ...].
 
         The first are images, corrupted by the task; put noise in their place, and E sees noise as it saw them. Others
-        say how they are seen, where the family has a mask as an input of its own.
+        say how they are seen, where the family has a mask as an input of its own, or are random: then the same image
+        and the same number of the draw give the same ones.
         """
 
     def encode(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -47,6 +52,9 @@ class I2IModel(Protocol):
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters of E, in a fixed order; all others are frozen."""
+
+    def enable_gradient_checkpointing(self) -> None:
+        """From now on, E keeps less in training and computes it again: less memory, about a third more time."""
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder that the model's own library loads."""

@@ -73,10 +73,12 @@ class Autoencoder:
     """
 
     family = "autoencoder"
+    random = False
 
     def __init__(self, encoder: torch.nn.Module, decoder: torch.nn.Module, *, channels: int, size: int) -> None:
         check_channels(channels)
-        self.encoder, self.decoder = encoder.eval(), decoder.eval()
+        self.encoder, self.decoder = encoder, decoder
+        self.module = torch.nn.ModuleDict({"encoder": encoder, "decoder": decoder}).eval()
         self.channels, self.size = channels, size
         trained, frozen = set(encoder.parameters()), set(decoder.parameters())
         if not trained:
@@ -90,7 +92,9 @@ class Autoencoder:
     def device(self) -> torch.device:
         return self.encoder_parameters()[0].device
 
-    def inputs(self, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor]:
+    def inputs(
+        self, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor], draw: int = 0
+    ) -> tuple[torch.Tensor]:
         """The corrupted images, float [N, C, H, W]."""
         return (task(images),)
 
@@ -104,6 +108,12 @@ class Autoencoder:
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
         return list(self.encoder.parameters())
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Raises ``UserError``: only you know where this encoder may be cut."""
+        raise UserError(
+            "gradient checkpointing of one's own encoder is written in its forward, by torch.utils.checkpoint."
+        )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the weights as ``encoder.safetensors`` and ``decoder.safetensors``, and nothing of the classes.

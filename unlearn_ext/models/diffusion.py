@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .. import draws
 from ..errors import UserError, require
 from .channels import check_channels
 from .from_diffusers import check_class, read_module
@@ -34,6 +35,7 @@ class Diffusion:
     """
 
     family = "diffusion"
+    random = True
 
     def __init__(self, module: UNet2DModel, scheduler: DDPMScheduler) -> None:
         check_class(module, self.family, "UNet2DModel")
@@ -59,17 +61,14 @@ class Diffusion:
         return self.module.device
 
     def inputs(
-        self, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor]
+        self, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor], draw: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The corrupted images, the images with noise on them, and how much: a timestep each, int64 [N].
-
-        Timestep and noise of an image are drawn once, so that the frozen latents are constant; over the set, all
-        timesteps are met.
-        """
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(images.shape, generator=generator).to(images)
-        timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (len(images),), generator=generator)
-        timesteps = timesteps.to(images.device)
+        """The corrupted images, the images with noise on them, and how much: a timestep each, int64 [N]."""
+        steps = self.scheduler.config.num_train_timesteps
+        drawn = list(draws.generators(images, "timestep", draw))
+        timesteps = torch.stack([torch.randint(steps, (), generator=generator) for generator in drawn])
+        noise = torch.stack([torch.randn(images.shape[1:], generator=generator) for generator in drawn])
+        timesteps, noise = timesteps.to(images.device), noise.to(images)
         return task(images), self.scheduler.add_noise(images, noise, timesteps), timesteps
 
     def encode(self, corrupted: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -103,6 +102,9 @@ class Diffusion:
         unet = self.module
         parts = (unet.conv_in, unet.time_embedding, unet.down_blocks, unet.mid_block)
         return [parameter for part in parts for parameter in part.parameters()]
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.module.enable_gradient_checkpointing()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the U-Net, as safetensors, and the scheduler's configuration beside it."""

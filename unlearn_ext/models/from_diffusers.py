@@ -33,6 +33,7 @@ class DiffusersAutoencoder:
 
     family: ClassVar[str]
     class_name: ClassVar[str]
+    random = False
 
     def __init__(self, module: ModelMixin) -> None:
         check_class(module, self.family, self.class_name)
@@ -47,13 +48,19 @@ class DiffusersAutoencoder:
     def device(self) -> torch.device:
         return self.module.device
 
-    def inputs(self, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor]:
+    def inputs(
+        self, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor], draw: int = 0
+    ) -> tuple[torch.Tensor]:
         """The corrupted images, float [N, C, H, W]."""
         return (task(images),)
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
         quant_conv = self.module.quant_conv
         return [*self.module.encoder.parameters(), *(quant_conv.parameters() if quant_conv is not None else ())]
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.module._supports_gradient_checkpointing = True  # VQModel's encoder is one that can; its class says no
+        self.module.enable_gradient_checkpointing()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` and the weights as safetensors, to be loaded by the class's ``from_pretrained``."""

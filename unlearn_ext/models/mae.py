@@ -45,6 +45,7 @@ class MAE:
     """
 
     family = "mae"
+    random = False
 
     def __init__(
         self, module: ViTMAEForPreTraining, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
@@ -67,12 +68,13 @@ class MAE:
     def device(self) -> torch.device:
         return self.module.device
 
-    def inputs(self, images: torch.Tensor, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+    def inputs(self, images: torch.Tensor, task: Task, draw: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """The images, and which patches of them are visible.
 
         Args:
             images: float32 [N, C, S, S] in [-1, 1].
             task: T, whose mask says what is hidden.
+            draw: of no use here.
 
         Returns:
             images as they are, and int64 [N, V], the numbers of the visible patches, rising, row by row.
@@ -120,6 +122,13 @@ class MAE:
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
         return [p for name, p in self.module.vit.named_parameters() if not name.endswith("position_embeddings")]
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.module.gradient_checkpointing_enable()
+        cut = require("transformers.modeling_layers", "images").GradientCheckpointingLayer
+        for layer in self.module.vit.modules():
+            if isinstance(layer, cut):
+                layer.training = True  # else it would not; what is in it stays in evaluation mode
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json``, the weights as safetensors, and how pixels are normalised.

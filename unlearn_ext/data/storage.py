@@ -1,0 +1,55 @@
+"""Tensors that may outgrow the memory: past a limit they lie in a file that vanishes with the process."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import tempfile
+from collections.abc import Sequence
+
+import torch
+
+from ..cache import cache_folder
+from ..errors import UserError
+
+MEMORY = 2.0  # GiB
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, limit: float) -> torch.Tensor:
+    """An uninitialised tensor on the CPU: in memory, or in a file without a name in the cache folder.
+
+    Args:
+        shape: of the tensor.
+        dtype: of the tensor.
+        limit: bytes in GiB past which it is a file.
+
+    Raises:
+        UserError: the disk has not enough room for the file.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size <= limit * 2**30:
+        return torch.empty(shape, dtype=dtype)
+    folder = cache_folder()  # not the folder for temporary files, which may itself be memory
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        _reserve(file.fileno(), size)
+        return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(*shape)
+
+
+def gather(source: torch.Tensor, index: torch.Tensor, limit: float) -> torch.Tensor:
+    """The rows of a tensor at an index (int64 [N]), in a tensor of :func:`empty`."""
+    return torch.index_select(source, 0, index, out=empty((len(index), *source.shape[1:]), source.dtype, limit))
+
+
+def _reserve(file: int, size: int) -> None:
+    """Room on the disk at once: a full disk met later, through the mapping, would end the process without a word."""
+    try:
+        os.truncate(file, size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        raise UserError(
+            f"{size / 2**30:.1f} GiB are needed on the disk of {cache_folder()}: {error.strerror}; free some, or set "
+            "UNLEARN_EXT_CACHE to a folder on a larger one."
+        ) from error

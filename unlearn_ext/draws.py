@@ -1,0 +1,22 @@
+"""Random numbers that belong to an image: the same ones in whatever batch, order and process it comes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+
+
+def generators(images: torch.Tensor, *salt: str | int) -> Iterator[torch.Generator]:
+    """A generator for each of the images [N, C, H, W], on the CPU, seeded by its pixels and by the salt."""
+    key = repr(salt).encode()
+    for image in images.detach().float().cpu():
+        digest = hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=7, key=key).digest()
+        yield torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+def normal(images: torch.Tensor, *salt: str | int) -> torch.Tensor:
+    """Standard normal noise, float32 on the CPU and of the images' shape [N, C, H, W]."""
+    shape = images.shape[1:]
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators(images, *salt)])
