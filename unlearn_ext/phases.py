@@ -244,6 +244,7 @@ class _Walk:
             "family": self.original.family,
             "dataset": dataset,
             "task": str(self.task),
+            "device": str(self.original.device),
             "seed": self.settings.seed,
             "settings": asdict(self.settings),
             "f1_original": self.f1_original,

@@ -15,6 +15,7 @@ from processes import PATIENCE
 import unlearn_ext as ux
 from unlearn_ext import parallel
 from unlearn_ext.errors import UserError
+from unlearn_ext.pareto import ParetoFront
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,6 +79,19 @@ def test_an_error_ends_all_processes_and_is_said_once(place, tmp_path):
     done = called(2, *arguments)
     assert done.returncode == 1
     assert done.stderr.count("Error: there is no folder") == 1
+
+
+def test_two_processes_sweep_what_one_does(place, tmp_path):
+    fronts = {}
+    for processes in (1, 2):
+        arguments = ["sweep", *options(place, tmp_path / str(processes))[3:], "--points", "1", "--batch-size", "8"]
+        done = called(processes, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("boundary-high │") == 1
+        fronts[processes] = ParetoFront.from_csv(tmp_path / str(processes) / "front.csv")
+    for one, two in zip(fronts[1], fronts[2], strict=True):
+        assert two.values == pytest.approx(one.values, rel=1e-2, abs=1e-5)
+        assert two.steps == one.steps
 
 
 def share_of(images):

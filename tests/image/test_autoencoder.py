@@ -1,6 +1,7 @@
 import importlib
 
 import pytest
+import tiny
 import torch
 
 import unlearn_ext as ux
@@ -16,14 +17,7 @@ QUICK = {"task": CenterCrop(0.5), "epsilon": 0.1, "settings": Settings(steps=3, 
 @pytest.fixture(params=[True, False], ids=["quant_conv", "no quant_conv"])
 def kl(request):
     """A tiny AutoencoderKL of 8x8 grey images with random weights."""
-    diffusers = pytest.importorskip("diffusers")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = diffusers.AutoencoderKL(
-            in_channels=1, out_channels=1, block_out_channels=(8,), latent_channels=2, norm_num_groups=4,
-            mid_block_add_attention=False, sample_size=8, use_quant_conv=request.param,
-        )  # fmt: skip
-    return AutoencoderKL(module)
+    return AutoencoderKL(tiny.kl(use_quant_conv=request.param))
 
 
 @pytest.fixture

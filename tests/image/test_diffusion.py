@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import tiny
 import torch
 
 from unlearn_ext import models
@@ -17,19 +18,9 @@ diffusers = pytest.importorskip("diffusers")
 TASK = CenterCrop(0.5)
 
 
-def unet(**options) -> "diffusers.UNet2DModel":
-    given = {"sample_size": 8, "in_channels": 2, "out_channels": 1, "block_out_channels": (8, 16), "norm_num_groups": 4}
-    blocks = {"down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D")}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return diffusers.UNet2DModel(**{**given, **blocks, "layers_per_block": 1, "attention_head_dim": 8, **options})
-
-
 @pytest.fixture
 def diffusion():
-    from unlearn_ext.models.diffusion import Diffusion
-
-    return Diffusion(unet(), diffusers.DDPMScheduler(num_train_timesteps=100))
+    return tiny.model("diffusion")
 
 
 def test_latents_weigh_every_block_the_same(diffusion, images):
@@ -76,9 +67,9 @@ def test_what_is_no_such_model_is_refused(diffusion, tmp_path):
     from unlearn_ext.models.diffusion import Diffusion
 
     with pytest.raises(UserError, match="needs twice as many in, not 1"):
-        Diffusion(unet(in_channels=1), diffusers.DDPMScheduler())
+        Diffusion(tiny.unet(in_channels=1), diffusers.DDPMScheduler())
     with pytest.raises(UserError, match="only epsilon"):
-        Diffusion(unet(), diffusers.DDPMScheduler(prediction_type="sample"))
+        Diffusion(tiny.unet(), diffusers.DDPMScheduler(prediction_type="sample"))
     with pytest.raises(UserError, match="no UNet2DModel could be loaded"):
         models.load("diffusion", tmp_path / "nothing")
     diffusion.module.save_pretrained(tmp_path)

@@ -2,6 +2,7 @@ import importlib
 import json
 
 import pytest
+import tiny
 import torch
 
 import unlearn_ext as ux
@@ -17,21 +18,14 @@ from unlearn_ext.models.mae import MAE  # noqa: E402
 GRID, SIDE = 4, 16  # patches of 4 pixels
 
 
-def tiny(**options):
-    config = transformers.ViTMAEConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=SIDE, patch_size=4,
-        decoder_hidden_size=8, decoder_num_hidden_layers=1, decoder_num_attention_heads=2, decoder_intermediate_size=16,
-        **{"num_channels": 3} | options,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return transformers.ViTMAEForPreTraining(config)
+def vitmae(**options):
+    return tiny.vitmae(**{"image_size": SIDE, "patch_size": 4, "num_channels": 3} | options)
 
 
 @pytest.fixture
 def mae():
     """A tiny ViTMAE of 16x16 images with random weights."""
-    return MAE(tiny())
+    return MAE(vitmae())
 
 
 @pytest.fixture
@@ -80,7 +74,7 @@ def test_what_is_hidden_does_not_reach_the_latents(mae, pictures):
 
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
 def test_visible_patches_are_pasted_into_what_is_decoded(pictures, norm_pix_loss):
-    mae, task = MAE(tiny(norm_pix_loss=norm_pix_loss)), CenterCrop(0.5)
+    mae, task = MAE(vitmae(norm_pix_loss=norm_pix_loss)), CenterCrop(0.5)
     inputs = mae.inputs(pictures[0], task)
     filled = mae.decode(mae.encode(*inputs), *inputs)
     changed = (filled != pictures[0]).any(1, keepdim=True)
@@ -146,7 +140,7 @@ def test_a_whole_sweep_writes_models_and_pictures(mae, pictures, tmp_path):
 
 
 def test_the_processor_says_how_pixels_are_normalised(tmp_path):
-    MAE(tiny(), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)).save_pretrained(tmp_path)
+    MAE(vitmae(), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)).save_pretrained(tmp_path)
     loaded = models.load("mae", tmp_path)
     assert (loaded.mean, loaded.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     assert tuple(transformers.AutoImageProcessor.from_pretrained(tmp_path).image_std) == loaded.std
@@ -154,7 +148,7 @@ def test_the_processor_says_how_pixels_are_normalised(tmp_path):
     assert models.load("mae", tmp_path).std == (1, 1, 1)
     (tmp_path / "preprocessor_config.json").unlink()
     assert models.load("mae", tmp_path).mean == (0.485, 0.456, 0.406)
-    grey = MAE(tiny(num_channels=1))
+    grey = MAE(vitmae(num_channels=1))
     assert (grey.mean, grey.channels, grey.size, grey.device.type) == ((0.5,), 1, SIDE, "cpu")
 
 
@@ -181,10 +175,10 @@ def test_models_that_are_none(model, tmp_path):
     with pytest.raises(UserError, match="this model is a Linear"):
         MAE(torch.nn.Linear(1, 1))
     with pytest.raises(UserError, match="need 3 numbers"):
-        MAE(tiny(), mean=(0.5,))
+        MAE(vitmae(), mean=(0.5,))
     with pytest.raises(UserError, match="no ViTMAEForPreTraining could be loaded"):
         models.load("mae", tmp_path)
-    MAE(tiny()).save_pretrained(tmp_path / "mae")
+    MAE(vitmae()).save_pretrained(tmp_path / "mae")
     with pytest.raises(UserError, match="checkpoint of another library"):
         models.load("vqgan", tmp_path / "mae")
     model.save_pretrained(tmp_path / "vqgan")

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from unlearn_ext import draws
+from unlearn_ext.data import augment
 from unlearn_ext.objectives import Objectives
 from unlearn_ext.tasks import CenterCrop
 
@@ -54,3 +56,67 @@ def test_held_out_images_share_the_noise_target_and_the_unit(model, images, obje
     assert held_out.variance is objectives.variance
     assert held_out.forget.targets is objectives.forget.targets
     assert held_out.evaluate(model.encode)[1] == pytest.approx(0, abs=1e-9)
+
+
+# ---- targets made anew
+
+
+def shifted(model, images, **options):
+    return Objectives.freeze(model, *images, TASK, augment=augment.shift, **options)
+
+
+def test_under_augmentation_the_unmodified_model_has_still_lost_nothing(model, images):
+    objectives = shifted(model, images)
+    cached = Objectives.freeze(model, *images, TASK)
+    assert objectives.retain.targets is None
+    assert objectives.evaluate(model.encode) == pytest.approx(cached.evaluate(model.encode), rel=1e-5, abs=1e-9)
+    for draw in (1, 2):
+        lost = objectives.f2(model.encode, objectives.retain.batch(torch.arange(8), draw))
+        assert lost.item() == pytest.approx(0, abs=1e-9)
+
+
+def test_the_frozen_encoder_stays_when_the_model_it_was_is_trained(model, images):
+    objectives = shifted(model, images)
+    with torch.no_grad():
+        for parameter in model.encoder_parameters():
+            parameter.mul_(1.1)
+    assert objectives.evaluate_f2(model.encode) > 1e-3
+
+
+class Seeing:
+    """A model that is given random numbers, and shows them: its latents are the images and those numbers."""
+
+    random = True
+    device = torch.device("cpu")
+
+    def inputs(self, images, task, draw=0):
+        return task(images), draws.normal(images, "seen", draw)
+
+    def encode(self, images, seen):
+        return torch.cat([images, seen], 1)
+
+
+def test_few_noise_images_make_no_larger_f1_in_expectation(images):
+    model = Seeing()
+    objectives = Objectives.freeze(model, *images, TASK)
+    assert objectives.forget.targets is None
+    variance = objectives.variance.item()
+    # The mean noise latent is 0 where the image is, and exactly what E sees beside it: f1 is half the images' square.
+    expected = TASK(images[0]).square().mean().item() / 2 / variance
+    assert objectives.evaluate_f1(model.encode) == pytest.approx(expected, abs=0.05 / variance)
+    index = torch.arange(48)
+    steps = [objectives.f1(model.encode, objectives.forget.batch(index, draw)).item() for draw in range(1, 200)]
+    assert sum(steps) / len(steps) == pytest.approx(expected, abs=0.01 / variance)
+    biased = objectives.forget.batch(index, 1)
+    mean = torch.stack([model.encode(noise, biased.inputs[1]) for noise in biased.noise]).mean(0)
+    assert (model.encode(*biased.inputs) - mean).square().mean() / variance > expected + 0.1 / variance
+
+
+def test_what_a_model_is_given_at_random_is_new_in_every_step(images):
+    side = Objectives.freeze(Seeing(), *images, TASK).retain
+    index = torch.arange(4)
+    first, again, second, evaluated = (side.batch(index, draw).inputs[1] for draw in (1, 1, 2, 0))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, evaluated)
+    assert torch.equal(side.batch(index, 0).inputs[1], evaluated)

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 import unlearn_ext as ux
-from unlearn_ext.batches import Shuffled
 from unlearn_ext.objectives import Objectives
 from unlearn_ext.run import History, Run
 from unlearn_ext.settings import Settings
@@ -17,14 +16,6 @@ QUICK = Settings(steps=40, batch_size=16)
 
 def parameters(model):
     return torch.cat([p.detach().flatten() for p in model.module.parameters()])
-
-
-@pytest.mark.parametrize(("count", "size"), [(10, 3), (10, 10), (4, 9)])
-def test_every_image_comes_once_before_any_comes_again(count, size):
-    batches = Shuffled(count, size, torch.Generator().manual_seed(0))
-    drawn = torch.cat([next(batches) for _ in range(count)])
-    for epoch in drawn[: len(drawn) // count * count].split(count):
-        assert epoch.sort().values.tolist() == list(range(count))
 
 
 @pytest.mark.parametrize("share", [0.8, 0.3])

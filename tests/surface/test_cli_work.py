@@ -113,3 +113,46 @@ def test_a_folder_that_is_no_model_is_one_sentence(place: Path, tmp_path: Path) 
     code, said = call("run", "--epsilon", "0.5", *options(place), "--model", str(place / "empty"))
     assert code == 1
     assert "Traceback" not in said
+
+
+def test_every_flag_of_the_machine_at_once(place: Path, tmp_path: Path) -> None:
+    flags = ["--device", "cpu", "--precision", "bfloat16", "--channels-last", "--checkpointing", "--memory", "0"]
+    training = ["--steps", "2", "--batch-size", "4", "--lr", "1e-3", "--augment", "flip", "--augment", "shift"]
+    code, said = call("run", "--epsilon", "0.5", *options(place), "--out", str(tmp_path), *flags, *training)
+    assert code == 0, said
+    assert (tmp_path / "eps-0.5000" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("--device", "abacus", "Error: the device abacus cannot be used here: "),
+        ("--device", "cuda:99", "Error: the device cuda:99 cannot be used here: "),
+        ("--precision", "int8", "Error: there is no precision `int8`; known: float32, bfloat16, float16."),
+        ("--augment", "rotate", "Error: there is no augmentation `rotate`; known: flip, shift."),
+    ],
+)
+def test_what_the_machine_cannot_do_is_one_sentence(
+    place: Path, tmp_path: Path, option: str, value: str, sentence: str
+) -> None:
+    code, said = call("run", "--epsilon", "0.5", *options(place), "--out", str(tmp_path), option, value)
+    assert code == 1
+    assert said.startswith(sentence)
+    assert "Traceback" not in said
+
+
+def test_a_data_set_with_a_column_of_images(place: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    paths = [str(path) for side in ("ours", "theirs") for path in sorted((place / side).iterdir())]
+    columns = {"picture": paths, "label": [Path(path).parent.name for path in paths]}
+    datasets.Dataset.from_dict(columns).cast_column("picture", datasets.Image()).save_to_disk(tmp_path / "set")
+    arguments = ["run", "--epsilon", "0.5", "--model", str(place / "checkpoint"), "--steps", "1"]
+    arguments += ["--out", str(tmp_path / "run"), "--dataset", str(tmp_path / "set")]
+    code, said = call(*arguments, "--forget-classes", "ours")
+    assert code == 0, said
+    code, said = call(*arguments, "--forget-classes", "ours", "--image-column", "photo")
+    assert (code, said) == (1, "Error: there is no column `photo`; there are picture, label.")
+    code, said = call(*arguments[:-1], str(tmp_path / "nothing"), "--forget-classes", "ours")
+    assert code == 1
+    assert "no split `train` of a data set could be opened from" in said
+    assert call(*arguments)[0] == 2

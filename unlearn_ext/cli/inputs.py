@@ -9,6 +9,7 @@ import typer
 
 from ..errors import UserError
 from .options import Machine, Sources, Training
+from .terminal import out
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,8 @@ def prepare(sources: Sources, training: Training, machine: Machine, progress: Ca
     if model.channels != channels:
         raise UserError(f"the model takes images of {model.channels} channels; those of {images.name} have {channels}.")
     _place(model, device, machine)
+    count = sum(parameter.numel() for parameter in model.encoder_parameters())
+    out.print(f"{model.family}: {count:,} parameters to train, on {model.device}, in {settings.precision}")
     return Problem(model, images, task, description, settings, augmentation)
 
 

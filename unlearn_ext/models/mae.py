@@ -124,7 +124,8 @@ class MAE:
         return [p for name, p in self.module.vit.named_parameters() if not name.endswith("position_embeddings")]
 
     def enable_gradient_checkpointing(self) -> None:
-        self.module.gradient_checkpointing_enable()
+        old = self.module.gradient_checkpointing_enable  # which later releases call by another name
+        getattr(self.module, "activation_checkpointing_enable", old)()
         cut = require("transformers.modeling_layers", "images").GradientCheckpointingLayer
         for layer in self.module.vit.modules():
             if isinstance(layer, cut):

@@ -1,0 +1,69 @@
+"""Models of every family with random weights, the same every time, small enough that a step takes milliseconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+SIDE = 8  # pixels
+
+
+def vqmodel(**options: Any) -> Any:
+    """A ``diffusers.VQModel`` of 8x8 grey images."""
+    return _built("diffusers", "VQModel", _autoencoder | {"latent_channels": 4, "num_vq_embeddings": 16} | options)
+
+
+def kl(**options: Any) -> Any:
+    """A ``diffusers.AutoencoderKL`` of 8x8 grey images."""
+    return _built("diffusers", "AutoencoderKL", _autoencoder | {"latent_channels": 2} | options)
+
+
+def vitmae(**options: Any) -> Any:
+    """A ``transformers.ViTMAEForPreTraining`` of 8x8 grey images in patches of 2 pixels."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+        "decoder_hidden_size": 8, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 16, "image_size": SIDE, "patch_size": 2, "num_channels": 1,
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**sizes | options))
+
+
+def unet(**options: Any) -> Any:
+    """A ``diffusers.UNet2DModel`` over two grey images of 8x8 that gives one."""
+    sizes = {
+        "sample_size": SIDE, "in_channels": 2, "out_channels": 1, "block_out_channels": (8, 16), "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1, "attention_head_dim": 8,
+    }  # fmt: skip
+    return _built("diffusers", "UNet2DModel", sizes | options)
+
+
+def model(family: str) -> Any:
+    """One of each family."""
+    from unlearn_ext.models.autoencoder import AutoencoderKL
+    from unlearn_ext.models.diffusion import Diffusion
+    from unlearn_ext.models.mae import MAE
+    from unlearn_ext.models.vqgan import VQGAN
+
+    if family == "diffusion":
+        return Diffusion(unet(), pytest.importorskip("diffusers").DDPMScheduler(num_train_timesteps=100))
+    wrapped, module = {"vqgan": (VQGAN, vqmodel), "autoencoder": (AutoencoderKL, kl), "mae": (MAE, vitmae)}[family]
+    return wrapped(module())
+
+
+_autoencoder = {
+    "in_channels": 1, "out_channels": 1, "block_out_channels": (8,), "norm_num_groups": 4,
+    "mid_block_add_attention": False, "sample_size": SIDE,
+}  # fmt: skip
+
+
+def _built(library: str, name: str, options: dict[str, Any]) -> Any:
+    module = getattr(pytest.importorskip(library), name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return module(**options)
