@@ -14,11 +14,12 @@ else
 TORCH ?= torch
 endif
 
-.PHONY: help install demo test bench gpu-check docs lint clean
+.PHONY: help install demo test true-size bench gpu-check docs lint clean
 
 help:
 	@echo "make demo     train a small model, unlearn it at several degrees, draw the report (runs/demo/report.html)"
 	@echo "make test     install and run the tests"
+	@echo "make true-size  one step of a 256-pixel VQ-GAN, a ViT-B MAE and a 62 M U-Net: what it takes; 20 minutes"
 	@echo "make bench    time the step against its peers on this CPU (and GPU); about 10 minutes"
 	@echo "make gpu-check  with a GPU, CUDA and torch, and no network: build, CUDA tests, sanitizers, benchmarks"
 	@echo "make docs     build the documentation (build/docs/index.html); a warning is an error"
@@ -42,6 +43,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+true-size: $(STAMP)
+	$(BIN)/python -m pytest tests/true_size
 
 RESULTS ?= benchmarks/results/$(shell date +%F)-$(shell uname -m).json
 

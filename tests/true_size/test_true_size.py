@@ -1,0 +1,145 @@
+"""Checkpoints of the sizes that people have, with random weights: one step each through the command line (make true-size).
+
+Prints what each took. Needs about 8 GB of memory and 20 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+Image = pytest.importorskip("PIL.Image")
+
+ROOT = Path(__file__).parents[2]
+LIMIT_GB = 6  # for the ViT-B MAE at batch 8
+
+
+def vqgan(folder: Path) -> None:
+    """The VQ-GAN of 256-pixel images that Esser et al. trained on ImageNet, f = 16."""
+    diffusers.VQModel(
+        block_out_channels=(128, 128, 256, 256, 512), layers_per_block=2, latent_channels=256, num_vq_embeddings=16384,
+        down_block_types=("DownEncoderBlock2D",) * 4 + ("AttnDownEncoderBlock2D",),
+        up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 4, sample_size=256,
+    ).save_pretrained(folder)  # fmt: skip
+
+
+def mae(folder: Path) -> None:
+    """facebook/vit-mae-base."""
+    transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig()).save_pretrained(folder)
+
+
+def diffusion(folder: Path) -> None:
+    """The U-Net of 62 M parameters with which Palette's public implementation fills in 256-pixel images."""
+    diffusers.UNet2DModel(
+        sample_size=256, in_channels=6, out_channels=3, block_out_channels=(64, 128, 256, 512), layers_per_block=2,
+        down_block_types=("ResnetDownsampleBlock2D",) * 4, up_block_types=("ResnetUpsampleBlock2D",) * 4,
+        resnet_time_scale_shift="scale_shift",
+    ).save_pretrained(folder)  # fmt: skip
+    diffusers.DDPMScheduler(num_train_timesteps=2000, beta_start=1e-6, beta_end=0.01).save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class Size:
+    """A checkpoint, and what is done with it.
+
+    Attributes:
+        family: of the model.
+        write: writes the checkpoint to a folder.
+        side: of its images, in pixels.
+        parameters: of the whole model, millions, at least and at most.
+        batch: images a minibatch of either side.
+        encoder: beginnings of the names of the parameters that may change.
+        read: the class's own ``from_pretrained``.
+    """
+
+    family: str
+    write: Callable[[Path], None]
+    side: int
+    parameters: tuple[float, float]
+    batch: int
+    encoder: tuple[str, ...]
+    read: Callable[..., Any]
+
+
+SIZES = [
+    Size("vqgan", vqgan, 256, (60, 90), 2, ("encoder.", "quant_conv."), diffusers.VQModel.from_pretrained),
+    Size("mae", mae, 224, (110, 113), 8, ("vit.",), transformers.ViTMAEForPreTraining.from_pretrained),
+    Size("diffusion", diffusion, 256, (60, 65), 1, ("conv_in.", "time_embedding.", "down_blocks.", "mid_block."),
+         diffusers.UNet2DModel.from_pretrained),
+]  # fmt: skip
+
+
+@pytest.fixture(params=SIZES, ids=lambda size: size.family)
+def place(request, tmp_path):
+    """A folder with a checkpoint, and with smooth coloured pictures to forget and to retain."""
+    size = request.param
+    torch.manual_seed(0)
+    size.write(tmp_path / "checkpoint")
+    rng = np.random.default_rng(0)
+    for side in ("ours", "theirs"):
+        (tmp_path / side).mkdir()
+        for number in range(size.batch + 2):
+            coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+            coarse.resize((size.side, size.side), Image.BICUBIC).save(tmp_path / side / f"{number}.png")
+    return size, tmp_path
+
+
+def called(*arguments: str) -> tuple[str, float]:
+    """What a command said, and its peak memory in GB."""
+    code = (
+        "import resource, sys, unlearn_ext.cli as cli\n"
+        "try: cli.main()\n"
+        "finally: print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    kibibytes = int(re.search(r"PEAK (\d+)", done.stderr)[1])
+    return done.stdout, kibibytes * 1024 / 1e9
+
+
+def test_one_step(place, capsys):
+    size, folder = place
+    arguments = ["--family", size.family, "--model", str(folder / "checkpoint"), "--batch-size", str(size.batch)]
+    arguments += ["--forget", str(folder / "ours"), "--retain", str(folder / "theirs"), "--steps", "1"]
+    said, memory = called("run", "--epsilon", "0.5", *arguments, "--out", str(folder / "out"))
+    (out,) = (folder / "out").glob("eps-*")
+    before, after = size.read(folder / "checkpoint"), size.read(out)
+    changed = {name for name, p in after.named_parameters() if not torch.equal(p, before.get_parameter(name))}
+    assert changed
+    assert all(name.startswith(size.encoder) for name in changed)
+    millions = sum(p.numel() for p in before.parameters()) / 1e6
+    assert size.parameters[0] < millions < size.parameters[1]
+    with capsys.disabled():
+        print(f"\n{size.family}: {millions:.0f} M parameters, batch {size.batch} + {size.batch}, "
+              f"peak {memory:.2f} GB\n{said}")  # fmt: skip
+    if size.family == "mae":
+        assert memory < LIMIT_GB
+
+
+def test_a_sweep_of_single_steps_of_a_vit_b_mae(place, capsys):
+    size, folder = place
+    if size.family != "mae":
+        pytest.skip("a sweep of single steps is for the MAE")
+    arguments = ["--family", size.family, "--model", str(folder / "checkpoint"), "--batch-size", str(size.batch)]
+    arguments += ["--forget", str(folder / "ours"), "--retain", str(folder / "theirs"), "--steps", "1", "--points", "1"]
+    said, memory = called("sweep", *arguments, "--out", str(folder / "out"))
+    seconds = json.loads((folder / "out" / "metrics.json").read_text())["seconds"]
+    with capsys.disabled():
+        print(f"\nsweep of {size.family}: {seconds:.0f} s, peak {memory:.2f} GB\n{said}")
+    assert memory < LIMIT_GB
