@@ -127,6 +127,8 @@ def demo(out_: Out = Path("runs/demo")) -> None:
         model, images = chosen.prepare(watch)
         problem = Problem(model, images, chosen.TASK, describe(images.name, chosen.FORGET_CLASSES))
         work.sweep_to(out_, problem, chosen.POINTS, chosen.SETTINGS, watch)
+    classes = ",".join(map(str, chosen.FORGET_CLASSES))
+    Sources(chosen.DATASET, None, classes, None, None, False, str(chosen.TASK), model.family, None).write(out_)
     work.show_run(out_)
 
 
@@ -163,6 +165,7 @@ def sweep(
     sources = Sources(data, data_dir, forget_classes, forget, retain, skip_bad, task, family, model)
     with Watch() as watch:
         work.sweep_to(out_, prepare(sources, seed, watch), points, settings(seed, steps, lr), watch)
+    sources.write(out_)
     work.show_run(out_)
 
 
@@ -216,6 +219,30 @@ def report(run: Annotated[Path, typer.Argument(help="Folder that a run was writt
     from ..report import write_report
 
     out.print(f"Report: {escape(str(write_report(run)))}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder that `sweep` or `demo` wrote.")],
+    extractor: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help="Whose features to compare: efficientnet-lite0, mnist-cnn, fashion-mnist-cnn, inception-v3[:FILE] or "
+            "clip:FOLDER_OR_ID. May be given more than once.",
+        ),
+    ] = ["efficientnet-lite0"],  # noqa: B006  typer only reads it
+    images: Annotated[
+        int | None, typer.Option(min=8, help="Of each kind.", show_default="all validation images of the smaller set")
+    ] = None,
+) -> None:
+    """FID, KID, IS, cosine, PSNR and SSIM of every model of a run, on validation images; also as `metrics.csv`.
+
+    Example: `unlearn-ext evaluate runs/demo --extractor mnist-cnn`
+    """
+    with Watch() as watch:
+        problem = work.reopen(run, watch)
+    work.evaluate_run(run, problem, extractor, images)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from ..models import I2IModel
     from ..progress import Callback
     from ..run import Settings
+
+TYPED = "sources.json"  # in a run's folder
+FOLDERS = ("data_dir", "forget", "retain", "model")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,28 @@ class Sources:
             raise typer.BadParameter("--data-dir needs --forget-classes, the names of the sub-folders to forget.")
         if (self.forget or self.data_dir) and not self.model:
             raise typer.BadParameter("one's own images need --model, the checkpoint that is to forget.")
+
+    def write(self, run: Path) -> None:
+        """Keep what was typed beside the models of a run; folders so that they are found from anywhere."""
+        typed = {name: vars(self)[name] for name in FOLDERS}
+        found = {name: str(Path(place).resolve()) for name, place in typed.items() if place and Path(place).exists()}
+        (run / TYPED).write_text(json.dumps(vars(self) | found, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, run: Path) -> Sources:
+        """What :meth:`write` kept.
+
+        Raises:
+            UserError: nothing was kept there.
+        """
+        try:
+            typed = json.loads((run / TYPED).read_text(encoding="utf-8"))
+            return cls(**typed)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{run} does not say of what images and model it is; a run of `unlearn-ext sweep` says so in {TYPED}, "
+                "and from Python unlearn_ext.metrics.evaluate is told."
+            ) from error
 
     def own(self, size: int, channels: int, seed: int) -> ForgetRetain | None:
         """The user's own images at a model's size, where the options name any."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import require
-from .inputs import Problem
-from .terminal import front_table, out, outcome_table
+from .inputs import Problem, Sources, prepare
+from .terminal import front_table, metric_tables, out, outcome_table
 
 if TYPE_CHECKING:
     from ..progress import Callback
@@ -39,6 +40,27 @@ def show_run(folder: Path) -> None:
     page = write_report(folder)
     out.print(front_table(read_run(folder)))
     out.print(f"Report: {escape(str(page))}", soft_wrap=True)
+
+
+def reopen(run: Path, progress: Callback) -> Problem:
+    """The unmodified model, images and task of a run that is in a folder."""
+    from ..report.run_folder import read_run
+
+    return prepare(Sources.read(run), read_run(run).metrics["seed"], progress)
+
+
+def evaluate_run(run: Path, problem: Problem, names: Sequence[str], limit: int | None) -> None:
+    """Judge every model of a run by the extractors named, and show what they say."""
+    from ..metrics import evaluate, load_extractor
+
+    with out.status("extractors") as status:
+        rows = evaluate(
+            run, problem.model, problem.images, task=problem.task, limit=limit,
+            extractors=[load_extractor(name) for name in names], progress=status.update,
+        )  # fmt: skip
+    for table in metric_tables(rows):
+        out.print(table)
+    out.print(f"Table: {escape(str(run / 'metrics.csv'))}", soft_wrap=True)
 
 
 def unlearn_to(
