@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from scipy import linalg
 
 pytest.importorskip("torchmetrics")
-transformers = pytest.importorskip("transformers")
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 import unlearn_ext as ux
@@ -24,6 +23,7 @@ from unlearn_ext.metrics.hole import hole_values
 from unlearn_ext.run import Settings
 from unlearn_ext.tasks import CenterCrop, RandomMask, Reconstruct
 
+transformers = pytest.importorskip("transformers")
 TASK = CenterCrop(0.5)
 
 
@@ -248,9 +248,8 @@ def test_clip_is_the_librarys_own_embedding(tmp_path):
               "image_size": 32, "patch_size": 8}  # fmt: skip
     text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
             "vocab_size": 10, "max_position_embeddings": 8}  # fmt: skip
-    model = transformers.CLIPModel(
-        transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
-    ).eval()
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    model = transformers.CLIPModel(config).eval()
     model.save_pretrained(tmp_path)
     clip = load_extractor(f"clip:{tmp_path}")
     processor = transformers.CLIPImageProcessorPil(size=32, do_center_crop=False)

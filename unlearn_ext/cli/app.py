@@ -240,9 +240,7 @@ def evaluate(
 
     Example: `unlearn-ext evaluate runs/demo --extractor mnist-cnn`
     """
-    with Watch() as watch:
-        problem = work.reopen(run, watch)
-    work.evaluate_run(run, problem, extractor, images)
+    work.evaluate_run(run, extractor, images)
 
 
 @app.command()

@@ -128,7 +128,7 @@ def metric_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     known = ("model", "set", "images")
     columns = [name.partition(":") for name in rows[0] if name not in known]
     for extractor in dict.fromkeys(extractor for *_, extractor in columns):
-        title = f"by {extractor}" if extractor else f"pixels of the hole, {rows[0]['images']} images of each set"
+        title = f"by {extractor}" if extractor else f"in the hole, {rows[0]['images']} images each"
         table = Table(title=escape(title), title_style="dim", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("model", no_wrap=True)
         table.add_column("set")

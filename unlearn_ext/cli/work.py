@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..errors import require
 from .inputs import Problem, Sources, prepare
-from .terminal import front_table, metric_tables, out, outcome_table
+from .terminal import Watch, front_table, metric_tables, out, outcome_table
 
 if TYPE_CHECKING:
     from ..progress import Callback
@@ -42,21 +42,19 @@ def show_run(folder: Path) -> None:
     out.print(f"Report: {escape(str(page))}", soft_wrap=True)
 
 
-def reopen(run: Path, progress: Callback) -> Problem:
-    """The unmodified model, images and task of a run that is in a folder."""
-    from ..report.run_folder import read_run
-
-    return prepare(Sources.read(run), read_run(run).metrics["seed"], progress)
-
-
-def evaluate_run(run: Path, problem: Problem, names: Sequence[str], limit: int | None) -> None:
+def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
     """Judge every model of a run by the extractors named, and show what they say."""
     from ..metrics import evaluate, load_extractor
+    from ..report.run_folder import read_run
 
-    with out.status("extractors") as status:
+    seed = read_run(run).metrics["seed"]
+    extractors = [load_extractor(name) for name in names]
+    with Watch() as watch:
+        problem = prepare(Sources.read(run), seed, watch)
+    with out.status("") as status:
         rows = evaluate(
-            run, problem.model, problem.images, task=problem.task, limit=limit,
-            extractors=[load_extractor(name) for name in names], progress=status.update,
+            run, problem.model, problem.images, task=problem.task, extractors=extractors, limit=limit,
+            progress=status.update,
         )  # fmt: skip
     for table in metric_tables(rows):
         out.print(table)

@@ -93,25 +93,27 @@ def trained(dataset: str, recipe: Recipe | None = None) -> Classifier:
     recipe = recipe or Recipe()
     safetensors = require("safetensors.torch", "images")
     images, labels = (part[torch.arange(len(part)) % HELD_OUT != 0] for part in labelled(dataset))
-    path = cache_folder() / f"{dataset}-cnn-{_digest(images, labels, recipe)}.safetensors"
+    name = f"{dataset}-cnn"
+    path = cache_folder() / f"{name}-{_digest(images, labels, recipe)}.safetensors"
     if not path.is_file():
-        write_atomically(path, safetensors.save(train(images, labels, recipe).state_dict()))
-    classifier = Classifier(f"{dataset}-cnn", recipe)
+        write_atomically(path, safetensors.save(train(name, images, labels, recipe).state_dict()))
+    classifier = Classifier(name, recipe)
     classifier.load_state_dict(safetensors.load_file(path))
     return classifier.eval().requires_grad_(False)
 
 
-def train(images: torch.Tensor, labels: torch.Tensor, recipe: Recipe) -> Classifier:
+def train(name: str, images: torch.Tensor, labels: torch.Tensor, recipe: Recipe) -> Classifier:
     """Minimise the cross-entropy.
 
     Args:
+        name: of the extractor.
         images: float32 [N, 1, 32, 32] in [-1, 1].
         labels: int64 [N], 0…9.
         recipe: architecture and training; the caller's random state is left alone.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        classifier = Classifier("", recipe)
+        classifier = Classifier(name, recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=recipe.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=recipe.steps)
