@@ -53,8 +53,8 @@ class Sources:
 
     def write(self, run: Path) -> None:
         """Keep what was typed beside the models of a run; folders so that they are found from anywhere."""
-        typed = {name: vars(self)[name] for name in FOLDERS}
-        found = {name: str(Path(place).resolve()) for name, place in typed.items() if place and Path(place).exists()}
+        given = {name: Path(place) for name in FOLDERS if (place := getattr(self, name))}
+        found = {name: str(place.resolve()) for name, place in given.items() if place.exists()}
         (run / TYPED).write_text(json.dumps(vars(self) | found, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -65,9 +65,8 @@ class Sources:
             UserError: nothing was kept there.
         """
         try:
-            typed = json.loads((run / TYPED).read_text(encoding="utf-8"))
-            return cls(**typed)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return cls(**json.loads((run / TYPED).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise UserError(
                 f"{run} does not say of what images and model it is; a run of `unlearn-ext sweep` says so in {TYPED}, "
                 "and from Python unlearn_ext.metrics.evaluate is told."

@@ -48,7 +48,8 @@ def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
     from ..report.run_folder import read_run
 
     seed = read_run(run).metrics["seed"]
-    extractors = [load_extractor(name) for name in names]
+    with out.status("extractors"):
+        extractors = [load_extractor(name) for name in names]
     with Watch() as watch:
         problem = prepare(Sources.read(run), seed, watch)
     with out.status("") as status:

@@ -27,7 +27,7 @@ def compare(original: torch.Tensor, generated: torch.Tensor, extractor: Extracto
 
     FID and KID compare sets, and small sets bias FID upwards. So both are taken between the features of every other
     original and those of what was made of the rest: as many on either side, none of the same image. Thereby
-    ``compare(original, original, …)`` is what a perfect model would get, and no model has a lower FID but by chance.
+    ``compare(original, original, …)`` is the floor, what a perfect model would get.
 
     Args:
         original: features [N, D].
@@ -50,9 +50,8 @@ def compare(original: torch.Tensor, generated: torch.Tensor, extractor: Extracto
     logits = extractor.logits(generated)
     if logits is not None:
         values["is"] = _inception_score(logits)
-    values["cosine"] = (
-        require("torchmetrics.functional", "metrics").cosine_similarity(generated, original, reduction="mean").item()
-    )
+    functional = require("torchmetrics.functional", "metrics")
+    values["cosine"] = functional.cosine_similarity(generated, original, reduction="mean").item()
     return {f"{name}:{extractor.name}": value for name, value in values.items()}
 
 
