@@ -22,7 +22,7 @@ from .batches import Task, pixels
 from .control import StepStats
 from .data.augment import Augment
 from .encoder import Encoder
-from .models import I2IModel
+from .models import I2IModel, reconstruct
 from .objectives import Objectives
 from .pareto import ParetoFront, ParetoPoint, point_name
 from .progress import Callback, Progress
@@ -119,7 +119,8 @@ class _Walk:
         self.out = None if out is None else _emptied(Path(out))
         shown = [pixels(side.images[:SAMPLES]) for side in (objectives.forget, objectives.retain)]
         self.show, self.is_forget = torch.cat(shown), [True] * len(shown[0]) + [False] * len(shown[1])
-        self.samples = {"original": self.show, "corrupted": self.task(self.show), "unmodified": self._pictures(model)}
+        unmodified = reconstruct(model, self.show, self.task)
+        self.samples = {"original": self.show, "corrupted": self.task(self.show), "unmodified": unmodified}
         self.f1_star = math.nan
         self.low_method = ""
 
@@ -207,18 +208,13 @@ class _Walk:
     ) -> ParetoPoint:
         encode = Encoder(self.model, self.settings)
         validation = self.validation.evaluate(encode) if self.validation else (math.nan, math.nan)
-        self.samples[name] = self._pictures(self.model)
+        self.samples[name] = reconstruct(self.model, self.show, self.task)
         if self.out is not None:
             self.model.save_pretrained(self.out / name)
         point = ParetoPoint(name, role, epsilon, *values, *validation, steps, time.monotonic() - start)
         self.points.append(point)
         self.stage += 1
         return point
-
-    @torch.no_grad()
-    def _pictures(self, model: I2IModel) -> torch.Tensor:
-        inputs = [part.to(model.device) for part in model.inputs(self.show, self.task)]
-        return model.decode(model.encode(*inputs), *inputs).cpu()
 
     def _write_history(self, front: ParetoFront) -> None:
         with open(self.out / "history.csv", "w", newline="", encoding="utf-8") as file:
@@ -278,12 +274,14 @@ def _restore_encoder(model: I2IModel, state: list[torch.Tensor]) -> None:
 
 def _bytes(images: torch.Tensor) -> torch.Tensor:
     """[-1, 1] to uint8."""
-    return images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    return images.add(1).mul(127.5).round().to(torch.uint8)
 
 
 def _emptied(out: Path) -> Path:
-    """The folder, without the models that the front of an earlier sweep names there; nothing else is touched."""
+    """The folder, without the models that the front of an earlier sweep names there, and what was said of them."""
     out.mkdir(parents=True, exist_ok=True)
+    for name in ("sources.json", "metrics.csv"):
+        (out / name).unlink(missing_ok=True)
     if (out / "front.csv").exists():
         for point in ParetoFront.from_csv(out / "front.csv"):
             if Path(point.name).name == point.name:

@@ -38,7 +38,7 @@ def write_run(folder: Path, **metrics: object) -> Path:
         "settings": {"lr": 1e-3, "steps": 60, "batch_size": 64}, "f1_original": 1.32, "f2_original": 0.0,
         "f1_star": 0.04, "f2_tolerance": 1e-3, "boundary_low_method": "followed f2 up to its tolerance",
         "hypervolume": 0.41, "reference_point": [1.32, 0.02], "max_epsilon_miss": 0.0071, "seconds": 63.0,
-        "peak_memory_mb": 812.0, "samples_from": "validation",
+        "device": "cpu", "peak_memory_mb": 812.0, "samples_from": "validation",
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(base | metrics), encoding="utf-8")
     return folder

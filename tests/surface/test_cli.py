@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from unlearn_ext.cli.app import app
 
-COMMANDS = ("demo", "run", "sweep", "report", "info")
+COMMANDS = ("demo", "run", "sweep", "evaluate", "report", "info")
 
 
 def call(*arguments: str, **environment: str) -> tuple[int, str]:
@@ -31,7 +31,7 @@ def test_help_names_every_command() -> None:
     assert all(command in said for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "sweep", "report"])
+@pytest.mark.parametrize("command", ["demo", "run", "sweep", "evaluate", "report"])
 def test_help_teaches_by_example(command: str) -> None:
     code, said = call(command, "--help")
     assert code == 0
@@ -48,6 +48,7 @@ def test_info_says_what_was_built() -> None:
     ("arguments", "sentence"),
     [
         (["report", "nowhere"], "no run folder at nowhere"),
+        (["evaluate", "nowhere"], "no run folder at nowhere"),
         (["sweep", "--data", "cifar"], "no built-in data set `cifar`"),
         (["sweep", "--task", "colour"], "no task `colour`"),
         (["sweep", "--family", "gan"], "gan"),
@@ -71,6 +72,7 @@ def test_bad_input_is_one_sentence(
         (["frobnicate"], "No such command"),
         (["run"], "--epsilon"),
         (["sweep", "--points", "0"], "--points"),
+        (["evaluate", "runs/demo", "--images", "7"], "--images"),
         (["sweep", "--forget", "a"], "--retain"),
         (["sweep", "--forget", "a", "--retain", "b"], "--model"),
         (["sweep", "--forget", "a", "--retain", "b", "--data", "mnist"], "--data"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from .test_cli import call
 
@@ -26,7 +28,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     for side, brightest in (("ours", 120), ("theirs", 256)):
         (folder / side).mkdir()
-        for index in range(10):
+        for index in range(40):
             pixels = rng.integers(0, brightest, (8, 8), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / side / f"{index}.png")
     (folder / "empty").mkdir()
@@ -44,6 +46,46 @@ def test_sweep_writes_a_run_and_its_report(place: Path, tmp_path: Path) -> None:
     assert "f1 reached" in said
     assert (tmp_path / "run" / "report.html").is_file()
     assert len(list((tmp_path / "run").glob("*/config.json"))) == 4
+
+
+class Pixels:
+    """An extractor that needs no weights."""
+
+    name, size = "pixels", 8
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)[:, :4]
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+    def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [images]
+
+
+def test_a_run_is_judged_from_anywhere(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchmetrics")
+    monkeypatch.setattr("unlearn_ext.metrics.load_extractor", lambda name: Pixels())
+    monkeypatch.chdir(place)
+    run, sources = tmp_path / "run", ("--model", "checkpoint", "--forget", "ours", "--retain", "theirs")
+    code, said = call("sweep", *sources, "--out", str(run), "--points", "1", "--steps", "3")
+    assert code == 0, said
+    monkeypatch.chdir(tmp_path)
+    code, said = call("evaluate", str(run), "--extractor", "pixels")
+    assert code == 0, said
+    for words in ("by pixels", "real images", "unmodified", "boundary-high", "8 images each", "fid", "psnr"):
+        assert words in said
+    with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10
+    assert float(rows[2]["psnr"]) < float(rows[0]["psnr"]) == float("inf")
+
+
+def test_a_run_that_does_not_say_of_what_it_is_is_named(run_folder: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    code, said = call("evaluate", str(run_folder))
+    assert code == 1
+    assert "does not say of what images and model it is" in said
 
 
 def test_run_keeps_one_model(place: Path, tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ def demo(out_: Out = Path("runs/demo")) -> None:
                 model, images = chosen.prepare(watch)
             problem = Problem(model, images, chosen.TASK, describe(images.name, chosen.FORGET_CLASSES), chosen.SETTINGS)
             work.sweep_to(out_, problem, chosen.POINTS, watch)
-        work.show_run(out_)
+        classes = ",".join(map(str, chosen.FORGET_CLASSES))
+        work.show_run(out_, Sources(data=chosen.DATASET, forget_classes=classes, task=str(chosen.TASK)))
 
 
 @app.command()
@@ -117,7 +118,7 @@ def sweep(
             with first_alone():
                 problem = prepare(sources, training, machine, watch)
             work.sweep_to(out_, problem, points, watch)
-        work.show_run(out_)
+        work.show_run(out_, sources)
 
 
 @app.command()
@@ -151,6 +152,28 @@ def report(run: Annotated[Path, typer.Argument(help="Folder that a run was writt
     from ..report import write_report
 
     out.print(f"Report: {escape(str(write_report(run)))}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder that `sweep` or `demo` wrote.")],
+    extractor: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help="Whose features to compare: efficientnet-lite0, mnist-cnn, fashion-mnist-cnn, inception-v3[:FILE] or "
+            "clip:FOLDER_OR_ID. May be given more than once.",
+        ),
+    ] = ["efficientnet-lite0"],  # noqa: B006  typer only reads it
+    images: Annotated[
+        int | None, typer.Option(min=8, help="Of each kind.", show_default="all validation images of the smaller set")
+    ] = None,
+) -> None:
+    """FID, KID, IS, cosine, PSNR and SSIM of every model of a run, on validation images; also as `metrics.csv`.
+
+    Example: `unlearn-ext evaluate runs/demo --extractor mnist-cnn`
+    """
+    work.evaluate_run(run, extractor, images)
 
 
 @app.command()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich import progress as bars
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -126,6 +127,24 @@ def outcome_table(
     for name, (f1, f2) in after.items():
         table.add_row(name, f"{before[name][0]:.4f}", f"{f1:.4f}", f"{f1 - epsilon:+.4f}", f"{f2:.5f}")
     return table
+
+
+def metric_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """What was measured on the pixels of the hole, and a table for each extractor; a line a model and set."""
+    known = ("model", "set", "images")
+    columns = [name.partition(":") for name in rows[0] if name not in known]
+    for extractor in dict.fromkeys(extractor for *_, extractor in columns):
+        title = f"by {extractor}" if extractor else f"in the hole, {rows[0]['images']} images each"
+        table = Table(title=escape(title), title_style="dim", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("model", no_wrap=True)
+        table.add_column("set")
+        mine = [column for column in columns if column[2] == extractor]
+        for heading, *_ in mine:
+            table.add_column(heading.replace("-", " "), justify="right")
+        for row in rows:
+            values = (f"{row[''.join(column)]:.4g}" for column in mine)
+            table.add_row(escape(str(row["model"])), str(row["set"]), *values)
+        yield table
 
 
 def facts_table(title: str, facts: dict[str, Any]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,10 @@ from rich.table import Table
 
 from ..errors import require
 from ..parallel import is_first
-from .inputs import Problem
-from .terminal import front_table, out, outcome_table
+from .inputs import Problem, prepare
+from .options import Machine, Sources, Training
+from .terminal import Watch, front_table, metric_tables, out, outcome_table
+from .typed import keep, kept
 
 if TYPE_CHECKING:
     from ..progress import Callback
@@ -31,15 +34,41 @@ def sweep_to(folder: Path, problem: Problem, points: int, progress: Callback) ->
     )  # fmt: skip
 
 
-def show_run(folder: Path) -> None:
-    """Draw the report, and say in a table what was asked and reached; of several processes, the first does."""
+def show_run(folder: Path, sources: Sources) -> None:
+    """Draw the report, and say in a table what was asked and reached; of several processes, the first does.
+
+    Args:
+        folder: of the run.
+        sources: what was typed for it, which is kept there.
+    """
     from ..report import write_report
     from ..report.run_folder import read_run
 
     if is_first():
+        keep(sources, folder)
         page = write_report(folder)
         out.print(front_table(read_run(folder)))
         out.print(f"Report: {escape(str(page))}", soft_wrap=True)
+
+
+def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
+    """Judge every model of a run by the extractors named, and show what they say."""
+    from ..metrics import evaluate, load_extractor
+    from ..report.run_folder import read_run
+
+    training = Training(seed=read_run(run).metrics["seed"])
+    with out.status("extractors"):
+        extractors = [load_extractor(name) for name in names]
+    with Watch() as watch:
+        problem = prepare(kept(run), training, Machine(), watch)
+    with out.status("") as status:
+        rows = evaluate(
+            run, problem.model, problem.images, task=problem.task, extractors=extractors, limit=limit,
+            progress=status.update,
+        )  # fmt: skip
+    for table in metric_tables(rows):
+        out.print(table)
+    out.print(f"Table: {escape(str(run / 'metrics.csv'))}", soft_wrap=True)
 
 
 def unlearn_to(folder: Path, problem: Problem, epsilon: float, progress: Callback) -> tuple[Table, Path]:

@@ -1,6 +1,6 @@
 """Images to forget and images to retain: the built-in sets, and the user's own."""
 
-from .builtin import BUILT_IN, SIDE, load
+from .builtin import BUILT_IN, SIDE, labelled, load
 from .columns import load_dataset_columns, open_dataset
 from .folders import load_class_folders, load_folders
 from .sets import ForgetRetain, divide
@@ -10,6 +10,7 @@ __all__ = [
     "SIDE",
     "ForgetRetain",
     "divide",
+    "labelled",
     "load",
     "load_class_folders",
     "load_dataset_columns",

@@ -36,19 +36,27 @@ def load(name: str = "mnist", *, forget_classes: Sequence[int], validation: floa
     Raises:
         UserError: unknown name, a label that is not there, nothing left to retain, or the data cannot be had.
     """
-    if name not in BUILT_IN:
-        raise UserError(f"there is no built-in data set `{name}`; choose one of {', '.join(BUILT_IN)}.")
-    images, labels = _mnist() if name == "mnist" else _fashion_mnist()
-    chosen = np.isin(labels, list(forget_classes))
-    missing = sorted(set(forget_classes) - set(labels.tolist()))
-    if missing or chosen.all() or not chosen.any():
+    images, labels = labelled(name)
+    chosen = torch.isin(labels, torch.tensor(list(forget_classes), dtype=torch.int64))
+    if set(forget_classes) - set(labels.tolist()) or chosen.all() or not chosen.any():
         raise UserError(
             f"forget at least one and at most nine of the classes 0 to 9 of {name}, not {list(forget_classes)}."
         )
+    return divide(name, images[chosen], images[~chosen], validation=validation, seed=seed)
+
+
+def labelled(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images of a built-in set, uint8 [N, 1, 32, 32], and their labels 0…9, int64 [N].
+
+    Raises:
+        UserError: unknown name, or the data cannot be had.
+    """
+    if name not in BUILT_IN:
+        raise UserError(f"there is no built-in data set `{name}`; choose one of {', '.join(BUILT_IN)}.")
+    images, labels = _mnist() if name == "mnist" else _fashion_mnist()
     margin = (SIDE - images.shape[-1]) // 2
     images = torch.nn.functional.pad(torch.from_numpy(images).unsqueeze(1), [margin] * 4)
-    chosen = torch.from_numpy(chosen)
-    return divide(name, images[chosen], images[~chosen], validation=validation, seed=seed)
+    return images, torch.from_numpy(labels).long()
 
 
 def _mnist() -> tuple[np.ndarray, np.ndarray]:

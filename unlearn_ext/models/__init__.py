@@ -13,6 +13,8 @@ from ..errors import UserError
 
 Inputs = tuple[torch.Tensor, ...]
 
+CHUNK = 64  # images decoded at once: bounds memory
+
 # The module here, and in it the class, that a family is; imported when it is asked for.
 FAMILIES = {"vqgan": "VQGAN", "autoencoder": "AutoencoderKL", "mae": "MAE", "diffusion": "Diffusion"}
 
@@ -81,3 +83,22 @@ def check_family(family: str) -> None:
     """Raises ``UserError`` where there is no such family."""
     if family not in FAMILIES:
         raise UserError(f"there is no model family `{family}`; known: {', '.join(FAMILIES)}.")
+
+
+@torch.no_grad()
+def reconstruct(model: I2IModel, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """I(x) = D(E(T(x))): what a model makes of images without what the task hides.
+
+    Args:
+        model: any.
+        images: float [N, C, H, W] in [-1, 1].
+        task: T.
+
+    Returns:
+        float [N, C, H, W] in [-1, 1], on the CPU.
+    """
+    made = []
+    for chunk in images.split(CHUNK):
+        inputs = [part.to(model.device) for part in model.inputs(chunk, task)]
+        made.append(model.decode(model.encode(*inputs), *inputs).clamp(-1, 1).cpu())
+    return torch.cat(made)

@@ -1,0 +1,58 @@
+"""CLIP (Radford et al., arXiv 2103.00020): the image embedding of a `transformers.CLIPModel`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from ...errors import UserError, require
+from .pixels import resized, rgb
+
+
+class CLIP:
+    """Projected image embeddings [N, D]; CLIP has neither classes of its own nor feature maps.
+
+    Pixels are normalised as ``preprocessor_config.json`` beside the weights says, or as OpenAI trained CLIP.
+
+    Args:
+        path_or_id: folder or hub id; safetensors only, since a pickle runs code.
+
+    Raises:
+        UserError: nothing there, a checkpoint of another class, or a missing extra.
+    """
+
+    def __init__(self, path_or_id: str) -> None:
+        transformers = require("transformers", "images")
+        try:
+            saved = transformers.AutoConfig.from_pretrained(path_or_id).model_type
+            if saved != "clip":
+                raise UserError(f"clip is transformers.CLIPModel; {path_or_id} is a checkpoint of {saved}.")
+            module = transformers.CLIPModel.from_pretrained(path_or_id, use_safetensors=True)
+            processor = transformers.utils.cached_file(
+                path_or_id, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
+            )
+        except (OSError, ValueError) as error:
+            said = str(error).strip().splitlines()[0]
+            raise UserError(f"no CLIPModel could be loaded from {path_or_id}: {said}") from error
+        read = json.loads(Path(processor).read_text(encoding="utf-8")) if processor else {}
+        usual = transformers.image_utils
+        self.mean, self.std = (
+            torch.tensor(read.get(key, default)).view(-1, 1, 1)
+            for key, default in (("image_mean", usual.OPENAI_CLIP_MEAN), ("image_std", usual.OPENAI_CLIP_STD))
+        )
+        self.module = module.eval().requires_grad_(False)
+        self.name = f"clip:{path_or_id}"
+        self.size = module.config.vision_config.image_size
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        pixels = (resized(rgb(images), self.size) + 1) / 2
+        seen = self.module.vision_model(pixel_values=(pixels - self.mean) / self.std).pooler_output
+        return self.module.visual_projection(seen)
+
+    def logits(self, features: torch.Tensor) -> None:
+        return None
+
+    def maps(self, images: torch.Tensor) -> tuple[()]:
+        return ()

@@ -1,0 +1,73 @@
+"""Inception-v3 with the weights that FID is defined by (Heusel et al., arXiv 1706.08500), through torch-fidelity."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from ...cache import cache_folder
+from ...errors import UserError, require
+from .pixels import rgb
+
+FILE = "weights-inception-2015-12-05-6726825d.pth"
+URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+
+class InceptionV3:
+    """The features [N, 2048] that FID and KID mean where nothing else is said, and the logits that IS is defined on.
+
+    Resizing, rounding to 8 bits and normalisation are those of the first TensorFlow implementation.
+
+    Args:
+        file: the published weights; downloaded into the cache where it is left out.
+
+    Raises:
+        UserError: no such file, other weights, no network, or the extra ``inception`` is missing.
+    """
+
+    name = "inception-v3"
+    size = 299
+
+    def __init__(self, file: str | None = None) -> None:
+        path = Path(file) if file else _downloaded()
+        _check(path)  # before torch-fidelity unpickles it, which runs what is in it
+        module = require("torch_fidelity.feature_extractor_inceptionv3", "inception").FeatureExtractorInceptionV3
+        self.module = module(self.name, ["2048"], feature_extractor_weights_path=str(path))
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return self.module(((rgb(images) + 1) * 127.5).round().to(torch.uint8))[0]
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Without the bias, as IS is commonly computed."""
+        return features @ self.module.fc.weight.T
+
+    def maps(self, images: torch.Tensor) -> tuple[()]:
+        return ()
+
+
+def _downloaded() -> Path:
+    path = cache_folder() / FILE
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"the weights of Inception-v3 could not be downloaded ({error}); get {URL} elsewhere, and give it as "
+                "inception-v3:FILE."
+            ) from error
+    return path
+
+
+def _check(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"there is no file {path} with the weights of Inception-v3.")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != SHA256:
+        raise UserError(
+            f"{path} does not hold the weights that FID is defined by: its SHA-256 is {digest[:8]}…, not "
+            f"{SHA256[:8]}…; they are published as {URL}."
+        )

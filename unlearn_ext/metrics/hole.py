@@ -1,0 +1,73 @@
+"""Images and what was made of them, pair by pair, where the task hid something: what a model gave back of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from ..errors import require
+from ..tasks import Task
+from .extractors import Extractor
+from .features import CHUNK
+
+RANGE = 2.0  # of pixels
+
+
+@torch.no_grad()
+def hole_values(
+    original: torch.Tensor, generated: torch.Tensor, task: Task, extractors: Sequence[Extractor] = ()
+) -> dict[str, torch.Tensor]:
+    """PSNR, SSIM and distances of feature maps, an image each, of the hole alone.
+
+    The original is laid around what was generated in the hole, so nothing beside it counts; what a window of SSIM or a
+    field of view reaches of it is the same in both. Where the task hides nothing, the whole image counts.
+
+    Args:
+        original: float32 [N, C, H, W] in [-1, 1].
+        generated: what was made of them, likewise, in the same order.
+        task: T, whose mask is the hole.
+        extractors: whose feature maps are compared, where they have some.
+
+    Returns:
+        float32 [N] each: ``psnr`` in dB, infinite where nothing differs; ``ssim`` of Gaussian windows of 11 pixels;
+        ``perceptual:NAME``, the distance of the extractor's feature maps, each place's features scaled to length 1:
+        made as LPIPS is (Zhang et al., arXiv 1801.03924), with another network and without its trained weights.
+    """
+    chunks = zip(original.split(CHUNK), generated.split(CHUNK), strict=True)
+    values = [_values(real, made, _hole(real, task), extractors) for real, made in chunks]
+    return {name: torch.cat([value[name] for value in values]) for name in values[0]}
+
+
+def _hole(images: torch.Tensor, task: Task) -> torch.Tensor:
+    """Bool [N, 1, H, W], True where it counts."""
+    hidden = task.mask(images).expand(len(images), -1, -1, -1)
+    return hidden if hidden.any() else ~hidden
+
+
+def _values(
+    original: torch.Tensor, generated: torch.Tensor, hole: torch.Tensor, extractors: Sequence[Extractor]
+) -> dict[str, torch.Tensor]:
+    made = torch.where(hole, generated, original)
+    image = require("torchmetrics.functional.image", "metrics")
+    _, ssim = image.structural_similarity_index_measure(made, original, data_range=RANGE, return_full_image=True)
+    error = _mean_over((made - original).square(), hole)
+    values = {"psnr": 10 * torch.log10(RANGE**2 / error), "ssim": _mean_over(ssim, hole)}
+    for extractor in extractors:
+        pairs = list(zip(extractor.maps(made), extractor.maps(original), strict=True))
+        if pairs:
+            values[f"perceptual:{extractor.name}"] = torch.stack([_distance(a, b, hole) for a, b in pairs]).mean(0)
+    return values
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
+    """[N]: of feature maps [N, c, h, w], each place weighed by how much of it is hole."""
+    apart = (F.normalize(a) - F.normalize(b)).square().sum(1, keepdim=True)
+    return _mean_over(apart, F.interpolate(hole.float(), apart.shape[-2:], mode="area"))
+
+
+def _mean_over(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """[N]: means of values [N, C, H, W], weighed alike [N, 1, H, W]."""
+    weight = weight.expand_as(values).flatten(1).float()
+    return (values.flatten(1) * weight).sum(1) / weight.sum(1)
