@@ -87,10 +87,14 @@ class Objectives:
 
         Args: as for :meth:`freeze`.
         """
-        forget = replace(self.forget, images=forget, augment=None)
-        retain = replace(self.retain, images=retain, augment=None)
-        spread = self.spread
-        if self.forget.targets is None or len(self.forget.targets) > 1 or not _seen_alike(forget, self.forget):
+        forget, retain = (
+            replace(side, images=images, augment=None, targets=None)
+            for side, images in ((self.forget, forget), (self.retain, retain))
+        )
+        noise, spread = self.forget.targets, self.spread
+        if noise is not None and len(noise) == 1 and _seen_alike(forget, self.forget):
+            forget = replace(forget, targets=noise)
+        else:
             forget, spread = _with_noise(self.frozen, forget, self.settings)
         retain, _ = _with_latents(self.frozen, retain, self.retain.targets is None, self.settings)
         return replace(self, forget=forget, retain=retain, spread=spread)

@@ -58,6 +58,11 @@ def test_held_out_images_share_the_noise_target_and_the_unit(model, images, obje
     assert held_out.evaluate(model.encode)[1] == pytest.approx(0, abs=1e-9)
 
 
+def test_more_images_may_be_held_out_than_trained_on(model, images):
+    objectives = Objectives.freeze(model, images[0][:5], images[1][:7], TASK)
+    assert objectives.held_out(*images).evaluate(model.encode)[1] == pytest.approx(0, abs=1e-9)
+
+
 # ---- targets made anew
 
 
