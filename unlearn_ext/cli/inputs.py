@@ -47,8 +47,16 @@ class Sources:
         if (self.forget or self.data_dir) and not self.model:
             raise typer.BadParameter("one's own images need --model, the checkpoint that is to forget.")
 
-    def own(self, size: int, channels: int, seed: int) -> ForgetRetain | None:
-        """The user's own images at a model's size, where the options name any."""
+    def built_in(self, seed: int) -> tuple[ForgetRetain, str]:
+        """Built-in images, and how the report names them."""
+        from .. import data
+
+        classes = labels("0,1" if self.forget_classes is None else self.forget_classes)
+        images = data.load(self.data or "mnist", forget_classes=classes, seed=seed)
+        return images, describe(images.name, classes)
+
+    def own(self, size: int, channels: int, seed: int) -> ForgetRetain:
+        """The user's own images at a model's size."""
         from .. import data
 
         if self.data_dir:
@@ -56,11 +64,9 @@ class Sources:
             return data.load_class_folders(
                 self.data_dir, classes, size=size, channels=channels, seed=seed, skip_bad=self.skip_bad
             )
-        if self.forget and self.retain:
-            return data.load_folders(
-                self.forget, self.retain, size=size, channels=channels, seed=seed, skip_bad=self.skip_bad
-            )
-        return None
+        return data.load_folders(
+            self.forget, self.retain, size=size, channels=channels, seed=seed, skip_bad=self.skip_bad
+        )
 
 
 @dataclass(frozen=True)
@@ -84,27 +90,22 @@ def labels(text: str) -> list[int]:
 
 def prepare(sources: Sources, seed: int, progress: Callback) -> Problem:
     """Read the images, and load or train the model."""
-    from .. import data, models, tasks
+    from .. import models, tasks
+    from ..pretrain import pretrained
 
     sources.check()
-    built_in = not (sources.forget or sources.data_dir)
-    classes = labels("0,1" if sources.forget_classes is None else sources.forget_classes) if built_in else []
     task = tasks.parse(sources.task)
-    models.check_family(sources.family)
-    if not sources.model and sources.family != "vqgan":
-        raise UserError(f"family {sources.family} needs --model; only vqgan has a small one, trained on the spot.")
-    model = models.load(sources.family, sources.model) if sources.model else None
-    if model and (own := sources.own(model.size, model.channels, seed)):
+    if sources.forget or sources.data_dir:
+        model = models.load(sources.family, sources.model)
+        own = sources.own(model.size, model.channels, seed)
         return Problem(model, own, task, own.name)
-    images = data.load(sources.data or "mnist", forget_classes=classes, seed=seed)
-    if model is None:
-        from ..pretrain import pretrained
-
-        model = pretrained(images, task, seed=seed, progress=progress)
+    images, description = sources.built_in(seed)
+    checkpoint = sources.model or pretrained(sources.family, images, task, seed=seed, progress=progress)
+    model = models.load(sources.family, checkpoint)
     channels = images.forget.shape[1]
     if model.channels != channels:
         raise UserError(f"the model takes images of {model.channels} channels; those of {images.name} have {channels}.")
-    return Problem(model, images, task, describe(images.name, classes))
+    return Problem(model, images, task, description)
 
 
 def describe(name: str, classes: list[int] | tuple[int, ...]) -> str:
