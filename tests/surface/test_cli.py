@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from unlearn_ext.cli.app import app
 
-COMMANDS = ("demo", "run", "sweep", "evaluate", "report", "info")
+COMMANDS = ("demo", "pretrain", "run", "sweep", "evaluate", "report", "info")
 
 
 def call(*arguments: str, **environment: str) -> tuple[int, str]:
@@ -31,7 +31,7 @@ def test_help_names_every_command() -> None:
     assert all(command in said for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "sweep", "evaluate", "report"])
+@pytest.mark.parametrize("command", ["demo", "pretrain", "run", "sweep", "evaluate", "report"])
 def test_help_teaches_by_example(command: str) -> None:
     code, said = call(command, "--help")
     assert code == 0
@@ -51,7 +51,9 @@ def test_info_says_what_was_built() -> None:
         (["evaluate", "nowhere"], "no run folder at nowhere"),
         (["sweep", "--data", "cifar"], "no built-in data set `cifar`"),
         (["sweep", "--task", "colour"], "no task `colour`"),
-        (["sweep", "--family", "gan"], "gan"),
+        (["sweep", "--family", "gan"], "no model family `gan`"),
+        (["pretrain", "--family", "gan"], "no model family `gan`"),
+        (["demo", "--family", "gan"], "no model family `gan`"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -77,6 +79,7 @@ def test_bad_input_is_one_sentence(
         (["sweep", "--forget", "a", "--retain", "b"], "--model"),
         (["sweep", "--forget", "a", "--retain", "b", "--data", "mnist"], "--data"),
         (["sweep", "--forget-classes", "3,x"], "--forget-classes"),
+        (["pretrain", "--forget-classes", "3,x"], "--forget-classes"),
         (["sweep", "--forget-classes", ""], "--forget-classes"),
         (["sweep", "--forget", "a", "--retain", "b", "--forget-classes", "3"], "have no classes"),
         (["sweep", "--data-dir", "a", "--model", "m"], "--data-dir needs --forget-classes"),

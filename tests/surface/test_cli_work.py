@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import csv
+import functools
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from unlearn_ext import data, demo, models, objectives, pretrain
+from unlearn_ext.models import diffusion
+from unlearn_ext.settings import Settings
 
 from .test_cli import call
 
@@ -145,10 +151,44 @@ def test_a_model_for_other_images_is_one_sentence(tmp_path: Path) -> None:
     assert said == "Error: the model takes images of 3 channels; those of mnist have 1."
 
 
-def test_a_family_without_a_small_model_needs_a_checkpoint() -> None:
-    code, said = call("run", "--epsilon", "0.5", "--family", "autoencoder")
-    assert code == 1
-    assert said == "Error: family autoencoder needs --model; only vqgan has a small one, trained on the spot."
+@pytest.fixture
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every family's small model trains for two steps on a few pictures, into an empty cache, whose place this is."""
+    pictures = torch.rand(24, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    few = data.divide("mnist", pictures[:12] / 2, pictures[12:])
+    monkeypatch.setattr(data, "load", lambda *_, **__: few)
+    monkeypatch.setattr(objectives, "NOISE_IMAGES", 16)
+    monkeypatch.setattr(diffusion, "SAMPLING_STEPS", 2)
+    for family, recipe in pretrain.RECIPES.items():
+        monkeypatch.setitem(pretrain.RECIPES, family, functools.partial(recipe, steps=2))
+    monkeypatch.setenv("UNLEARN_EXT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_without_a_checkpoint_every_family_has_a_small_model(quick: Path, tmp_path: Path, family: str) -> None:
+    code, said = call("pretrain", "--family", family, "--forget-classes", "7")
+    assert code == 0, said
+    (folder,) = quick.iterdir()
+    assert said.endswith(f"Model: {folder}")
+    options = ["--epsilon", "0", "--family", family, "--forget-classes", "7", "--steps", "1", "--out", str(tmp_path)]
+    tables = []
+    for named in ([], ["--model", str(folder)]):
+        code, said = call("run", *options, *named)
+        assert code == 0, said
+        tables.append(said[said.index("ε = 0 asked") :])
+    assert tables[0] == tables[1]
+    assert list(quick.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_the_demo_shows_every_family(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    monkeypatch.setattr(demo, "POINTS", 1)
+    monkeypatch.setitem(demo.SETTINGS, family, Settings(steps=3))
+    code, said = call("demo", "--family", family, "--out", str(tmp_path / "run"))
+    assert code == 0, said
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["family"] == family
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 def test_a_folder_that_is_no_model_is_one_sentence(place: Path, tmp_path: Path) -> None:

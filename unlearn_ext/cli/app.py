@@ -13,8 +13,8 @@ from typer.core import TyperGroup
 from ..errors import UserError
 from ..parallel import first_alone
 from . import work
-from .inputs import Problem, describe, prepare
-from .options import Machine, Sources, Training, unfolded
+from .inputs import Problem, built_in, describe, prepare
+from .options import Family, Machine, Seed, Small, Sources, Training, unfolded
 from .terminal import Watch, err, facts_table, out, plain_warnings, together
 
 _UsageError = typer.BadParameter.__base__  # typer's own or click's, by typer's release
@@ -77,23 +77,47 @@ def options(
 
 
 @app.command()
-def demo(out_: Out = Path("runs/demo")) -> None:
-    """Everything, on built-in images: train a small VQ-GAN, find both boundaries, walk between them, draw the report.
+def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan") -> None:
+    """Everything, on built-in images: train a small model, find both boundaries, walk between them, draw the report.
 
     The trained model is cached: the second demo is quicker.
 
-    Example: `unlearn-ext demo --out runs/demo`
+    Examples:
+
+    - `unlearn-ext demo --out runs/demo`
+
+    - `unlearn-ext demo --family diffusion --out runs/diffusion`
     """
     from .. import demo as chosen
 
     with together():
         with Watch() as watch:
             with first_alone():
-                model, images = chosen.prepare(watch)
-            problem = Problem(model, images, chosen.TASK, describe(images.name, chosen.FORGET_CLASSES), chosen.SETTINGS)
+                model, images = chosen.prepare(family, watch)
+            description, settings = describe(images.name, chosen.FORGET_CLASSES), chosen.SETTINGS[family]
+            problem = Problem(model, images, chosen.TASK, description, settings)
             work.sweep_to(out_, problem, chosen.POINTS, watch)
         classes = ",".join(map(str, chosen.FORGET_CLASSES))
-        work.show_run(out_, Sources(data=chosen.DATASET, forget_classes=classes, task=str(chosen.TASK)))
+        work.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family))
+
+
+@app.command()
+@unfolded
+def pretrain(small: Small, seed: Seed = 0) -> None:
+    """The small model of a family for built-in images, trained in a few minutes, or found in the cache.
+
+    It prints the folder, which `--model` takes. `sweep` and `run` without `--model` use the same one.
+
+    Example: `unlearn-ext pretrain --family mae --data fashion-mnist`
+    """
+    from ..pretrain import pretrained
+    from ..tasks import parse
+
+    with together():
+        with Watch() as watch, first_alone():
+            images, _ = built_in(small, seed)
+            folder = pretrained(small.family, images, parse(small.task), seed=seed, progress=watch)
+        out.print(f"Model: {escape(str(folder))}", soft_wrap=True)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..errors import UserError
-from .options import Machine, Sources, Training
+from .options import Machine, Small, Sources, Training
 from .terminal import out
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def prepare(sources: Sources, training: Training, machine: Machine, progress: Ca
     """Read the images, load or train the model, and bring it to where it works."""
     from .. import models, tasks
     from ..data import augment
+    from ..pretrain import pretrained
 
     _check(sources)
     models.check_family(sources.family)
@@ -51,8 +52,9 @@ def prepare(sources: Sources, training: Training, machine: Machine, progress: Ca
         model = models.load(sources.family, sources.model)
         images, description = _images(sources, model.size, model.channels, settings)
     else:
-        images, description = _built_in(sources, settings.seed)
-        model = _small(sources.family, images, task, settings.seed, progress)
+        images, description = built_in(sources, settings.seed)
+        folder = pretrained(sources.family, images, task, seed=settings.seed, progress=progress)
+        model = models.load(sources.family, folder)
     channels = images.forget.shape[1]
     if model.channels != channels:
         raise UserError(f"the model takes images of {model.channels} channels; those of {images.name} have {channels}.")
@@ -60,6 +62,15 @@ def prepare(sources: Sources, training: Training, machine: Machine, progress: Ca
     count = sum(parameter.numel() for parameter in model.encoder_parameters())
     out.print(f"{model.family}: {count:,} parameters to train, on {model.device}, in {settings.precision}")
     return Problem(model, images, task, description, settings, augmentation)
+
+
+def built_in(small: Small, seed: int) -> tuple[ForgetRetain, str]:
+    """Built-in images, and how the report calls them."""
+    from .. import data
+
+    classes = _labels("0,1" if small.forget_classes is None else small.forget_classes)
+    images = data.load(small.data or "mnist", forget_classes=classes, seed=seed)
+    return images, describe(images.name, classes)
 
 
 def describe(name: str, classes: list[int] | tuple[int, ...]) -> str:
@@ -100,16 +111,8 @@ def _images(sources: Sources, size: int, channels: int, settings: Settings) -> t
     elif sources.forget and sources.retain:
         images = data.load_folders(sources.forget, sources.retain, **how)
     else:
-        return _built_in(sources, settings.seed)
+        return built_in(sources, settings.seed)
     return images, images.name
-
-
-def _built_in(sources: Sources, seed: int) -> tuple[ForgetRetain, str]:
-    from .. import data
-
-    classes = _labels("0,1" if sources.forget_classes is None else sources.forget_classes)
-    images = data.load(sources.data or "mnist", forget_classes=classes, seed=seed)
-    return images, describe(images.name, classes)
 
 
 def _labels(text: str) -> list[int]:
@@ -119,15 +122,6 @@ def _labels(text: str) -> list[int]:
     except ValueError:
         message = f"--forget-classes takes, for built-in images, numbers with commas between, such as 3,8, not {text}."
         raise typer.BadParameter(message) from None
-
-
-def _small(family: str, images: ForgetRetain, task: Task, seed: int, progress: Callback) -> I2IModel:
-    """The small model for built-in images, trained now or before."""
-    from ..pretrain import pretrained
-
-    if family != "vqgan":
-        raise UserError(f"family {family} needs --model; only vqgan has a small one, trained on the spot.")
-    return pretrained(images, task, seed=seed, progress=progress)
 
 
 def _settings(training: Training, machine: Machine) -> Settings:

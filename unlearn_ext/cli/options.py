@@ -19,15 +19,40 @@ def _option(panel: str, help: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, **more)
 
 
+Family = Annotated[str, _option("Model", f"Kind of model: {', '.join(FAMILIES)}.", metavar="FAMILY")]
+
+
+Seed = Annotated[int, _option("Training", "Of everything random.")]
+
+
 @dataclass(frozen=True)
-class Sources:
-    """Images, task, model."""
+class Small:
+    """Built-in images, a task, and the family of the small model for them."""
 
     data: Annotated[
         str | None,
         _option("Images", "Built-in images: mnist (needs no network) or fashion-mnist.", show_default="mnist"),
     ] = None
+    forget_classes: Annotated[
+        str | None,
+        _option("Images", "What to forget: labels of the built-in images, names of sub-folders or of a data set's "
+                "classes.", metavar="CLASSES", show_default="0,1 of the built-in images"),
+    ] = None  # fmt: skip
+    task: Annotated[
+        str,
+        _option("Images", "What is hidden from the model: center-crop:F, outpaint:F (F of a side is kept), "
+                "random-mask:F or reconstruct (nothing).", metavar="TASK"),
+    ] = "center-crop:0.5"  # fmt: skip
+    family: Family = "vqgan"
+
+
+@dataclass(frozen=True)
+class Sources(Small):
+    """Images, task, model."""
+
     data_dir: Annotated[Path | None, _option("Images", "Your own images, a folder with a sub-folder a class.")] = None
+    forget: Annotated[Path | None, _option("Images", "Your own images to forget, a folder.")] = None
+    retain: Annotated[Path | None, _option("Images", "Your own images to retain, a folder.")] = None
     dataset: Annotated[
         str | None,
         _option("Images", "A data set of Hugging Face's library datasets: a folder, or a hub id.", metavar="DIR"),
@@ -39,25 +64,12 @@ class Sources:
     label_column: Annotated[
         str | None, _option("Images", "Of --dataset.", metavar="NAME", show_default="the only column of classes")
     ] = None
-    forget_classes: Annotated[
-        str | None,
-        _option("Images", "What to forget: labels of the built-in images, names of sub-folders or of a data set's "
-                "classes.", metavar="CLASSES", show_default="0,1 of the built-in images"),
-    ] = None  # fmt: skip
-    forget: Annotated[Path | None, _option("Images", "Your own images to forget, a folder.")] = None
-    retain: Annotated[Path | None, _option("Images", "Your own images to retain, a folder.")] = None
     skip_bad: Annotated[bool, _option("Images", "Leave out images that cannot be read.", "--skip-bad")] = False
     augment: Annotated[
         list[str],
         _option("Images", f"Of training images: {', '.join(AUGMENTATIONS)}; may be given twice. The unmodified model "
                 "then works at every step.", metavar="NAME", show_default="none"),
     ] = field(default_factory=list)  # fmt: skip
-    task: Annotated[
-        str,
-        _option("Images", "What is hidden from the model: center-crop:F, outpaint:F (F of a side is kept), "
-                "random-mask:F or reconstruct (nothing).", metavar="TASK"),
-    ] = "center-crop:0.5"  # fmt: skip
-    family: Annotated[str, _option("Model", f"Kind of model: {', '.join(FAMILIES)}.", metavar="FAMILY")] = "vqgan"
     model: Annotated[
         str | None,
         _option("Model", "Checkpoint, a folder or hub id.", metavar="DIR",
@@ -69,7 +81,7 @@ class Sources:
 class Training:
     """What is left out is what suits the small built-in models."""
 
-    seed: Annotated[int, _option("Training", "Of everything random.")] = 0
+    seed: Seed = 0
     steps: Annotated[int | None, _option("Training", "Steps a model.", min=1)] = None
     batch_size: Annotated[int | None, _option("Training", "Images a minibatch, of either side.", min=1)] = None
     lr: Annotated[float | None, _option("Training", "Learning rate.")] = None

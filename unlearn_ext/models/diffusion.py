@@ -85,14 +85,14 @@ class Diffusion:
         return torch.cat([f * (total / (len(features) * f.shape[1])) ** 0.5 for f in features], 1)
 
     def decode(self, latents: torch.Tensor, corrupted: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        """Images [N, C, H, W] sampled for the corrupted ones, by DDIM from the same noise every time.
+        """Images [N, C, H, W] sampled for the corrupted ones, by DDIM from noise that is each image's own.
 
         A diffusion model's image comes from a walk over all timesteps; the latents, those of one, are not used.
         """
         ddim = require("diffusers", "images").DDIMScheduler.from_config(self.scheduler.config)
         ddim.set_timesteps(SAMPLING_STEPS)
-        generator = torch.Generator().manual_seed(0)
-        image = torch.randn(corrupted.shape, generator=generator).to(corrupted)
+        noise = draws.normal(corrupted, "sample").to(corrupted)
+        image = self.scheduler.add_noise(corrupted, noise, ddim.timesteps[:1])
         for timestep in ddim.timesteps:
             noise = self.module(torch.cat([corrupted, image], 1), timestep).sample
             image = ddim.step(noise, timestep, image).prev_sample

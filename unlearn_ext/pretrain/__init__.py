@@ -1,0 +1,75 @@
+"""A small model of each family for the built-in images, trained once and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ..batches import Task
+from ..cache import cache_folder
+from ..data import ForgetRetain
+from ..models import I2IModel, check_family
+from ..progress import Callback
+from . import autoencoder, diffusion, mae, vqgan
+from .loop import train
+from .recipe import Recipe
+
+__all__ = ["RECIPES", "Recipe", "pretrained", "train"]
+
+RECIPES = {module.Recipe.family: module.Recipe for module in (vqgan, autoencoder, mae, diffusion)}
+
+
+def pretrained(
+    family: str,
+    data: ForgetRetain,
+    task: Task,
+    *,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    progress: Callback | None = None,
+) -> Path:
+    """The folder of a model that fills in what ``task`` takes away, trained on the training part of both sets.
+
+    It is trained once and kept in the cache; :func:`unlearn_ext.models.load` reads it.
+
+    Args:
+        family: one of ``RECIPES``.
+        data: whose ``forget`` and ``retain`` images it learns; the validation parts stay unseen.
+        task: T.
+        seed: of initial weights, minibatches and noise.
+        recipe: architecture and training, in place of the family's usual ones.
+        progress: called at most ten times a second while training, with f2 the training loss.
+
+    Raises:
+        UserError: unknown family, a task that it cannot take, or a missing extra.
+    """
+    check_family(family)
+    recipe = recipe or RECIPES[family]()
+    images = torch.cat([data.forget, data.retain])
+    folder = cache_folder() / f"{family}-{_digest(images, task, seed, recipe)}"
+    if not folder.is_dir():
+        _save_atomically(train(images, task, seed, recipe, progress), folder)
+    return folder
+
+
+def _digest(images: torch.Tensor, task: Task, seed: int, recipe: Recipe) -> str:
+    digest = hashlib.sha256(images.numpy().tobytes())
+    digest.update(repr((str(task), seed, asdict(recipe))).encode())
+    return digest.hexdigest()[:16]
+
+
+def _save_atomically(model: I2IModel, folder: Path) -> None:
+    """A run cut short leaves no half model; of two at once, the first to finish wins."""
+    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    model.save_pretrained(unfinished)
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        shutil.rmtree(unfinished)
+        if not folder.is_dir():
+            raise

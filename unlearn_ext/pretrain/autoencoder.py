@@ -1,0 +1,50 @@
+"""The small variational autoencoder: a `diffusers.AutoencoderKL`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..batches import Task
+from ..errors import require
+from ..models.autoencoder import AutoencoderKL
+from . import recipe
+from .recipe import Minibatches, distance
+
+
+@dataclass(frozen=True)
+class Recipe(recipe.Recipe):
+    """L1 + L2 between image and reconstruction plus the divergence of the latents from a normal distribution.
+
+    Attributes:
+        channels: of the blocks, from full resolution down; each but the first halves the side.
+        latent_channels: of the latents.
+        divergence: weight of the Kullback-Leibler divergence, in nats a latent element.
+    """
+
+    family = "autoencoder"
+    channels: tuple[int, ...] = (8, 32, 64)
+    latent_channels: int = 8
+    divergence: float = 1e-3
+
+    def build(self, channels: int, size: int) -> AutoencoderKL:
+        blocks = len(self.channels)
+        module = require("diffusers", "images").AutoencoderKL(
+            in_channels=channels,
+            out_channels=channels,
+            down_block_types=("DownEncoderBlock2D",) * blocks,
+            up_block_types=("UpDecoderBlock2D",) * blocks,
+            block_out_channels=self.channels,
+            latent_channels=self.latent_channels,
+            norm_num_groups=min(8, *self.channels),
+            mid_block_add_attention=False,
+            sample_size=size,
+        )
+        return AutoencoderKL(module)
+
+    def loss(self, model: AutoencoderKL, batches: Minibatches, task: Task, step: int) -> torch.Tensor:
+        images = next(batches)
+        latents = model.module.encode(task(images)).latent_dist
+        answer = model.decode(latents.sample(batches.generator))
+        return distance(answer, images) + self.divergence * latents.kl().mean() / latents.mean[0].numel()

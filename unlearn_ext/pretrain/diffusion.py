@@ -1,0 +1,57 @@
+"""The small diffusion model that fills in: a `diffusers.UNet2DModel` and its noise schedule, after Palette."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..batches import Task
+from ..errors import require
+from ..models.diffusion import Diffusion
+from . import recipe
+from .recipe import Minibatches
+
+
+@dataclass(frozen=True)
+class Recipe(recipe.Recipe):
+    """L2 in the noise, and in the image that is left without it, that the U-Net sees beside a corrupted image.
+
+    The noise alone says little about images that are nearly all noise, which is where sampling begins; for the same
+    reason the schedule ends before nothing of the image is left.
+
+    Attributes:
+        channels: of the blocks, from full resolution down; each but the last halves the side.
+        beta_end: variance of the noise that the last of a thousand timesteps adds; the first adds 1e-4.
+        attention: in the middle block.
+    """
+
+    family = "diffusion"
+    channels: tuple[int, ...] = (16, 32, 64)
+    beta_end: float = 0.007
+    attention: bool = False
+
+    def build(self, channels: int, size: int) -> Diffusion:
+        diffusers = require("diffusers", "images")
+        blocks = len(self.channels)
+        module = diffusers.UNet2DModel(
+            sample_size=size,
+            in_channels=2 * channels,
+            out_channels=channels,
+            down_block_types=("DownBlock2D",) * blocks,
+            up_block_types=("UpBlock2D",) * blocks,
+            block_out_channels=self.channels,
+            layers_per_block=1,
+            norm_num_groups=min(8, *self.channels),
+            add_attention=self.attention,
+        )
+        return Diffusion(module, diffusers.DDPMScheduler(beta_end=self.beta_end))
+
+    def loss(self, model: Diffusion, batches: Minibatches, task: Task, step: int) -> torch.Tensor:
+        images, generator = next(batches), batches.generator
+        noise = torch.randn(images.shape, generator=generator)
+        timesteps = torch.randint(model.scheduler.config.num_train_timesteps, (len(images),), generator=generator)
+        noisy = model.scheduler.add_noise(images, noise, timesteps)
+        predicted = model.module(torch.cat([task(images), noisy], 1), timesteps).sample
+        kept = model.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        return ((predicted - noise).square() / kept).mean()  # an error e in the noise is √(1/kept − 1)·e in the image

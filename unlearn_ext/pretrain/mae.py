@@ -1,0 +1,53 @@
+"""The small masked autoencoder: a `transformers.ViTMAEForPreTraining`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import require
+from ..models.mae import MAE
+from ..tasks import Task
+from . import recipe
+from .recipe import Minibatches, distance
+
+
+@dataclass(frozen=True)
+class Recipe(recipe.Recipe):
+    """L1 + L2 over the patches that the task hides.
+
+    Attributes:
+        patch: side of a patch in pixels.
+        width: of the encoder's tokens; the decoder's are half as wide.
+        depth: layers of the encoder; the decoder has half as many.
+    """
+
+    family = "mae"
+    patch: int = 4
+    width: int = 96
+    depth: int = 4
+    steps: int = 1000
+    lr: float = 2e-3
+
+    def build(self, channels: int, size: int) -> MAE:
+        transformers = require("transformers", "images")
+        config = transformers.ViTMAEConfig(
+            image_size=size,
+            patch_size=self.patch,
+            initializer_range=self.width**-0.5,
+            num_channels=channels,
+            hidden_size=self.width,
+            intermediate_size=4 * self.width,
+            num_hidden_layers=self.depth,
+            num_attention_heads=4,
+            decoder_hidden_size=self.width // 2,
+            decoder_intermediate_size=2 * self.width,
+            decoder_num_hidden_layers=self.depth // 2,
+            decoder_num_attention_heads=4,
+        )
+        return MAE(transformers.ViTMAEForPreTraining(config))
+
+    def loss(self, model: MAE, batches: Minibatches, task: Task, step: int) -> torch.Tensor:
+        images, visible = model.inputs(next(batches), task)
+        return distance(model.decode(model.encode(images, visible), images, visible), images)

@@ -1,0 +1,66 @@
+"""The small VQ-GAN: a `diffusers.VQModel`, trained without an adversary, which small pictures do not need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..batches import Task
+from ..errors import require
+from ..models.vqgan import VQGAN
+from . import recipe
+from .recipe import Minibatches, distance
+
+
+@dataclass(frozen=True)
+class Recipe(recipe.Recipe):
+    """L1 + L2 between image and reconstruction plus the codebook's loss (van den Oord et al., 2017).
+
+    The first steps leave the quantiser out; then the codebook is filled with latents drawn at random. Started from its
+    own tiny weights instead, most of the codebook is never used.
+
+    Attributes:
+        channels: of the blocks, from full resolution down; each but the first halves the side.
+        latent_channels: of the latents, and of the codebook's vectors.
+        codes: vectors in the codebook.
+        continuous: share of the steps before quantisation begins.
+    """
+
+    family = "vqgan"
+    channels: tuple[int, ...] = (8, 32, 64)
+    latent_channels: int = 8
+    codes: int = 256
+    continuous: float = 0.3
+
+    def build(self, channels: int, size: int) -> VQGAN:
+        blocks = len(self.channels)
+        module = require("diffusers", "images").VQModel(
+            in_channels=channels,
+            out_channels=channels,
+            down_block_types=("DownEncoderBlock2D",) * blocks,
+            up_block_types=("UpDecoderBlock2D",) * blocks,
+            block_out_channels=self.channels,
+            latent_channels=self.latent_channels,
+            norm_num_groups=min(8, *self.channels),
+            num_vq_embeddings=self.codes,
+            mid_block_add_attention=False,
+            sample_size=size,
+        )
+        return VQGAN(module)
+
+    def loss(self, model: VQGAN, batches: Minibatches, task: Task, step: int) -> torch.Tensor:
+        quantised_from = round(self.continuous * self.steps)
+        if step == quantised_from:
+            _fill_codebook(model, task(next(batches)), batches.generator)
+        images = next(batches)
+        latents = model.encode(task(images))
+        output = model.module.decode(latents, force_not_quantize=step < quantised_from)
+        return distance(output.sample, images) + output.commit_loss.mean()
+
+
+@torch.no_grad()
+def _fill_codebook(model: VQGAN, corrupted: torch.Tensor, generator: torch.Generator) -> None:
+    latents = model.encode(corrupted).permute(0, 2, 3, 1).flatten(0, 2)
+    chosen = torch.randperm(len(latents), generator=generator)[: model.module.config.num_vq_embeddings]
+    model.module.quantize.embedding.weight[: len(chosen)] = latents[chosen]
