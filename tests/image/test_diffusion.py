@@ -6,12 +6,12 @@ import pytest
 import tiny
 import torch
 
-from unlearn_ext import models
+from unlearn_ext import draws, models
 from unlearn_ext.errors import UserError
 from unlearn_ext.objectives import Objectives
 from unlearn_ext.run import History, Run
 from unlearn_ext.settings import Settings
-from unlearn_ext.tasks import CenterCrop
+from unlearn_ext.tasks import CenterCrop, Reconstruct
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -23,19 +23,38 @@ def diffusion():
     return tiny.model("diffusion")
 
 
-def test_latents_weigh_every_block_the_same(diffusion, images):
+def test_latents_are_all_that_the_way_up_is_given_and_weigh_the_same(diffusion, images):
     inputs = diffusion.inputs(images[0][:4], TASK)
     latents = diffusion.encode(*inputs)
-    assert latents.shape == (4, 8 * 4 * 4 + 16 * 4 * 4 + 16 * 4 * 4)
+    given = []
+    for block in diffusion.module.up_blocks:
+        block.register_forward_pre_hook(lambda _, args: given.extend(args[1]))
+    diffusion.module.mid_block.register_forward_hook(lambda _, __, output: given.append(output))
+    diffusion.module(torch.cat(inputs[:2], 1), inputs[2])
+    assert len(given) == 5
+    assert latents.shape == (4, sum(feature[0].numel() for feature in given))
+    mean = sum(feature.square().mean() for feature in given) / len(given)
+    torch.testing.assert_close(latents.square().mean(), mean)
     assert torch.equal(latents, diffusion.encode(*diffusion.inputs(images[0][:4], TASK)))  # drawn once
 
 
-def test_an_image_is_what_the_scheduler_makes_of_it(diffusion, images):
-    corrupted, noisy, timesteps = diffusion.inputs(images[0], TASK)
+def test_there_is_noise_on_what_is_hidden_and_the_rest_is_as_it_is(diffusion, images):
+    corrupted, noisy, timesteps, hole = diffusion.inputs(images[0], TASK)
     assert torch.equal(corrupted, TASK(images[0]))
-    assert noisy.shape == images[0].shape
+    assert torch.equal(hole, TASK.mask(images[0]).expand(48, 1, 8, 8))
+    assert torch.equal(noisy.masked_fill(hole, 0), corrupted)
     assert timesteps.dtype == torch.int64
     assert len(set(timesteps.tolist())) > 10
+    noise = draws.normal(images[0], "any")
+    _, noisy, _, _ = diffusion.seen(images[0], TASK, timesteps, noise)
+    assert torch.equal(noisy[hole], diffusion.scheduler.add_noise(images[0], noise, timesteps)[hole])
+
+
+def test_a_task_that_hides_nothing_is_refused(diffusion, images):
+    with pytest.raises(UserError, match="task reconstruct hides nothing, and family diffusion only fills in"):
+        diffusion.inputs(images[0], Reconstruct())
+    with pytest.raises(UserError, match="needs a task with a mask"):
+        diffusion.inputs(images[0], lambda pictures: pictures)
 
 
 def test_only_the_way_down_is_trained_and_saved_changed(diffusion, images, tmp_path):
@@ -59,8 +78,10 @@ def test_samples_are_images_and_the_same_every_time(diffusion, images):
     with torch.no_grad():
         first, second = (diffusion.decode(diffusion.encode(*inputs), *inputs) for _ in range(2))
     assert first.shape == (2, 1, 8, 8)
-    assert torch.isfinite(first).all()
     assert torch.equal(first, second)
+    hole = inputs[3]
+    assert torch.equal(first[~hole], images[0][:2][~hole])
+    assert not torch.isclose(first[hole], images[0][:2][hole]).any()
 
 
 def test_what_is_no_such_model_is_refused(diffusion, tmp_path):

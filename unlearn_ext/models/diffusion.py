@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from .. import draws
 from ..errors import UserError, require
+from ..tasks import Task
+from . import Inputs
 from .channels import check_channels
 from .from_diffusers import check_class, read_module
 
@@ -22,9 +23,9 @@ SAMPLING_STEPS = 25
 class Diffusion:
     """A ``diffusers.UNet2DModel`` over a corrupted image and a noisy one, as an :class:`~unlearn_ext.models.I2IModel`.
 
-    The U-Net takes both, concatenated, and a timestep, and predicts the noise. E is its way down: the first
-    convolution, the time embedding, the down blocks and the middle block; its latents are what all of those blocks put
-    out. D is the way up, run by DDIM (Song et al., arXiv 2010.02502) from noise; it is frozen.
+    The U-Net takes both, concatenated, and a timestep, and predicts the noise, which is only where something is hidden.
+    E is its way down: the first convolution, the time embedding, the down blocks and the middle block; its latents are
+    all features that the way up is given. D is the way up, run by DDIM (Song et al., arXiv 2010.02502); it is frozen.
 
     Args:
         module: the U-Net; put in evaluation mode, and all but E frozen.
@@ -60,42 +61,68 @@ class Diffusion:
     def device(self) -> torch.device:
         return self.module.device
 
-    def inputs(
-        self, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor], draw: int = 0
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The corrupted images, the images with noise on them, and how much: a timestep each, int64 [N]."""
+    def inputs(self, images: torch.Tensor, task: Task, draw: int = 0) -> Inputs:
+        """What :meth:`seen` gives, at a timestep and under noise that are drawn for each image."""
         steps = self.scheduler.config.num_train_timesteps
         drawn = list(draws.generators(images, "timestep", draw))
         timesteps = torch.stack([torch.randint(steps, (), generator=generator) for generator in drawn])
         noise = torch.stack([torch.randn(images.shape[1:], generator=generator) for generator in drawn])
-        timesteps, noise = timesteps.to(images.device), noise.to(images)
-        return task(images), self.scheduler.add_noise(images, noise, timesteps), timesteps
+        return self.seen(images, task, timesteps.to(images.device), noise.to(images))
 
-    def encode(self, corrupted: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Features [N, D] of all down blocks and the middle block; each block weighs the same in a mean over D."""
+    def seen(self, images: torch.Tensor, task: Task, timesteps: torch.Tensor, noise: torch.Tensor) -> Inputs:
+        """What the U-Net is given of images [N, C, H, W] at timesteps, int64 [N], under noise [N, C, H, W].
+
+        Returns:
+            the images without what is hidden; the images with noise on what is hidden, the rest as it is; the
+            timesteps; and what is hidden, bool [N, 1, H, W].
+
+        Raises:
+            UserError: a task without a mask, or one that hides nothing of an image.
+        """
+        if not isinstance(task, Task):
+            raise UserError("a model that fills in needs a task with a mask, one of unlearn_ext.tasks.")
+        hole = task.mask(images).expand(len(images), -1, -1, -1)
+        if not hole.flatten(1).any(1).all():
+            raise UserError(f"task {task} hides nothing, and family diffusion only fills in what is hidden.")
+        noisy = torch.where(hole, self.scheduler.add_noise(images, noise, timesteps), images)
+        return task(images), noisy, timesteps, hole
+
+    def encode(
+        self, corrupted: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor, hole: torch.Tensor
+    ) -> torch.Tensor:
+        """Features [N, D] of the way down, all that goes to the way up; each weighs the same in a mean over D."""
         unet = self.module
         time = unet.time_embedding(unet.time_proj(timesteps).to(noisy.dtype))
         hidden = unet.conv_in(torch.cat([corrupted, noisy], 1))
-        features = []
+        features = [hidden]
         for block in unet.down_blocks:
-            hidden, _ = block(hidden_states=hidden, temb=time)
-            features.append(hidden.flatten(1))
-        features.append(unet.mid_block(hidden, time).flatten(1))
+            hidden, skipped = block(hidden_states=hidden, temb=time)
+            features.extend(skipped)
+        features.append(unet.mid_block(hidden, time))
+        features = [feature.flatten(1) for feature in features]
         total = sum(feature.shape[1] for feature in features)
         return torch.cat([f * (total / (len(features) * f.shape[1])) ** 0.5 for f in features], 1)
 
-    def decode(self, latents: torch.Tensor, corrupted: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        """Images [N, C, H, W] sampled for the corrupted ones, by DDIM from noise that is each image's own.
+    def decode(
+        self,
+        latents: torch.Tensor,
+        corrupted: torch.Tensor,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        hole: torch.Tensor,
+    ) -> torch.Tensor:
+        """Images [N, C, H, W], their holes filled by DDIM from noise that is each image's own.
 
         A diffusion model's image comes from a walk over all timesteps; the latents, those of one, are not used.
         """
         ddim = require("diffusers", "images").DDIMScheduler.from_config(self.scheduler.config)
         ddim.set_timesteps(SAMPLING_STEPS)
+        # The last timestep of a schedule may leave something of the image: the grey of the hole, then.
         noise = draws.normal(corrupted, "sample").to(corrupted)
-        image = self.scheduler.add_noise(corrupted, noise, ddim.timesteps[:1])
+        image = torch.where(hole, self.scheduler.add_noise(corrupted, noise, ddim.timesteps[:1]), corrupted)
         for timestep in ddim.timesteps:
             noise = self.module(torch.cat([corrupted, image], 1), timestep).sample
-            image = ddim.step(noise, timestep, image).prev_sample
+            image = torch.where(hole, ddim.step(noise, timestep, image).prev_sample, corrupted)
         return image
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:

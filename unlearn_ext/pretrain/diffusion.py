@@ -15,7 +15,7 @@ from .recipe import Minibatches
 
 @dataclass(frozen=True)
 class Recipe(recipe.Recipe):
-    """L2 in the noise, and in the image that is left without it, that the U-Net sees beside a corrupted image.
+    """L2 in the noise that the U-Net finds in the hole, and in the image that is left without it.
 
     The noise alone says little about images that are nearly all noise, which is where sampling begins; for the same
     reason the schedule ends before nothing of the image is left.
@@ -29,7 +29,7 @@ class Recipe(recipe.Recipe):
     family = "diffusion"
     channels: tuple[int, ...] = (16, 32, 64)
     beta_end: float = 0.007
-    attention: bool = False
+    attention: bool = True
 
     def build(self, channels: int, size: int) -> Diffusion:
         diffusers = require("diffusers", "images")
@@ -49,9 +49,11 @@ class Recipe(recipe.Recipe):
 
     def loss(self, model: Diffusion, batches: Minibatches, task: Task, step: int) -> torch.Tensor:
         images, generator = next(batches), batches.generator
-        noise = torch.randn(images.shape, generator=generator)
         timesteps = torch.randint(model.scheduler.config.num_train_timesteps, (len(images),), generator=generator)
-        noisy = model.scheduler.add_noise(images, noise, timesteps)
-        predicted = model.module(torch.cat([task(images), noisy], 1), timesteps).sample
+        noise = torch.randn(images.shape, generator=generator)
+        corrupted, noisy, timesteps, hole = model.seen(images, task, timesteps, noise)
+        error = model.module(torch.cat([corrupted, noisy], 1), timesteps).sample - noise
         kept = model.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-        return ((predicted - noise).square() / kept).mean()  # an error e in the noise is √(1/kept − 1)·e in the image
+        return (error.square() / kept)[
+            hole.expand_as(error)
+        ].mean()  # an error e in the noise is √(1/kept − 1)·e in the image
