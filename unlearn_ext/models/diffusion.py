@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 from ..errors import UserError, require
 from .channels import check_channels
@@ -88,12 +89,16 @@ class Diffusion:
     def decode(self, latents: torch.Tensor, corrupted: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         """Images [N, C, H, W] sampled for the corrupted ones, by DDIM from the same noise every time.
 
-        A diffusion model's image comes from a walk over all timesteps; the latents, those of one, are not used.
+        A diffusion model's image comes from a walk over all timesteps; the latents, those of one, are not used. The
+        walk starts as the training's last timesteps look: with what the schedule leaves of the image, as far as it is
+        known. A U-Net normalises its features and hardly sees the mean and the spread of a small image's noise; the
+        first noise has neither, or they would stay in the picture as a veil.
         """
         ddim = require("diffusers", "images").DDIMScheduler.from_config(self.scheduler.config)
         ddim.set_timesteps(SAMPLING_STEPS)
         generator = torch.Generator().manual_seed(0)
-        image = torch.randn(corrupted.shape, generator=generator).to(corrupted)
+        noise = F.layer_norm(torch.randn(corrupted.shape, generator=generator), corrupted.shape[1:]).to(corrupted)
+        image = self.scheduler.add_noise(corrupted, noise, ddim.timesteps[:1])
         for timestep in ddim.timesteps:
             noise = self.module(torch.cat([corrupted, image], 1), timestep).sample
             image = ddim.step(noise, timestep, image).prev_sample
