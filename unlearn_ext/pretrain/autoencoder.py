@@ -27,6 +27,7 @@ class Recipe(recipe.Recipe):
     channels: tuple[int, ...] = (8, 32, 64)
     latent_channels: int = 8
     divergence: float = 1e-3
+    steps: int = 500
 
     def build(self, channels: int, size: int) -> AutoencoderKL:
         blocks = len(self.channels)

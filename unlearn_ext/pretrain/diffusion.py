@@ -23,13 +23,13 @@ class Recipe(recipe.Recipe):
     Attributes:
         channels: of the blocks, from full resolution down; each but the last halves the side.
         beta_end: variance of the noise that the last of a thousand timesteps adds; the first adds 1e-4.
-        attention: in the middle block.
     """
 
     family = "diffusion"
     channels: tuple[int, ...] = (16, 32, 64)
-    beta_end: float = 0.007
-    attention: bool = True
+    beta_end: float = 0.008
+    steps: int = 2000
+    batch_size: int = 16
 
     def build(self, channels: int, size: int) -> Diffusion:
         diffusers = require("diffusers", "images")
@@ -43,7 +43,6 @@ class Recipe(recipe.Recipe):
             block_out_channels=self.channels,
             layers_per_block=1,
             norm_num_groups=min(8, *self.channels),
-            add_attention=self.attention,
         )
         return Diffusion(module, diffusers.DDPMScheduler(beta_end=self.beta_end))
 

@@ -24,10 +24,10 @@ class Recipe(recipe.Recipe):
     """
 
     family = "mae"
-    patch: int = 4
-    width: int = 96
+    patch: int = 8
+    width: int = 128
     depth: int = 4
-    steps: int = 1000
+    steps: int = 2400
     lr: float = 2e-3
 
     def build(self, channels: int, size: int) -> MAE:
