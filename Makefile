@@ -14,12 +14,14 @@ else
 TORCH ?= torch
 endif
 
-.PHONY: help install demo test true-size bench gpu-check docs lint clean
+.PHONY: help install demo test true-size fuzz sanitize bench gpu-check docs lint clean
 
 help:
 	@echo "make demo     train a small model, unlearn it at several degrees, draw the report (runs/demo/report.html)"
 	@echo "make test     install and run the tests"
 	@echo "make true-size  one step of a 256-pixel VQ-GAN, a ViT-B MAE and a 62 M U-Net: what it takes; 20 minutes"
+	@echo "make fuzz     throw anything at the operators and the kernels; about an hour, and clang++ is needed"
+	@echo "make sanitize  run the core's tests with the kernels under g++'s sanitizers; about 5 minutes"
 	@echo "make bench    time the step against its peers on this CPU (and GPU); about 10 minutes"
 	@echo "make gpu-check  with a GPU, CUDA and torch, and no network: build, CUDA tests, sanitizers, benchmarks"
 	@echo "make docs     build the documentation (build/docs/index.html); a warning is an error"
@@ -46,6 +48,32 @@ test: $(STAMP)
 
 true-size: $(STAMP)
 	$(BIN)/python -m pytest tests/true_size
+
+CLANG ?= $(firstword $(foreach name,clang++ $(foreach version,21 20 19 18 17 16 15 14,clang++-$(version)),$(shell command -v $(name))))
+RUNS  ?= 10000000
+CMAKE  = $(BIN)/cmake -S . -DUNLEARN_EXT_SANITIZE=address,undefined
+
+fuzz: $(STAMP)
+	@test -n "$(CLANG)" || { echo "No clang++ was found, whose libFuzzer this needs: install clang, or name one: make fuzz CLANG=..."; exit 1; }
+	$(CMAKE) -B build/fuzz -DUNLEARN_EXT_FUZZ=ON -DCMAKE_CXX_COMPILER=$(CLANG)
+	$(BIN)/cmake --build build/fuzz --target fuzz_step
+	mkdir -p build/corpus
+	build/fuzz/fuzz_step -max_len=512 -runs=$(RUNS) build/corpus tests/faults/corpus
+	UNLEARN_EXT_FUZZ=10000 $(BIN)/python -m pytest tests/faults/test_fuzz_ops.py
+
+# A copy of the package around a binary of its own; the sanitizer's runtime must be in Python before anything else.
+# Python itself leaks by design, and torch.compile would compile with the sanitizers.
+PRELOAD = $(shell g++ -print-file-name=libasan.so) $(shell g++ -print-file-name=libstdc++.so)
+sanitize: $(STAMP)
+	rm -rf build/sanitized/unlearn_ext && mkdir -p build/sanitized && cp -r unlearn_ext build/sanitized
+	rm -f build/sanitized/unlearn_ext/*.so
+	$(CMAKE) -B build/sanitized/cmake -DUNLEARN_EXT_CUDA=off -DCMAKE_CXX_COMPILER=g++ \
+	  -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/build/sanitized/unlearn_ext \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	$(BIN)/cmake --build build/sanitized/cmake --parallel 2
+	cd build/sanitized && LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. $(abspath $(BIN))/pytest \
+	  -p no:cacheprovider ../../tests/core ../../tests/faults --ignore=../../tests/core/test_compile.py \
+	  --ignore=../../tests/core/test_benchmarks.py --ignore=../../tests/faults/test_sanitizers.py
 
 RESULTS ?= benchmarks/results/$(shell date +%F)-$(shell uname -m).json
 

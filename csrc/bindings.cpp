@@ -26,8 +26,10 @@ Rule rule_of(int rule) {
 
 // `blocks`: addresses of hyper, control, partials, sums and report, as ops.py made them.
 Job make_job(int rule, const Table& table, int64_t n_groups, std::array<uintptr_t, 5> blocks, py::handle constraint) {
-    const auto [address, dtype] = constraint.is_none() ? std::pair<const void*, DType>{nullptr, DType::f64} : table.scalar(constraint);
-    return {rule_of(rule), dtype, false, table.counts_steps(), static_cast<int64_t>(table.rows().size()), table.turns(), table.chunk(),
+    const auto [address, dtype] =
+        constraint.is_none() ? std::pair<const void*, DType>{nullptr, DType::f64} : table.scalar(constraint, "f1", 0);
+    const auto [chunk, turns] = table.cut();
+    return {rule_of(rule), dtype, false, table.counts_steps(), static_cast<int64_t>(table.rows().size()), turns, chunk,
             n_groups, address, at<const double>(blocks[0]), at<const double>(blocks[1]), at<double>(blocks[2]),
             at<double>(blocks[3]), at<double>(blocks[4])};
 }
@@ -54,14 +56,16 @@ PYBIND11_MODULE(_C, m) {
     }, "For tests and benchmarks: every instruction set gives the same bits.");
 
     py::class_<Table>(m, "Table")
-        .def(py::init<py::capsule, int>(), py::arg("exchange"), py::arg("gpu"))
+        .def(py::init<py::capsule, py::object, int>(), py::arg("exchange"), py::arg("is_neg"), py::arg("gpu"))
         .def("read", [](Table& table, int rule, const py::tuple& lists, const py::list& groups) {
             return table.read(rule_of(rule), lists, groups);
         })
-        .def("changed", &Table::changed)
+        .def_property_readonly("changed", &Table::changed)
+        .def_property_readonly("crossing", &Table::crossing)
+        .def("accept", &Table::accept)
         .def_property_readonly("scattered", &Table::scattered)
         .def_property_readonly("absent", &Table::absent)
-        .def_property_readonly("turns", &Table::turns)
+        .def_property_readonly("turns", [](const Table& table) { return table.cut().turns; })
         .def_property_readonly("bytes", [](const Table& table) {
             return py::bytes(reinterpret_cast<const char*>(table.rows().data()), table.rows().size() * sizeof(Row));
         })

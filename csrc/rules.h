@@ -31,6 +31,11 @@ template <class F> UX_HD void accumulate(const Element<F>& e, F grad, F constrai
     sums[kRawGrad] += grad * grad;
 }
 
+// No 0·∞: an infinite parameter that does not decay leaves its direction as it is.
+template <class F> UX_HD F decayed(F direction, F param, float weight_decay) {
+    return weight_decay == 0.0f ? direction : direction + param * weight_decay;
+}
+
 constexpr unsigned bit(int operand) { return 1u << operand; }
 
 UX_HD float root(float x) { return sqrtf(x); }
@@ -68,7 +73,7 @@ struct SgdRule {
     UX_HD unsigned stats_reads() const { return weight_decay == 0.0f ? kReads & ~bit(kParam) : kReads; }
 
     template <class F> UX_HD Element<F> element(F* x) const {
-        const F grad = x[kGrad] * sign + x[kParam] * weight_decay;
+        const F grad = decayed(x[kGrad] * sign, x[kParam], weight_decay);
         const F one = F{} + 1.0f;
         if (!has_momentum) return {grad, x[kConstraintGrad], one};
         x[kFirst] = x[kFirst] * momentum + grad * fresh;
@@ -99,7 +104,7 @@ struct AdamWRule {
         x[kSecond] = x[kSecond] * beta2 + (grad * grad + x[kConstraintGrad] * x[kConstraintGrad]) * second_fresh;
         const F metric = root(x[kSecond]) * second_correction + eps;
         const F inverse = 1.0f / metric;
-        return {x[kFirst] * first_correction * inverse + x[kParam] * weight_decay, x[kConstraintGrad] * inverse, metric};
+        return {decayed(x[kFirst] * first_correction * inverse, x[kParam], weight_decay), x[kConstraintGrad] * inverse, metric};
     }
     template <class F> UX_HD void step(F* x, const Element<F>& e, float lambda, float scale) const {
         x[kParam] = x[kParam] - (e.direction + e.constraint * lambda) * (scale * lr);
@@ -131,16 +136,12 @@ struct Totals {
 
 // Ψ = μψ: the first-order decrease of f1 that the control function asks of this step.
 UX_HD double required_decrease(const double* c, double constraint, double integral, const Totals& t) {
-    double decrease = 0;
-    switch (int(c[kKind])) {
-        case kGiven: decrease = t.mean_lr * c[kGivenPsi]; break;
-        case kGradientNorm: decrease = t.mean_lr * c[kAlpha] * power(t.sq_constraint, 0.5 * c[kDelta]); break;
-        case kEpsilonGap: {
-            const double gap = constraint - c[kEpsilon];
-            const double shape = (gap < 0 ? -1.0 : 1.0) * power(fabs(gap), c[kDelta]) + c[kIntegralGain] * integral;
-            decrease = c[kAlpha] == c[kAlpha] ? t.mean_lr * c[kAlpha] * shape : c[kRate] * shape;  // NaN: no alpha was given
-            break;
-        }
+    double decrease = t.mean_lr * c[kGivenPsi];
+    if (c[kKind] == kGradientNorm) decrease = t.mean_lr * c[kAlpha] * power(t.sq_constraint, 0.5 * c[kDelta]);
+    if (c[kKind] == kEpsilonGap) {
+        const double gap = constraint - c[kEpsilon];
+        const double shape = (gap < 0 ? -1.0 : 1.0) * power(fabs(gap), c[kDelta]) + c[kIntegralGain] * integral;
+        decrease = c[kAlpha] == c[kAlpha] ? t.mean_lr * c[kAlpha] * shape : c[kRate] * shape;  // NaN: no alpha was given
     }
     const double cap = c[kCap] * t.lr_sq_constraint;
     return decrease > cap ? cap : decrease;
@@ -148,7 +149,7 @@ UX_HD double required_decrease(const double* c, double constraint, double integr
 
 // The sum of the gaps near the target, never more than the target itself: a far start must not wind it up.
 UX_HD double integrate(const double* c, double constraint, double integral) {
-    if (int(c[kKind]) != kEpsilonGap || c[kIntegralGain] == 0) return integral;
+    if (c[kKind] != kEpsilonGap || c[kIntegralGain] == 0) return integral;
     const double gap = constraint - c[kEpsilon], reach = fabs(c[kEpsilon]);
     if (fabs(gap) > 0.5 * reach) return integral;
     return clamp(integral + gap, -reach / c[kIntegralGain], reach / c[kIntegralGain]);
@@ -157,7 +158,7 @@ UX_HD double integrate(const double* c, double constraint, double integral) {
 // Closes the stats phase: reads the sums and f1 (report[kConstraint]), writes ψ, λ, the clipping factor and the flags.
 UX_HD void solve(const double* sums, const double* hyper, int64_t n_groups, const double* c, double* report) {
     const Totals t(sums, hyper, n_groups);
-    const bool constrained = int(c[kKind]) != kUnconstrained;
+    const bool constrained = c[kKind] != kUnconstrained;
     const double integral = integrate(c, report[kConstraint], report[kIntegral]);
     const double decrease = constrained ? required_decrease(c, report[kConstraint], integral, t) : 0.0;
     double lambda = 0;

@@ -35,7 +35,11 @@ std::optional<DType> dtype_of(const dlpack::Tensor& t) {
     }
 }
 
-std::string name_of(const dlpack::Tensor& t) {
+std::string name_of(const char* what, int64_t row) {
+    return "step: the " + std::string(what) + " of tensor " + std::to_string(row);
+}
+
+std::string type_of(const dlpack::Tensor& t) {
     constexpr const char* codes[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
     return (t.type_code < 7 ? codes[t.type_code] : "narrow float") + std::to_string(t.type_bits);
 }
@@ -80,9 +84,17 @@ bool dense(const dlpack::Tensor& t) {
     return true;
 }
 
+// Fake tensors have no memory; a view of a buffer of bytes may begin anywhere in it.
+void check_memory(const dlpack::Tensor& t, const char* what, int64_t index) {
+    if (!t.data) throw std::runtime_error(name_of(what, index) + " has no memory");
+    if (reinterpret_cast<uintptr_t>(t.data) & (t.type_bits / 8 - 1))
+        throw std::runtime_error(name_of(what, index) + " begins in the middle of a " + type_of(t) + ": clone() it");
+}
+
 }  // namespace
 
-Table::Table(py::capsule exchange, int gpu) : exchange_(std::move(exchange)), gpu_(gpu) {
+Table::Table(py::capsule exchange, py::object is_neg, int gpu)
+    : exchange_(std::move(exchange)), is_neg_(std::move(is_neg)), gpu_(gpu) {
     api_ = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(exchange_.ptr(), dlpack::kCapsule));
     if (!api_) throw py::error_already_set();
     if (api_->major != dlpack::kMajor || !api_->tensor_from_object)
@@ -93,31 +105,21 @@ dlpack::Tensor Table::view(PyObject* object, const char* what, int64_t row) cons
     dlpack::Tensor t;
     if (api_->tensor_from_object(object, &t) != 0) {
         const py::error_already_set error;
-        throw std::runtime_error("step: the " + std::string(what) + " of tensor " + std::to_string(row) +
-                                 " cannot be read; every tensor must be dense and have memory of its own (" + error.what() + ")");
+        throw std::runtime_error(name_of(what, row) + " cannot be read; every tensor must be dense and have memory of its own" +
+                                 " (" + error.what() + ")");
     }
     if (!is_on(t, gpu_))
-        throw std::runtime_error("step: the " + std::string(what) + " of tensor " + std::to_string(row) +
-                                 " is on another device; every tensor must be dense on " +
+        throw std::runtime_error(name_of(what, row) + " is on another device; every tensor must be dense on " +
                                  (gpu_ < 0 ? "the CPU" : "GPU " + std::to_string(gpu_)));
     t.data = static_cast<char*>(t.data) + t.byte_offset;
     return t;
 }
 
-// Most tensors come out of the allocator aligned. Where most of a row's are off by as much, a head of single elements
-// brings them to 16 bytes; the others are loaded by element.
-int Table::head_of(const Row& row) const {
-    if (gpu_ < 0) return 0;
-    int votes[8] = {}, best = 0;
-    for (int o = 0; o < kOperands; ++o) {
-        if (!row.data[o]) continue;
-        const int64_t width = row.dtype(o) == DType::f32 ? 4 : 2;
-        for (int head = 0; head < 8; ++head)
-            if ((row.data[o] + head * width) % 16 == 0) votes[head] += static_cast<int>(width);
-    }
-    for (int head = 1; head < 8; ++head)
-        if (votes[head] > votes[best]) best = head;
-    return best;
+void Table::check_sign(PyObject* object, const char* what, int64_t row) const {
+    const auto answer = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg_.ptr(), object));
+    if (!answer) throw py::error_already_set();
+    if (answer.is(py::handle(Py_True)))
+        throw std::runtime_error(name_of(what, row) + " is a view that negates its memory: resolve_neg() it");
 }
 
 Row Table::read_row(Rule rule, PyObject* const* objects, int64_t index) {
@@ -138,31 +140,35 @@ Row Table::read_row(Rule rule, PyObject* const* objects, int64_t index) {
                                   " of shape " + shape_of(t) + "; zero the gradients and run both backward passes again");
         const auto dtype = dtype_of(t);
         if (!dtype || *dtype == DType::f64) {
-            reason_ = "there is no kernel for a " + name_of(t) + " " + kNames[o];
+            reason_ = "there is no kernel for a " + type_of(t) + " " + kNames[o];
             continue;
         }
-        if (!t.data && row.numel)
-            throw std::runtime_error("step: the " + std::string(kNames[o]) + " of tensor " + std::to_string(index) + " has no memory");
+        if (row.numel) check_memory(t, kNames[o], index);
         row.data[o] = reinterpret_cast<int64_t>(t.data);
+        // Asking is dear: only where an address is new. A graph that makes a negated gradient makes one every time.
+        if (index >= static_cast<int64_t>(accepted_.size()) || accepted_[index].data[o] != row.data[o])
+            check_sign(objects[o], kNames[o], index);
         row.tags |= static_cast<int64_t>(*dtype) << (4 * o);
         all_contiguous &= contiguous(t);
         all_alike &= same_strides(t, like);
     }
     if (objects[kOperands] != Py_None) {
-        const auto [address, dtype] = scalar(objects[kOperands]);
+        const auto [address, dtype] = scalar(objects[kOperands], kNames[kOperands], index);
         if (dtype != DType::f32) reason_ = "there is no kernel for step counters that are not float32";
         row.step = reinterpret_cast<int64_t>(address);
         counts_steps_ = true;
     }
     if (row.numel && !all_contiguous && !(all_alike && dense(like))) scattered_.push_back(index);
-    row.tags |= static_cast<int64_t>(head_of(row)) << 24;
+    if (gpu_ >= 0) row.tags |= static_cast<int64_t>(head_of(row)) << 24;
     return row;
 }
 
-std::pair<const void*, DType> Table::scalar(py::handle tensor) const {
-    const dlpack::Tensor t = view(tensor.ptr(), "scalar", 0);
+std::pair<const void*, DType> Table::scalar(py::handle tensor, const char* what, int64_t index) const {
+    const dlpack::Tensor t = view(tensor.ptr(), what, index);
     const auto dtype = dtype_of(t);
-    if (numel(t) != 1 || !dtype) throw py::value_error("step: f1 and step counters must be floating-point tensors of one element");
+    if (numel(t) != 1 || !dtype)
+        throw py::value_error("step: f1 and step counters must have one element, and be float64, float32, bfloat16 or float16");
+    check_memory(t, what, index);
     return {t.data, *dtype};
 }
 
@@ -183,30 +189,14 @@ std::string Table::read(Rule rule, const py::tuple& lists, const py::list& group
         rows_.push_back(read_row(rule, objects, r));
         rows_.back().tags |= static_cast<int64_t>(PyLong_AsLong(PyList_GET_ITEM(groups.ptr(), r))) << 32;
     }
-    cut();
+    cut_ = ux::cut(rows_, kLeastChunk[gpu_ >= 0]);
+    rule_ = rule;
     return reason_;
 }
 
-void Table::cut() {
-    for (chunk_ = kLeastChunk[gpu_ >= 0];; chunk_ *= 2) {
-        int64_t chunks = 0, big = 0;
-        for (size_t r = 0; r < rows_.size(); ++r) {
-            Row& row = rows_[r];
-            if (r && row.group() != rows_[r - 1].group()) chunks = (chunks + kTurn - 1) / kTurn * kTurn;
-            row.first_chunk = chunks;
-            const int64_t mine = row.numel ? std::max<int64_t>(1, (row.numel - row.head() + chunk_ - 1) / chunk_) : 0;
-            chunks += mine;
-            big += mine > 1;
-        }
-        turns_ = (chunks + kTurn - 1) / kTurn;
-        if (turns_ <= kMostTurns || !big) return;  // a smaller number of tiny tensors cannot be had
-    }
-}
-
-bool Table::changed() {
-    const bool same = seen_.size() == rows_.size() && std::memcmp(seen_.data(), rows_.data(), rows_.size() * sizeof(Row)) == 0;
-    if (!same) seen_ = rows_;
-    return !same;
+bool Table::changed() const {
+    const size_t n = rows_.size();
+    return accepted_.size() != n || (n && std::memcmp(accepted_.data(), rows_.data(), n * sizeof(Row)) != 0);
 }
 
 }  // namespace ux

@@ -7,14 +7,15 @@
 #include <vector>
 
 #include "dlpack.h"
-#include "tensors.h"
+#include "rows.h"
 
 namespace ux {
 
 class Table {
   public:
-    // `exchange`: torch.Tensor.__dlpack_c_exchange_api__. `gpu`: the CUDA device of every tensor; -1: the CPU.
-    Table(pybind11::capsule exchange, int gpu);
+    // `exchange`: torch.Tensor.__dlpack_c_exchange_api__. `is_neg`: torch.Tensor.is_neg, which DLPack does not tell.
+    // `gpu`: the CUDA device of every tensor; -1: the CPU.
+    Table(pybind11::capsule exchange, pybind11::object is_neg, int gpu);
 
     // `lists`: params, grads, constraint_grads, firsts, seconds, steps: lists of tensors or None, of one length.
     // `groups`: int for each row, ascending. Returns why no kernel serves these dtypes; empty where one does.
@@ -27,30 +28,33 @@ class Table {
     // How many rows have no tensor, for each operand.
     const std::array<int64_t, kOperands>& absent() const { return absent_; }
 
-    // Whether the rows are not those of the last time that this was asked.
-    bool changed();
+    // Whether the rows are not those that were accepted last.
+    bool changed() const;
+    void accept() { accepted_ = rows_; }
+    bool crossing() const { return ux::crossing(rows_, rule_); }
 
-    std::pair<const void*, DType> scalar(pybind11::handle tensor) const;
+    std::pair<const void*, DType> scalar(pybind11::handle tensor, const char* what, int64_t index) const;
 
     const std::vector<Row>& rows() const { return rows_; }
-    int64_t chunk() const { return chunk_; }
-    int64_t turns() const { return turns_; }
+    Cut cut() const { return cut_; }
     bool counts_steps() const { return counts_steps_; }
 
   private:
     dlpack::Tensor view(PyObject* object, const char* what, int64_t row) const;
     Row read_row(Rule rule, PyObject* const* objects, int64_t row);
-    int head_of(const Row& row) const;
-    void cut();
+
+    void check_sign(PyObject* object, const char* what, int64_t row) const;
 
     pybind11::capsule exchange_;
+    pybind11::object is_neg_;
     const dlpack::ExchangeApi* api_;
     int gpu_;
-    std::vector<Row> rows_, seen_;
+    std::vector<Row> rows_, accepted_;
     std::vector<int64_t> scattered_;
     std::array<int64_t, kOperands> absent_{};
     std::string reason_;
-    int64_t chunk_ = 0, turns_ = 0;
+    Rule rule_{};
+    Cut cut_{};
     bool counts_steps_ = false;
 };
 

@@ -10,13 +10,10 @@ from math import inf, nan
 import torch
 from torch import Tensor
 
-from . import reference
+from . import memory, reference
 from .binary import kernels, why_not
 from .layout import Control, Hyper, Kind, Report, Rule, Sum
-from .reference import Operands
-
-#: Indices of the lists of :class:`Operands` that a rule writes.
-_WRITES = {Rule.PROJECT: (1,), Rule.SGD: (0, 3), Rule.ADAMW: (0, 3, 4)}
+from .reference import WRITES, Operands
 
 
 class TwoPhase:
@@ -94,7 +91,7 @@ class _Kernels:
     def __init__(self, step: TwoPhase) -> None:
         self.step = step
         self.partials = torch.empty(0, dtype=torch.float64, device=step.device)
-        self.table = kernels.Table(torch.Tensor.__dlpack_c_exchange_api__, self.gpu)
+        self.table = kernels.Table(torch.Tensor.__dlpack_c_exchange_api__, torch.Tensor.is_neg, self.gpu)
 
     def begin(self, rule: Rule, operands: Operands, constraint: Tensor | None) -> str:
         """Reads the operands; why no kernel serves them, or nothing."""
@@ -102,9 +99,14 @@ class _Kernels:
         self.lists = operands.lists()
         if reason := self.table.read(rule, self.lists, operands.groups):
             return reason
+        if self.table.scattered or (self.table.changed and self.table.crossing):
+            memory.check(self.lists, WRITES[rule])
         if self.table.scattered:
             self._stage(self.table.scattered)
             self.table.read(rule, self.lists, operands.groups)
+        self.changed = self.table.changed
+        if self.changed:
+            self.table.accept()
         if self.partials.numel() < self.table.turns * len(Sum):
             self.partials = torch.empty(self.table.turns * len(Sum), dtype=torch.float64, device=self.step.device)
         step = self.step
@@ -120,19 +122,14 @@ class _Kernels:
                 original = tensors[row]
                 if original is None or original.is_contiguous():
                     continue
-                written = column in _WRITES[self.rule]
-                if written and torch._debug_has_internal_overlap(original) == 1:
-                    raise RuntimeError(
-                        f"step: elements of tensor {row} share their memory (an expanded view?): clone() it"
-                    )
                 tensors[row] = original.contiguous()
-                if written:
+                if column in WRITES[self.rule]:
                     self.staged.append((original, tensors[row]))
 
     def _after_apply(self) -> None:
         for original, staged in self.staged:
             original.copy_(staged)
-        for column in _WRITES[self.rule]:  # autograd learns of the in-place writes that it could not see
+        for column in WRITES[self.rule][:-1]:  # autograd learns of the in-place writes that it could not see
             tensors, absent = self.lists[column], self.table.absent[column]
             if absent < len(tensors):
                 written = [t for t in tensors if t is not None] if absent else tensors
@@ -163,7 +160,7 @@ class _Cuda(_Kernels):
 
     def begin(self, rule: Rule, operands: Operands, constraint: Tensor | None) -> str:
         reason = super().begin(rule, operands, constraint)
-        if not reason and len(self.table) > kernels.cuda_rows_in_arguments() and self.table.changed():
+        if not reason and len(self.table) > kernels.cuda_rows_in_arguments() and self.changed:
             self._upload()
         return reason
 
@@ -209,17 +206,34 @@ UNCONSTRAINED = (Kind.UNCONSTRAINED, 0.0, nan, 0.0, 1.0, 0.0, inf)
 GIVEN_PSI = (Kind.GIVEN, 0.0, nan, 0.0, 1.0, 0.0, inf)
 
 
+def _checked(name: str, tensor: Tensor, like: Tensor) -> Tensor:
+    """A block of numbers whose address crosses the border, if it is what the kernels take it for."""
+    if (tensor.shape, tensor.dtype, tensor.device) != (
+        like.shape,
+        like.dtype,
+        like.device,
+    ) or not tensor.is_contiguous():
+        raise ValueError(
+            f"step: {name} must be a contiguous {like.dtype} tensor of shape {tuple(like.shape)} on {like.device}, "
+            f"not {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+        )
+    return tensor
+
+
 def _check_lists(directions: Sequence[Tensor], constraint_grads: Sequence[Tensor]) -> None:
     if not directions or len(directions) != len(constraint_grads):
         raise ValueError(
             f"projection: as many constraint gradients as directions are needed, and at least one; "
             f"got {len(directions)} and {len(constraint_grads)}"
         )
-    devices = {tensor.device for tensor in (*directions, *constraint_grads)}
+    _check_devices(*directions, *constraint_grads)
+
+
+def _check_devices(*tensors: Tensor | None) -> None:
+    """Also of a fake step: with one meta tensor among real ones, torch runs that and leaves all as they were."""
+    devices = {tensor.device for tensor in tensors if tensor is not None}
     if len(devices) > 1:
-        raise RuntimeError(
-            f"projection: tensors are on {' and '.join(sorted(map(str, devices)))}; move them to one device"
-        )
+        raise RuntimeError(f"step: tensors are on {' and '.join(sorted(map(str, devices)))}; move them to one device")
 
 
 def _projection(directions: Sequence[Tensor], constraint_grads: Sequence[Tensor]) -> TwoPhase:
@@ -266,6 +280,8 @@ def halfspace_project_(directions: Sequence[Tensor], constraint_grads: Sequence[
         float64 ``[2]``: λ, and 1 where nothing was written because a value was not finite.
     """
     step = _projection(directions, constraint_grads)
+    if psi is None or psi.dim() or not psi.is_floating_point():  # torch lets None pass for a tensor
+        raise ValueError(f"projection: psi={psi!r} must be a real 0-d tensor")
     step.control[Control.GIVEN_PSI] = psi
     step.stats()
     step.apply_()
@@ -275,6 +291,8 @@ def halfspace_project_(directions: Sequence[Tensor], constraint_grads: Sequence[
 @halfspace_project_.register_fake
 def _(directions, constraint_grads, psi):
     _check_lists(directions, constraint_grads)
+    if psi.is_meta:
+        _check_devices(psi, *directions)
     return directions[0].new_empty(2, dtype=torch.float64)
 
 
@@ -302,6 +320,8 @@ def sgd_step_(
         report: float64 ``[10]``; f1 goes in at ``layout.Report.CONSTRAINT``, the rest comes out.
         fused: as in :class:`TwoPhase`.
     """
+    if len(momentum_buffers) != len(steps):
+        raise ValueError(f"step: {len(momentum_buffers)} momentum buffers need as many steps, not {len(steps)}")
     none = [None] * len(params)
     operands = Operands(params, grads, constraint_grads, momentum_buffers or none, none, steps or none, groups)
     _step(Rule.SGD, operands, hyper, control, report, fused)
@@ -329,14 +349,25 @@ def adamw_step_(
 
 
 @sgd_step_.register_fake
+def _(params, grads, constraint_grads, momentum_buffers, steps, groups, hyper, control, report, fused=None):
+    _check_devices(*params, *grads, *constraint_grads, *momentum_buffers, *steps, hyper, control, report)
+
+
 @adamw_step_.register_fake
-def _(*args):
-    return None
+def _(params, grads, constraint_grads, exp_avgs, exp_avg_sqs, steps, groups, hyper, control, report, fused=None):
+    _check_devices(*params, *grads, *constraint_grads, *exp_avgs, *exp_avg_sqs, *steps, hyper, control, report)
 
 
 def _step(rule: Rule, operands: Operands, hyper: Tensor, control: Tensor, report: Tensor, fused: bool | None) -> None:
-    step = TwoPhase(report.device, len(hyper), fused)
-    step.hyper, step.control, step.report = hyper, control, report
+    if hyper is None or control is None or report is None:  # torch lets None pass for a tensor
+        raise TypeError("step: hyper, control and report must be tensors")
+    n_groups, groups = len(hyper), operands.groups
+    if groups and not (groups[0] >= 0 and list(groups) == sorted(groups) and groups[-1] < n_groups):
+        raise ValueError(f"step: groups must ascend from 0 or above and stay below the {n_groups} rows of hyper")
+    step = TwoPhase(report.device, n_groups, fused)
+    step.hyper = _checked("hyper", hyper, step.hyper)
+    step.control = _checked("control", control, step.control)
+    step.report = _checked("report", report, step.report)
     step.begin(rule, operands)
     step.stats()
     step.apply_()

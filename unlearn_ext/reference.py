@@ -10,7 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import memory
 from .layout import Control, Hyper, Kind, Report, Rule, Sum
+
+#: Indices of the lists of :class:`Operands` that a rule writes; the step counters are the last.
+WRITES = {Rule.PROJECT: (1, 5), Rule.SGD: (0, 3, 5), Rule.ADAMW: (0, 3, 4, 5)}
 
 
 @dataclass
@@ -61,13 +65,16 @@ def check(rule: Rule, operands: Operands) -> None:
 
     Raises:
         ValueError: a shape is not its parameter's.
-        RuntimeError: a tensor is not of a floating-point dtype.
+        RuntimeError: a tensor is not dense or not of a floating-point dtype, or one that is written is frozen or shares
+            its memory.
     """
     owners = operands.grads if rule is Rule.PROJECT else operands.params
     for tensors in operands.lists()[:-1]:
         for row, (owner, tensor) in enumerate(zip(owners, tensors, strict=True)):
             if tensor is None:
                 continue
+            if tensor.layout is not torch.strided:
+                raise RuntimeError(f"step: tensor {row}, its gradient or moment is {tensor.layout}; it must be dense")
             if tensor.shape != owner.shape:
                 raise ValueError(
                     f"step: tensor {row} has shape {tuple(owner.shape)} but a gradient or moment of shape "
@@ -77,6 +84,7 @@ def check(rule: Rule, operands: Operands) -> None:
                 raise RuntimeError(
                     f"step: tensor {row} is {tensor.dtype}; only real floating-point tensors can be stepped"
                 )
+    memory.check(operands.lists(), WRITES[rule])
 
 
 def stats(rule: Rule, operands: Operands, hyper: Tensor, sums: Tensor) -> None:
@@ -174,7 +182,7 @@ def _element(rule: Rule, operands: Operands, row: int, hyper: Tensor) -> _Elemen
 
 
 def _sgd(operands: Operands, row: int, param: Tensor, grad: Tensor, g1: Tensor, first: Tensor, h: Tensor) -> _Element:
-    decayed = grad + param * h[Hyper.WEIGHT_DECAY]
+    decayed = _decayed(grad, param, h[Hyper.WEIGHT_DECAY])
     if operands.firsts[row] is None:
         return _Element(grad, g1, decayed, g1)
     # torch starts the buffer with the gradient itself, undampened
@@ -193,8 +201,14 @@ def _adamw(
     first = first + (grad - first) * (1 - beta1).to(dtype)
     second = second * beta2.to(dtype) + (grad * grad + g1 * g1) * (1 - beta2).to(dtype)
     metric = second.sqrt() * (1 - beta2**t).rsqrt().to(dtype) + hyper[Hyper.EPS].to(dtype)
-    direction = first * (1 / (1 - beta1**t)).to(dtype) / metric + param * hyper[Hyper.WEIGHT_DECAY].to(dtype)
+    adaptive = first * (1 / (1 - beta1**t)).to(dtype) / metric
+    direction = _decayed(adaptive, param, hyper[Hyper.WEIGHT_DECAY].to(dtype))
     return _Element(grad, g1, direction, g1 / metric, metric, first, second)
+
+
+def _decayed(direction: Tensor, param: Tensor, weight_decay: Tensor) -> Tensor:
+    """No 0·∞: an infinite parameter that does not decay leaves its direction as it is."""
+    return torch.where(weight_decay == 0, direction, direction + param * weight_decay)
 
 
 def _integral(control: Tensor, report: Tensor) -> Tensor:

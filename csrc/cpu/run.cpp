@@ -1,5 +1,6 @@
 // Spreads the chunks over threads, combines their sums in order, and chooses the instruction set.
 #include <dlfcn.h>
+#include <pthread.h>
 
 #include <atomic>
 #include <thread>
@@ -53,17 +54,29 @@ void take_turns(void* data) {
     for (int64_t i; (i = sweep.next.fetch_add(1)) < n;) sweep.work(sweep.rows, sweep.job, sweep.backwards ? n - 1 - i : i);
 }
 
+using OpenMP = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+// The child of a fork inherits the records of an OpenMP team but none of its threads, and would wait for them for ever.
+bool forked = false;
+[[maybe_unused]] const int told_of_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
 // torch's own OpenMP team where the process has one: a second pool would fight its spinning threads for the cores.
+OpenMP openmp() {
+    static const auto parallel = reinterpret_cast<OpenMP>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    return forked ? nullptr : parallel;
+}
+
 void in_parallel(Sweep& sweep, int threads) {
-    using Fork = void (*)(void (*)(void*), void*, unsigned, unsigned);
-    static const Fork fork = reinterpret_cast<Fork>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
     int64_t elements = 0;
     for (int64_t r = 0; r < sweep.job.n_rows; ++r) elements += sweep.rows[r].numel;
     if (elements / kWorthAThread < threads) threads = static_cast<int>(elements / kWorthAThread);
     if (threads <= 1) return take_turns(&sweep);
-    if (fork) return fork(take_turns, &sweep, static_cast<unsigned>(threads), 0);
+    if (const auto parallel = openmp()) return parallel(take_turns, &sweep, static_cast<unsigned>(threads), 0);
     std::vector<std::thread> team;
-    for (int i = 1; i < threads; ++i) team.emplace_back(take_turns, &sweep);
+    team.reserve(threads);
+    try {
+        for (int i = 1; i < threads; ++i) team.emplace_back(take_turns, &sweep);
+    } catch (const std::exception&) {}  // the system gives no more threads: fewer give the same bits
     take_turns(&sweep);
     for (auto& thread : team) thread.join();
 }

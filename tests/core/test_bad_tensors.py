@@ -3,12 +3,15 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import unlearn_ext as ux
+from unlearn_ext import ops
 
 ones = torch.ones
 PSI = torch.tensor(5.0)
 
+BUFFER = ones(8)
 PROJECTIONS = {
     "no tensors": ([], [], ValueError, "at least one"),
     "lists of unlike length": ([ones(3)], [], ValueError, "as many constraint gradients as directions"),
@@ -20,6 +23,27 @@ PROJECTIONS = {
     "a sparse constraint": ([ones(3)], [ones(3).to_sparse()], RuntimeError, "must be dense"),
     "another device": ([ones(3)], [ones(3, device="meta")], RuntimeError, "cpu and meta; move them to one device"),
     "shared elements": ([ones(1).expand(3)], [ones(3)], RuntimeError, r"share their memory .* clone\(\) it"),
+    "windows": (
+        [ones(5).as_strided((3, 3), (1, 1))],
+        [ones(3, 3)],
+        RuntimeError,
+        r"share their memory .* clone\(\) it",
+    ),
+    "one tensor twice": ([BUFFER, BUFFER], [ones(8)] * 2, RuntimeError, "tensor 1 shares memory with tensor 0"),
+    "crosswise": ([BUFFER[:4], BUFFER[4:]], [BUFFER[4:], BUFFER[:4]], RuntimeError, "shares memory"),
+    "an overlap": ([BUFFER[:5]], [BUFFER[3:]], RuntimeError, "shares memory"),
+    "overlapping columns": (
+        [BUFFER.view(4, 2)[:, 0], BUFFER.view(2, 4)[0]],
+        [ones(4), ones(4)],
+        RuntimeError,
+        "shares memory",
+    ),
+    "misaligned": (
+        [torch.frombuffer(bytearray(13), dtype=torch.float32, offset=1)],
+        [ones(3)],
+        RuntimeError,
+        "middle of a float32",
+    ),
 }
 
 
@@ -56,3 +80,135 @@ def test_an_expanded_gradient_is_read_as_it_is():
     lam, _ = torch.ops.unlearn_ext.halfspace_project_([direction], [ones(1).expand(3)], PSI)
     assert lam.item() == pytest.approx(2 / 3)
     torch.testing.assert_close(direction, torch.full((3,), 5 / 3))
+
+
+def test_interleaved_tensors_are_no_overlap():
+    both = ones(8)
+    torch.ops.unlearn_ext.halfspace_project_([both[::2], both[1::2]], [ones(4), ones(4)], PSI * 2)
+    torch.testing.assert_close(both, torch.full((8,), 1.25))
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_a_gradient_may_be_its_parameter(fused):
+    param = nn.Parameter(ones(3))
+    param.grad = param.data
+    ux.EpsilonSGD([param], lr=0.1, control=ux.GradientNorm(), fused=fused).step()
+    torch.testing.assert_close(param.data, torch.full((3,), 0.9))
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_a_parameter_given_twice(fused):
+    param = nn.Parameter(ones(3))
+    param.grad = ones(3)
+    with pytest.warns(UserWarning, match="duplicate"):
+        optimizer = ux.EpsilonSGD([param, param], lr=0.1, control=ux.GradientNorm(), fused=fused)
+    for _ in range(2):  # what was refused once is refused again
+        with pytest.raises(RuntimeError, match="shares memory"):
+            optimizer.step()
+    assert torch.equal(param, ones(3))
+
+
+@pytest.mark.parametrize("place", ["param", "grad"])
+def test_a_negated_view(place):
+    tensors = {"param": ones(3), "grad": ones(3)}
+    tensors[place] = torch._neg_view(tensors[place])
+    with pytest.raises(RuntimeError, match=r"negates its memory: resolve_neg\(\) it"):
+        step(**tensors)
+
+
+def test_a_negated_f1_is_read_as_what_it_shows():
+    param = nn.Parameter(ones(3))
+    param.grad = ones(3)
+    optimizer = ux.EpsilonSGD([param], lr=0.1, control=ux.EpsilonGap(0.3))
+    optimizer.hold_constraint(torch._neg_view(torch.tensor(-2.0)))
+    optimizer.step()
+    assert optimizer.stats.constraint == 2
+
+
+def test_a_complex_f1():
+    param = nn.Parameter(ones(3))
+    param.grad = ones(3)
+    with pytest.raises(ValueError, match="f1 must be a real tensor"):
+        ux.EpsilonSGD([param], lr=0.1, control=ux.EpsilonGap(0.3)).hold_constraint(torch.tensor(1 + 2j))
+
+
+def test_an_f1_without_memory():
+    with FakeTensorMode():
+        f1 = torch.tensor(1.0)
+    param = nn.Parameter(ones(3))
+    param.grad = ones(3)
+    optimizer = ux.EpsilonSGD([param], lr=0.1, control=ux.EpsilonGap(0.3), fused=True)
+    optimizer.hold_constraint(f1)
+    param.grad = ones(3)
+    with pytest.raises(RuntimeError, match="f1 of tensor 0 has no memory"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("fused", [None, False])
+@pytest.mark.parametrize("name", ["EpsilonSGD", "EpsilonAdamW"])
+def test_an_infinite_parameter_stays_as_torch_leaves_it(name, fused):
+    start = torch.tensor([1.0, -torch.inf])
+    params = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    options = {"lr": 0.1, "weight_decay": 0.0} | ({"momentum": 0.9} if name == "EpsilonSGD" else {})
+    mine = getattr(ux, name)([params[0]], control=ux.GradientNorm(), fused=fused, **options)
+    theirs = getattr(torch.optim, name.removeprefix("Epsilon"))([params[1]], **options)
+    for optimizer, param in zip((mine, theirs), params, strict=True):
+        for _ in range(2):
+            param.grad = ones(2)
+            optimizer.step()
+    torch.testing.assert_close(*params)
+
+
+@pytest.mark.parametrize("control", [None, 3, "gap"])
+def test_no_control_function(control):
+    param = nn.Parameter(ones(3))
+    param.grad = ones(3)
+    optimizer = ux.EpsilonSGD([param], lr=0.1, control=control)
+    optimizer.hold_constraint(torch.tensor(1.0))
+    with pytest.raises(TypeError, match="must be EpsilonGap, GradientNorm or a callable"):
+        optimizer.step()
+
+
+def test_what_is_no_tensor_cannot_be_projected():
+    with pytest.raises(TypeError, match="one of the params is 3"):
+        ux.EpsilonProjection([3], control=ux.GradientNorm())
+
+
+def test_one_beta():
+    with pytest.raises(ValueError, match="must be two numbers"):
+        ux.EpsilonAdamW([ones(1)], betas=(0.9,), control=ux.GradientNorm())
+
+
+STEP = {
+    "params": [ones(3)],
+    "grads": [ones(3)],
+    "constraint_grads": [ones(3)],
+    "momentum_buffers": [ones(3)],
+    "steps": [torch.tensor(1.0)],
+    "groups": [0],
+    "hyper": torch.zeros(1, 7, dtype=torch.float64),
+    "control": torch.tensor(ops.control_block(ops.GIVEN_PSI), dtype=torch.float64),
+    "report": torch.zeros(10, dtype=torch.float64),
+}
+BLOCKS = {
+    "a group beyond hyper": ({"groups": [1_000_000]}, ValueError, "stay below the 1 rows of hyper"),
+    "a negative group": ({"groups": [-1]}, ValueError, "groups must ascend"),
+    "hyper in float32": ({"hyper": torch.zeros(1, 7)}, ValueError, "hyper must be a contiguous torch.float64 tensor"),
+    "a short report": ({"report": torch.zeros(3, dtype=torch.float64)}, ValueError, r"report must be .* shape \(10,\)"),
+    "no control": ({"control": None}, TypeError, "must be tensors"),
+    "momentum without steps": ({"steps": []}, ValueError, "1 momentum buffers need as many steps, not 0"),
+    "a meta gradient": ({"grads": [ones(3, device="meta")]}, RuntimeError, "cpu and meta; move them to one device"),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_functional_step(name):
+    spoilt, error, sentence = BLOCKS[name]
+    with pytest.raises(error, match=sentence):
+        torch.ops.unlearn_ext.sgd_step_(**{**STEP, **spoilt})
+
+
+@pytest.mark.parametrize("psi", [torch.tensor(1j), ones(4), ones((), device="meta"), None])
+def test_psi_that_is_no_real_number(psi):
+    with pytest.raises((ValueError, RuntimeError), match=r"must be a real 0-d tensor|move them to one device"):
+        torch.ops.unlearn_ext.halfspace_project_([ones(3)], [ones(3)], psi)

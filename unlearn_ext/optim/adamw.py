@@ -58,8 +58,8 @@ class EpsilonAdamW(EpsilonOptimizer):
         process_group: Replicas = "default",
     ) -> None:
         not_negative("EpsilonAdamW", lr=lr, eps=eps, weight_decay=weight_decay)
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"EpsilonAdamW: betas={betas!r} must lie in [0, 1)")
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"EpsilonAdamW: betas={betas!r} must be two numbers in [0, 1)")
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         smoothing = Smoothing(constraint_ema, constraint_grad_ema)
         super().__init__(params, defaults, Constraint(control, max_norm, lambda_max, fused, smoothing, process_group))

@@ -53,9 +53,9 @@ class Constraint:
 
     def hold(self, value: Tensor, params: list[Tensor], scaler: GradScaler | None = None) -> None:
         """Moves every ``p.grad`` to g1; a second call before the step adds to it, as gradient accumulation does."""
-        if not isinstance(value, Tensor) or value.numel() != 1:
+        if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
             raise ValueError(
-                "hold_constraint: f1 must be a tensor with one element, the loss whose backward() you called"
+                "hold_constraint: f1 must be a real tensor with one element, the loss whose backward() you called"
             )
         grads = [p.grad for p in params]
         if distributed.initialised():
@@ -69,7 +69,7 @@ class Constraint:
             self.scaled = True
         held = self.held(params)
         self.grads = grads if self.value is None else list(map(_added, held, grads))
-        value = value.detach().reshape(())
+        value = value.detach().reshape(()).resolve_neg()
         if not value.is_floating_point():
             value = value.double()
         self.value = value if self.value is None else self.value + value
@@ -181,8 +181,10 @@ class Constraint:
             coefficients = ops.UNCONSTRAINED
         elif hasattr(self.control, "coefficients"):
             coefficients = self.control.coefficients()
-        else:
+        elif callable(self.control):
             coefficients = ops.GIVEN_PSI
+        else:
+            raise TypeError(f"control={self.control!r} must be EpsilonGap, GradientNorm or a callable")
         return ops.control_block(coefficients, self.max_norm, self.lambda_max)
 
     def _solve_with_callable(self, phases: TwoPhase) -> None:

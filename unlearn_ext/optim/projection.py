@@ -41,6 +41,9 @@ class EpsilonProjection:
         entries = list(params)
         groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
         self.params: list[Tensor] = [param for group in groups for param in group["params"]]
+        for param in self.params:
+            if not isinstance(param, Tensor):
+                raise TypeError(f"EpsilonProjection can only project tensors, but one of the params is {param!r}")
         self.lr = lr
         self._constraint = Constraint(control, max_norm, lambda_max, fused, Smoothing(0.0, 0.0), process_group)
 

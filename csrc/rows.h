@@ -1,0 +1,23 @@
+// What follows from the rows alone: how they are cut into chunks, and whether they lie in one another's memory.
+#pragma once
+#include <vector>
+
+#include "tensors.h"
+
+namespace ux {
+
+struct Cut {
+    int64_t chunk, turns;
+};
+
+// Writes every row's first chunk. `chunk`: elements, doubled until the turns are few enough.
+Cut cut(std::vector<Row>& rows, int64_t chunk);
+
+// Elements of a row before the one from which 16-byte loads serve most of its operands.
+int head_of(const Row& row);
+
+// Whether memory that the rule writes may be reached by a second way. An operand read from the very place where its own
+// row is written is none: every element is read before it is written.
+bool crossing(const std::vector<Row>& rows, Rule rule);
+
+}  // namespace ux

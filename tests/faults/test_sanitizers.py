@@ -1,0 +1,38 @@
+"""The C++ under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, without Python: CMake builds both."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CMAKE = shutil.which("cmake", path=Path(sys.executable).parent) or shutil.which("cmake")
+
+pytestmark = pytest.mark.skipif(CMAKE is None or shutil.which("g++") is None, reason="cmake and g++ are needed")
+
+
+def run(*command: str | Path) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    return result.stdout
+
+
+def built(name: str, sanitizer: str) -> Path:
+    """A program of CMakeLists.txt's, compiled with a sanitizer; a second time only where a source has changed."""
+    folder = ROOT / "build" / f"faults-{sanitizer.partition(',')[0]}"
+    options = (f"-DUNLEARN_EXT_SANITIZE={sanitizer}", "-DUNLEARN_EXT_FUZZ=ON", "-DCMAKE_CXX_COMPILER=g++")
+    run(CMAKE, "-S", ROOT, "-B", folder, *options)
+    run(CMAKE, "--build", folder, "--parallel", "2", "--target", name)
+    return folder / name
+
+
+def test_the_corpus_under_address_and_undefined_behaviour_sanitizers():
+    corpus = sorted((HERE / "corpus").iterdir())
+    assert run(built("fuzz_step", "address,undefined"), *corpus) == f"{len(corpus)} inputs without a finding\n"
+
+
+def test_two_trainers_under_thread_sanitizer():
+    assert run(built("two_trainers", "thread")) == "the same bits\n"
