@@ -12,7 +12,7 @@ DATASET = "mnist"
 FORGET_CLASSES = (0, 1)
 TASK = CenterCrop(0.5)
 POINTS = 7
-SETTINGS = {"vqgan": Settings(), "autoencoder": Settings(), "mae": Settings(), "diffusion": Settings()}
+SETTINGS = {"vqgan": Settings(), "autoencoder": Settings(), "mae": Settings(lr=5e-4), "diffusion": Settings()}
 
 
 def prepare(family: str, progress: Callback | None = None) -> tuple[models.I2IModel, data.ForgetRetain]:
