@@ -22,6 +22,7 @@ from .batches import Task, pixels
 from .control import StepStats
 from .data.augment import Augment
 from .encoder import Encoder
+from .errors import UserError
 from .models import I2IModel, reconstruct
 from .objectives import Objectives
 from .pareto import ParetoFront, ParetoPoint, point_name
@@ -81,6 +82,9 @@ def sweep(
 
     Returns:
         The front, from the highest completeness to the lowest.
+
+    Raises:
+        UserError: f1 cannot be lowered at all.
     """
     objectives = Objectives.freeze(model, forget, retain, task, augment=augment, settings=settings)
     walk = _Walk(model, objectives, held_out, out if parallel.is_first() else None, progress)
@@ -139,6 +143,11 @@ class _Walk:
             f1 = min(self.objectives.evaluate_f1(run.encode), before)
             if not before - f1 > STALL * self.f1_original:
                 break
+        if not f1 < self.f1_original:
+            raise UserError(
+                f"f1 did not fall below {f1:.4g} in {run.steps_taken} steps, so there is nothing to walk between; take "
+                "more steps or a higher learning rate."
+            )
         self.f1_star = f1
         self.stage += 1
         return f1

@@ -138,3 +138,9 @@ def test_the_package_gives_the_function_whatever_was_imported_before():
     pytest.importorskip("diffusers")
     code = "import unlearn_ext.phases, unlearn_ext as ux; assert callable(ux.sweep) and callable(ux.unlearn)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_where_f1_cannot_be_lowered_there_is_no_front(model, images):
+    still = Settings(steps=1, lr=0.0)
+    with pytest.raises(UserError, match="f1 did not fall below .* in 1 steps, so there is nothing to walk between"):
+        sweep(model, *images, task=CenterCrop(0.5), settings=still)

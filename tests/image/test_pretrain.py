@@ -15,7 +15,7 @@ TINY = {
     "vqgan": {"channels": (8,), "latent_channels": 4, "codes": 16, "steps": 40},
     "autoencoder": {"channels": (8,), "latent_channels": 4, "steps": 40},
     "mae": {"patch": 2, "width": 16, "depth": 2, "steps": 60, "lr": 1e-2},
-    "diffusion": {"channels": (8, 16), "steps": 120, "lr": 1e-2},
+    "diffusion": {"channels": (32,), "steps": 200, "lr": 1e-2},
 }
 every_family = pytest.mark.parametrize("family", TINY)
 

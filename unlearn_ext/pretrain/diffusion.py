@@ -26,9 +26,9 @@ class Recipe(recipe.Recipe):
     """
 
     family = "diffusion"
-    channels: tuple[int, ...] = (16, 32, 64)
+    channels: tuple[int, ...] = (8, 24, 48)
     beta_end: float = 0.008
-    steps: int = 2000
+    steps: int = 3500
     batch_size: int = 16
 
     def build(self, channels: int, size: int) -> Diffusion:
@@ -42,7 +42,7 @@ class Recipe(recipe.Recipe):
             up_block_types=("UpBlock2D",) * blocks,
             block_out_channels=self.channels,
             layers_per_block=1,
-            norm_num_groups=min(8, *self.channels),
+            norm_num_groups=4,
         )
         return Diffusion(module, diffusers.DDPMScheduler(beta_end=self.beta_end))
 
