@@ -177,7 +177,7 @@ def test_methods_in_latents_serve_diffusion(images, name):
 
 
 def combined(kind, g1, g2):
-    one = kind(None, None, 0.0).combine(torch.tensor(1.0), [torch.tensor(g1)], [torch.tensor(g2)])
+    one = kind(None, None).combine(torch.tensor(1.0), [torch.tensor(g1)], [torch.tensor(g2)])
     return one[0].double()
 
 
@@ -224,7 +224,7 @@ def test_closed_forms():
 @pytest.mark.parametrize("kind", [PCGrad, MGDA])
 def test_a_loss_scaler_changes_no_weight(kind):
     g1, g2 = torch.tensor([0.3, -1.0, 0.2]), torch.tensor([-0.5, 0.4, 0.1])
-    small, large = (kind(None, None, 0.0).weights(None, [c * g1], [c * g2]) for c in (1.0, 65536.0))
+    small, large = (kind(None, None).weights(None, [c * g1], [c * g2]) for c in (1.0, 65536.0))
     torch.testing.assert_close(small, large)
 
 
@@ -268,6 +268,12 @@ def test_mgda_has_nowhere_to_go_from_the_unmodified_model(model, objectives, bat
         gradients.append(list(torch.autograd.grad(loss, model.encoder_parameters())))
     g1, g2 = gradients
     assert flat(method.combine(loss, g1, g2)).norm() <= flat(g2).norm() < 1e-4 * flat(g1).norm()
+
+
+def test_what_only_the_user_can_say_is_asked_for(model, objectives):
+    with pytest.raises(UserError, match="dual-ascent needs a value for its epsilon"):
+        train(METHODS["dual-ascent"], model, objectives)
+    assert METHODS["composite"](model, objectives).value == 0.2
 
 
 def test_steps_are_reported(model, objectives):

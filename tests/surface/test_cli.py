@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from unlearn_ext.cli.app import app
 
-COMMANDS = ("demo", "run", "sweep", "evaluate", "report", "info")
+COMMANDS = ("demo", "run", "sweep", "evaluate", "report", "reproduce", "info")
 
 
 def call(*arguments: str, **environment: str) -> tuple[int, str]:
@@ -31,7 +31,7 @@ def test_help_names_every_command() -> None:
     assert all(command in said for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "sweep", "evaluate", "report"])
+@pytest.mark.parametrize("command", ["demo", "run", "sweep", "evaluate", "report", "reproduce"])
 def test_help_teaches_by_example(command: str) -> None:
     code, said = call(command, "--help")
     assert code == 0
@@ -52,6 +52,7 @@ def test_info_says_what_was_built() -> None:
         (["sweep", "--data", "cifar"], "no built-in data set `cifar`"),
         (["sweep", "--task", "colour"], "no task `colour`"),
         (["sweep", "--family", "gan"], "gan"),
+        (["reproduce", "--family", "gan"], "no small model of family gan"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -73,6 +74,7 @@ def test_bad_input_is_one_sentence(
         (["run"], "--epsilon"),
         (["sweep", "--points", "0"], "--points"),
         (["evaluate", "runs/demo", "--images", "7"], "--images"),
+        (["reproduce", "--seeds", "0"], "--seeds"),
         (["sweep", "--forget", "a"], "--retain"),
         (["sweep", "--forget", "a", "--retain", "b"], "--model"),
         (["sweep", "--forget", "a", "--retain", "b", "--data", "mnist"], "--data"),

@@ -7,4 +7,5 @@ class Composite(Method):
     """The weighted sum. Which f1 a weight leads to is known only afterwards; 0.2 is its authors' for a ViT."""
 
     name = "composite"
+    default = 0.2
     grid = (0.002, 0.02, 0.2, 2.0)

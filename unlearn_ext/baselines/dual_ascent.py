@@ -17,7 +17,7 @@ class DualAscent(Method):
     name = "dual-ascent"
     knob = "epsilon"
 
-    def __init__(self, model: I2IModel, objectives: Objectives, value: float) -> None:
+    def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
         super().__init__(model, objectives, value)
         self.multiplier = torch.zeros((), device=model.device)
 

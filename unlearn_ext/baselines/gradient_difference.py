@@ -17,6 +17,7 @@ class GradientDifference(MaxLoss):
     """
 
     name = "gradient-difference"
+    default = 0.02
     grid = (0.002, 0.02, 0.2)
 
     def retain_loss(self, encode: Encode, retain: Batch) -> torch.Tensor:

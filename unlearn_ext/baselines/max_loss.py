@@ -13,7 +13,8 @@ class MaxLoss(Reconstruction):
     """min E‖D(E(T(x_r))) − x_r‖² − w·E‖D(E(T(x_f))) − x_f‖²; it has no lower bound."""
 
     name = "max-loss"
-    grid = (0.02, 0.2, 1.0)
+    default = 1.0
+    grid = (0.1, 1.0)
 
     def forget_loss(self, encode: Encode, forget: Batch, retain: Batch) -> torch.Tensor:
         return -self.distance(encode, forget, forget.images)

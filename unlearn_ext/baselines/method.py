@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from ..batches import Batch
+from ..errors import UserError
 from ..models import I2IModel
 from ..objectives import Encode, Objectives
 
@@ -21,20 +22,30 @@ class Method:
     Args:
         model: to be trained, as it is before.
         objectives: f1 and f2 with their targets.
-        value: of the knob; of no use to a method without one.
+        value: of the knob; the default where None, of no use to a method without a knob.
+
+    Raises:
+        UserError: neither a value nor a default, or the method is not defined for the model's family.
 
     Attributes:
         name: as it is typed.
         knob: the number that the method leaves its user to choose: ``"weight"``, ``"epsilon"``, or None.
+        default: of the knob; None where only the user can say.
         grid: values of the knob worth trying; empty where they depend on the model.
+        needs_pictures: whether D must make a picture of any latents in one go.
     """
 
     name: ClassVar[str]
     knob: ClassVar[str | None] = "weight"
+    default: ClassVar[float | None] = None
     grid: ClassVar[tuple[float, ...]] = ()
+    needs_pictures: ClassVar[bool] = False
 
-    def __init__(self, model: I2IModel, objectives: Objectives, value: float) -> None:
-        self.model, self.objectives, self.value = model, objectives, value
+    def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
+        self.model, self.objectives = model, objectives
+        self.value = self.default if value is None else value
+        if self.knob is not None and self.value is None:
+            raise UserError(f"{self.name} needs a value for its {self.knob}.")
 
     def forget_loss(self, encode: Encode, forget: Batch, retain: Batch) -> torch.Tensor:
         """0-d, of E in training over a step's two minibatches."""

@@ -14,9 +14,10 @@ class NoisyLabel(Reconstruction):
     """min E‖D(E(T(x_r))) − x_r‖² + w·E‖D(E(T(x_f))) − n‖² with n standard normal, drawn anew in every step."""
 
     name = "noisy-label"
-    grid = (0.02, 0.2, 1.0)
+    default = 1.0
+    grid = (0.1, 1.0)
 
-    def __init__(self, model: I2IModel, objectives: Objectives, value: float) -> None:
+    def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
         super().__init__(model, objectives, value)
         self._generator = torch.Generator().manual_seed(objectives.settings.seed)
 

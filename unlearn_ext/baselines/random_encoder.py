@@ -17,9 +17,10 @@ class RandomEncoder(Method):
     """
 
     name = "random-encoder"
+    default = 1.0
     grid = (0.02, 0.2, 1.0)
 
-    def __init__(self, model: I2IModel, objectives: Objectives, value: float) -> None:
+    def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
         super().__init__(model, objectives, value)
         whole = objectives.forget.batches(torch.arange(len(objectives.forget)), objectives.settings.batch_size)
         with torch.no_grad():

@@ -18,7 +18,9 @@ class Reconstruction(Method):
         UserError: the model makes a picture by drawing from it step by step, so no latents of one step have one.
     """
 
-    def __init__(self, model: I2IModel, objectives: Objectives, value: float) -> None:
+    needs_pictures = True
+
+    def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
         if model.random:
             raise UserError(
                 f"{self.name} compares what D makes of latents; family {model.family} samples its pictures step by "

@@ -13,7 +13,8 @@ class RetainLabel(Reconstruction):
     """min E‖D(E(T(x_r))) − x_r‖² + w·E‖D(E(T(x_f))) − x_r‖², pairs being formed by the step's two minibatches."""
 
     name = "retain-label"
-    grid = (0.02, 0.2, 1.0)
+    default = 1.0
+    grid = (0.1, 1.0)
 
     def forget_loss(self, encode: Encode, forget: Batch, retain: Batch) -> torch.Tensor:
         beside = torch.arange(len(forget.images)) % len(retain.images)

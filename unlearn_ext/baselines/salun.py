@@ -18,9 +18,10 @@ class SalUn(Method):
     """The composite within the mask |∇f1(θ0)| ≥ its median; ∇f1 is over the whole forget set."""
 
     name = "salun"
+    default = 0.2
     grid = (0.002, 0.02, 0.2, 2.0)
 
-    def __init__(self, model: I2IModel, objectives: Objectives, value: float) -> None:
+    def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
         super().__init__(model, objectives, value)
         forget, settings = objectives.forget, objectives.settings
         encode = Encoder(model, settings)

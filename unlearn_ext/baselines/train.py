@@ -21,7 +21,7 @@ def train(
     model: I2IModel,
     objectives: Objectives,
     *,
-    value: float = 0.0,
+    value: float | None = None,
     steps: int | None = None,
     on_step: OnStep | None = None,
 ) -> I2IModel:
@@ -31,7 +31,7 @@ def train(
         method: one of :data:`unlearn_ext.baselines.METHODS`.
         model: left as it is; the one that the objectives were frozen from.
         objectives: whose images are trained on, under their settings.
-        value: of the method's knob.
+        value: of the method's knob; its default where None.
         steps: two gradients each; the settings' by default.
         on_step: called at most ten times a second.
 
@@ -39,7 +39,7 @@ def train(
         A copy of the model, with the encoder trained.
 
     Raises:
-        UserError: the method is not defined for the model's family.
+        UserError: the method is not defined for the model's family, or its knob has no default.
     """
     settings, unlearned, throttle = objectives.settings, copy.deepcopy(model), Throttle()
     parameters = unlearned.encoder_parameters()

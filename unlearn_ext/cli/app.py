@@ -177,6 +177,26 @@ def evaluate(
 
 
 @app.command()
+def reproduce(
+    family: Annotated[str, typer.Option(help="Kind of model, or all.", metavar="FAMILY")] = "vqgan",
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many.", show_default="5; with --quick 1")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few points and short runs, to see what comes of it.")] = False,
+    out_: Out = Path("runs/reproduction"),
+) -> None:
+    """Ours against every baseline, on built-in images and at equal numbers of gradients: tables and a page.
+
+    What is there already is not computed again: a run cut short goes on, and more seeds can be added.
+
+    Examples:
+
+    - `unlearn-ext reproduce --quick --out runs/quick`
+
+    - `unlearn-ext reproduce --family all --seeds 5`
+    """
+    work.reproduce_to(out_, family, seeds, quick)
+
+
+@app.command()
 def info() -> None:
     """What was built, what was found, and why a path is not taken."""
     import unlearn_ext

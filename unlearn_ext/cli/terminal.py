@@ -22,6 +22,8 @@ from .. import parallel
 if TYPE_CHECKING:
     from ..progress import Progress
     from ..report.run_folder import RunFolder
+    from ..reproduction.compare import Standing
+    from ..reproduction.table import Cost
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -145,6 +147,21 @@ def metric_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
             values = (f"{row[''.join(column)]:.4g}" for column in mine)
             table.add_row(escape(str(row["model"])), str(row["set"]), *values)
         yield table
+
+
+def standings_table(family: str, standings: Sequence[Standing], costs: Mapping[str, Cost]) -> Table:
+    """How every method did, from the best down."""
+    table = Table("method", title=escape(f"{family}, from the largest hypervolume down"), title_style="dim")
+    for heading in ("hypervolume", "on validation", "of our models, beaten", "gradients", "ms a step"):
+        table.add_column(heading, justify="right")
+    for standing in standings:
+        shares = (standing.hypervolume, standing.hypervolume_validation)
+        said = (f"{i.mean:.4f}" + ("" if math.isnan(i.half) else f" ± {i.half:.4f}") for i in shares)
+        cost = costs.get(standing.method)
+        milliseconds = f"{1000 * cost.seconds:.0f}" if cost else "–"
+        beaten = f"{standing.beaten} of {standing.ours}"
+        table.add_row(escape(standing.method), *said, beaten, str(standing.gradients), milliseconds)
+    return table
 
 
 def facts_table(title: str, facts: dict[str, Any]) -> Table:
