@@ -9,7 +9,7 @@ import torch
 
 from .test_cli import call
 
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
 
@@ -24,6 +24,8 @@ from unlearn_ext.settings import Settings
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two methods, noise for images, and runs of a step."""
+    import diffusers
+
     module = diffusers.VQModel(
         in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4, latent_channels=2,
         num_vq_embeddings=8, sample_size=8, mid_block_add_attention=False,

@@ -94,6 +94,8 @@ class Watch:
 def _numbers(now: Progress) -> str:
     if math.isnan(now.f1):  # not unlearning yet
         return f"loss {now.f2:.4f}"
+    if math.isnan(now.lam):  # a baseline, whose losses may be others
+        return f"losses {now.f1:.4f} and {now.f2:.5f}"
     return f"f1 {now.f1:.4f}  f2 {now.f2:.5f}  λ {now.lam:.3g}"
 
 
