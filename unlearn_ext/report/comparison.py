@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
 from ..baselines import METHODS
 from ..reproduction.table import OURS, UNMODIFIED, Row
@@ -24,7 +25,7 @@ def comparison(rows: Sequence[Row]) -> Figure:
         figure = Figure(figsize=(10.4, 5.6))
         axes = figure.subplots()
         ours = [row for row in shown if row.method == OURS]
-        axes.plot(*_places(ours), "o-", color=INK, linewidth=2, markersize=8, zorder=5, label="ours")
+        axes.plot(*_places(ours), "o-", color=INK, linewidth=2, markersize=8, label="ours")
         for name, marker, colour in zip(METHODS, _MARKERS, mpl.colormaps["tab10"].colors, strict=True):
             if mine := sorted((row for row in shown if row.method == name), key=lambda row: row.value):
                 axes.plot(*_places(mine), marker, linestyle=":", linewidth=0.8, color=colour, markersize=8, label=name)
@@ -35,13 +36,19 @@ def comparison(rows: Sequence[Row]) -> Figure:
         )  # fmt: skip
         axes.set_xscale("symlog", linthresh=1.5 * original, linscale=3)  # methods that ascend know no end
         axes.set_yscale("symlog", linthresh=_LEAST_F2, linscale=0.3)
+        axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=0.2, subs=(1, 2, 5)))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set(xlabel="f1   (0 = forgotten)", ylabel="f2   (0 = nothing lost)")
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+        axes.set_xlim(0, _room(row.f1 for row in shown))
+        axes.set_ylim(0, _room(row.f2 for row in shown))
         figure.legend(loc="outside right upper")
         return figure
+
+
+def _room(values: Iterable[float]) -> float:
+    """A little more than the largest; a model that diverged is beyond any axis."""
+    return 1.3 * max(filter(math.isfinite, values))
 
 
 def _places(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
