@@ -154,7 +154,7 @@ def metric_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
 def standings_table(family: str, standings: Sequence[Standing], costs: Mapping[str, Cost]) -> Table:
     """How every method did, from the best down."""
     table = Table("method", title=escape(f"{family}, from the largest hypervolume down"), title_style="dim")
-    for heading in ("hypervolume", "on validation", "of our models, beaten", "gradients", "ms a step"):
+    for heading in ("hypervolume", "on validation", "beats ours", "gradients", "ms a step"):
         table.add_column(heading, justify="right")
     for standing in standings:
         shares = (standing.hypervolume, standing.hypervolume_validation)
