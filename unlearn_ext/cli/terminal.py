@@ -153,7 +153,9 @@ def metric_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
 
 def standings_table(family: str, standings: Sequence[Standing], costs: Mapping[str, Cost]) -> Table:
     """How every method did, from the best down."""
-    table = Table("method", title=escape(f"{family}, from the largest hypervolume down"), title_style="dim")
+    title = f"{family}, from the largest hypervolume down"
+    table = Table(title=escape(title), title_style="dim", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("method", no_wrap=True)
     for heading in ("hypervolume", "on validation", "beats ours", "gradients", "ms a step"):
         table.add_column(heading, justify="right")
     for standing in standings:
