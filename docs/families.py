@@ -10,7 +10,7 @@ from unlearn_ext.batches import pixels
 COLUMNS = 8
 
 shown = {}
-for family in demo.SETTINGS:
+for family in demo.CHOICES:
     model, images = demo.prepare(family)
     digits = pixels(images.retain_validation[:COLUMNS])
     shown |= {"original": digits, "corrupted": demo.TASK(digits)}

@@ -26,12 +26,15 @@ class Batch:
         inputs: what E is given, tensors [B, ...] on the model's device.
         target: latents that they are compared with, [B, ...] or [1, ...]; None where the frozen encoder makes them.
         noise: images of noise for the frozen encoder to make them of, each like ``inputs[0]``; none for retain images.
+        images: not corrupted, float [B, C, H, W] in [-1, 1], where they were kept: only methods that look at pictures
+            need them on the model's device.
         weight: of this process's part in a mean over the whole minibatch; 1 where there is one process.
     """
 
     inputs: Inputs
     target: torch.Tensor | None
     noise: Inputs
+    images: torch.Tensor
     weight: float = 1.0
 
 
@@ -74,7 +77,7 @@ class Side:
             images = self.augment(images, number)
         inputs = self.model.inputs(images, self.task, number)
         noise = [draws.normal(images, "noise", number, count) for count in range(self.noises)]
-        return Batch(self._moved(*inputs), self._target(index), self._moved(*noise), weight)
+        return Batch(self._moved(*inputs), self._target(index), self._moved(*noise), images, weight)
 
     def batches(self, index: torch.Tensor, size: int) -> Iterator[Batch]:
         """The images at ``index``, so many at once, for evaluation."""

@@ -17,9 +17,11 @@ class Progress:
         total: number of stages.
         step: steps done in this stage.
         steps: steps planned so far; it grows when a boundary is probed again or a run corrected, ``step`` never falls.
-        f1: forget objective of the last minibatch, in variances of the frozen latents; NaN before unlearning.
-        f2: retain objective of the last minibatch, same unit; while pretraining, the training loss.
-        lam: multiplier λ of the last step; NaN before unlearning.
+        f1: forget objective of the last minibatch, in variances of the frozen latents; NaN before unlearning; of a
+            baseline, its own loss.
+        f2: retain objective of the last minibatch, same unit; while pretraining, the training loss; of a baseline,
+            its own.
+        lam: multiplier λ of the last step; NaN before unlearning, and of a baseline.
     """
 
     stage: str

@@ -1,4 +1,4 @@
-"""One constrained run: the loop over minibatches, its history, and the last correction that makes ε exact."""
+"""One constrained run: its steps, its history, and the last correction that makes ε exact."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from . import parallel
-from .batches import Batch, pairs
 from .control import EpsilonGap, GradientNorm, StepStats
 from .encoder import Encoder
+from .loop import Loop
 from .models import I2IModel
-from .objectives import Encode, Objectives
+from .objectives import Objectives
 from .optim import EpsilonAdamW
 from .progress import Throttle
 from .settings import Settings
@@ -64,19 +63,21 @@ class Run:
         history: History,
         on_step: OnStep | None = None,
     ) -> None:
-        self.model, self.objectives, self.settings, self.history = model, objectives, settings, history
-        self.steps_taken = self.steps_planned = 0
+        self.objectives, self.settings, self.history = objectives, settings, history
+        self.steps_planned = 0
         self._on_step = on_step
         self._throttle = Throttle()
         self.encode = Encoder(model, settings)
-        self._encode = Encoder(model, settings, training=True)
-        self._batches = pairs(objectives.forget, objectives.retain, settings.batch_size, settings.seed)
-        scales = settings.precision == "float16"
-        self._scaler = torch.amp.GradScaler(model.device.type) if scales else None
         # No weight decay: it would pull the encoder away from θ0, which is where f2 is least.
         self.optimizer = EpsilonAdamW(
             model.encoder_parameters(), lr=settings.lr, weight_decay=0.0, control=GradientNorm()
         )
+        self._loop = Loop(model, objectives, settings, self.optimizer)
+
+    @property
+    def steps_taken(self) -> int:
+        """Under all controls so far."""
+        return self._loop.steps_taken
 
     def descend(self, alpha: float, steps: int) -> None:
         """Phase I dynamics, ψ = α‖∇f1‖²: f1 falls towards its infimum."""
@@ -110,32 +111,16 @@ class Run:
     def _train(self, control: EpsilonGap | GradientNorm, lr: float, steps: int, epsilon: float) -> None:
         self.optimizer.control = control
         self.steps_planned += steps
-        for step in range(steps):
-            self.optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
-            f2 = self._step()
+        loop, objectives = self._loop, self.objectives
+        for forget, retain in loop.minibatches(lr, steps):
+            f1 = loop.backward(objectives.f1(loop.encode, forget), forget)
+            self.optimizer.hold_constraint(f1, loop.scaler)
+            f2 = loop.backward(objectives.f2(loop.encode, retain), retain)
+            loop.step()
             stats = self.optimizer.stats
             self.history.append(epsilon, stats, f2)
             if self._on_step is not None and self._throttle.due():
                 self._on_step(self.steps_taken, self.steps_planned, stats, f2.item())
-
-    def _step(self) -> torch.Tensor:
-        forget, retain = next(self._batches)
-        f1 = self._backward(self.objectives.f1, forget)
-        self.optimizer.hold_constraint(f1, self._scaler)
-        f2 = self._backward(self.objectives.f2, retain)
-        if self._scaler is None:
-            self.optimizer.step()
-        else:
-            self._scaler.step(self.optimizer)
-            self._scaler.update()
-        self.optimizer.zero_grad()
-        self.steps_taken += 1
-        return f2
-
-    def _backward(self, objective: Callable[[Encode, Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
-        loss = objective(self._encode, batch) * batch.weight
-        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
-        return parallel.average(loss.detach(), self.optimizer.param_groups[0]["params"])
 
 
 def warn_if_outside(epsilon: float, highest: float, lowest: float) -> None:

@@ -142,5 +142,5 @@ def test_the_package_gives_the_function_whatever_was_imported_before():
 
 def test_where_f1_cannot_be_lowered_there_is_no_front(model, images):
     still = Settings(steps=1, lr=0.0)
-    with pytest.raises(UserError, match="f1 did not fall below .* in 1 steps, so there is nothing to walk between"):
+    with pytest.raises(UserError, match=r"f1 did not fall below .* in 1 steps, so there is nothing to walk between"):
         sweep(model, *images, task=CenterCrop(0.5), settings=still)

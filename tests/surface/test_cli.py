@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from unlearn_ext.cli.app import app
 
-COMMANDS = ("demo", "pretrain", "run", "sweep", "evaluate", "report", "info")
+COMMANDS = ("demo", "pretrain", "run", "sweep", "evaluate", "report", "reproduce", "info")
 
 
 def call(*arguments: str, **environment: str) -> tuple[int, str]:
@@ -31,7 +31,7 @@ def test_help_names_every_command() -> None:
     assert all(command in said for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["demo", "pretrain", "run", "sweep", "evaluate", "report"])
+@pytest.mark.parametrize("command", ["demo", "pretrain", "run", "sweep", "evaluate", "report", "reproduce"])
 def test_help_teaches_by_example(command: str) -> None:
     code, said = call(command, "--help")
     assert code == 0
@@ -54,6 +54,7 @@ def test_info_says_what_was_built() -> None:
         (["sweep", "--family", "gan"], "no model family `gan`"),
         (["pretrain", "--family", "gan"], "no model family `gan`"),
         (["demo", "--family", "gan"], "no model family `gan`"),
+        (["reproduce", "--family", "gan"], "family gan is not compared"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -75,6 +76,7 @@ def test_bad_input_is_one_sentence(
         (["run"], "--epsilon"),
         (["sweep", "--points", "0"], "--points"),
         (["evaluate", "runs/demo", "--images", "7"], "--images"),
+        (["reproduce", "--seeds", "0"], "--seeds"),
         (["sweep", "--forget", "a"], "--retain"),
         (["sweep", "--forget", "a", "--retain", "b"], "--model"),
         (["sweep", "--forget", "a", "--retain", "b", "--data", "mnist"], "--data"),

@@ -183,8 +183,7 @@ def test_without_a_checkpoint_every_family_has_a_small_model(quick: Path, tmp_pa
 
 @pytest.mark.parametrize("family", models.FAMILIES)
 def test_the_demo_shows_every_family(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
-    monkeypatch.setattr(demo, "POINTS", 1)
-    monkeypatch.setitem(demo.SETTINGS, family, Settings(steps=3))
+    monkeypatch.setitem(demo.CHOICES, family, demo.Choice(Settings(steps=3), points=1, share=0.9))
     code, said = call("demo", "--family", family, "--out", str(tmp_path / "run"))
     assert code == 0, said
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["family"] == family

@@ -94,9 +94,9 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan") -> None:
         with Watch() as watch:
             with first_alone():
                 model, images = chosen.prepare(family, watch)
-            description, settings = describe(images.name, chosen.FORGET_CLASSES), chosen.SETTINGS[family]
-            problem = Problem(model, images, chosen.TASK, description, settings)
-            work.sweep_to(out_, problem, chosen.POINTS, watch)
+            description, choice = describe(images.name, chosen.FORGET_CLASSES), chosen.CHOICES[family]
+            problem = Problem(model, images, chosen.TASK, description, choice.settings)
+            work.sweep_to(out_, problem, choice.points, watch)
         classes = ",".join(map(str, chosen.FORGET_CLASSES))
         work.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family))
 
@@ -198,6 +198,26 @@ def evaluate(
     Example: `unlearn-ext evaluate runs/demo --extractor mnist-cnn`
     """
     work.evaluate_run(run, extractor, images)
+
+
+@app.command()
+def reproduce(
+    family: Annotated[str, typer.Option(help="Kind of model, or all.", metavar="FAMILY")] = "vqgan",
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many.", show_default="5; with --quick 1")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few points and short runs, to see what comes of it.")] = False,
+    out_: Out = Path("runs/reproduction"),
+) -> None:
+    """Ours against every baseline, on built-in images and at equal numbers of gradients: tables and a page.
+
+    What is there already is not computed again: a run cut short goes on, and more seeds can be added.
+
+    Examples:
+
+    - `unlearn-ext reproduce --quick --out runs/quick`
+
+    - `unlearn-ext reproduce --family all --seeds 5`
+    """
+    work.reproduce_to(out_, family, seeds, quick)
 
 
 @app.command()

@@ -22,6 +22,8 @@ from .. import parallel
 if TYPE_CHECKING:
     from ..progress import Progress
     from ..report.run_folder import RunFolder
+    from ..reproduction.compare import Standing
+    from ..reproduction.table import Cost
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -92,6 +94,8 @@ class Watch:
 def _numbers(now: Progress) -> str:
     if math.isnan(now.f1):  # not unlearning yet
         return f"loss {now.f2:.4f}"
+    if math.isnan(now.lam):  # a baseline, whose losses may be others
+        return f"losses {now.f1:.4f} and {now.f2:.5f}"
     return f"f1 {now.f1:.4f}  f2 {now.f2:.5f}  λ {now.lam:.3g}"
 
 
@@ -145,6 +149,23 @@ def metric_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
             values = (f"{row[''.join(column)]:.4g}" for column in mine)
             table.add_row(escape(str(row["model"])), str(row["set"]), *values)
         yield table
+
+
+def standings_table(family: str, standings: Sequence[Standing], costs: Mapping[str, Cost]) -> Table:
+    """How every method did, from the best down."""
+    title = f"{family}, from the largest hypervolume down"
+    table = Table(title=escape(title), title_style="dim", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("method", no_wrap=True)
+    for heading in ("hypervolume", "on validation", "beats ours", "gradients", "ms a step"):
+        table.add_column(heading, justify="right")
+    for standing in standings:
+        shares = (standing.hypervolume, standing.hypervolume_validation)
+        said = (f"{i.mean:.4f}" + ("" if math.isnan(i.half) else f" ± {i.half:.4f}") for i in shares)
+        cost = costs.get(standing.method)
+        milliseconds = f"{1000 * cost.seconds:.0f}" if cost else "–"
+        beaten = f"{standing.beaten} of {standing.ours}"
+        table.add_row(escape(standing.method), *said, beaten, str(standing.gradients), milliseconds)
+    return table
 
 
 def facts_table(title: str, facts: dict[str, Any]) -> Table:

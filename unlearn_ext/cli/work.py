@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import require
 from ..parallel import is_first
+from ..report import require_drawing
 from .inputs import Problem, prepare
 from .options import Machine, Sources, Training
-from .terminal import Watch, front_table, metric_tables, out, outcome_table
+from .terminal import Watch, front_table, metric_tables, out, outcome_table, standings_table
 from .typed import keep, kept
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ def sweep_to(folder: Path, problem: Problem, points: int, progress: Callback) ->
     """The whole front into a folder."""
     from ..phases import sweep
 
-    for module in ("matplotlib", "jinja2"):
-        require(module, extra="report")  # better now than after the last point
+    require_drawing()  # better now than after the last point
     images = problem.images
     sweep(
         problem.model, images.forget, images.retain, task=problem.task, points=points, augment=problem.augment,
@@ -69,6 +68,21 @@ def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
     for table in metric_tables(rows):
         out.print(table)
     out.print(f"Table: {escape(str(run / 'metrics.csv'))}", soft_wrap=True)
+
+
+def reproduce_to(folder: Path, family: str, seeds: int | None, quick: bool) -> None:
+    """Ours and every baseline, and the page that compares them."""
+    from ..report import write_reproduction
+    from ..reproduction import FAMILIES, FULL, QUICK, reproduce, standings
+
+    require_drawing()
+    families, plan = FAMILIES if family == "all" else (family,), QUICK if quick else FULL
+    with Watch() as watch:
+        rows, costs = reproduce(folder, families=families, seeds=seeds, plan=plan, progress=watch)
+    for name in families:
+        mine = [row for row in rows if row.family == name]
+        out.print(standings_table(name, standings(mine), {c.method: c for c in costs if c.family == name}))
+    out.print(f"Report: {escape(str(write_reproduction(folder)))}", soft_wrap=True)
 
 
 def unlearn_to(folder: Path, problem: Problem, epsilon: float, progress: Callback) -> tuple[Table, Path]:

@@ -26,10 +26,11 @@ class Recipe(recipe.Recipe):
     """
 
     family = "diffusion"
-    channels: tuple[int, ...] = (8, 24, 48)
+    channels: tuple[int, ...] = (8, 16, 32)
     beta_end: float = 0.008
     steps: int = 3500
     batch_size: int = 16
+    lr: float = 5e-3
 
     def build(self, channels: int, size: int) -> Diffusion:
         diffusers = require("diffusers", "images")

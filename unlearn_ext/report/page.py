@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from .figures import convergence, front, steering
 from .run_folder import read_run
 from .strip import strip_figure, strip_rows
-from .style import data_uri, inline_svg, style
+from .style import data_uri, style
+from .template import render
 
 
 def write_page(run_folder: str | Path) -> Path:
@@ -21,26 +20,18 @@ def write_page(run_folder: str | Path) -> Path:
     rows = strip_rows(run)
     plots = {"front": front(run), "steering": steering(run), "convergence": convergence(run)}
     _save_pngs(run.path / "figures", plots | {"strip": strip_figure(rows)})
-    environment = Environment(
-        loader=PackageLoader("unlearn_ext.report", "."), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     page = run.path / "report.html"
-    html = environment.get_template("page.html").render(
+    html = render(
+        "page.html",
+        plots,
         run=run,
         metrics=run.metrics,
         points=run.points,
         settings=_flat(run.metrics.get("settings", {})),
         rows=[(row, data_uri(row.forget), data_uri(row.retain)) for row in rows],
-        plots={name: Markup(_svg(figure, name)) for name, figure in plots.items()},  # drawn here: no text of the user's
     )
     page.write_text(html, encoding="utf-8")
     return page
-
-
-def _svg(figure: Figure, name: str) -> str:
-    with style():
-        return inline_svg(figure, name)
 
 
 def _save_pngs(folder: Path, figures: dict[str, Figure]) -> None:

@@ -1,0 +1,212 @@
+"""The experiment on a tiny model: complete, resumed, the same every time; and what is said of it."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import tiny
+
+pytest.importorskip("scipy")
+
+from unlearn_ext.baselines import METHODS, train
+from unlearn_ext.data import ForgetRetain
+from unlearn_ext.errors import UserError
+from unlearn_ext.objectives import Objectives
+from unlearn_ext.pareto import dominates
+from unlearn_ext.report import write_reproduction
+from unlearn_ext.reproduction import Plan, reproduce, standings, trial
+from unlearn_ext.reproduction import costs as costs_module
+from unlearn_ext.reproduction import experiment as experiment_module
+from unlearn_ext.reproduction.compare import WORST_F2
+from unlearn_ext.reproduction.plan import TASK
+from unlearn_ext.reproduction.table import OURS, UNMODIFIED, Cost, Row, Table
+from unlearn_ext.settings import Settings
+
+PLAN = Plan(seeds=1, points=1, settings=Settings(steps=1, batch_size=8))
+SOME = (
+    "max-loss",
+    "composite",
+    "mgda",
+    "dual-ascent",
+)  # of pictures, of latents, without a knob, of ε
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory, tiny_model, tiny_images):
+    """A folder where it was run with some methods, its two tables, and the images."""
+    forget, retain = tiny_images
+    images = ForgetRetain("stripes", forget[:32], retain[:32], forget[32:], retain[32:])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial.data, "load", lambda *_, **__: images)
+        patch.setattr(trial, "small_model", lambda *_: tiny_model)
+        patch.setattr(experiment_module, "METHODS", {name: METHODS[name] for name in SOME})
+        patch.setattr(costs_module, "FEW", 1)
+        patch.setattr(costs_module, "MANY", 2)
+        folder = tmp_path_factory.mktemp("experiment")
+        rows, costs = reproduce(folder, plan=PLAN)
+        yield folder, rows, costs, images
+
+
+def test_every_method_has_its_models(experiment):
+    folder, rows, costs, _ = experiment
+    counts = {name: sum(row.method == name for row in rows) for name in (UNMODIFIED, OURS, *SOME)}
+    front = counts.pop(OURS)
+    assert front == PLAN.points + 2
+    assert counts.pop(UNMODIFIED) == 1
+    grids = [len(METHODS[name].grid) for name in ("max-loss", "composite")]
+    assert counts == dict(zip(SOME, (*grids, 1, front), strict=True))
+    assert [cost.method for cost in costs] == [OURS, *SOME]
+    assert all(cost.memory_mb > 10 or math.isnan(cost.memory_mb) for cost in costs)
+    assert repr(list(Table(folder / "reproduction.csv", Row).rows.values())) == repr(rows)
+
+
+def test_all_are_given_as_many_gradients_as_a_model_of_ours(experiment):
+    folder, rows, _, _ = experiment
+    ours = [row.gradients for row in rows if row.method == OURS]
+    steps = (folder / "vqgan-0" / "history.csv").read_text().count("\n") - 1
+    assert sum(ours) == 2 * steps
+    assert {row.gradients for row in rows if row.method in SOME} == {2 * round(steps / len(ours))}
+
+
+def test_rows_are_what_the_objectives_say(experiment, tiny_model):
+    _, rows, _, images = experiment
+    objectives = Objectives.freeze(tiny_model, images.forget, images.retain, TASK, settings=PLAN.settings)
+    validation = objectives.held_out(images.forget_validation, images.retain_validation)
+    (row,) = (row for row in rows if row.method == UNMODIFIED)
+    assert (*row.values, *row.values_validation) == (
+        *objectives.evaluate(tiny_model.encode),
+        *validation.evaluate(tiny_model.encode),
+    )
+    (row,) = (row for row in rows if row.key[2:] == ("composite", "0.2"))
+    made = train(METHODS["composite"], tiny_model, objectives, value=0.2, steps=row.gradients // 2)
+    assert (*row.values, *row.values_validation) == (
+        *objectives.evaluate(made.encode),
+        *validation.evaluate(made.encode),
+    )
+
+
+def test_the_same_seed_gives_the_same_table_and_what_is_there_is_not_computed_again(experiment, tmp_path, monkeypatch):
+    folder, *_ = experiment
+    whole = (folder / "reproduction.csv").read_bytes()
+    reproduce(tmp_path, plan=PLAN)
+    assert (tmp_path / "reproduction.csv").read_bytes() == whole
+
+    (tmp_path / "reproduction.csv").write_bytes(b"\n".join(whole.split(b"\n")[:-4]) + b"\n")
+    made, baseline = [], trial.Trial.baseline
+    monkeypatch.setattr(trial.Trial, "baseline", lambda *given: made.append(given) or baseline(*given))
+    monkeypatch.setattr(trial.Trial, "front", lambda _: pytest.fail("the front is there"))
+    reproduce(tmp_path, plan=PLAN)
+    assert len(made) == 3
+    assert (tmp_path / "reproduction.csv").read_bytes() == whole
+
+    monkeypatch.setattr(trial, "small_model", lambda *_: pytest.fail("nothing is left to be done"))
+    reproduce(tmp_path, plan=PLAN)
+
+
+def test_more_seeds_are_added(experiment, tmp_path, monkeypatch):
+    folder, rows, _, _ = experiment
+    for name in ("reproduction.csv", "costs.csv", "reproduction.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    more, _ = reproduce(tmp_path, plan=PLAN, seeds=2)
+    assert [row.seed for row in more] == [0] * len(rows) + [1] * len(rows)
+    assert repr(more[: len(rows)]) == repr(rows)
+    assert [row.key[2] for row in more[: len(rows)]] == [row.key[2] for row in more[len(rows) :]]
+    assert more[1].f1 != more[len(rows) + 1].f1
+    assert all(not math.isnan(standing.hypervolume.half) for standing in standings(more))
+
+
+def test_another_plan_is_refused(experiment):
+    folder, *_ = experiment
+    with pytest.raises(UserError, match="holds an experiment with other settings"):
+        reproduce(folder, plan=replace(PLAN, points=2))
+
+
+def test_a_family_without_a_small_model_is_named(tmp_path):
+    with pytest.raises(UserError, match="family gan is not compared"):
+        reproduce(tmp_path, families=("gan",), plan=PLAN)
+
+
+def test_methods_that_look_at_pictures_are_left_out_where_there_are_none(tmp_path, experiment, monkeypatch):
+    model = tiny.model("diffusion")
+    monkeypatch.setattr(trial, "small_model", lambda *_: model)
+    monkeypatch.setattr(experiment_module, "FAMILIES", ("diffusion",))
+    rows, costs = reproduce(tmp_path, families=("diffusion",), plan=PLAN)
+    assert {row.method for row in rows} == {UNMODIFIED, OURS, *SOME} - {"max-loss"}
+    assert {cost.method for cost in costs} == {OURS, *SOME} - {"max-loss"}
+    page = write_reproduction(tmp_path).read_text(encoding="utf-8")
+    assert re.search(r"Not defined for this family:\s+max-loss", page)
+
+
+# ---- what is said of it
+
+
+def row(method, seed, f1, f2, point=""):
+    return Row("vqgan", seed, method, point, 0.0, f1, f2, f1, f2, 10)
+
+
+MADE_UP = [
+    *(row(UNMODIFIED, seed, 1.0, 0.0) for seed in (0, 1)),
+    row(OURS, 0, 0.5, 0.5 * WORST_F2, "a"),
+    row(OURS, 0, 0.25, 0.75 * WORST_F2, "b"),
+    row(OURS, 1, 0.5, 0.5 * WORST_F2, "a"),
+    row("composite", 0, 0.5, 0.4 * WORST_F2),
+    row("composite", 1, 2.0, 0.1 * WORST_F2),
+]
+
+
+def test_hypervolumes_are_shares_of_the_box_and_their_interval_is_students():
+    ours, composite = sorted(standings(MADE_UP), key=lambda standing: standing.method != OURS)
+    # Seed 0: half by half, and a quarter by a quarter more. Seed 1: half by half.
+    assert ours.hypervolume.mean == pytest.approx((0.25 + 0.0625 + 0.25) / 2)
+    assert ours.hypervolume.half == pytest.approx(12.7062 * 0.0625 / 2, rel=1e-4)
+    assert composite.hypervolume.mean == pytest.approx(0.3 / 2)
+    assert math.isnan(standings([r for r in MADE_UP if r.seed == 0])[0].hypervolume.half)
+
+
+def test_a_model_is_beaten_only_by_one_of_its_own_seed():
+    ours, composite = sorted(standings(MADE_UP), key=lambda standing: standing.method != OURS)
+    assert dominates((0.5, 0.4 * WORST_F2), (0.5, 0.5 * WORST_F2))
+    assert (composite.beaten, composite.beaten_validation, composite.ours) == (1, 1, 3)
+    assert ours.beaten == 0
+    assert ours.models == 3
+    assert ours.gradients == 30
+
+
+def test_the_page_stands_alone_and_shows_every_method(experiment):
+    folder, *_ = experiment
+    page = write_reproduction(folder).read_text(encoding="utf-8")
+    assert not re.search(r"(?:src|href)=\"(?!#|data:)", page)
+    assert page.count("<svg") == 1
+    for name in (OURS, *SOME):
+        assert f"<td>{name}</td>" in page
+    assert "± " not in re.sub("; ± is", "", page)  # one seed has no interval
+
+
+def test_hostile_text_is_escaped(tmp_path):
+    evil = "<script>alert('x')</script>"
+    PLAN.keep(tmp_path)
+    plan = tmp_path / "reproduction.json"
+    plan.write_text(plan.read_text().replace('"mnist"', f'"{evil}"'))
+    Table(tmp_path / "reproduction.csv", Row).add([replace(r, family=evil, point=evil) for r in MADE_UP])
+    Table(tmp_path / "costs.csv", Cost).add([Cost(evil, "composite", 0.1, math.nan)])
+    page = write_reproduction(tmp_path).read_text(encoding="utf-8")
+    assert "alert(" in page
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("reproduction.json", "{", "its reproduction.json cannot be read"),
+        ("reproduction.csv", "a,b\n1,2\n", "cannot be read as a table"),
+        ("reproduction.csv", "family\n", "lists no model"),
+    ],
+)
+def test_a_broken_file_is_one_sentence(tmp_path, name, content, sentence):
+    PLAN.keep(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=sentence):
+        write_reproduction(tmp_path)

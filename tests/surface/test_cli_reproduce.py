@@ -1,0 +1,54 @@
+"""The command reproduce, on a model and images that are as small as can be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from .test_cli import call
+
+pytest.importorskip("diffusers")
+pytest.importorskip("matplotlib")
+pytest.importorskip("scipy")
+
+from unlearn_ext import reproduction
+from unlearn_ext.baselines import METHODS
+from unlearn_ext.data import ForgetRetain
+from unlearn_ext.models.vqgan import VQGAN
+from unlearn_ext.reproduction import Plan, experiment, trial
+from unlearn_ext.settings import Settings
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two methods, noise for images, and runs of a step."""
+    import diffusers
+
+    module = diffusers.VQModel(
+        in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4, latent_channels=2,
+        num_vq_embeddings=8, sample_size=8, mid_block_add_attention=False,
+    )  # fmt: skip
+    images = (torch.rand(4, 12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1).unbind()
+    monkeypatch.setattr(trial, "small_model", lambda *_: VQGAN(module))
+    monkeypatch.setattr(trial.data, "load", lambda *_, **__: ForgetRetain("noise", *images))
+    monkeypatch.setattr(experiment, "METHODS", {name: METHODS[name] for name in ("composite", "pcgrad")})
+    monkeypatch.setattr(reproduction, "QUICK", Plan(seeds=1, points=1, settings=Settings(steps=1, batch_size=4)))
+
+
+def test_tables_a_page_and_a_summary(tiny: None, tmp_path: Path) -> None:
+    code, said = call("reproduce", "--quick", "--out", str(tmp_path))
+    assert code == 0, said
+    for words in ("epsilon-constraint", "composite", "pcgrad", "beats ours", " of 3"):
+        assert words in said
+    assert {path.name for path in tmp_path.iterdir()} >= {"reproduction.csv", "costs.csv", "reproduction.html"}
+
+
+def test_another_experiment_in_the_folder_is_one_sentence(tiny: None, tmp_path: Path) -> None:
+    Plan(seeds=1, points=7, settings=Settings()).keep(tmp_path)
+    code, said = call("reproduce", "--quick", "--out", str(tmp_path))
+    assert code == 1
+    assert said.startswith("Error: ")
+    assert "choose another folder" in said
+    assert list(tmp_path.iterdir()) == [tmp_path / "reproduction.json"]

@@ -1,0 +1,25 @@
+"""Ways to unlearn that others use, trained as ours is: on the same loop, minibatches and optimizer."""
+
+from __future__ import annotations
+
+from .composite import Composite
+from .dual_ascent import DualAscent
+from .gradient_difference import GradientDifference
+from .max_loss import MaxLoss
+from .method import Method
+from .mgda import MGDA
+from .noisy_label import NoisyLabel
+from .pcgrad import PCGrad
+from .random_encoder import RandomEncoder
+from .retain_label import RetainLabel
+from .salun import SalUn
+from .train import train
+
+__all__ = ["METHODS", "Method", "train"]
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        MaxLoss, NoisyLabel, RetainLabel, RandomEncoder, Composite, GradientDifference, PCGrad, MGDA, DualAscent, SalUn
+    )
+}  # fmt: skip

@@ -1,0 +1,20 @@
+"""Max Loss: the loss that the model was trained by, raised on the forget set (Li et al., ICLR 2024)."""
+
+from __future__ import annotations
+
+import torch
+
+from ..batches import Batch
+from ..objectives import Encode
+from .reconstruction import Reconstruction
+
+
+class MaxLoss(Reconstruction):
+    """min E‖D(E(T(x_r))) − x_r‖² − w·E‖D(E(T(x_f))) − x_f‖²; it has no lower bound."""
+
+    name = "max-loss"
+    default = 1.0
+    grid = (0.1, 1.0)
+
+    def forget_loss(self, encode: Encode, forget: Batch, retain: Batch) -> torch.Tensor:
+        return -self.distance(encode, forget, forget.images)

@@ -1,0 +1,25 @@
+"""Multiple gradient descent: the convex combination of least norm (Désidéri, 2012; Sener and Koltun, NeurIPS 2018)."""
+
+from __future__ import annotations
+
+import torch
+
+from ..ops import halfspace_stats
+from .method import Gradient, Method, Weights
+
+
+class MGDA(Method):
+    """g = a·∇f1 + (1 − a)·∇f2 with a = min(max((‖∇f2‖² − ⟨∇f1, ∇f2⟩)/‖∇f1 − ∇f2‖², 0), 1): it falls for both.
+
+    The unmodified model has f2 = 0, its least, so it is Pareto optimal and MGDA has nowhere to go: only rounding moves
+    it, and no knob says where to.
+    """
+
+    name = "mgda"
+    knob = None
+
+    def weights(self, loss: torch.Tensor, g1: Gradient, g2: Gradient) -> Weights:
+        dot, square1, square2 = halfspace_stats(g2, g1)
+        apart = square1 + square2 - 2 * dot
+        a = torch.where(apart > 0, (square2 - dot) / apart, 0.5).clamp(0, 1)  # alike: any a is as good
+        return a, 1 - a

@@ -1,0 +1,25 @@
+"""Noisy Label: forget images are to be completed to noise (Li et al., ICLR 2024)."""
+
+from __future__ import annotations
+
+import torch
+
+from ..batches import Batch
+from ..models import I2IModel
+from ..objectives import Encode, Objectives
+from .reconstruction import Reconstruction
+
+
+class NoisyLabel(Reconstruction):
+    """min E‖D(E(T(x_r))) − x_r‖² + w·E‖D(E(T(x_f))) − n‖² with n standard normal, drawn anew in every step."""
+
+    name = "noisy-label"
+    default = 1.0
+    grid = (0.1, 1.0)
+
+    def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
+        super().__init__(model, objectives, value)
+        self._generator = torch.Generator().manual_seed(objectives.settings.seed)
+
+    def forget_loss(self, encode: Encode, forget: Batch, retain: Batch) -> torch.Tensor:
+        return self.distance(encode, forget, torch.randn(forget.images.shape, generator=self._generator))

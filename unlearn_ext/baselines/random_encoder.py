@@ -1,0 +1,34 @@
+"""Random Encoder: the latents of forget images become those of no image (Li et al., ICLR 2024)."""
+
+from __future__ import annotations
+
+import torch
+
+from ..batches import Batch
+from ..models import I2IModel
+from ..objectives import Encode, Objectives
+from .method import Method
+
+
+class RandomEncoder(Method):
+    """min f2 + w·E‖E(T(x_f)) − n‖²/s² with n normal, drawn anew, of the frozen latents' mean and spread.
+
+    The mean and the spread are two numbers, over all elements of the latents of all forget images.
+    """
+
+    name = "random-encoder"
+    default = 1.0
+    grid = (0.02, 0.2, 1.0)
+
+    def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
+        super().__init__(model, objectives, value)
+        whole = objectives.forget.batches(torch.arange(len(objectives.forget)), objectives.settings.batch_size)
+        with torch.no_grad():
+            latents = torch.cat([objectives.frozen(*batch.inputs).flatten() for batch in whole])
+        self._mean, self._std = latents.mean(), latents.std()
+        self._generator = torch.Generator().manual_seed(objectives.settings.seed)
+
+    def forget_loss(self, encode: Encode, forget: Batch, retain: Batch) -> torch.Tensor:
+        latents = encode(*forget.inputs)
+        noise = torch.randn(latents.shape, generator=self._generator).to(latents.device)
+        return (latents - (self._mean + self._std * noise)).square().mean() / self.objectives.variance

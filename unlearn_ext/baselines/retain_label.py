@@ -1,0 +1,21 @@
+"""Retain Label: forget images are to be completed to retain images (Li et al., ICLR 2024)."""
+
+from __future__ import annotations
+
+import torch
+
+from ..batches import Batch
+from ..objectives import Encode
+from .reconstruction import Reconstruction
+
+
+class RetainLabel(Reconstruction):
+    """min E‖D(E(T(x_r))) − x_r‖² + w·E‖D(E(T(x_f))) − x_r‖², pairs being formed by the step's two minibatches."""
+
+    name = "retain-label"
+    default = 1.0
+    grid = (0.1, 1.0)
+
+    def forget_loss(self, encode: Encode, forget: Batch, retain: Batch) -> torch.Tensor:
+        beside = torch.arange(len(forget.images)) % len(retain.images)
+        return self.distance(encode, forget, retain.images[beside])

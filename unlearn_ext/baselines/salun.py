@@ -1,0 +1,36 @@
+"""SalUn: only the weights that the forget set's gradient singles out are trained (Fan et al., ICLR 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..encoder import Encoder
+from ..models import I2IModel
+from ..objectives import Objectives
+from .method import Gradient, Method, taken
+
+SHARE = 0.5  # of the weights, its authors' median
+
+
+class SalUn(Method):
+    """The composite within the mask |∇f1(θ0)| ≥ its median; ∇f1 is over the whole forget set."""
+
+    name = "salun"
+    default = 0.2
+    grid = (0.002, 0.02, 0.2, 2.0)
+
+    def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
+        super().__init__(model, objectives, value)
+        forget, settings = objectives.forget, objectives.settings
+        encode = Encoder(model, settings)
+        for batch in forget.batches(torch.arange(len(forget)), settings.batch_size):
+            (objectives.f1(encode, batch) * len(batch.images)).backward()
+        gradient = taken(model.encoder_parameters())
+        sizes = torch.cat([part.abs().flatten() for part in gradient])
+        least = sizes.kthvalue(int((1 - SHARE) * len(sizes)) + 1).values
+        self.mask = [part.abs() >= least for part in gradient]
+
+    def combine(self, loss: torch.Tensor, g1: Gradient, g2: Gradient) -> Sequence[torch.Tensor]:
+        return [part * kept for part, kept in zip(super().combine(loss, g1, g2), self.mask, strict=True)]

@@ -1,0 +1,66 @@
+"""What every way to unlearn is trained by: minibatches of both sides, backward passes, steps at a falling rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from . import parallel
+from .batches import Batch, pairs
+from .encoder import Encoder
+from .models import I2IModel
+from .objectives import Objectives
+from .settings import Settings
+
+
+class Loop:
+    """Trains one model's encoder; in several processes each takes its share of every minibatch.
+
+    Args:
+        model: trained in place.
+        objectives: whose images are trained on.
+        settings: batches, seed, precision.
+        optimizer: of the encoder's parameters.
+
+    Attributes:
+        encode: E in training.
+        scaler: of the losses, under float16; else None.
+        steps_taken: so far.
+    """
+
+    def __init__(
+        self, model: I2IModel, objectives: Objectives, settings: Settings, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.optimizer = optimizer
+        self.encode = Encoder(model, settings, training=True)
+        scales = settings.precision == "float16"
+        self.scaler = torch.amp.GradScaler(model.device.type) if scales else None
+        self.steps_taken = 0
+        self._batches = pairs(objectives.forget, objectives.retain, settings.batch_size, settings.seed)
+
+    def minibatches(self, lr: float, steps: int) -> Iterator[tuple[Batch, Batch]]:
+        """A minibatch to forget and one to retain for each of so many steps, over which the rate falls to 0."""
+        for step in range(steps):
+            self.optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+            yield next(self._batches)
+
+    def backward(self, loss: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Adds a minibatch's gradient to ``p.grad``; of several processes, the mean over the whole minibatch.
+
+        Returns:
+            the loss over the whole minibatch, 0-d.
+        """
+        loss = loss * batch.weight
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        return parallel.average(loss.detach(), self.optimizer.param_groups[0]["params"])
+
+    def step(self) -> None:
+        """The optimizer's, after which no gradient is left."""
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad()
+        self.steps_taken += 1

@@ -1,0 +1,22 @@
+"""Templates of this folder, filled in; whatever comes from outside is escaped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from .style import inline_svg, style
+
+
+def render(name: str, plots: dict[str, Figure], **values: Any) -> str:
+    """The template with its values; figures are drawn here, so they hold no markup of anybody else's."""
+    environment = Environment(
+        loader=PackageLoader("unlearn_ext.report", "."), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    with style():
+        drawn = {name: Markup(inline_svg(figure, name)) for name, figure in plots.items()}
+    return environment.get_template(name).render(plots=drawn, **values)

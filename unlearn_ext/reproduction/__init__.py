@@ -1,0 +1,8 @@
+"""The experiment that anybody can repeat: ours and every baseline on built-in images, at equal numbers of gradients."""
+
+from .compare import standings
+from .experiment import reproduce
+from .plan import FULL, QUICK, Plan
+from .trial import FAMILIES
+
+__all__ = ["FAMILIES", "FULL", "QUICK", "Plan", "reproduce", "standings"]

@@ -1,0 +1,130 @@
+"""What was measured: a row a model in ``reproduction.csv``, a row a method in ``costs.csv``."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import TypeVar, get_type_hints
+
+from ..cache import write_atomically
+from ..errors import UserError
+from ..pareto import Values
+
+OURS, UNMODIFIED = "epsilon-constraint", "unmodified"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model; the same plan and seed give the same row, bit for bit.
+
+    Attributes:
+        family: of the model.
+        seed: of the division into training and validation images, of the pretrained model, and of training.
+        method: ``"epsilon-constraint"``, the name of a baseline, or ``"unmodified"``.
+        point: of the method: a model of the front, or the value of a knob.
+        value: ε, or that value; NaN where there is none.
+        f1: forget objective over all training images, in variances of the frozen latents.
+        f2: retain objective, likewise.
+        f1_validation: forget objective over validation images.
+        f2_validation: retain objective, likewise.
+        gradients: evaluated for this model, two a step; of ours with the search for the boundaries.
+    """
+
+    family: str
+    seed: int
+    method: str
+    point: str
+    value: float
+    f1: float
+    f2: float
+    f1_validation: float
+    f2_validation: float
+    gradients: int
+
+    @property
+    def group(self) -> tuple[str, int]:
+        """What rows that stand together share."""
+        return self.family, self.seed
+
+    @property
+    def key(self) -> tuple[str, int, str, str]:
+        """What no two rows share."""
+        return *self.group, self.method, self.point
+
+    @property
+    def values(self) -> Values:
+        """(f1, f2) of training images."""
+        return self.f1, self.f2
+
+    @property
+    def values_validation(self) -> Values:
+        """(f1, f2) of validation images."""
+        return self.f1_validation, self.f2_validation
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one step of a method; no two measurements agree, so it is kept apart from the rows.
+
+    Attributes:
+        family: of the model.
+        method: ``"epsilon-constraint"``, or the name of a baseline.
+        seconds: of wall clock.
+        memory_mb: peak during the steps: of the GPU's memory, or of this process's where there is none.
+    """
+
+    family: str
+    method: str
+    seconds: float
+    memory_mb: float
+
+    @property
+    def group(self) -> str:
+        """What rows that stand together share."""
+        return self.family
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What no two rows share."""
+        return self.group, self.method
+
+
+Kind = TypeVar("Kind", Row, Cost)
+
+
+class Table:
+    """Rows in a file, which is whole after every addition.
+
+    Args:
+        path: of the file; rows that are there are read.
+        kind: :class:`Row` or :class:`Cost`.
+
+    Raises:
+        UserError: the file is not such a table.
+    """
+
+    def __init__(self, path: Path, kind: type[Kind]) -> None:
+        self.path, self._names = path, [field.name for field in fields(kind)]
+        self.rows = {row.key: row for row in _read(path, kind)} if path.exists() else {}
+
+    def add(self, rows: Sequence[Kind]) -> None:
+        """Each joins its group; groups stand in order, whenever they came."""
+        self.rows |= {row.key: row for row in rows}
+        self.rows = dict(sorted(self.rows.items(), key=lambda item: item[1].group))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self._names)
+        writer.writerows(map(astuple, self.rows.values()))
+        write_atomically(self.path, text.getvalue().encode())
+
+
+def _read(path: Path, kind: type[Kind]) -> list[Kind]:
+    types = get_type_hints(kind)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [kind(**{name: types[name](value) for name, value in row.items()}) for row in csv.DictReader(file)]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a table of this experiment: {error}.") from error

@@ -1,0 +1,110 @@
+"""One family under one seed: its model and images, the front, and what any baseline makes of it."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from .. import data
+from ..baselines import Method, train
+from ..encoder import Encoder
+from ..models import I2IModel, load
+from ..objectives import Encode, Objectives
+from ..phases import sweep
+from ..pretrain import RECIPES, pretrained
+from ..progress import Callback, Progress
+from ..settings import Settings
+from .plan import DATASET, FORGET_CLASSES, TASK, Plan
+from .table import OURS, UNMODIFIED, Row
+
+FAMILIES = tuple(RECIPES)
+
+
+def small_model(family: str, images: data.ForgetRetain, seed: int, progress: Callback | None) -> I2IModel:
+    """The model that fills in the images' holes: trained now, or from the cache."""
+    return load(family, pretrained(family, images, TASK, seed=seed, progress=progress))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What all methods are given."""
+
+    model: I2IModel
+    images: data.ForgetRetain
+    training: Objectives
+    validation: Objectives
+
+
+class Trial:
+    """The models of one family under one seed.
+
+    Args:
+        family: of the model.
+        seed: of everything random.
+        plan: how thorough.
+        out: folder for the front's models.
+        progress: called at most ten times a second.
+    """
+
+    def __init__(self, family: str, seed: int, plan: Plan, out: Path, progress: Callback | None) -> None:
+        self.family, self.seed, self.plan, self.out, self.progress = family, seed, plan, out, progress
+        self.settings: Settings = replace(plan.settings, seed=seed)
+
+    @cached_property
+    def problem(self) -> Problem:
+        images = data.load(DATASET, forget_classes=FORGET_CLASSES, seed=self.seed)
+        model = small_model(self.family, images, self.seed, self.progress)
+        training = Objectives.freeze(model, images.forget, images.retain, TASK, settings=self.settings)
+        validation = training.held_out(images.forget_validation, images.retain_validation)
+        return Problem(model, images, training, validation)
+
+    def front(self) -> list[Row]:
+        """Of the unmodified model, and of ours from the most forgotten to the least."""
+        problem, folder = self.problem, self.out / f"{self.family}-{self.seed}"
+        images = problem.images
+        front = sweep(
+            problem.model, images.forget, images.retain, task=TASK, points=self.plan.points, out=folder,
+            held_out=(images.forget_validation, images.retain_validation), dataset=images.name,
+            settings=self.settings, progress=self.progress,
+        )  # fmt: skip
+        with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
+            steps = Counter(row["point"] for row in csv.DictReader(file))
+        rows = [self._row(UNMODIFIED, "", math.nan, problem.training.frozen, 0)]
+        for point in front:
+            values = (*point.values, point.f1_validation, point.f2_validation)
+            rows.append(Row(self.family, self.seed, OURS, point.name, point.epsilon, *values, 2 * steps[point.name]))
+        return rows
+
+    def baseline(self, method: type[Method], value: float, steps: int, index: int, total: int) -> Row:
+        """One model of a baseline.
+
+        Args:
+            method: the baseline.
+            value: of its knob, NaN where it has none.
+            steps: of training.
+            index: number of the model among all baselines', from 0.
+            total: how many those are.
+        """
+        name = f"{method.name} {point(value)}".strip()
+
+        def on_step(step: int, forget_loss: float, retain_loss: float) -> None:
+            self.progress(Progress(name, index, total, step, steps, forget_loss, retain_loss, math.nan))
+
+        made = train(
+            method, self.problem.model, self.problem.training, value=None if math.isnan(value) else value, steps=steps,
+            on_step=on_step if self.progress else None,
+        )  # fmt: skip
+        return self._row(method.name, point(value), value, Encoder(made, self.settings), 2 * steps)
+
+    def _row(self, method: str, point: str, value: float, encode: Encode, gradients: int) -> Row:
+        values = (*self.problem.training.evaluate(encode), *self.problem.validation.evaluate(encode))
+        return Row(self.family, self.seed, method, point, value, *values, gradients)
+
+
+def point(value: float) -> str:
+    """What the model at a value of a knob is called; nothing where there is no knob."""
+    return "" if math.isnan(value) else f"{value:.4g}"
