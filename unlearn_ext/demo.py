@@ -25,14 +25,14 @@ class Choice:
         share: of the images that are unlearned on.
     """
 
-    settings: Settings = Settings()
+    settings: Settings
     points: int = 7
     share: float = 1.0
 
 
 CHOICES = {
-    "vqgan": Choice(),
-    "autoencoder": Choice(),
+    "vqgan": Choice(Settings()),
+    "autoencoder": Choice(Settings()),
     "mae": Choice(Settings(lr=5e-4)),
     # Its frozen encoder works at every step and in every evaluation: less of everything keeps to the minutes.
     "diffusion": Choice(Settings(batch_size=32, steps=25), points=5, share=1 / 3),

@@ -154,7 +154,7 @@ def test_a_model_for_other_images_is_one_sentence(tmp_path: Path) -> None:
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every family's small model trains for two steps on a few pictures, into an empty cache, whose place this is."""
-    pictures = torch.rand(24, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pictures = torch.rand(24, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     few = data.divide("mnist", pictures[:12] / 2, pictures[12:])
     monkeypatch.setattr(data, "load", lambda *_, **__: few)
     monkeypatch.setattr(objectives, "NOISE_IMAGES", 16)
