@@ -30,7 +30,7 @@ def test_latents_are_all_that_the_way_up_is_given_and_weigh_the_same(diffusion, 
     for block in diffusion.module.up_blocks:
         block.register_forward_pre_hook(lambda _, args: given.extend(args[1]))
     diffusion.module.mid_block.register_forward_hook(lambda _, __, output: given.append(output))
-    diffusion.module(torch.cat(inputs[:2], 1), inputs[2])
+    diffusion.module(diffusion.seen(*inputs), inputs[2])
     assert len(given) == 5
     assert latents.shape == (4, sum(feature[0].numel() for feature in given))
     mean = sum(feature.square().mean() for feature in given) / len(given)
@@ -39,15 +39,22 @@ def test_latents_are_all_that_the_way_up_is_given_and_weigh_the_same(diffusion, 
 
 
 def test_there_is_noise_on_what_is_hidden_and_the_rest_is_as_it_is(diffusion, images):
-    corrupted, noisy, timesteps, hole = diffusion.inputs(images[0], TASK)
-    assert torch.equal(corrupted, TASK(images[0]))
+    given, noise, timesteps, hole = diffusion.inputs(images[0], TASK)
     assert torch.equal(hole, TASK.mask(images[0]).expand(48, 1, 8, 8))
-    assert torch.equal(noisy.masked_fill(hole, 0), corrupted)
     assert timesteps.dtype == torch.int64
     assert len(set(timesteps.tolist())) > 10
-    noise = draws.normal(images[0], "any")
-    _, noisy, _, _ = diffusion.seen(images[0], TASK, timesteps, noise)
+    corrupted, noisy = diffusion.seen(given, noise, timesteps, hole).split(1, 1)
+    assert torch.equal(corrupted, TASK(images[0]))
+    assert torch.equal(noisy.masked_fill(hole, 0), corrupted)
     assert torch.equal(noisy[hole], diffusion.scheduler.add_noise(images[0], noise, timesteps)[hole])
+
+
+def test_noise_in_the_place_of_an_image_leaves_nothing_of_it(diffusion, images):
+    _, *seen = diffusion.inputs(images[0], TASK)
+    noise = draws.normal(images[0], "any")
+    _, *others = diffusion.inputs(images[1], TASK)
+    others[:2] = seen[:2]  # the same noise and timesteps as the first images have
+    assert torch.equal(diffusion.encode(noise, *seen), diffusion.encode(noise, *others))
 
 
 def test_a_task_that_hides_nothing_is_refused(diffusion, images):
@@ -80,6 +87,9 @@ def test_samples_are_images_and_the_same_every_time(diffusion, images):
     assert first.shape == (2, 1, 8, 8)
     assert torch.equal(first, second)
     hole = inputs[3]
+    other = images[0][:2].masked_fill(hole, 0.5)
+    with torch.no_grad():
+        assert torch.equal(diffusion.decode(None, other, *inputs[1:]), first), "the hidden part was looked at"
     assert torch.equal(first[~hole], images[0][:2][~hole])
     assert not torch.isclose(first[hole], images[0][:2][hole]).any()
 

@@ -41,9 +41,9 @@ class I2IModel(Protocol):
     def inputs(self, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor], draw: int = 0) -> Inputs:
         """What E is given for images [N, C, H, W] in [-1, 1] under a task: tensors [N, ...].
 
-        The first are images, corrupted by the task; put noise in their place, and E sees noise as it saw them. Others
-        say how they are seen, where the family has a mask as an input of its own, or are random: then the same image
-        and the same number of the draw give the same ones.
+        The first are images, of which E sees no more than the task leaves; put noise in their place, and E sees noise
+        as it saw them, and nothing of them. Others say how they are seen, where the family has a mask as an input of
+        its own, or are random: then the same image and the same number of the draw give the same ones.
         """
 
     def encode(self, *inputs: torch.Tensor) -> torch.Tensor:

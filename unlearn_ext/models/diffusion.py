@@ -62,19 +62,19 @@ class Diffusion:
         return self.module.device
 
     def inputs(self, images: torch.Tensor, task: Task, draw: int = 0) -> Inputs:
-        """What :meth:`seen` gives, at a timestep and under noise that are drawn for each image."""
+        """The images; noise for each, and a timestep, int64 [N], drawn for each; and what is hidden, bool [N, 1, H, W].
+
+        Raises:
+            UserError: see :meth:`hole`.
+        """
         steps = self.scheduler.config.num_train_timesteps
         drawn = list(draws.generators(images, "timestep", draw))
         timesteps = torch.stack([torch.randint(steps, (), generator=generator) for generator in drawn])
         noise = torch.stack([torch.randn(images.shape[1:], generator=generator) for generator in drawn])
-        return self.seen(images, task, timesteps.to(images.device), noise.to(images))
+        return images, noise.to(images), timesteps.to(images.device), self.hole(images, task)
 
-    def seen(self, images: torch.Tensor, task: Task, timesteps: torch.Tensor, noise: torch.Tensor) -> Inputs:
-        """What the U-Net is given of images [N, C, H, W] at timesteps, int64 [N], under noise [N, C, H, W].
-
-        Returns:
-            the images without what is hidden; the images with noise on what is hidden, the rest as it is; the
-            timesteps; and what is hidden, bool [N, 1, H, W].
+    def hole(self, images: torch.Tensor, task: Task) -> torch.Tensor:
+        """What is hidden, bool [N, 1, H, W].
 
         Raises:
             UserError: a task without a mask, or one that hides nothing of an image.
@@ -84,16 +84,22 @@ class Diffusion:
         hole = task.mask(images).expand(len(images), -1, -1, -1)
         if not hole.flatten(1).any(1).all():
             raise UserError(f"task {task} hides nothing, and family diffusion only fills in what is hidden.")
+        return hole
+
+    def seen(
+        self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, hole: torch.Tensor
+    ) -> torch.Tensor:
+        """What the U-Net is given, [N, 2C, H, W]: what is not hidden, and beside it the same with noise in the hole."""
         noisy = torch.where(hole, self.scheduler.add_noise(images, noise, timesteps), images)
-        return task(images), noisy, timesteps, hole
+        return torch.cat([images.masked_fill(hole, 0), noisy], 1)
 
     def encode(
-        self, corrupted: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor, hole: torch.Tensor
+        self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, hole: torch.Tensor
     ) -> torch.Tensor:
         """Features [N, D] of the way down, all that goes to the way up; each weighs the same in a mean over D."""
         unet = self.module
-        time = unet.time_embedding(unet.time_proj(timesteps).to(noisy.dtype))
-        hidden = unet.conv_in(torch.cat([corrupted, noisy], 1))
+        time = unet.time_embedding(unet.time_proj(timesteps).to(images.dtype))
+        hidden = unet.conv_in(self.seen(images, noise, timesteps, hole))
         features = [hidden]
         for block in unet.down_blocks:
             hidden, skipped = block(hidden_states=hidden, temb=time)
@@ -106,18 +112,19 @@ class Diffusion:
     def decode(
         self,
         latents: torch.Tensor,
-        corrupted: torch.Tensor,
-        noisy: torch.Tensor,
+        images: torch.Tensor,
+        noise: torch.Tensor,
         timesteps: torch.Tensor,
         hole: torch.Tensor,
     ) -> torch.Tensor:
-        """Images [N, C, H, W], their holes filled by DDIM from noise that is each image's own.
+        """Images [N, C, H, W], their holes filled by DDIM, from noise that comes of what is not hidden.
 
         A diffusion model's image comes from a walk over all timesteps; the latents, those of one, are not used.
         """
         ddim = require("diffusers", "images").DDIMScheduler.from_config(self.scheduler.config)
         ddim.set_timesteps(SAMPLING_STEPS)
         # The last timestep of a schedule may leave something of the image: the grey of the hole, then.
+        corrupted = images.masked_fill(hole, 0)
         noise = draws.normal(corrupted, "sample").to(corrupted)
         image = torch.where(hole, self.scheduler.add_noise(corrupted, noise, ddim.timesteps[:1]), corrupted)
         for timestep in ddim.timesteps:

@@ -51,8 +51,8 @@ class Recipe(recipe.Recipe):
         images, generator = next(batches), batches.generator
         timesteps = torch.randint(model.scheduler.config.num_train_timesteps, (len(images),), generator=generator)
         noise = torch.randn(images.shape, generator=generator)
-        corrupted, noisy, timesteps, hole = model.seen(images, task, timesteps, noise)
-        error = model.module(torch.cat([corrupted, noisy], 1), timesteps).sample - noise
+        hole = model.hole(images, task)
+        error = model.module(model.seen(images, noise, timesteps, hole), timesteps).sample - noise
         kept = model.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return (error.square() / kept)[
             hole.expand_as(error)
