@@ -45,6 +45,7 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     yield
+    dist.barrier()  # they leave together: none tears connections down that another still uses
     dist.destroy_process_group()
 
 
