@@ -7,6 +7,7 @@ pass. What is lost is the overlap of that collective with the backward pass; wha
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,9 @@ def joined() -> Iterator[None]:
     if not launched():
         yield
         return
+    # It keeps the group it finds when imported, as a default argument: threads would still run at exit, and abort.
+    importlib.import_module("torch.distributed.nn.functional")
+
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")

@@ -42,9 +42,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def called(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return launched(processes, "-m", "unlearn_ext", *arguments)
+
+
+def launched(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.run(
-        [sys.executable, *(torchrun if processes > 1 else []), "-m", "unlearn_ext", *arguments],
+        [sys.executable, *(torchrun if processes > 1 else []), *arguments],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, timeout=2 * PATIENCE,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -92,6 +96,24 @@ def test_two_processes_sweep_what_one_does(place, tmp_path):
     for one, two in zip(fronts[1], fronts[2], strict=True):
         assert two.values == pytest.approx(one.values, rel=1e-2, abs=1e-5)
         assert two.steps == one.steps
+
+
+LEAVES = """
+from pathlib import Path
+from unlearn_ext import parallel
+with parallel.joined():
+    import torch.distributed.nn.functional
+names = [comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")]
+print(*(name for name in names if "gloo" in name))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted as Linux shows them")
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    """One that runs while the interpreter ends aborts the process, now and then."""
+    (tmp_path / "leaves.py").write_text(LEAVES)
+    done = launched(2, str(tmp_path / "leaves.py"))
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
 
 
 def share_of(images):
