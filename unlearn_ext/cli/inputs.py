@@ -42,11 +42,8 @@ def prepare(sources: Sources, training: Training, machine: Machine, progress: Ca
 
     _check(sources)
     models.check_family(sources.family)
-    task, augmentation, settings = (
-        tasks.parse(sources.task),
-        augment.parse(sources.augment),
-        _settings(training, machine),
-    )
+    task, augmentation = tasks.parse(sources.task), augment.parse(sources.augment)
+    settings = _settings(training, machine)
     device = _device(machine)
     if sources.model:
         model = models.load(sources.family, sources.model)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import UserError, require
-from .channels import check_channels
+from .adopt import adopt
 from .from_diffusers import DiffusersAutoencoder
 
 if TYPE_CHECKING:
@@ -76,17 +76,15 @@ class Autoencoder:
     random = False
 
     def __init__(self, encoder: torch.nn.Module, decoder: torch.nn.Module, *, channels: int, size: int) -> None:
-        check_channels(channels)
         self.encoder, self.decoder = encoder, decoder
-        self.module = torch.nn.ModuleDict({"encoder": encoder, "decoder": decoder}).eval()
+        self.module = torch.nn.ModuleDict({"encoder": encoder, "decoder": decoder})
         self.channels, self.size = channels, size
         trained, frozen = set(encoder.parameters()), set(decoder.parameters())
         if not trained:
             raise UserError("the encoder has no parameters, so nothing can be unlearned.")
         if trained & frozen:
             raise UserError("encoder and decoder share parameters; the decoder is to stay as it is, so they must not.")
-        encoder.requires_grad_(True)
-        decoder.requires_grad_(False)
+        adopt(self)
 
     @property
     def device(self) -> torch.device:

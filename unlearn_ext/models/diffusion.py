@@ -11,7 +11,7 @@ from .. import draws
 from ..errors import UserError, require
 from ..tasks import Task
 from . import Inputs
-from .channels import check_channels
+from .adopt import adopt
 from .from_diffusers import check_class, read_module
 
 if TYPE_CHECKING:
@@ -49,13 +49,10 @@ class Diffusion:
             raise UserError(
                 f"the model predicts {scheduler.config.prediction_type}; only epsilon, the noise, is known."
             )
-        self.module = module.eval().requires_grad_(False)
-        self.scheduler = scheduler
+        self.module, self.scheduler = module, scheduler
         self.channels = int(module.config.out_channels)
         self.size = int(module.config.sample_size)
-        check_channels(self.channels)
-        for parameter in self.encoder_parameters():
-            parameter.requires_grad_(True)
+        adopt(self)
 
     @property
     def device(self) -> torch.device:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from ..errors import UserError, require
-from .channels import check_channels
+from .adopt import adopt
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -37,12 +37,10 @@ class DiffusersAutoencoder:
 
     def __init__(self, module: ModelMixin) -> None:
         check_class(module, self.family, self.class_name)
-        self.module = module.eval().requires_grad_(False)
+        self.module = module
         self.channels = int(module.config.in_channels)
         self.size = int(module.config.sample_size)
-        check_channels(self.channels)
-        for parameter in self.encoder_parameters():
-            parameter.requires_grad_(True)
+        adopt(self)
 
     @property
     def device(self) -> torch.device:

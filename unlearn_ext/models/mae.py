@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from ..errors import UserError, require
 from ..tasks import Task
-from .channels import check_channels
+from .adopt import adopt
 
 if TYPE_CHECKING:
     from transformers import ViTMAEForPreTraining
@@ -54,15 +54,13 @@ class MAE:
             raise UserError(
                 f"family mae is transformers.ViTMAEForPreTraining; this model is a {type(module).__name__}."
             )
-        self.module = module.eval().requires_grad_(False)
+        self.module = module
         self.channels, self.size = int(module.config.num_channels), int(module.config.image_size)
-        check_channels(self.channels)
         usual_mean, usual_std = _IMAGENET if self.channels == 3 else _GREY
         self.mean, self.std = tuple(mean or usual_mean), tuple(std or usual_std)
         if not len(self.mean) == len(self.std) == self.channels:
             raise UserError(f"mean and standard deviation need {self.channels} numbers, one a channel of the model.")
-        for parameter in self.encoder_parameters():
-            parameter.requires_grad_(True)
+        adopt(self)
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,7 @@ from ..batches import Task
 from ..errors import require
 from ..models.autoencoder import AutoencoderKL
 from . import recipe
-from .recipe import Minibatches, distance
+from .recipe import Minibatches, convolutional, distance
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,9 @@ class Recipe(recipe.Recipe):
     steps: int = 500
 
     def build(self, channels: int, size: int) -> AutoencoderKL:
-        blocks = len(self.channels)
-        module = require("diffusers", "images").AutoencoderKL(
-            in_channels=channels,
-            out_channels=channels,
-            down_block_types=("DownEncoderBlock2D",) * blocks,
-            up_block_types=("UpDecoderBlock2D",) * blocks,
-            block_out_channels=self.channels,
-            latent_channels=self.latent_channels,
-            norm_num_groups=min(8, *self.channels),
-            mid_block_add_attention=False,
-            sample_size=size,
-        )
-        return AutoencoderKL(module)
+        autoencoder = require("diffusers", "images").AutoencoderKL
+        blocks = convolutional(self.channels, channels, size)
+        return AutoencoderKL(autoencoder(**blocks, latent_channels=self.latent_channels))
 
     def loss(self, model: AutoencoderKL, batches: Minibatches, task: Task, step: int) -> torch.Tensor:
         images = next(batches)

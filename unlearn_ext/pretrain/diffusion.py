@@ -54,6 +54,5 @@ class Recipe(recipe.Recipe):
         hole = model.hole(images, task)
         error = model.module(model.seen(images, noise, timesteps, hole), timesteps).sample - noise
         kept = model.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-        return (error.square() / kept)[
-            hole.expand_as(error)
-        ].mean()  # an error e in the noise is √(1/kept − 1)·e in the image
+        # An error e in the noise is √(1/kept − 1)·e in the image.
+        return (error.square() / kept)[hole.expand_as(error)].mean()

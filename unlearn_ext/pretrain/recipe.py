@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,26 @@ class Recipe(ABC):
     @abstractmethod
     def loss(self, model: I2IModel, batches: Minibatches, task: Task, step: int) -> torch.Tensor:
         """What a step lowers, 0-d: how badly the model fills in what ``task`` takes away."""
+
+
+def convolutional(widths: tuple[int, ...], channels: int, size: int) -> dict[str, Any]:
+    """Arguments that the autoencoders of ``diffusers`` share.
+
+    Args:
+        widths: of the blocks, from full resolution down; each but the first halves the side.
+        channels: of the images.
+        size: their side in pixels.
+    """
+    return {
+        "in_channels": channels,
+        "out_channels": channels,
+        "down_block_types": ("DownEncoderBlock2D",) * len(widths),
+        "up_block_types": ("UpDecoderBlock2D",) * len(widths),
+        "block_out_channels": widths,
+        "norm_num_groups": min(8, *widths),
+        "mid_block_add_attention": False,
+        "sample_size": size,
+    }
 
 
 def distance(answer: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

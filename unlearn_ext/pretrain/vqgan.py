@@ -10,7 +10,7 @@ from ..batches import Task
 from ..errors import require
 from ..models.vqgan import VQGAN
 from . import recipe
-from .recipe import Minibatches, distance
+from .recipe import Minibatches, convolutional, distance
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,9 @@ class Recipe(recipe.Recipe):
     continuous: float = 0.3
 
     def build(self, channels: int, size: int) -> VQGAN:
-        blocks = len(self.channels)
-        module = require("diffusers", "images").VQModel(
-            in_channels=channels,
-            out_channels=channels,
-            down_block_types=("DownEncoderBlock2D",) * blocks,
-            up_block_types=("UpDecoderBlock2D",) * blocks,
-            block_out_channels=self.channels,
-            latent_channels=self.latent_channels,
-            norm_num_groups=min(8, *self.channels),
-            num_vq_embeddings=self.codes,
-            mid_block_add_attention=False,
-            sample_size=size,
-        )
-        return VQGAN(module)
+        vqmodel = require("diffusers", "images").VQModel
+        blocks = convolutional(self.channels, channels, size)
+        return VQGAN(vqmodel(**blocks, latent_channels=self.latent_channels, num_vq_embeddings=self.codes))
 
     def loss(self, model: VQGAN, batches: Minibatches, task: Task, step: int) -> torch.Tensor:
         quantised_from = round(self.continuous * self.steps)
