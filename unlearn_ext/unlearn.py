@@ -9,6 +9,7 @@ import torch
 from .batches import Task
 from .control import StepStats
 from .data.augment import Augment
+from .journal import Journal
 from .models import I2IModel
 from .objectives import Objectives
 from .pareto import point_name
@@ -61,10 +62,11 @@ def reach(
     *,
     history: History | None = None,
     progress: Callback | None = None,
+    journal: Journal | None = None,
 ) -> I2IModel:
-    """:func:`unlearn`, with objectives that were frozen before from the same model."""
-    settings = objectives.settings
-    original = objectives.evaluate_f1(objectives.frozen)
+    """:func:`unlearn`, with objectives that were frozen before from the same model, and what a journal knows."""
+    settings, journal = objectives.settings, journal or Journal()
+    original = journal.recall(lambda: objectives.evaluate_f1(objectives.frozen))
     warn_if_outside(epsilon, 0.0, original)
     unlearned = copy.deepcopy(model)
     name = point_name(epsilon)
@@ -72,6 +74,6 @@ def reach(
     def on_step(step: int, steps: int, stats: StepStats, f2: float) -> None:
         progress(Progress(name, 0, 1, step, steps, stats.constraint.item(), f2, stats.lam.item()))
 
-    run = Run(unlearned, objectives, settings, history or History(), on_step if progress else None)
+    run = Run(unlearned, objectives, settings, history or History(), on_step if progress else None, journal)
     run.meet(epsilon, settings.tolerance * original)
     return unlearned

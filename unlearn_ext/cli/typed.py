@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import UserError
+from ..writing import write_atomically
 from .options import Sources
 
 FILE = "sources.json"
@@ -18,7 +19,7 @@ def keep(sources: Sources, run: Path) -> None:
     given = {name: Path(place) for name in _FOLDERS if (place := getattr(sources, name))}
     found = {name: place.resolve() for name, place in given.items() if place.exists()}
     text = json.dumps(asdict(sources) | found, indent=2, default=str, ensure_ascii=False)
-    (run / FILE).write_text(text + "\n", encoding="utf-8")
+    write_atomically(run / FILE, f"{text}\n".encode())
 
 
 def kept(run: Path) -> Sources:
