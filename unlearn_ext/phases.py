@@ -250,8 +250,7 @@ class _Walk:
         validation = self.validation.evaluate(encode) if self.validation else (math.nan, math.nan)
         pictures = _bytes(reconstruct(self.model, self.show, self.task))
         if self.out is not None:
-            shutil.rmtree(self.out / name, ignore_errors=True)
-            save_folder(self.out / name, self.model.save_pretrained)
+            save_folder(self.out / name, self.model.save_pretrained, replace=True)
         return validation, pictures, time.monotonic() - start
 
     def _write_history(self, front: ParetoFront) -> None:

@@ -57,15 +57,16 @@ def write_table(path: Path, names: Sequence[str], rows: Iterable[Iterable[Any]])
     write_atomically(path, text.getvalue().encode())
 
 
-def save_folder(folder: Path, save: Callable[[Path], None]) -> None:
-    """Write a folder, unless it is there already: of two processes at once, the first to finish wins.
+def save_folder(folder: Path, save: Callable[[Path], None], *, replace: bool) -> None:
+    """Write a folder.
 
     Args:
         folder: its place.
         save: writes it, at the place that it is given.
+        replace: what is there. Else it stays: of two processes at once, the first to finish wins.
 
     Raises:
-        UserError: it cannot be written; then it is not there.
+        UserError: it cannot be written; what was there is as it was.
     """
     unfinished = _unfinished(folder)
     with told(folder):
@@ -74,6 +75,8 @@ def save_folder(folder: Path, save: Callable[[Path], None]) -> None:
             save(unfinished)
             for path in (*unfinished.rglob("*"), unfinished):
                 _sync(path)
+            if replace and folder.exists():
+                shutil.rmtree(folder)
             _rename(unfinished, folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

@@ -52,7 +52,7 @@ def pretrained(
     images = torch.cat([data.forget, data.retain])
     folder = cache_folder() / f"{family}-{_digest(images, task, seed, recipe)}"
     if not folder.is_dir():
-        save_folder(folder, train(images, task, seed, recipe, progress).save_pretrained)
+        save_folder(folder, train(images, task, seed, recipe, progress).save_pretrained, replace=False)
     return folder
 
 
