@@ -29,7 +29,7 @@ from .models import I2IModel, reconstruct
 from .objectives import Objectives
 from .pareto import ParetoFront, ParetoPoint, point_name
 from .progress import Callback, Progress
-from .run import History, Run, warn_if_outside
+from .run import History, Run, warn_if_outside, warn_if_skipped
 from .settings import Settings
 from .writing import save_folder, told, write_atomically, write_table
 
@@ -217,6 +217,7 @@ class _Walk:
             metrics = json.dumps(self._metrics(front, dataset), indent=2, ensure_ascii=False)
             write_atomically(self.out / "metrics.json", f"{metrics}\n".encode())
             front.to_csv(self.out / FRONT)
+        warn_if_skipped(self.histories.values())
         self.journal.finish()
         return front
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from . import divergence
 from .control import EpsilonGap, GradientNorm, StepStats
 from .encoder import Encoder
 from .journal import Journal
@@ -39,9 +40,9 @@ class History:
     def __len__(self) -> int:
         return len(self.epsilons)
 
-    def since(self, begin: int) -> torch.Tensor:
+    def since(self, begin: int, end: int | None = None) -> torch.Tensor:
         """f1, f2, ψ, λ and whether it was skipped, float64 [N, 5], of the steps from one on; one synchronisation."""
-        rows = self._rows[begin:]
+        rows = self._rows[begin:end]
         return torch.stack(rows).cpu() if rows else torch.empty(0, 5, dtype=torch.float64)
 
     def extend(self, epsilon: float, rows: torch.Tensor) -> None:
@@ -84,6 +85,7 @@ class Run:
         self.steps_planned = 0
         self._on_step = on_step
         self._throttle = Throttle()
+        self._first = len(history)
         self._journal = journal or Journal()
         self.encode = Encoder(model, settings)
         # No weight decay: it would pull the encoder away from θ0, which is where f2 is least.
@@ -145,8 +147,19 @@ class Run:
             self.history.append(epsilon, stats, f2)
             if self._on_step is not None and self._throttle.due():
                 self._on_step(self.steps_taken, self.steps_planned, stats, f2.item())
+            if self.steps_taken % divergence.WATCHED == 0:
+                self._check_divergence()
             self._journal.checkpoint(lambda: self._state(begin))
         self._journal.end_segment({"rows": self.history.since(begin)})
+
+    def _check_divergence(self) -> None:
+        scaler = self._loop.scaler
+        divergence.check(
+            self.history.since(len(self.history) - divergence.WATCHED),
+            self.history.since(self._first, self._first + 1)[0, 0].item(),
+            self.steps_taken,
+            None if scaler is None else scaler.get_scale(),
+        )
 
     def _state(self, begin: int) -> dict[str, Any]:
         """All that the next step depends on, and the steps that were taken since one."""
@@ -179,6 +192,26 @@ class Run:
     @property
     def _parameters(self) -> list[torch.Tensor]:
         return self.optimizer.param_groups[0]["params"]
+
+
+def warn_if_missed(epsilon: float, f1: float, tolerance: float) -> None:
+    """Warn when a run has ended and f1 is above ε by more than the tolerance: how low f1 can go, nobody told it."""
+    if f1 - epsilon > tolerance:
+        warnings.warn(
+            f"ε = {epsilon:.4g} was not reached: f1 is {f1:.4g}. Either this encoder cannot forget that much of these "
+            "images, or it needs more steps (--steps).",
+            stacklevel=3,
+        )
+
+
+def warn_if_skipped(histories: Iterable[History]) -> None:
+    """Warn when steps were skipped, for a number that was not finite."""
+    rows = [row for history in histories for row in history.rows()]
+    if skipped := sum(row[-1] for row in rows):
+        warnings.warn(
+            f"{skipped} of {len(rows)} steps met a number that is not finite, and were skipped; the others are sound.",
+            stacklevel=3,
+        )
 
 
 def warn_if_outside(epsilon: float, highest: float, lowest: float) -> None:

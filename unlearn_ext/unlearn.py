@@ -14,7 +14,7 @@ from .models import I2IModel
 from .objectives import Objectives
 from .pareto import point_name
 from .progress import Callback, Progress
-from .run import History, Run, warn_if_outside
+from .run import History, Run, warn_if_missed, warn_if_outside, warn_if_skipped
 from .settings import Settings
 
 
@@ -74,6 +74,9 @@ def reach(
     def on_step(step: int, steps: int, stats: StepStats, f2: float) -> None:
         progress(Progress(name, 0, 1, step, steps, stats.constraint.item(), f2, stats.lam.item()))
 
-    run = Run(unlearned, objectives, settings, history or History(), on_step if progress else None, journal)
-    run.meet(epsilon, settings.tolerance * original)
+    history, tolerance = History() if history is None else history, settings.tolerance * original
+    run = Run(unlearned, objectives, settings, history, on_step if progress else None, journal)
+    f1, _ = run.meet(epsilon, tolerance)
+    warn_if_missed(epsilon, f1, tolerance)
+    warn_if_skipped([history])
     return unlearned
