@@ -20,6 +20,7 @@ import torch
 
 from . import parallel
 from .batches import Task, pixels
+from .checks import check_epsilon, check_images, check_model, check_task
 from .control import StepStats
 from .data.augment import Augment
 from .encoder import Encoder
@@ -96,8 +97,16 @@ def sweep(
             holds an unfinished sweep that is not to be resumed, or is another one.
     """
     settings = settings or Settings()
+    if points < 0:
+        raise UserError(f"points is {points}; as many models cannot be put between the boundaries.")
+    for epsilon in epsilons or ():
+        check_epsilon(epsilon)
+    check_model(model)
+    check_task(task)
     asked = {"points": points} if epsilons is None else {"epsilons": _distinct(epsilons)}
     sets = {"forget": forget, "retain": retain, **dict(zip(HELD_OUT, held_out or (), strict=False))}
+    for name, images in sets.items():
+        check_images(name.replace("_", " "), images, model)
     run = {} if out is None else identity(model, sets, task, augment, settings, **asked)
     with journal(out, FRONT, run, resume=resume) as kept:
         if kept.finished:

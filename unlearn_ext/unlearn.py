@@ -7,6 +7,7 @@ import copy
 import torch
 
 from .batches import Task
+from .checks import check_epsilon, check_model
 from .control import StepStats
 from .data.augment import Augment
 from .journal import Journal
@@ -51,6 +52,8 @@ def unlearn(
     Returns:
         A copy of the model, with the encoder trained.
     """
+    check_epsilon(epsilon)
+    check_model(model)
     objectives = Objectives.freeze(model, forget, retain, task, augment=augment, settings=settings)
     return reach(epsilon, model, objectives, history=history, progress=progress)
 

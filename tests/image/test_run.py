@@ -8,7 +8,7 @@ import unlearn_ext as ux
 from unlearn_ext import divergence
 from unlearn_ext.errors import UserError
 from unlearn_ext.objectives import Objectives
-from unlearn_ext.run import History, Run
+from unlearn_ext.run import History, Run, warn_if_skipped
 from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
 
@@ -123,9 +123,11 @@ def test_what_is_no_divergence():
 
 
 def test_skipped_steps_are_counted_and_shown(model, images):
+    objectives, history = Objectives.freeze(model, *images, TASK), History()
     images[0][0] = math.inf
-    with pytest.warns(UserWarning, match=r"3 of \d+ steps met a number that is not finite, and were skipped"):
-        ux.unlearn(model, *images, task=TASK, epsilon=0.5, settings=Settings(steps=9, batch_size=16, tolerance=9.0))
+    Run(model, objectives, Settings(steps=9, batch_size=16), history).meet(0.5, math.inf)
+    with pytest.warns(UserWarning, match="3 of 9 steps met a number that is not finite, and were skipped"):
+        warn_if_skipped([history])
 
 
 def test_an_epsilon_out_of_reach_is_said(model, images):

@@ -118,9 +118,12 @@ def test_images_that_cannot_be_used_are_one_sentence(place: Path, tmp_path: Path
 
 
 def test_classes_are_named_by_their_folders(place: Path, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
     for name in ("cat", "dog"):
-        (tmp_path / name).symlink_to(place / ("ours" if name == "cat" else "theirs"))
-    own = ["--model", str(place / "checkpoint"), "--data-dir", str(tmp_path), "--out", str(tmp_path), "--steps", "1"]
+        (pictures / name).symlink_to(place / ("ours" if name == "cat" else "theirs"))
+    out = tmp_path / "run"
+    own = ["--model", str(place / "checkpoint"), "--data-dir", str(pictures), "--out", str(out), "--steps", "1"]
     code, said = call("run", "--epsilon", "0.5", *own, "--forget-classes", "cat")
     assert code == 0, said
     code, said = call("run", "--epsilon", "0.5", *own, "--forget-classes", "cot")
@@ -171,7 +174,8 @@ def test_without_a_checkpoint_every_family_has_a_small_model(quick: Path, tmp_pa
     assert code == 0, said
     (folder,) = quick.iterdir()
     assert said.endswith(f"Model: {folder}")
-    options = ["--epsilon", "0", "--family", family, "--forget-classes", "7", "--steps", "1", "--out", str(tmp_path)]
+    options = ["--epsilon", "0", "--family", family, "--forget-classes", "7", "--steps", "1"]
+    options += ["--out", str(tmp_path / "run")]
     tables = []
     for named in ([], ["--model", str(folder)]):
         code, said = call("run", *options, *named)

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from ..errors import UserError
 from ..parallel import first_alone
 from . import work
-from .inputs import Problem, built_in, describe, prepare
+from .inputs import Problem, built_in, describe, keep_apart, prepare
 from .options import Family, Machine, Seed, Small, Sources, Training, unfolded
 from .terminal import Watch, err, facts_table, out, plain_warnings, together
 
@@ -148,6 +148,7 @@ def sweep(
 
     - `torchrun --nproc-per-node 2 -m unlearn_ext sweep` divides every minibatch between two processes.
     """
+    keep_apart(out_, sources)
     with together():
         with Watch() as watch:
             with first_alone():
@@ -176,6 +177,7 @@ def run(
 
     - `torchrun --nproc-per-node 2 -m unlearn_ext run --epsilon 0.3` divides every minibatch between two processes.
     """
+    keep_apart(out_, sources)
     with together():
         with Watch() as watch:
             with first_alone():

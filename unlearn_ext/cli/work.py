@@ -91,11 +91,13 @@ def unlearn_to(
     folder: Path, problem: Problem, epsilon: float, resume: bool, progress: Callback
 ) -> tuple[list[Table], Path]:
     """One model at one ε into a folder of its name; what it reached, unless that was said before, and where it lies."""
+    from ..checks import check_epsilon
     from ..encoder import Encoder
     from ..journal import identity, journal
     from ..objectives import Objectives
     from ..unlearn import point_name, reach
 
+    check_epsilon(epsilon)
     images, settings, place = problem.images, problem.settings, folder / point_name(epsilon)
     sets = {"forget": images.forget, "retain": images.retain}
     run = identity(problem.model, sets, problem.task, problem.augment, settings, epsilon=epsilon)
