@@ -23,6 +23,8 @@ _REMEDIES = {
     errno.EROFS: "make it writable or choose another folder",
     errno.EACCES: "make it writable or choose another folder",
     errno.EPERM: "make it writable or choose another folder",
+    errno.EEXIST: "choose another folder",
+    errno.ENOTDIR: "choose another folder",
     errno.ENOENT: "see whether its disk is still there",
 }
 

@@ -137,7 +137,7 @@ def test_a_folder_that_vanishes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(journal, "SECONDS", 0.0)
     monkeypatch.setattr(journal.Journal, "checkpoint", vanishing)
-    with pytest.raises(UserError, match=r"\.front\.csv\.journal cannot be written: Not a directory; "):
+    with pytest.raises(UserError, match=r"\.front\.csv\.journal cannot be written: Not a directory; choose another"):
         swept(folder)
     (tmp_path / "mounted").unlink()
     (tmp_path / "gone").rename(tmp_path / "mounted")

@@ -22,8 +22,8 @@ def loading(class_name: str, path_or_id: str | os.PathLike[str]) -> Iterator[Non
         path_or_id: folder or hub id.
 
     Raises:
-        UserError: whatever the libraries made of it, since they raise all kinds of errors; and a folder or file with
-            no weights but pickled ones, before anything of it is opened.
+        UserError: there is no such folder; it has no weights but pickled ones, which are not opened; or whatever the
+            libraries made of it, since they raise all kinds of errors.
     """
     path = Path(path_or_id)
     files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
@@ -33,6 +33,8 @@ def loading(class_name: str, path_or_id: str | os.PathLike[str]) -> Iterator[Non
             f"{path} holds its weights as a pickle, {pickles[0]}, which would run any code that is in it: have it "
             "written as safetensors by somebody who trusts it."
         )
+    if not path.exists() and (path.is_absolute() or str(path_or_id).startswith(".") or len(path.parts) > 2):
+        raise UserError(f"there is no folder {path_or_id}.")  # a hub id is never written like this
     if path.is_file():
         raise UserError(f"{path} is a file; give the folder that the model's library saved.")
     try:
