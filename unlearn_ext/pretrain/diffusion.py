@@ -28,7 +28,7 @@ class Recipe(recipe.Recipe):
     family = "diffusion"
     channels: tuple[int, ...] = (8, 16, 32)
     beta_end: float = 0.008
-    steps: int = 3500
+    steps: int = 3000
     batch_size: int = 16
     lr: float = 5e-3
 
