@@ -10,18 +10,19 @@ import torch
 
 from .errors import UserError
 from .models import I2IModel
+from .settings import PRECISIONS, Settings
 
 _SLACK = 0.1  # by which pixels may be outside [-1, 1], as sharp ways to resize leave them
 
 
-def check_model(model: I2IModel) -> None:
-    """Raises ``UserError`` where it is no model that can be trained."""
+def check_model(model: I2IModel, settings: Settings) -> None:
+    """Raises ``UserError`` where it is no model that can be trained in the settings' precision."""
     if not hasattr(model, "encoder_parameters"):
         raise UserError(
             f"the model is a {type(model).__name__}; wrap it in the class of its family in unlearn_ext.models."
         )
     for parameter in model.encoder_parameters():
-        if parameter.dtype != torch.float32:
+        if parameter.dtype not in (torch.float32, PRECISIONS[settings.precision]):
             kind = str(parameter.dtype).removeprefix("torch.")
             raise UserError(
                 f"the encoder's weights are {kind}; make them float32 (model.module.float()), and choose {kind} by the "

@@ -32,7 +32,7 @@ def check(rows: torch.Tensor, first: float, step: int, scale: float | None) -> N
             "was before them, but cannot be trained any further like this; take a lower learning rate (--lr), look for "
             "images or weights that are not finite, or choose precision float32."
         )
-    limit = BEYOND * max(first, 1.0)
+    limit = BEYOND * max(1.0, first)  # 1 where the first is not finite
     for name, values in zip(("f1", "f2"), rows.T, strict=False):
         if not skipped and bool((values > limit).all()):
             raise UserError(

@@ -101,7 +101,7 @@ def sweep(
         raise UserError(f"points is {points}; as many models cannot be put between the boundaries.")
     for epsilon in epsilons or ():
         check_epsilon(epsilon)
-    check_model(model)
+    check_model(model, settings)
     check_task(task)
     asked = {"points": points} if epsilons is None else {"epsilons": _distinct(epsilons)}
     sets = {"forget": forget, "retain": retain, **dict(zip(HELD_OUT, held_out or (), strict=False))}

@@ -187,7 +187,7 @@ class Run:
             parameter = self._parameters[number]
             for name, value in moments.items():
                 if value.shape == parameter.shape:  # they lay in memory as it does, and sums are taken in that order
-                    moments[name] = torch.empty_like(parameter).copy_(value)
+                    moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         self.optimizer.load_state_dict(before["optimizer"])
         if self._loop.scaler is not None:
             self._loop.scaler.load_state_dict(before["scaler"])
