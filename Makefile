@@ -20,7 +20,7 @@ help:
 	@echo "make demo     train a small model, unlearn it at several degrees, draw the report (runs/demo/report.html)"
 	@echo "make test     install and run the tests"
 	@echo "make true-size  one step of a 256-pixel VQ-GAN, a ViT-B MAE and a 62 M U-Net: what it takes; 20 minutes"
-	@echo "make fuzz     throw anything at the operators and the kernels; about an hour, and clang++ is needed"
+	@echo "make fuzz     throw anything at the operators and the kernels, and kill 50 sweeps; about an hour, and clang++ is needed"
 	@echo "make sanitize  run the core's tests with the kernels under g++'s sanitizers; about 5 minutes"
 	@echo "make bench    time the step against its peers on this CPU (and GPU); about 10 minutes"
 	@echo "make gpu-check  with a GPU, CUDA and torch, and no network: build, CUDA tests, sanitizers, benchmarks"
@@ -59,7 +59,7 @@ fuzz: $(STAMP)
 	$(BIN)/cmake --build build/fuzz --target fuzz_step
 	mkdir -p build/corpus
 	build/fuzz/fuzz_step -max_len=512 -runs=$(RUNS) build/corpus tests/faults/corpus
-	UNLEARN_EXT_FUZZ=10000 $(BIN)/python -m pytest tests/faults/test_fuzz_ops.py
+	UNLEARN_EXT_FUZZ=10000 $(BIN)/python -m pytest tests/faults/test_fuzz_ops.py tests/faults/test_kills.py
 
 # A copy of the package around a binary of its own; the sanitizer's runtime must be in Python before anything else.
 # Python itself leaks by design, and torch.compile would compile with the sanitizers.

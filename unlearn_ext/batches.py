@@ -111,7 +111,7 @@ class Shuffled:
         return batch
 
 
-def pairs(forget: Side, retain: Side, size: int, seed: int) -> Iterator[tuple[Batch, Batch]]:
+def pairs(forget: Side, retain: Side, size: int, seed: int, used: int = 0) -> Iterator[tuple[Batch, Batch]]:
     """Minibatches to forget and to retain without end; in several processes, this one's part of them.
 
     Args:
@@ -119,12 +119,16 @@ def pairs(forget: Side, retain: Side, size: int, seed: int) -> Iterator[tuple[Ba
         retain: images to retain.
         size: images in each minibatch.
         seed: of their order.
+        used: minibatches to begin after.
     """
     generator = torch.Generator().manual_seed(seed)
     sides = [(side, Shuffled(len(side), size, generator)) for side in (forget, retain)]
+    for _ in range(used):
+        for _, indices in sides:
+            next(indices)
 
     def drawn() -> Iterator[tuple[Batch, Batch]]:
-        for draw in itertools.count(1):
+        for draw in itertools.count(used + 1):
             shares = [(side, *parallel.share(next(indices))) for side, indices in sides]
             yield tuple(side.batch(index, draw, weight) for side, index, weight in shares)
 

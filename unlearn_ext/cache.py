@@ -9,11 +9,3 @@ from pathlib import Path
 def cache_folder() -> Path:
     """Where downloads and pretrained models are kept: ``$UNLEARN_EXT_CACHE``, else ``~/.cache/unlearn_ext``."""
     return Path(os.environ.get("UNLEARN_EXT_CACHE") or Path.home() / ".cache" / "unlearn_ext")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a run cut short, never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)

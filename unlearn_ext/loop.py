@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 
@@ -26,24 +27,34 @@ class Loop:
     Attributes:
         encode: E in training.
         scaler: of the losses, under float16; else None.
-        steps_taken: so far.
+        steps_taken: so far; set before the first of them where others were taken before.
     """
 
     def __init__(
         self, model: I2IModel, objectives: Objectives, settings: Settings, optimizer: torch.optim.Optimizer
     ) -> None:
-        self.optimizer = optimizer
+        self.objectives, self.settings, self.optimizer = objectives, settings, optimizer
         self.encode = Encoder(model, settings, training=True)
         scales = settings.precision == "float16"
         self.scaler = torch.amp.GradScaler(model.device.type) if scales else None
         self.steps_taken = 0
-        self._batches = pairs(objectives.forget, objectives.retain, settings.batch_size, settings.seed)
 
-    def minibatches(self, lr: float, steps: int) -> Iterator[tuple[Batch, Batch]]:
-        """A minibatch to forget and one to retain for each of so many steps, over which the rate falls to 0."""
-        for step in range(steps):
+    def minibatches(self, lr: float, steps: int, taken: int = 0) -> Iterator[tuple[Batch, Batch]]:
+        """A minibatch to forget and one to retain for each of so many steps, over which the rate falls to 0.
+
+        Args:
+            lr: the rate at first.
+            steps: how many.
+            taken: of these, before.
+        """
+        for step in range(taken, steps):
             self.optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
             yield next(self._batches)
+
+    @cached_property
+    def _batches(self) -> Iterator[tuple[Batch, Batch]]:
+        sides, settings = (self.objectives.forget, self.objectives.retain), self.settings
+        return pairs(*sides, settings.batch_size, settings.seed, used=self.steps_taken)
 
     def backward(self, loss: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Adds a minibatch's gradient to ``p.grad``; of several processes, the mean over the whole minibatch.

@@ -10,9 +10,11 @@ import torch
 
 from . import parallel
 from .batches import Batch, Side, Task
+from .checks import check_images, check_task
 from .data.augment import Augment
 from .data.storage import empty
 from .encoder import Encoder
+from .errors import UserError
 from .models import I2IModel
 from .settings import Settings
 
@@ -73,13 +75,25 @@ class Objectives:
             task: T.
             augment: of training images.
             settings: ``seed`` of the noise images, ``precision``, ``memory`` for the targets.
+
+        Raises:
+            UserError: what is given is no task or no such images; the latents of the retain images are not
+                finite, or all the same.
         """
         settings = settings or Settings()
+        check_task(task)
+        for name, images in (("forget", forget), ("retain", retain)):
+            check_images(name, images, model)
         live = augment is not None or model.random
         frozen = Encoder(copy.deepcopy(model) if live else model, settings)
         sides = (Side(images, model, task, settings.seed, augment) for images in (forget, retain))
         forget, spread = _with_noise(frozen, next(sides), settings)
         retain, variance = _with_latents(frozen, next(sides), live, settings)
+        if not (variance.isfinite() and variance > 0):
+            raise UserError(
+                f"the variance of the model's latents of the retain images is {variance.item():g}, so nothing can be "
+                "measured in it: see whether weights and images are finite, and the images not all alike."
+            )
         return cls(forget, retain, frozen, spread, variance, settings)
 
     def held_out(self, forget: torch.Tensor, retain: torch.Tensor) -> Objectives:
@@ -87,6 +101,8 @@ class Objectives:
 
         Args: as for :meth:`freeze`.
         """
+        for name, images in (("held-out forget", forget), ("held-out retain", retain)):
+            check_images(name, images, self.forget.model)
         forget, retain = (
             replace(side, images=images, augment=None, targets=None)
             for side, images in ((self.forget, forget), (self.retain, retain))

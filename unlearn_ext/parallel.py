@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from .errors import UserError
+
+T = TypeVar("T")
 
 
 def several() -> bool:
@@ -61,6 +64,14 @@ def first_alone() -> Iterator[None]:
     yield
     if several() and is_first():
         dist.barrier()
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, in every process."""
+    box = [make() if is_first() else None]
+    if several():
+        dist.broadcast_object_list(box)
+    return box[0]
 
 
 def part(index: torch.Tensor) -> torch.Tensor:

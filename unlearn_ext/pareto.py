@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from .errors import UserError
+from .writing import write_table
 
 Values = tuple[float, float]
 
@@ -108,25 +110,28 @@ class ParetoFront:
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one line a point, at full precision, with the column ``dominated`` (0 or 1) at the end."""
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow([*_COLUMNS, "dominated"])
-            for point, dominated in zip(self.points, self.dominated, strict=True):
-                writer.writerow([*(getattr(point, column) for column in _COLUMNS), int(dominated)])
+        marked = zip(self.points, self.dominated, strict=True)
+        rows = ([*(getattr(point, column) for column in _COLUMNS), int(dominated)] for point, dominated in marked)
+        write_table(Path(path), [*_COLUMNS, "dominated"], rows)
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike[str]) -> ParetoFront:
         """Read what :meth:`to_csv` wrote.
 
         Raises:
-            UserError: no such file, or not a front.
+            UserError: no such file, or not a front; the name of a point is that of a folder beside the file, and no
+                path that leads elsewhere.
         """
         try:
             with open(path, newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
-            return cls(tuple(ParetoPoint(**{c: _COLUMNS[c](row[c]) for c in _COLUMNS}) for row in rows))
+            front = cls(tuple(ParetoPoint(**{c: _COLUMNS[c](row[c]) for c in _COLUMNS}) for row in rows))
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{Path(path)} cannot be read as a Pareto front: {error}.") from error
+        for point in front:
+            if not re.fullmatch(r"\w[\w.-]*", point.name):
+                raise UserError(f"{Path(path)} cannot be read as a Pareto front: {point.name!r} is no point's name.")
+        return front
 
 
 def point_name(epsilon: float) -> str:

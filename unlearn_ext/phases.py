@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-import csv
+import io
 import json
 import math
 import resource
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from os import PathLike
@@ -19,18 +20,23 @@ import torch
 
 from . import parallel
 from .batches import Task, pixels
+from .checks import check_epsilon, check_images, check_model, check_task
 from .control import StepStats
 from .data.augment import Augment
 from .encoder import Encoder
 from .errors import UserError
+from .journal import Journal, identity, journal
 from .models import I2IModel, reconstruct
 from .objectives import Objectives
 from .pareto import ParetoFront, ParetoPoint, point_name
 from .progress import Callback, Progress
-from .run import History, Run, warn_if_outside
+from .run import History, Run, warn_if_outside, warn_if_skipped
 from .settings import Settings
+from .writing import save_folder, told, write_atomically, write_table
 
 HIGH, LOW, EPSILON = "boundary-high", "boundary-low", "epsilon"
+FRONT = "front.csv"  # written last: where it is, the run is whole
+HELD_OUT = ("forget_validation", "retain_validation")
 F2_TOLERANCE = 1e-3  # f2 that counts as no cost, in variances of the frozen latents
 STALL = 0.02  # f1 is at its infimum when a run lowers it by less than this share of f1 before unlearning …
 MAX_DESCENTS = 6  # … or after so many runs
@@ -53,6 +59,7 @@ def sweep(
     dataset: str = "",
     settings: Settings | None = None,
     progress: Callback | None = None,
+    resume: bool = False,
 ) -> ParetoFront:
     """Both boundaries, and min f2 s.t. f1 ≤ ε for ε between them.
 
@@ -75,29 +82,48 @@ def sweep(
         augment: of training images, one of :mod:`unlearn_ext.data.augment` or any function of images and the number of
             a draw. The frozen encoder then works at every step.
         out: folder for the models, ``front.csv``, ``history.csv``, ``metrics.json`` and ``samples.npz``; what an
-            earlier sweep left there is replaced.
+            earlier sweep left there is replaced, if it came to its end.
         dataset: what the images are, for ``metrics.json``.
         settings: of each run.
         progress: called at most ten times a second.
+        resume: go on with this sweep where an earlier process left it in ``out``, and end as that would have ended; one
+            that is finished there is returned, with a warning.
 
     Returns:
         The front, from the highest completeness to the lowest.
 
     Raises:
-        UserError: f1 cannot be lowered at all.
+        UserError: f1 cannot be lowered at all; or ``out`` cannot be written to, another process is at work there, or it
+            holds an unfinished sweep that is not to be resumed, or is another one.
     """
-    objectives = Objectives.freeze(model, forget, retain, task, augment=augment, settings=settings)
-    walk = _Walk(model, objectives, held_out, out if parallel.is_first() else None, progress)
-    walk.stages = 3 + (points if epsilons is None else len(_distinct(epsilons)))
-    infimum = walk.find_infimum()
-    low = walk.find_lowest_boundary(infimum)
-    if epsilons is None:
-        epsilons = [infimum + (low.epsilon - infimum) * (i + 1) / (points + 1) for i in range(points)]
-    for epsilon in _distinct(epsilons):
-        warn_if_outside(epsilon, infimum, low.epsilon)
-        walk.step_to(point_name(epsilon), EPSILON, epsilon)
-    walk.step_to(HIGH, HIGH, infimum, patience=LAST_MILE)
-    return walk.finish(dataset)
+    settings = settings or Settings()
+    if points < 0:
+        raise UserError(f"points is {points}; as many models cannot be put between the boundaries.")
+    for epsilon in epsilons or ():
+        check_epsilon(epsilon)
+    check_model(model, settings)
+    check_task(task)
+    asked = {"points": points} if epsilons is None else {"epsilons": _distinct(epsilons)}
+    sets = {"forget": forget, "retain": retain, **dict(zip(HELD_OUT, held_out or (), strict=False))}
+    for name, images in sets.items():
+        check_images(name.replace("_", " "), images, model)
+    run = {} if out is None else identity(model, sets, task, augment, settings, **asked)
+    with journal(out, FRONT, run, resume=resume) as kept:
+        if kept.finished:
+            warnings.warn(f"the run in {out} is finished: nothing is left to do.", stacklevel=2)
+            return ParetoFront.from_csv(Path(out) / FRONT)
+        objectives = Objectives.freeze(model, forget, retain, task, augment=augment, settings=settings)
+        walk = _Walk(model, objectives, held_out, out if parallel.is_first() else None, progress, kept)
+        walk.stages = 3 + (points if epsilons is None else len(_distinct(epsilons)))
+        infimum = walk.find_infimum()
+        low = walk.find_lowest_boundary(infimum)
+        if epsilons is None:
+            epsilons = [infimum + (low.epsilon - infimum) * (i + 1) / (points + 1) for i in range(points)]
+        for epsilon in _distinct(epsilons):
+            warn_if_outside(epsilon, infimum, low.epsilon)
+            walk.step_to(point_name(epsilon), EPSILON, epsilon)
+        walk.step_to(HIGH, HIGH, infimum, patience=LAST_MILE)
+        return walk.finish(dataset)
 
 
 class _Walk:
@@ -110,21 +136,25 @@ class _Walk:
         held_out: tuple[torch.Tensor, torch.Tensor] | None,
         out: str | PathLike[str] | None,
         progress: Callback | None,
+        kept: Journal,
     ) -> None:
-        self.start = time.monotonic()
+        self.start, self.journal = time.monotonic(), kept
         self.original, self.objectives, self.settings = model, objectives, objectives.settings
         self.task, self.progress = objectives.forget.task, progress
         self.model = copy.deepcopy(model)
         self.validation = objectives.held_out(*held_out) if held_out else None
-        self.f1_original, self.f2_original = objectives.evaluate(objectives.frozen)
+        self.f1_original, self.f2_original = kept.recall(lambda: objectives.evaluate(objectives.frozen))
         self.histories: dict[str, History] = {}
         self.points: list[ParetoPoint] = []
         self.stage = self.stages = 0
-        self.out = None if out is None else _emptied(Path(out))
+        self.out = None if out is None else Path(out)
+        if self.out is not None and not kept.begun:
+            _empty(self.out)
         shown = [pixels(side.images[:SAMPLES]) for side in (objectives.forget, objectives.retain)]
         self.show, self.is_forget = torch.cat(shown), [True] * len(shown[0]) + [False] * len(shown[1])
         unmodified = reconstruct(model, self.show, self.task)
-        self.samples = {"original": self.show, "corrupted": self.task(self.show), "unmodified": unmodified}
+        samples = {"original": self.show, "corrupted": self.task(self.show), "unmodified": unmodified}
+        self.samples = {name: _bytes(images) for name, images in samples.items()}
         self.f1_star = math.nan
         self.low_method = ""
 
@@ -140,7 +170,7 @@ class _Walk:
         for _ in range(MAX_DESCENTS):
             before = f1
             run.descend(alpha=1.0, steps=self.settings.steps)
-            f1 = min(self.objectives.evaluate_f1(run.encode), before)
+            f1 = min(run.evaluate_f1(), before)
             if not before - f1 > STALL * self.f1_original:
                 break
         if not f1 < self.f1_original:
@@ -167,7 +197,8 @@ class _Walk:
             probes += 1
             f1, f2 = run.meet(self.f1_original - gap, self._tolerance)
             if f2 <= F2_TOLERANCE and gap > best_gap:
-                best, best_gap, best_values = _encoder_state(self.model), gap, (f1, f2)
+                best = self.journal.set_aside(lambda: _encoder_state(self.model))
+                best_gap, best_values = gap, (f1, f2)
                 if f2 >= 0.8 * F2_TOLERANCE:
                     break
             given_up = max(self.f1_original - f1, 1e-6 * span)
@@ -190,11 +221,13 @@ class _Walk:
         """The front; with a folder to write to, also its files."""
         front = ParetoFront(tuple(self.points))
         if self.out is not None:
-            front.to_csv(self.out / "front.csv")
             self._write_history(front)
             self._write_samples()
             metrics = json.dumps(self._metrics(front, dataset), indent=2, ensure_ascii=False)
-            (self.out / "metrics.json").write_text(metrics + "\n", encoding="utf-8")
+            write_atomically(self.out / "metrics.json", f"{metrics}\n".encode())
+            front.to_csv(self.out / FRONT)
+        warn_if_skipped(self.histories.values())
+        self.journal.finish()
         return front
 
     @property
@@ -210,33 +243,37 @@ class _Walk:
                 Progress(name, stage, self.stages, step, steps, stats.constraint.item(), f2, stats.lam.item())
             )
 
-        return Run(model, self.objectives, self.settings, history, on_step if self.progress else None)
+        return Run(model, self.objectives, self.settings, history, on_step if self.progress else None, self.journal)
 
     def _note(
         self, name: str, role: str, epsilon: float, values: tuple[float, float], steps: int, start: float
     ) -> ParetoPoint:
-        encode = Encoder(self.model, self.settings)
-        validation = self.validation.evaluate(encode) if self.validation else (math.nan, math.nan)
-        self.samples[name] = reconstruct(self.model, self.show, self.task)
-        if self.out is not None:
-            self.model.save_pretrained(self.out / name)
-        point = ParetoPoint(name, role, epsilon, *values, *validation, steps, time.monotonic() - start)
+        validation, self.samples[name], seconds = self.journal.recall(lambda: self._judged_and_saved(name, start))
+        point = ParetoPoint(name, role, epsilon, *values, *validation, steps, seconds)
         self.points.append(point)
         self.stage += 1
         return point
 
+    def _judged_and_saved(self, name: str, start: float) -> tuple[tuple[float, float], torch.Tensor, float]:
+        """(f1, f2) of held-out images, the sample pictures, and the seconds since the start."""
+        encode = Encoder(self.model, self.settings)
+        validation = self.validation.evaluate(encode) if self.validation else (math.nan, math.nan)
+        pictures = _bytes(reconstruct(self.model, self.show, self.task))
+        if self.out is not None:
+            save_folder(self.out / name, self.model.save_pretrained, replace=True)
+        return validation, pictures, time.monotonic() - start
+
     def _write_history(self, front: ParetoFront) -> None:
-        with open(self.out / "history.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["point", "step", "epsilon", "f1", "f2", "psi", "lam", "skipped"])
-            for point in front:
-                writer.writerows((point.name, *row) for row in self.histories[point.name].rows())
+        names = ["point", "step", "epsilon", "f1", "f2", "psi", "lam", "skipped"]
+        rows = ((point.name, *row) for point in front for row in self.histories[point.name].rows())
+        write_table(self.out / "history.csv", names, rows)
 
     def _write_samples(self) -> None:
         import numpy as np
 
-        pictures = {name: _bytes(images).numpy() for name, images in self.samples.items()}
-        np.savez_compressed(self.out / "samples.npz", is_forget=np.array(self.is_forget), **pictures)
+        pictures, archive = {name: images.numpy() for name, images in self.samples.items()}, io.BytesIO()
+        np.savez_compressed(archive, is_forget=np.array(self.is_forget), **pictures)
+        write_atomically(self.out / "samples.npz", archive.getvalue())
 
     def _metrics(self, front: ParetoFront, dataset: str) -> dict[str, object]:
         from . import __version__
@@ -286,16 +323,14 @@ def _bytes(images: torch.Tensor) -> torch.Tensor:
     return images.add(1).mul(127.5).round().to(torch.uint8)
 
 
-def _emptied(out: Path) -> Path:
-    """The folder, without the models that the front of an earlier sweep names there, and what was said of them."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name in ("sources.json", "metrics.csv"):
-        (out / name).unlink(missing_ok=True)
-    if (out / "front.csv").exists():
-        for point in ParetoFront.from_csv(out / "front.csv"):
-            if Path(point.name).name == point.name:
-                shutil.rmtree(out / point.name, ignore_errors=True)
-    return out
+def _empty(out: Path) -> None:
+    """Removes the models that the front of an earlier sweep names in a folder, and what was said of them."""
+    models = [point.name for point in ParetoFront.from_csv(out / FRONT)] if (out / FRONT).exists() else []
+    with told(out):
+        for name in models:
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in ("sources.json", "metrics.csv", "history.csv", "samples.npz", "metrics.json", FRONT):
+            (out / name).unlink(missing_ok=True)
 
 
 def _peak_memory_mb() -> float:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from . import divergence
 from .control import EpsilonGap, GradientNorm, StepStats
 from .encoder import Encoder
+from .journal import Journal
 from .loop import Loop
 from .models import I2IModel
 from .objectives import Objectives
@@ -36,9 +39,22 @@ class History:
         values = (stats.constraint, f2, stats.psi, stats.lam, stats.skipped)
         self._rows.append(torch.stack([value.to(torch.float64) for value in values]))
 
+    def __len__(self) -> int:
+        return len(self.epsilons)
+
+    def since(self, begin: int, end: int | None = None) -> torch.Tensor:
+        """f1, f2, ψ, λ and whether it was skipped, float64 [N, 5], of the steps from one on; one synchronisation."""
+        rows = self._rows[begin:end]
+        return torch.stack(rows).cpu() if rows else torch.empty(0, 5, dtype=torch.float64)
+
+    def extend(self, epsilon: float, rows: torch.Tensor) -> None:
+        """Record steps of which :meth:`since` told."""
+        self.epsilons.extend([epsilon] * len(rows))
+        self._rows.extend(rows)
+
     def rows(self) -> Iterator[tuple[int, float, float, float, float, float, int]]:
         """(step, epsilon, f1, f2, psi, lam, skipped) of every step; one synchronisation for all."""
-        values = torch.stack(self._rows).tolist() if self._rows else []
+        values = self.since(0).tolist()
         for step, (epsilon, (f1, f2, psi, lam, skipped)) in enumerate(zip(self.epsilons, values, strict=True)):
             yield step, epsilon, f1, f2, psi, lam, int(skipped)
 
@@ -55,6 +71,7 @@ class Run:
         settings: learning rate, batches, seed.
         history: appended to.
         on_step: called at most ten times a second with (steps taken, steps planned so far, stats, f2).
+        journal: knows what was trained and evaluated before.
     """
 
     def __init__(
@@ -64,11 +81,14 @@ class Run:
         settings: Settings,
         history: History,
         on_step: OnStep | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.objectives, self.settings, self.history = objectives, settings, history
         self.steps_planned = 0
         self._on_step = on_step
         self._throttle = Throttle()
+        self._first = len(history)
+        self._journal = journal or Journal()
         self.encode = Encoder(model, settings)
         # No weight decay: it would pull the encoder away from θ0, which is where f2 is least.
         self.optimizer = EpsilonAdamW(
@@ -105,17 +125,23 @@ class Run:
         for lr, count in (whole, correction, correction, correction):
             control = EpsilonGap(epsilon=aim, rate=self.settings.rate)
             self._train(control, lr, count, epsilon)
-            f1 = self.objectives.evaluate_f1(self.encode)
+            f1 = self.evaluate_f1()
             if not abs(f1 - epsilon) > tolerance:
                 break
             aim += epsilon - f1
-        return f1, self.objectives.evaluate_f2(self.encode)
+        return f1, self._journal.recall(lambda: self.objectives.evaluate_f2(self.encode))
+
+    def evaluate_f1(self) -> float:
+        """f1 over the whole forget set."""
+        return self._journal.recall(lambda: self.objectives.evaluate_f1(self.encode))
 
     def _train(self, control: EpsilonGap | GradientNorm, lr: float, steps: int, epsilon: float) -> None:
         self.optimizer.control = control
         self.steps_planned += steps
-        loop, objectives = self._loop, self.objectives
-        for forget, retain in loop.minibatches(lr, steps):
+        loop, objectives, begin = self._loop, self.objectives, len(self.history)
+        if (before := self._journal.begin_segment()) is not None:
+            self._take_up(before, epsilon)
+        for forget, retain in loop.minibatches(lr, steps, len(self.history) - begin):
             f1 = loop.backward(objectives.f1(loop.encode, forget), forget)
             self.optimizer.hold_constraint(f1, loop.scaler)
             f2 = loop.backward(objectives.f2(loop.encode, retain), retain)
@@ -124,6 +150,71 @@ class Run:
             self.history.append(epsilon, stats, f2)
             if self._on_step is not None and self._throttle.due():
                 self._on_step(self.steps_taken, self.steps_planned, stats, f2.item())
+            if self.steps_taken % divergence.WATCHED == 0:
+                self._check_divergence()
+            self._journal.checkpoint(lambda: self._state(begin))
+        self._journal.end_segment({"rows": self.history.since(begin)})
+
+    def _check_divergence(self) -> None:
+        scaler = self._loop.scaler
+        divergence.check(
+            self.history.since(len(self.history) - divergence.WATCHED),
+            self.history.since(self._first, self._first + 1)[0, 0].item(),
+            self.steps_taken,
+            None if scaler is None else scaler.get_scale(),
+        )
+
+    def _state(self, begin: int) -> dict[str, Any]:
+        """All that the next step depends on, and the steps that were taken since one."""
+        scaler = self._loop.scaler
+        return {
+            "rows": self.history.since(begin),
+            "parameters": self._parameters,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    @torch.no_grad()
+    def _take_up(self, before: dict[str, Any], epsilon: float) -> None:
+        """Go on from a :meth:`_state`; where a segment was finished before, only its steps are told."""
+        self.history.extend(epsilon, before["rows"].to(self._parameters[0].device))
+        self._loop.steps_taken += len(before["rows"])
+        if "parameters" not in before:
+            return
+        for parameter, value in zip(self._parameters, before["parameters"], strict=True):
+            parameter.copy_(value)
+        for number, moments in before["optimizer"]["state"].items():
+            parameter = self._parameters[number]
+            for name, value in moments.items():
+                if value.shape == parameter.shape:  # they lay in memory as it does, and sums are taken in that order
+                    moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        self.optimizer.load_state_dict(before["optimizer"])
+        if self._loop.scaler is not None:
+            self._loop.scaler.load_state_dict(before["scaler"])
+
+    @property
+    def _parameters(self) -> list[torch.Tensor]:
+        return self.optimizer.param_groups[0]["params"]
+
+
+def warn_if_missed(epsilon: float, f1: float, tolerance: float) -> None:
+    """Warn when a run has ended and f1 is above ε by more than the tolerance: how low f1 can go, nobody told it."""
+    if f1 - epsilon > tolerance:
+        warnings.warn(
+            f"ε = {epsilon:.4g} was not reached: f1 is {f1:.4g}. Either this encoder cannot forget that much of these "
+            "images, or it needs more steps (--steps).",
+            stacklevel=3,
+        )
+
+
+def warn_if_skipped(histories: Iterable[History]) -> None:
+    """Warn when steps were skipped, for a number that was not finite."""
+    rows = [row for history in histories for row in history.rows()]
+    if skipped := sum(row[-1] for row in rows):
+        warnings.warn(
+            f"{skipped} of {len(rows)} steps met a number that is not finite, and were skipped; the others are sound.",
+            stacklevel=3,
+        )
 
 
 def warn_if_outside(epsilon: float, highest: float, lowest: float) -> None:

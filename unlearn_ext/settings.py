@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 
@@ -32,7 +34,7 @@ class Settings:
         memory: GiB of cached targets past which they lie in a file.
 
     Raises:
-        UserError: there is no such precision.
+        UserError: there is no such precision, or a number is out of range.
     """
 
     lr: float = 2e-3
@@ -48,3 +50,18 @@ class Settings:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise UserError(f"there is no precision `{self.precision}`; known: {', '.join(PRECISIONS)}.")
+        for name, is_right, rule in _RULES:
+            value = getattr(self, name)
+            if not isinstance(value, Integral if rule.startswith("a whole") else Real) or not is_right(value):
+                raise UserError(f"{name} is {value!r}; it must be {rule}.")
+
+
+_RULES = (
+    ("lr", lambda lr: 0 <= lr < math.inf, "a finite number, 0 or more"),
+    ("steps", lambda steps: steps > 0, "a whole number, 1 or more"),
+    ("batch_size", lambda size: size > 0, "a whole number, 1 or more"),
+    ("rate", lambda rate: 0 < rate <= 1, "a number above 0, 1 at most"),
+    ("tolerance", lambda tolerance: tolerance >= 0, "a number, 0 or more"),
+    ("seed", lambda seed: 0 <= seed < 2**63, "a whole number, 0 or more and below 2**63"),
+    ("memory", lambda memory: memory >= 0, "a number, 0 or more"),
+)

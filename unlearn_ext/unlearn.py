@@ -7,13 +7,15 @@ import copy
 import torch
 
 from .batches import Task
+from .checks import check_epsilon, check_model
 from .control import StepStats
 from .data.augment import Augment
+from .journal import Journal
 from .models import I2IModel
 from .objectives import Objectives
 from .pareto import point_name
 from .progress import Callback, Progress
-from .run import History, Run, warn_if_outside
+from .run import History, Run, warn_if_missed, warn_if_outside, warn_if_skipped
 from .settings import Settings
 
 
@@ -50,6 +52,8 @@ def unlearn(
     Returns:
         A copy of the model, with the encoder trained.
     """
+    check_epsilon(epsilon)
+    check_model(model, settings or Settings())
     objectives = Objectives.freeze(model, forget, retain, task, augment=augment, settings=settings)
     return reach(epsilon, model, objectives, history=history, progress=progress)
 
@@ -61,10 +65,11 @@ def reach(
     *,
     history: History | None = None,
     progress: Callback | None = None,
+    journal: Journal | None = None,
 ) -> I2IModel:
-    """:func:`unlearn`, with objectives that were frozen before from the same model."""
-    settings = objectives.settings
-    original = objectives.evaluate_f1(objectives.frozen)
+    """:func:`unlearn`, with objectives that were frozen before from the same model, and what a journal knows."""
+    settings, journal = objectives.settings, journal or Journal()
+    original = journal.recall(lambda: objectives.evaluate_f1(objectives.frozen))
     warn_if_outside(epsilon, 0.0, original)
     unlearned = copy.deepcopy(model)
     name = point_name(epsilon)
@@ -72,6 +77,9 @@ def reach(
     def on_step(step: int, steps: int, stats: StepStats, f2: float) -> None:
         progress(Progress(name, 0, 1, step, steps, stats.constraint.item(), f2, stats.lam.item()))
 
-    run = Run(unlearned, objectives, settings, history or History(), on_step if progress else None)
-    run.meet(epsilon, settings.tolerance * original)
+    history, tolerance = History() if history is None else history, settings.tolerance * original
+    run = Run(unlearned, objectives, settings, history, on_step if progress else None, journal)
+    f1, _ = run.meet(epsilon, tolerance)
+    warn_if_missed(epsilon, f1, tolerance)
+    warn_if_skipped([history])
     return unlearned

@@ -98,6 +98,37 @@ def test_two_processes_sweep_what_one_does(place, tmp_path):
         assert two.steps == one.steps
 
 
+KILLED = """
+import os, signal, sys
+from unlearn_ext import journal
+from unlearn_ext.cli import main
+journal.SECONDS, left = 0.0, [int(os.environ["KILL_AFTER"])]
+checkpoint = journal.Journal.checkpoint
+def killing(self, state):
+    checkpoint(self, state)
+    left[0] -= 1
+    if not left[0] and os.environ["RANK"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+journal.Journal.checkpoint = killing
+main()
+"""
+
+
+def test_processes_that_were_killed_go_on_together(place, tmp_path, monkeypatch):
+    (tmp_path / "killed.py").write_text(KILLED)
+    arguments = ["sweep", *options(place, tmp_path)[3:], "--points", "1", "--batch-size", "8", "--resume"]
+    for out, kills in (("alone", (0,)), ("killed", (14, 0))):
+        arguments[arguments.index("--out") + 1] = str(tmp_path / out)
+        for kill in kills:
+            monkeypatch.setenv("KILL_AFTER", str(kill))
+            done = launched(2, str(tmp_path / "killed.py"), *arguments)
+            assert (done.returncode == 0) == (kill == 0), done.stderr
+    paths = [path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").glob("*/*.safetensors")]
+    assert len(paths) == 3
+    for path in ("history.csv", "samples.npz", *paths):
+        assert (tmp_path / "killed" / path).read_bytes() == (tmp_path / "alone" / path).read_bytes(), path
+
+
 LEAVES = """
 from pathlib import Path
 from unlearn_ext import parallel

@@ -2,6 +2,7 @@ import importlib
 import json
 
 import pytest
+import tiny
 import torch
 
 from unlearn_ext import models
@@ -57,11 +58,16 @@ def test_module_of_another_family():
         VQGAN(torch.nn.Linear(1, 1))
 
 
-def test_a_pickle_is_not_opened(model, tmp_path):
-    model.module.save_pretrained(tmp_path, safe_serialization=False)
-    assert list(tmp_path.glob("*.bin"))
-    with pytest.raises(UserError, match="no VQModel could be loaded"):
-        models.load("vqgan", tmp_path)
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_a_pickle_is_not_opened(family, tmp_path):
+    tiny.model(family).save_pretrained(tmp_path)
+    (weights,) = tmp_path.glob("*.safetensors")
+    pickled = weights.with_suffix(".bin")
+    torch.save(tiny.model(family).module.state_dict(), pickled)
+    weights.unlink()
+    for place in (tmp_path, pickled):
+        with pytest.raises(UserError, match=rf"as a pickle, {pickled.name}, which would run any code that is in it"):
+            models.load(family, place)
 
 
 def test_a_missing_extra_is_named():

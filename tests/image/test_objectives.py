@@ -91,6 +91,7 @@ def test_the_frozen_encoder_stays_when_the_model_it_was_is_trained(model, images
 class Seeing:
     """A model that is given random numbers, and shows them: its latents are the images and those numbers."""
 
+    channels = 1
     random = True
     device = torch.device("cpu")
 

@@ -11,6 +11,7 @@ import tiny
 
 pytest.importorskip("scipy")
 
+from unlearn_ext import journal
 from unlearn_ext.baselines import METHODS, train
 from unlearn_ext.data import ForgetRetain
 from unlearn_ext.errors import UserError
@@ -210,3 +211,21 @@ def test_a_broken_file_is_one_sentence(tmp_path, name, content, sentence):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=sentence):
         write_reproduction(tmp_path)
+
+
+def test_a_front_that_was_cut_short_goes_on(experiment, tmp_path, monkeypatch):
+    _, rows, *_ = experiment
+    monkeypatch.setattr(journal, "SECONDS", 0.0)
+    checkpoint, steps = journal.Journal.checkpoint, []
+
+    def killed(self, state):
+        checkpoint(self, state)
+        steps.append(1)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(journal.Journal, "checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(tmp_path, plan=PLAN)
+    assert (tmp_path / "vqgan-0" / ".front.csv.journal").exists()
+    assert reproduce(tmp_path, plan=PLAN)[0] == rows

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 import unlearn_ext as ux
+from unlearn_ext import divergence
+from unlearn_ext.errors import UserError
 from unlearn_ext.objectives import Objectives
-from unlearn_ext.run import History, Run
+from unlearn_ext.run import History, Run, warn_if_skipped
 from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
 
@@ -81,7 +83,53 @@ def test_epsilon_inside_does_not_warn_and_progress_is_reported(model, images):
     seen = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ux.unlearn(model, *images, task=TASK, epsilon=0.1, settings=Settings(steps=3), progress=seen.append)
+        quick = Settings(steps=3, tolerance=1.0)
+        ux.unlearn(model, *images, task=TASK, epsilon=0.1, settings=quick, progress=seen.append)
     assert seen[0].stage == "eps-0.1000"
     assert (seen[0].index, seen[0].total, seen[0].step, seen[0].steps) == (0, 1, 1, 3)
     assert all(math.isfinite(value) for value in (seen[0].f1, seen[0].f2, seen[0].lam))
+
+
+def test_where_no_step_is_finite_a_run_stops(model, images):
+    forget, retain = images
+    objectives = Objectives.freeze(model, forget, retain, TASK)
+    forget[:] = math.inf
+    before, run = parameters(model), Run(model, objectives, QUICK, History())
+    with pytest.raises(UserError, match="the last 10 of 10 steps met numbers that are not finite"):
+        run.descend(alpha=1.0, steps=40)
+    assert torch.equal(parameters(model), before)
+    assert run.steps_taken == 10
+
+
+def test_a_run_that_explodes_stops(model, images):
+    wild = Settings(steps=60, batch_size=16, lr=30.0)
+    with pytest.raises(UserError, match=r"f[12] has grown to .* the training diverges; take a lower learning rate"):
+        ux.unlearn(model, *images, task=TASK, epsilon=0.2, settings=wild)
+
+
+def row(f1, f2, skipped=0.0):
+    return torch.tensor([[f1, f2, 0.0, 0.0, skipped]] * divergence.WATCHED, dtype=torch.float64)
+
+
+def test_what_is_no_divergence():
+    divergence.check(row(2.0, 90.0), 1.0, 10, None)
+    divergence.check(row(900.0, 900.0), 10.0, 10, None)
+    divergence.check(row(math.nan, math.nan, 1.0), 1.0, 10, 1024.0)  # float16 looks for its scale
+    once = row(math.nan, math.nan, 1.0)
+    once[3] = row(1.0, 0.0)[0]
+    divergence.check(once, 1.0, 10, None)
+    with pytest.raises(UserError, match="not finite"):
+        divergence.check(row(math.nan, math.nan, 1.0), 1.0, 10, 1.0)
+
+
+def test_skipped_steps_are_counted_and_shown(model, images):
+    objectives, history = Objectives.freeze(model, *images, TASK), History()
+    images[0][0] = math.inf
+    Run(model, objectives, Settings(steps=9, batch_size=16), history).meet(0.5, math.inf)
+    with pytest.warns(UserWarning, match="3 of 9 steps met a number that is not finite, and were skipped"):
+        warn_if_skipped([history])
+
+
+def test_an_epsilon_out_of_reach_is_said(model, images):
+    with pytest.warns(UserWarning, match=r"ε = 0 was not reached: f1 is 0\.\d+"):
+        ux.unlearn(model, *images, task=TASK, epsilon=0.0, settings=Settings(steps=6, batch_size=16))

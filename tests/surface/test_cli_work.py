@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from unlearn_ext import data, demo, models, objectives, pretrain
+from unlearn_ext import data, demo, journal, models, objectives, pretrain
 from unlearn_ext.models import diffusion
 from unlearn_ext.settings import Settings
 
@@ -118,9 +118,12 @@ def test_images_that_cannot_be_used_are_one_sentence(place: Path, tmp_path: Path
 
 
 def test_classes_are_named_by_their_folders(place: Path, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
     for name in ("cat", "dog"):
-        (tmp_path / name).symlink_to(place / ("ours" if name == "cat" else "theirs"))
-    own = ["--model", str(place / "checkpoint"), "--data-dir", str(tmp_path), "--out", str(tmp_path), "--steps", "1"]
+        (pictures / name).symlink_to(place / ("ours" if name == "cat" else "theirs"))
+    out = tmp_path / "run"
+    own = ["--model", str(place / "checkpoint"), "--data-dir", str(pictures), "--out", str(out), "--steps", "1"]
     code, said = call("run", "--epsilon", "0.5", *own, "--forget-classes", "cat")
     assert code == 0, said
     code, said = call("run", "--epsilon", "0.5", *own, "--forget-classes", "cot")
@@ -171,7 +174,8 @@ def test_without_a_checkpoint_every_family_has_a_small_model(quick: Path, tmp_pa
     assert code == 0, said
     (folder,) = quick.iterdir()
     assert said.endswith(f"Model: {folder}")
-    options = ["--epsilon", "0", "--family", family, "--forget-classes", "7", "--steps", "1", "--out", str(tmp_path)]
+    options = ["--epsilon", "0", "--family", family, "--forget-classes", "7", "--steps", "1"]
+    options += ["--out", str(tmp_path / "run")]
     tables = []
     for named in ([], ["--model", str(folder)]):
         code, said = call("run", *options, *named)
@@ -237,3 +241,63 @@ def test_a_data_set_with_a_column_of_images(place: Path, tmp_path: Path) -> None
     assert code == 1
     assert "no split `train` of a data set could be opened from" in said
     assert call(*arguments)[0] == 2
+
+
+class Killed(BaseException):
+    """In the place of a kill."""
+
+
+@pytest.fixture
+def killing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Journals are written at every step; the number of the step that a run is killed at, and 0 for none."""
+    checkpoint, at = journal.Journal.checkpoint, [0]
+
+    def killed(self: journal.Journal, state: object) -> None:
+        checkpoint(self, state)
+        at[0] -= 1
+        if not at[0]:
+            raise Killed
+
+    monkeypatch.setattr(journal, "SECONDS", 0.0)
+    monkeypatch.setattr(journal.Journal, "checkpoint", killed)
+    return at
+
+
+@pytest.mark.parametrize("command", [["run", "--epsilon", "0.5"], ["sweep", "--points", "1"]])
+def test_a_command_goes_on(place: Path, tmp_path: Path, killing: list[int], command: list[str]) -> None:
+    arguments = [*command, *options(place), "--steps", "4", "--batch-size", "16", "--out"]
+    alone, out = str(tmp_path / "alone"), str(tmp_path / "killed")
+    assert call(*arguments, alone)[0] == 0
+    killing[0] = 5
+    with pytest.raises(Killed):
+        call(*arguments, out)
+    code, said = call(*arguments, out)
+    assert code == 1
+    assert "holds an unfinished run: give --resume" in said
+    assert call(*arguments, out, "--resume")[0] == 0
+    weights = sorted(path.relative_to(alone) for path in Path(alone).glob("*/*.safetensors"))
+    assert weights
+    for path in weights:
+        assert (Path(out) / path).read_bytes() == (Path(alone) / path).read_bytes()
+    code, said = call(*arguments, out, "--resume")
+    assert code == 0
+    assert "is finished: nothing is left to do." in said
+
+
+def test_the_demo_goes_on(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killing: list[int]) -> None:
+    monkeypatch.setitem(demo.CHOICES, "vqgan", demo.Choice(Settings(steps=3), points=1))
+    arguments = ["demo", "--out", str(tmp_path / "run"), "--resume"]
+    killing[0] = 4
+    with pytest.raises(Killed):
+        call(*arguments)
+    code, said = call(*arguments)
+    assert code == 0, said
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_runs_at_several_epsilons_share_a_folder(place: Path, tmp_path: Path) -> None:
+    for epsilon in ("0.5", "0.6", "0.5"):
+        arguments = ["run", "--epsilon", epsilon, *options(place), "--out", str(tmp_path), "--steps", "2", "--resume"]
+        code, said = call(*arguments)
+        assert code == 0
+    assert "eps-0.5000 is finished" in said

@@ -52,12 +52,13 @@ def test_figures_are_saved_beside_the_page(run_folder: Path) -> None:
 def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     evil = "</script><script>alert('x')</script><img src=x onerror=\"alert(1)\">"
     run = write_run(
-        tmp_path / "run", family=evil, dataset=evil, task=evil, samples_from=evil, boundary_low_method=evil,
+        tmp_path / "<script>alert('folder')<b>",
+        family=evil, dataset=evil, task=evil, samples_from=evil, boundary_low_method=evil,
         settings={evil: {"inner": [evil]}},
     )  # fmt: skip
     front = run / "front.csv"
     rows = list(csv.reader(front.open(newline="", encoding="utf-8")))
-    rows[-1][0:2] = [evil, evil]
+    rows[-1][1] = evil
     with front.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     page = write_report(run).read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from ..errors import UserError
 from ..parallel import first_alone
 from . import work
-from .inputs import Problem, built_in, describe, prepare
+from .inputs import Problem, built_in, describe, keep_apart, prepare
 from .options import Family, Machine, Seed, Small, Sources, Training, unfolded
 from .terminal import Watch, err, facts_table, out, plain_warnings, together
 
@@ -59,6 +59,10 @@ app = typer.Typer(
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write the run to.")]
 Points = Annotated[int, typer.Option(min=1, help="How many ε between the boundaries.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on where an earlier process of the same command was ended."),
+]
 Epsilon = Annotated[float, typer.Option(min=0.0, help="f1 to reach; the smaller, the more is forgotten.")]
 
 
@@ -77,7 +81,7 @@ def options(
 
 
 @app.command()
-def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan") -> None:
+def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume = False) -> None:
     """Everything, on built-in images: train a small model, find both boundaries, walk between them, draw the report.
 
     The trained model is cached: the second demo is quicker.
@@ -96,7 +100,7 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan") -> None:
                 model, images = chosen.prepare(family, watch)
             description, choice = describe(images.name, chosen.FORGET_CLASSES), chosen.CHOICES[family]
             problem = Problem(model, images, chosen.TASK, description, choice.settings)
-            work.sweep_to(out_, problem, choice.points, watch)
+            work.sweep_to(out_, problem, choice.points, resume, watch)
         classes = ",".join(map(str, chosen.FORGET_CLASSES))
         work.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family))
 
@@ -123,7 +127,12 @@ def pretrain(small: Small, seed: Seed = 0) -> None:
 @app.command()
 @unfolded
 def sweep(
-    sources: Sources, training: Training, machine: Machine, out_: Out = Path("runs/sweep"), points: Points = 9
+    sources: Sources,
+    training: Training,
+    machine: Machine,
+    out_: Out = Path("runs/sweep"),
+    points: Points = 9,
+    resume: Resume = False,
 ) -> None:
     """The whole Pareto front: both boundaries, and models at ε spaced evenly between them.
 
@@ -135,19 +144,29 @@ def sweep(
 
     - `unlearn-ext sweep --data-dir photos/ --forget-classes cat,dog --model checkpoint/ --out runs/mine`
 
+    - The same command with `--resume` goes on where this one was killed, and changes nothing of what comes of it.
+
     - `torchrun --nproc-per-node 2 -m unlearn_ext sweep` divides every minibatch between two processes.
     """
+    keep_apart(out_, sources)
     with together():
         with Watch() as watch:
             with first_alone():
                 problem = prepare(sources, training, machine, watch)
-            work.sweep_to(out_, problem, points, watch)
+            work.sweep_to(out_, problem, points, resume, watch)
         work.show_run(out_, sources)
 
 
 @app.command()
 @unfolded
-def run(sources: Sources, training: Training, machine: Machine, epsilon: Epsilon, out_: Out = Path("runs/run")) -> None:
+def run(
+    sources: Sources,
+    training: Training,
+    machine: Machine,
+    epsilon: Epsilon,
+    out_: Out = Path("runs/run"),
+    resume: Resume = False,
+) -> None:
     """One model, at one ε. Where you do not know which ε you want, `sweep` shows what each would cost.
 
     Examples:
@@ -158,12 +177,14 @@ def run(sources: Sources, training: Training, machine: Machine, epsilon: Epsilon
 
     - `torchrun --nproc-per-node 2 -m unlearn_ext run --epsilon 0.3` divides every minibatch between two processes.
     """
+    keep_apart(out_, sources)
     with together():
         with Watch() as watch:
             with first_alone():
                 problem = prepare(sources, training, machine, watch)
-            table, place = work.unlearn_to(out_, problem, epsilon, watch)
-        out.print(table)
+            tables, place = work.unlearn_to(out_, problem, epsilon, resume, watch)
+        for table in tables:
+            out.print(table)
         out.print(f"Model: {escape(str(place))}", soft_wrap=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -37,6 +38,7 @@ class Problem:
 def prepare(sources: Sources, training: Training, machine: Machine, progress: Callback) -> Problem:
     """Read the images, load or train the model, and bring it to where it works."""
     from .. import models, tasks
+    from ..checks import check_model
     from ..data import augment
     from ..pretrain import pretrained
 
@@ -55,10 +57,23 @@ def prepare(sources: Sources, training: Training, machine: Machine, progress: Ca
     channels = images.forget.shape[1]
     if model.channels != channels:
         raise UserError(f"the model takes images of {model.channels} channels; those of {images.name} have {channels}.")
+    check_model(model, settings)
     _place(model, device, machine)
     count = sum(parameter.numel() for parameter in model.encoder_parameters())
     out.print(f"{model.family}: {count:,} parameters to train, on {model.device}, in {settings.precision}")
     return Problem(model, images, task, description, settings, augmentation)
+
+
+def keep_apart(out: Path, sources: Sources) -> None:
+    """Raises ``UserError`` where what is read lies in the folder that is written to, or that in it."""
+    for read in (sources.model, sources.data_dir, sources.dataset, sources.forget, sources.retain):
+        if read is not None and Path(read).exists():
+            written, original = out.resolve(), Path(read).resolve()
+            if written == original or written in original.parents or original in written.parents:
+                raise UserError(
+                    f"{out}, which is written to, and {read}, which is only read, are one folder or one lies in the "
+                    "other: choose another --out."
+                )
 
 
 def built_in(small: Small, seed: int) -> tuple[ForgetRetain, str]:

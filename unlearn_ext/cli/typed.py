@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
+from ..writing import write_atomically
 from .options import Sources
 
 FILE = "sources.json"
@@ -18,7 +20,7 @@ def keep(sources: Sources, run: Path) -> None:
     given = {name: Path(place) for name in _FOLDERS if (place := getattr(sources, name))}
     found = {name: place.resolve() for name, place in given.items() if place.exists()}
     text = json.dumps(asdict(sources) | found, indent=2, default=str, ensure_ascii=False)
-    (run / FILE).write_text(text + "\n", encoding="utf-8")
+    write_atomically(run / FILE, f"{text}\n".encode())
 
 
 def kept(run: Path) -> Sources:
@@ -28,9 +30,19 @@ def kept(run: Path) -> Sources:
         UserError: nothing was kept there.
     """
     try:
-        return Sources(**json.loads((run / FILE).read_text(encoding="utf-8")))
+        sources = Sources(**json.loads((run / FILE).read_text(encoding="utf-8")))
+        for field in fields(Sources):
+            _check(field.name, getattr(sources, field.name), getattr(Sources(), field.name))
+        return sources
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{run} does not say of what images and model it is; a run of `unlearn-ext sweep` says so in {FILE}, and "
             "from Python unlearn_ext.metrics.evaluate is told."
         ) from error
+
+
+def _check(name: str, value: Any, default: Any) -> None:
+    """Raises ``TypeError`` where a value is of no kind that could have been typed."""
+    kinds = (str, type(None)) if default is None else type(default)
+    if not isinstance(value, kinds) or (isinstance(value, list) and not all(isinstance(part, str) for part in value)):
+        raise TypeError(f"{name} is {value!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from ..parallel import is_first
 from ..report import require_drawing
+from ..writing import save_folder
 from .inputs import Problem, prepare
 from .options import Machine, Sources, Training
 from .terminal import Watch, front_table, metric_tables, out, outcome_table, standings_table
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from ..progress import Callback
 
 
-def sweep_to(folder: Path, problem: Problem, points: int, progress: Callback) -> None:
+def sweep_to(folder: Path, problem: Problem, points: int, resume: bool, progress: Callback) -> None:
     """The whole front into a folder."""
     from ..phases import sweep
 
@@ -29,7 +31,7 @@ def sweep_to(folder: Path, problem: Problem, points: int, progress: Callback) ->
     sweep(
         problem.model, images.forget, images.retain, task=problem.task, points=points, augment=problem.augment,
         held_out=(images.forget_validation, images.retain_validation), out=folder, dataset=problem.description,
-        settings=problem.settings, progress=progress,
+        settings=problem.settings, progress=progress, resume=resume,
     )  # fmt: skip
 
 
@@ -85,23 +87,34 @@ def reproduce_to(folder: Path, family: str, seeds: int | None, quick: bool) -> N
     out.print(f"Report: {escape(str(write_reproduction(folder)))}", soft_wrap=True)
 
 
-def unlearn_to(folder: Path, problem: Problem, epsilon: float, progress: Callback) -> tuple[Table, Path]:
-    """One model at one ε into a folder of its name; what it reached, and where it lies."""
+def unlearn_to(
+    folder: Path, problem: Problem, epsilon: float, resume: bool, progress: Callback
+) -> tuple[list[Table], Path]:
+    """One model at one ε into a folder of its name; what it reached, unless that was said before, and where it lies."""
+    from ..checks import check_epsilon
     from ..encoder import Encoder
+    from ..journal import identity, journal
     from ..objectives import Objectives
     from ..unlearn import point_name, reach
 
-    images, settings = problem.images, problem.settings
-    training = Objectives.freeze(
-        problem.model, images.forget, images.retain, problem.task, augment=problem.augment, settings=settings
-    )
-    validation = training.held_out(images.forget_validation, images.retain_validation)
-    unlearned = reach(epsilon, problem.model, training, progress=progress)
-    encode = Encoder(unlearned, settings)
-    before, after = (
-        {"training": training.evaluate(e), "validation": validation.evaluate(e)} for e in (training.frozen, encode)
-    )
-    place = folder / point_name(epsilon)
-    if is_first():
-        unlearned.save_pretrained(place)
-    return outcome_table(epsilon, before, after), place
+    check_epsilon(epsilon)
+    images, settings, place = problem.images, problem.settings, folder / point_name(epsilon)
+    sets = {"forget": images.forget, "retain": images.retain}
+    run = identity(problem.model, sets, problem.task, problem.augment, settings, epsilon=epsilon)
+    with journal(folder, place.name, run, resume=resume) as kept:
+        if kept.finished:
+            warnings.warn(f"the run in {place} is finished: nothing is left to do.", stacklevel=2)
+            return [], place
+        training = Objectives.freeze(
+            problem.model, images.forget, images.retain, problem.task, augment=problem.augment, settings=settings
+        )
+        validation = training.held_out(images.forget_validation, images.retain_validation)
+        unlearned = reach(epsilon, problem.model, training, progress=progress, journal=kept)
+        encode = Encoder(unlearned, settings)
+        before, after = (
+            {"training": training.evaluate(e), "validation": validation.evaluate(e)} for e in (training.frozen, encode)
+        )
+        if is_first():
+            save_folder(place, unlearned.save_pretrained, replace=True)
+        kept.finish()
+    return [outcome_table(epsilon, before, after)], place

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..data import ForgetRetain
 from ..models import I2IModel, load, reconstruct
 from ..pareto import ParetoFront
 from ..tasks import Task
+from ..writing import write_table
 from .extractors import Extractor
 from .features import compare, extract
 from .hole import hole_values
@@ -64,7 +64,7 @@ def evaluate(
         for kind, originals in sets.items():
             made = originals if model is None else reconstruct(model, originals, task)
             rows.append({"model": name, "set": kind, "images": count, **judges[kind](made)})
-    _write(rows, Path(run) / "metrics.csv")
+    write_table(Path(run) / "metrics.csv", list(rows[0]), (row.values() for row in rows))
     return rows
 
 
@@ -98,10 +98,3 @@ def _models(run: Path, unmodified: I2IModel) -> Iterator[tuple[str, I2IModel | N
     yield UNMODIFIED, unmodified
     for point in ParetoFront.from_csv(run / "front.csv"):
         yield point.name, load(unmodified.family, run / point.name)
-
-
-def _write(rows: Sequence[Row], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)

@@ -12,6 +12,7 @@ from ..errors import UserError, require
 from ..tasks import Task
 from . import Inputs
 from .adopt import adopt
+from .checkpoint import loading
 from .from_diffusers import check_class, read_module
 
 if TYPE_CHECKING:
@@ -150,10 +151,5 @@ class Diffusion:
             UserError: nothing there, a checkpoint of another class, no scheduler beside it, or a missing extra.
         """
         module = read_module(path_or_id, cls.family, "UNet2DModel")
-        try:
-            scheduler = require("diffusers", "images").DDPMScheduler.from_pretrained(path_or_id)
-        except OSError as error:
-            raise UserError(
-                f"there is no scheduler beside the U-Net in {path_or_id}: {str(error).splitlines()[0]}"
-            ) from error
-        return cls(module, scheduler)
+        with loading("scheduler beside the U-Net", path_or_id):
+            return cls(module, require("diffusers", "images").DDPMScheduler.from_pretrained(path_or_id))

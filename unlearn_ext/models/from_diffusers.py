@@ -10,6 +10,7 @@ import torch
 
 from ..errors import UserError, require
 from .adopt import adopt
+from .checkpoint import loading
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -87,11 +88,9 @@ def read_module(path_or_id: str | os.PathLike[str], family: str, class_name: str
         UserError: nothing there, or a checkpoint of another class.
     """
     module_class = getattr(require("diffusers", "images"), class_name)
-    try:
+    with loading(class_name, path_or_id):
         saved = module_class.load_config(path_or_id).get("_class_name", "another library")
         if saved != class_name:
             raise UserError(f"family {family} is diffusers.{class_name}; {path_or_id} is a checkpoint of {saved}.")
         # low_cpu_mem_usage needs the package accelerate and warns without it; these models are small.
         return module_class.from_pretrained(path_or_id, use_safetensors=True, low_cpu_mem_usage=False)
-    except OSError as error:
-        raise UserError(f"no {class_name} could be loaded from {path_or_id}: {str(error).splitlines()[0]}") from error

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from ..errors import UserError, require
 from ..tasks import Task
 from .adopt import adopt
+from .checkpoint import loading
 
 if TYPE_CHECKING:
     from transformers import ViTMAEForPreTraining
@@ -41,7 +42,7 @@ class MAE:
 
     Raises:
         UserError: the module is no ``ViTMAEForPreTraining``, takes neither one nor three channels, or the mean and the
-            standard deviation are of another number of channels.
+            standard deviation are of another number of channels or no such numbers.
     """
 
     family = "mae"
@@ -58,8 +59,12 @@ class MAE:
         self.channels, self.size = int(module.config.num_channels), int(module.config.image_size)
         usual_mean, usual_std = _IMAGENET if self.channels == 3 else _GREY
         self.mean, self.std = tuple(mean or usual_mean), tuple(std or usual_std)
-        if not len(self.mean) == len(self.std) == self.channels:
-            raise UserError(f"mean and standard deviation need {self.channels} numbers, one a channel of the model.")
+        numbers = all(isinstance(value, (int, float)) for value in (*self.mean, *self.std)) and min(self.std) > 0
+        if not len(self.mean) == len(self.std) == self.channels or not numbers:
+            raise UserError(
+                f"mean and standard deviation need {self.channels} numbers, one a channel of the model, and a standard "
+                "deviation is more than 0."
+            )
         adopt(self)
 
     @property
@@ -155,7 +160,7 @@ class MAE:
             UserError: nothing there, a checkpoint of another class, or a missing extra.
         """
         transformers = require("transformers", "images")
-        try:
+        with loading("ViTMAEForPreTraining", path_or_id):
             saved = transformers.AutoConfig.from_pretrained(path_or_id).model_type
             if saved != "vit_mae":
                 raise UserError(f"family mae is ViTMAEForPreTraining; {path_or_id} is a checkpoint of {saved}.")
@@ -165,11 +170,8 @@ class MAE:
                 path_or_id, _PROCESSOR, _raise_exceptions_for_missing_entries=False
             )
             read = json.loads(Path(processor).read_text(encoding="utf-8")) if processor else {}
-        except (OSError, ValueError) as error:
-            said = str(error).strip().splitlines()[0]
-            raise UserError(f"no ViTMAEForPreTraining could be loaded from {path_or_id}: {said}") from error
-        if read.get("do_normalize", True):
-            return cls(module, read.get("image_mean"), read.get("image_std"))
+            if read.get("do_normalize", True):
+                return cls(module, read.get("image_mean"), read.get("image_std"))
         return cls(module, (0.0,) * module.config.num_channels, (1.0,) * module.config.num_channels)
 
     @property

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,8 +11,9 @@ import torch
 from ..batches import Task
 from ..cache import cache_folder
 from ..data import ForgetRetain
-from ..models import I2IModel, check_family
+from ..models import check_family
 from ..progress import Callback
+from ..writing import save_folder
 from . import autoencoder, diffusion, mae, vqgan
 from .loop import train
 from .recipe import Recipe
@@ -53,7 +52,7 @@ def pretrained(
     images = torch.cat([data.forget, data.retain])
     folder = cache_folder() / f"{family}-{_digest(images, task, seed, recipe)}"
     if not folder.is_dir():
-        _save_atomically(train(images, task, seed, recipe, progress), folder)
+        save_folder(folder, train(images, task, seed, recipe, progress).save_pretrained, replace=False)
     return folder
 
 
@@ -61,15 +60,3 @@ def _digest(images: torch.Tensor, task: Task, seed: int, recipe: Recipe) -> str:
     digest = hashlib.sha256(images.numpy().tobytes())
     digest.update(repr((str(task), seed, asdict(recipe))).encode())
     return digest.hexdigest()[:16]
-
-
-def _save_atomically(model: I2IModel, folder: Path) -> None:
-    """A run cut short leaves no half model; of two at once, the first to finish wins."""
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    model.save_pretrained(unfinished)
-    try:
-        unfinished.rename(folder)
-    except OSError:
-        shutil.rmtree(unfinished)
-        if not folder.is_dir():
-            raise

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..writing import write_atomically
 from .figures import convergence, front, steering
 from .run_folder import read_run
 from .strip import strip_figure, strip_rows
@@ -30,15 +32,16 @@ def write_page(run_folder: str | Path) -> Path:
         settings=_flat(run.metrics.get("settings", {})),
         rows=[(row, data_uri(row.forget), data_uri(row.retain)) for row in rows],
     )
-    page.write_text(html, encoding="utf-8")
+    write_atomically(page, html.encode())
     return page
 
 
 def _save_pngs(folder: Path, figures: dict[str, Figure]) -> None:
-    folder.mkdir(exist_ok=True)
     with style():
         for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.png", dpi=120, facecolor="white", bbox_inches="tight", pad_inches=0.12)
+            png = io.BytesIO()
+            figure.savefig(png, format="png", dpi=120, facecolor="white", bbox_inches="tight", pad_inches=0.12)
+            write_atomically(folder / f"{name}.png", png.getvalue())
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:

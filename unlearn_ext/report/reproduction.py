@@ -10,6 +10,7 @@ from ..errors import UserError
 from ..reproduction.compare import WORST_F2, standings
 from ..reproduction.plan import kept
 from ..reproduction.table import Cost, Row, Table
+from ..writing import write_atomically
 from .comparison import comparison
 from .template import render
 
@@ -35,5 +36,5 @@ def write_page(folder: Path) -> Path:
         costs={(cost.family, cost.method): cost for cost in costs},
         worst_f2=WORST_F2,
     )
-    page.write_text(html, encoding="utf-8")
+    write_atomically(page, html.encode())
     return page

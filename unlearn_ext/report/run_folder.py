@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -15,6 +16,12 @@ from ..errors import UserError
 from ..pareto import ParetoFront, ParetoPoint
 
 FILES = ("front.csv", "history.csv", "metrics.json", "samples.npz")
+_METRICS = {
+    (int, float): ("f1_original", "f1_star", "f2_tolerance", "hypervolume", "seconds", "peak_memory_mb", "seed"),
+    str: ("version", "family", "dataset", "task", "device", "boundary_low_method", "samples_from"),
+    list: ("reference_point",),
+    dict: ("settings",),
+}
 CURVES = ("f1", "f2", "psi", "lam")
 
 
@@ -73,11 +80,33 @@ def read_run(folder: str | Path) -> RunFolder:
         history = _history(path / "history.csv")
         with np.load(path / "samples.npz", allow_pickle=False) as archive:
             samples = {name: archive[name] for name in archive.files}
-    except (ValueError, KeyError, OSError) as error:
+        _check_metrics(metrics)
+        _check_samples(samples)
+    except (ValueError, KeyError, OSError, BadZipFile) as error:
         raise UserError(f"{path} cannot be read as a run: {type(error).__name__}: {error}.") from error
     if not front.points:
         raise UserError(f"{path} is no finished run: its front.csv lists no model.")
     return RunFolder(path, metrics, front, history, samples)
+
+
+def _check_metrics(metrics: Any) -> None:
+    """Raises ``ValueError`` where it is not what a sweep writes."""
+    if not isinstance(metrics, dict):
+        raise ValueError("metrics.json holds no names with values")
+    for kind, names in _METRICS.items():
+        for name in names:
+            if not isinstance(metrics.get(name), kind):
+                raise ValueError(f"metrics.json says {metrics.get(name)!r} of {name}")
+
+
+def _check_samples(samples: dict[str, np.ndarray]) -> None:
+    """Raises ``ValueError`` where they are no pictures, as many of every kind as there are originals."""
+    originals, is_forget = samples.get("original"), samples.get("is_forget")
+    if originals is None or originals.ndim != 4 or is_forget is None or is_forget.shape != originals.shape[:1]:
+        raise ValueError("samples.npz holds no originals, or does not say which are to forget")
+    for name, pictures in samples.items():
+        if name != "is_forget" and (pictures.shape != originals.shape or pictures.dtype != np.uint8):
+            raise ValueError(f"samples.npz holds no such pictures of {name} as of the originals")
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..baselines import METHODS, Method
 from ..errors import UserError
+from ..lock import locked
 from ..progress import Callback
 from .costs import measure
 from .plan import FULL, Plan
@@ -27,7 +28,7 @@ def reproduce(
     """The ε-front and all baselines on the built-in digits, judged by the same f1 and f2.
 
     Every model of a baseline is trained with as many gradients as a model of the front took on average, Phase I
-    included. A run cut short goes on where it stopped.
+    included. A run cut short goes on where it stopped, inside a front too.
 
     Args:
         out: folder for ``reproduction.csv``, ``costs.csv`` and the models of the fronts.
@@ -46,15 +47,16 @@ def reproduce(
         raise UserError(f"family {unknown[0]} is not compared; known: {', '.join(FAMILIES)}.")
     out = Path(out)
     plan.keep(out)
-    table, costs = Table(out / "reproduction.csv", Row), Table(out / "costs.csv", Cost)
-    for family in families:
-        trials = [Trial(family, seed, plan, out, progress) for seed in range(seeds or plan.seeds)]
-        for trial in trials:
-            _fill(table, trial)
-        for method in (None, *METHODS.values()):
-            name = method.name if method else OURS
-            if (family, name) not in costs.rows and _serves(method, trials[0]):
-                costs.add([measure(trials[0], method)])
+    with locked(out):
+        table, costs = Table(out / "reproduction.csv", Row), Table(out / "costs.csv", Cost)
+        for family in families:
+            trials = [Trial(family, seed, plan, out, progress) for seed in range(seeds or plan.seeds)]
+            for trial in trials:
+                _fill(table, trial)
+            for method in (None, *METHODS.values()):
+                name = method.name if method else OURS
+                if (family, name) not in costs.rows and _serves(method, trials[0]):
+                    costs.add([measure(trials[0], method)])
     return list(table.rows.values()), list(costs.rows.values())
 
 

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cache import write_atomically
 from ..errors import UserError
 from ..settings import Settings
 from ..tasks import CenterCrop
+from ..writing import write_atomically
 
 DATASET = "mnist"
 FORGET_CLASSES = (0, 1)

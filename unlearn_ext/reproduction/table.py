@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TypeVar, get_type_hints
 
-from ..cache import write_atomically
 from ..errors import UserError
 from ..pareto import Values
+from ..writing import write_table
 
 OURS, UNMODIFIED = "epsilon-constraint", "unmodified"
 
@@ -114,11 +113,7 @@ class Table:
         """Each joins its group; groups stand in order, whenever they came."""
         self.rows |= {row.key: row for row in rows}
         self.rows = dict(sorted(self.rows.items(), key=lambda item: item[1].group))
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self._names)
-        writer.writerows(map(astuple, self.rows.values()))
-        write_atomically(self.path, text.getvalue().encode())
+        write_table(self.path, self._names, map(astuple, self.rows.values()))
 
 
 def _read(path: Path, kind: type[Kind]) -> list[Kind]:

@@ -69,7 +69,7 @@ class Trial:
         front = sweep(
             problem.model, images.forget, images.retain, task=TASK, points=self.plan.points, out=folder,
             held_out=(images.forget_validation, images.retain_validation), dataset=images.name,
-            settings=self.settings, progress=self.progress,
+            settings=self.settings, progress=self.progress, resume=True,
         )  # fmt: skip
         with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
             steps = Counter(row["point"] for row in csv.DictReader(file))

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...batches import Shuffled, pixels
-from ...cache import cache_folder, write_atomically
+from ...cache import cache_folder
 from ...data import SIDE, labelled
 from ...errors import require
+from ...writing import write_atomically
 from .pixels import resized
 
 HELD_OUT = 5  # images [::5] of a set are for judging its classifier

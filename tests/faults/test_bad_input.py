@@ -1,0 +1,549 @@
+"""What may be wrong with what a person gives, by kind, and the exact sentence that comes of it; never a traceback.
+
+``{place}`` in a command and in a sentence stands for the folder of the test.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "image"))
+import tiny
+
+import unlearn_ext as ux
+from unlearn_ext.errors import UserError
+from unlearn_ext.settings import Settings
+from unlearn_ext.tasks import CenterCrop
+
+pytest.importorskip("diffusers")
+pytest.importorskip("typer")
+pytest.importorskip("matplotlib")
+Image = pytest.importorskip("PIL.Image")
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, images to forget and to retain, and a run of one model between its boundaries."""
+    folder = tmp_path_factory.mktemp("made")
+    tiny.model("vqgan").save_pretrained(folder / "checkpoint")
+    rng = np.random.default_rng(0)
+    for side, brightest in (("ours", 120), ("theirs", 256)):
+        (folder / side).mkdir()
+        for index in range(12):
+            Image.fromarray(rng.integers(0, brightest, (8, 8), dtype=np.uint8)).save(folder / side / f"{index}.png")
+    images = torch.rand(2, 12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    settings = Settings(steps=3, batch_size=8)
+    ux.sweep(
+        tiny.model("vqgan"), images[0] / 2, images[1], task=CenterCrop(0.5), points=1, out=folder / "run",
+        settings=settings,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path) -> Path:
+    """A copy of it to be spoiled."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def said(place: Path, command: str) -> tuple[int, str]:
+    """Exit code, and the sentence, of a command in which {place} stands for the folder."""
+    arguments = command.format(place=place).split(" ")
+    from typer.testing import CliRunner
+
+    from unlearn_ext.cli.app import app
+
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "400", "TERM": "dumb"})
+    lines = (line.strip(" │") for line in result.stderr.splitlines())
+    return result.exit_code, next(line for line in lines if line.startswith(("Error: ", "Invalid value")))
+
+
+IMAGES = " --forget {place}/ours --retain {place}/theirs"
+RUN = "run --epsilon 0.5 --steps 2 --out {place}/out --model {place}/checkpoint" + IMAGES
+SMALL = "run --epsilon 0.5 --out {place}/out "
+SWEEP = RUN.replace("run --epsilon 0.5", "sweep --points 1")
+
+
+def text(name: str, content: str) -> Callable[[Path], Any]:
+    """Puts a text in the place of a file."""
+
+    def write(place: Path) -> None:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(content, encoding="utf-8")
+
+    return write
+
+
+def cut(name: str) -> Callable[[Path], Any]:
+    """Cuts the second half of a file off."""
+    return lambda place: (place / name).write_bytes((place / name).read_bytes()[: (place / name).stat().st_size // 2])
+
+
+def entry(name: str, key: str, value: Any) -> Callable[[Path], Any]:
+    """Changes one entry of a JSON file."""
+    return lambda place: text(name, json.dumps(json.loads((place / name).read_text()) | {key: value}))(place)
+
+
+def column(name: str, old: str, new: str) -> Callable[[Path], Any]:
+    """Replaces a text wherever it is in a file."""
+    return lambda place: text(name, (place / name).read_text().replace(old, new))(place)
+
+
+def pickled(place: Path) -> None:
+    (place / "checkpoint" / WEIGHTS).unlink()
+    torch.save(tiny.model("vqgan").module.state_dict(), place / "checkpoint" / "diffusion_pytorch_model.bin")
+
+
+def not_finite(place: Path) -> None:
+    model = tiny.model("vqgan")
+    torch.nn.init.constant_(model.encoder_parameters()[0], math.nan)
+    model.save_pretrained(place / "checkpoint")
+
+
+def pickled_pictures(place: Path) -> None:
+    np.savez(place / "run" / "samples.npz", is_forget=np.array([{"an": "object"}], dtype=object))
+
+
+def _cases(*tables: dict[str, tuple[Any, ...]]) -> list[Any]:
+    """Of several tables, for pytest, each under its name."""
+    return [pytest.param(*case, id=name) for table in tables for name, case in table.items()]
+
+
+def nothing(place: Path) -> None:
+    pass
+
+
+# How what was made is spoiled, the command, and the sentence; where it ends with …, another library says the rest.
+FILES = {
+    "no checkpoint": (nothing, RUN.replace("checkpoint", "nowhere"), "there is no folder {place}/nowhere."),
+    "an empty folder for a checkpoint": (
+        lambda p: (p / "empty").mkdir(),
+        RUN.replace("checkpoint", "empty"),
+        "no VQModel could be loaded from {place}/empty: …",
+    ),
+    "a file for a checkpoint": (
+        nothing,
+        RUN.replace("{place}/checkpoint", "{place}/checkpoint/" + WEIGHTS),
+        "{place}/checkpoint/diffusion_pytorch_model.safetensors is a file; give the folder that the model's library "
+        "saved.",
+    ),
+    "half of the weights": (cut("checkpoint/" + WEIGHTS), RUN, "no VQModel could be loaded from {place}/checkpoint: …"),
+    "pickled weights": (
+        pickled,
+        RUN,
+        "{place}/checkpoint holds its weights as a pickle, diffusion_pytorch_model.bin, which would run any code that"
+        " is in it: have it written as safetensors by somebody who trusts it.",
+    ),
+    "half of a config": (
+        text("checkpoint/config.json", "{"),
+        RUN,
+        "no VQModel could be loaded from {place}/checkpoint: …",
+    ),
+    "a config of another kind": (
+        text("checkpoint/config.json", "[]"),
+        RUN,
+        "no VQModel could be loaded from {place}/checkpoint: …",
+    ),
+    "weights of other shapes": (
+        entry("checkpoint/config.json", "block_out_channels", [16]),
+        RUN,
+        "no VQModel could be loaded from {place}/checkpoint: …",
+    ),
+    "another family's checkpoint": (
+        nothing,
+        RUN + " --family autoencoder",
+        "family autoencoder is diffusers.AutoencoderKL; {place}/checkpoint is a checkpoint of VQModel.",
+    ),
+    "another library's checkpoint": (
+        nothing,
+        RUN + " --family mae",
+        "no ViTMAEForPreTraining could be loaded from {place}/checkpoint: …",
+    ),
+    "weights that are not finite": (
+        not_finite,
+        RUN,
+        "the variance of the model's latents of the retain images is nan, so nothing can be measured in it: see "
+        "whether weights and images are finite, and the images not all alike.",
+    ),
+    "a model of four channels": (
+        entry("checkpoint/config.json", "in_channels", 4),
+        RUN,
+        "no VQModel could be loaded from {place}/checkpoint: …",
+    ),
+    "no such images": (nothing, RUN.replace("ours", "nobodys"), "there is no folder {place}/nobodys."),
+    "an image for a folder": (nothing, RUN.replace("ours", "ours/0.png"), "there is no folder {place}/ours/0.png."),
+    "no images in a folder": (
+        lambda p: (p / "empty").mkdir(),
+        RUN.replace("theirs", "empty"),
+        "the folder {place}/empty holds no image (nor do the folders in it).",
+    ),
+    "a broken image": (
+        text("theirs/0.png", "no image"),
+        RUN,
+        "1 image cannot be read: repair or remove, or skip with --skip-bad (from Python, skip_bad=True).",
+    ),
+    "images in both sets": (
+        nothing,
+        RUN.replace("theirs", "ours"),
+        "12 images are in the forget set and in the retain set: the same image cannot be forgotten and retained; "
+        "remove it from one of them.",
+    ),
+    "one image": (
+        lambda p: [f.unlink() for f in (p / "ours").iterdir() if f.name != "0.png"],
+        RUN,
+        "both sets need at least two images: one to train on and one to validate with.",
+    ),
+    "no classes": (
+        nothing,
+        RUN.replace(IMAGES, " --data-dir {place}/ours --forget-classes cat"),
+        "the folder {place}/ours has no sub-folders: a folder of classes has one for each.",
+    ),
+    "no such class": (
+        nothing,
+        RUN.replace(IMAGES, " --data-dir {place} --forget-classes cat")
+        .replace("{place}/out", "{place}/../out")
+        .replace("--model {place}/checkpoint", "--model {place}/checkpoint"),
+        "{place} has no class cat; it has checkpoint, ours, run, theirs.",
+    ),
+    "no such data set": (
+        nothing,
+        RUN.replace(IMAGES, " --dataset {place}/nowhere --forget-classes cat"),
+        "no split `train` of a data set could be opened from {place}/nowhere: …",
+    ),
+    "no such run": (nothing, "report {place}/nowhere", "there is no run folder at {place}/nowhere."),
+    "half of metrics.json": (
+        text("run/metrics.json", "{"),
+        "report {place}/run",
+        "{place}/run cannot be read as a run: JSONDecodeError: …",
+    ),
+    "metrics.json of another kind": (
+        text("run/metrics.json", "[]"),
+        "report {place}/run",
+        "{place}/run cannot be read as a run: ValueError: metrics.json holds no names with values.",
+    ),
+    "metrics.json with nothing in it": (
+        text("run/metrics.json", "{}"),
+        "report {place}/run",
+        "{place}/run cannot be read as a run: ValueError: metrics.json says None of f1_original.",
+    ),
+    "words for a number in metrics.json": (
+        entry("run/metrics.json", "f1_star", "x"),
+        "report {place}/run",
+        "{place}/run cannot be read as a run: ValueError: metrics.json says 'x' of f1_star.",
+    ),
+    "pickled samples": (pickled_pictures, "report {place}/run", "{place}/run cannot be read as a run: ValueError: …"),
+    "half of the samples": (
+        cut("run/samples.npz"),
+        "report {place}/run",
+        "{place}/run cannot be read as a run: BadZipFile: File is not a zip file.",
+    ),
+    "samples of nothing": (
+        lambda p: np.savez(p / "run" / "samples.npz", a=np.zeros(3)),
+        "report {place}/run",
+        "{place}/run cannot be read as a run: ValueError: samples.npz holds no originals, or does not say which are "
+        "to forget.",
+    ),
+    "samples of another shape": (
+        lambda p: np.savez(p / "run" / "samples.npz", is_forget=np.array([True]), original=np.zeros(3)),
+        "report {place}/run",
+        "{place}/run cannot be read as a run: ValueError: samples.npz holds no originals, or does not say which are "
+        "to forget.",
+    ),
+    "a point that is a path": (
+        column("run/front.csv", "boundary-low", "../../etc"),
+        "report {place}/run",
+        "{place}/run/front.csv cannot be read as a Pareto front: '../../etc' is no point's name.",
+    ),
+    "a point that is the folder above": (
+        column("run/front.csv", "boundary-low", ".."),
+        "sweep --points 1 --steps 2 --model {place}/checkpoint --out {place}/run" + IMAGES,
+        "{place}/run/front.csv cannot be read as a Pareto front: '..' is no point's name.",
+    ),
+    "words for a number in front.csv": (
+        column("run/front.csv", "boundary-low,boundary-low", "boundary-low,boundary-low,x"),
+        "report {place}/run",
+        "{place}/run/front.csv cannot be read as a Pareto front: could not convert string to float: 'x'.",
+    ),
+    "an empty front": (
+        text("run/front.csv", ""),
+        "report {place}/run",
+        "{place}/run is no finished run: its front.csv lists no model.",
+    ),
+    "a history without its columns": (
+        text("run/history.csv", "point,step\na,1\n"),
+        "report {place}/run",
+        "{place}/run cannot be read as a run: KeyError: 'f1'.",
+    ),
+    "a history that is no text": (
+        lambda p: (p / "run" / "history.csv").write_bytes(b"\xff\xfe\x00"),
+        "report {place}/run",
+        "{place}/run cannot be read as a run: UnicodeDecodeError: …",
+    ),
+    "unknown sources": (
+        text("run/sources.json", '{"data": 3, "wrong": 1}'),
+        "evaluate {place}/run --extractor mnist-cnn",
+        "{place}/run does not say of what images and model it is; a run of `unlearn-ext sweep` says so in "
+        "sources.json, and from Python unlearn_ext.metrics.evaluate is told.",
+    ),
+    "a number for a task in sources.json": (
+        text("run/sources.json", '{"task": 3}'),
+        "evaluate {place}/run --extractor mnist-cnn",
+        "{place}/run does not say of what images and model it is; a run of `unlearn-ext sweep` says so in "
+        "sources.json, and from Python unlearn_ext.metrics.evaluate is told.",
+    ),
+    "half of an experiment's settings": (
+        text("out/reproduction.json", "{"),
+        "reproduce --quick --out {place}/out",
+        "{place}/out holds no experiment: its reproduction.json cannot be read: …",
+    ),
+}
+VALUES = {
+    "no such family": (
+        nothing,
+        RUN + " --family gan",
+        "there is no model family `gan`; known: vqgan, autoencoder, mae, diffusion.",
+    ),
+    "lr that is no number": (nothing, RUN + " --lr nan", "lr is nan; it must be a finite number, 0 or more."),
+    "lr below 0": (nothing, RUN + " --lr -1", "lr is -1.0; it must be a finite number, 0 or more."),
+    "ε that is no number": (nothing, RUN.replace("0.5 ", "nan "), "Invalid value for '--epsilon': …"),
+    "ε that is infinite": (nothing, RUN.replace("0.5 ", "inf "), "ε is inf; it must be a finite number, f1 to reach."),
+    "memory that is no number": (nothing, RUN + " --memory nan", "Invalid value for '--memory': …"),
+    "seed below 0": (nothing, RUN + " --seed -1", "seed is -1; it must be a whole number, 0 or more and below 2**63."),
+    "seed too large": (
+        nothing,
+        RUN + " --seed 99999999999999999999999",
+        "seed is 99999999999999999999999; it must be a whole number, 0 or more and below 2**63.",
+    ),
+    "too large a hole": (
+        nothing,
+        RUN + " --task center-crop:2",
+        "center-crop needs a fraction in (0, 1], as in center-crop:0.5, not 2.",
+    ),
+    "no such task": (
+        nothing,
+        RUN + " --task blur",
+        "there is no task `blur`; known: center-crop:0.5, outpaint:0.5, random-mask:0.75, reconstruct.",
+    ),
+    "a task without its number": (
+        nothing,
+        RUN + " --task center-crop:x",
+        "center-crop needs numbers after the colon, as in center-crop:0.5, not `center-crop:x`.",
+    ),
+    "no such precision": (
+        nothing,
+        RUN + " --precision int8",
+        "there is no precision `int8`; known: float32, bfloat16, float16.",
+    ),
+    "no such augmentation": (
+        nothing,
+        RUN + " --augment rotate",
+        "there is no augmentation `rotate`; known: flip, shift.",
+    ),
+    "no such device": (nothing, RUN + " --device abacus", "the device abacus cannot be used here: …"),
+    "no such label": (
+        nothing,
+        SMALL + "--forget-classes 11",
+        "forget at least one and at most nine of the classes 0 to 9 of mnist, not [11].",
+    ),
+    "all labels": (
+        nothing,
+        SMALL + "--forget-classes 0,1,2,3,4,5,6,7,8,9",
+        "forget at least one and at most nine of the classes 0 to 9 of mnist, not [0, 1, 2, 3, 4, 5, 6, 7, 8, 9].",
+    ),
+    "no such built-in images": (
+        nothing,
+        SMALL + "--data cifar",
+        "there is no built-in data set `cifar`; choose one of mnist, fashion-mnist.",
+    ),
+    "ε in words": (nothing, RUN.replace("0.5 ", "half "), "Invalid value for '--epsilon': …"),
+    "no steps": (nothing, RUN + " --steps 0", "Invalid value for '--steps': …"),
+    "one of two folders": (
+        nothing,
+        RUN.replace(" --retain {place}/theirs", ""),
+        "Invalid value: one's own images are two folders: give both --forget and --retain.",
+    ),
+    "labels in words": (
+        nothing,
+        SMALL + "--forget-classes cat",
+        "Invalid value: --forget-classes takes, for built-in images, numbers with commas between, such as 3,8, not "
+        "cat.",
+    ),
+    "no minibatch": (nothing, RUN + " --batch-size 0", "Invalid value for '--batch-size': …"),
+    "two sources of images": (
+        nothing,
+        RUN + " --data mnist",
+        "Invalid value: give one of --data, --data-dir, --dataset, or --forget and --retain.",
+    ),
+    "own images without a model": (
+        nothing,
+        RUN.replace(" --model {place}/checkpoint", ""),
+        "Invalid value: one's own images need --model, the checkpoint that is to forget.",
+    ),
+    "no points": (nothing, SWEEP.replace("--points 1", "--points 0"), "Invalid value for '--points': …"),
+    "no such extractor": (
+        nothing,
+        "evaluate {place}/run --extractor eye",
+        "there is no feature extractor `eye`; known: efficientnet-lite0, mnist-cnn, fashion-mnist-cnn, "
+        "inception-v3[:FILE], clip:FOLDER_OR_ID.",
+    ),
+    "no such family to compare": (
+        nothing,
+        "reproduce --family gan --out {place}/out",
+        "family gan is not compared; known: vqgan, autoencoder, mae, diffusion.",
+    ),
+}
+STATES = {
+    "a file for a folder of runs": (
+        text("out", "x"),
+        RUN,
+        "{place}/out cannot be written: File exists; choose another folder and give the same command again, a run's "
+        "with --resume to go on where it was.",
+    ),
+    "runs among images": (
+        nothing,
+        RUN.replace("{place}/out", "{place}/ours/out"),
+        "{place}/ours/out, which is written to, and {place}/ours, which is only read, are one folder or one lies in "
+        "the other: choose another --out.",
+    ),
+    "runs in the checkpoint": (
+        nothing,
+        RUN.replace("{place}/out", "{place}/checkpoint"),
+        "{place}/checkpoint, which is written to, and {place}/checkpoint, which is only read, are one folder or one "
+        "lies in the other: choose another --out.",
+    ),
+    "the checkpoint among runs": (
+        nothing,
+        RUN.replace("{place}/out", "{place}"),
+        "{place}, which is written to, and {place}/checkpoint, which is only read, are one folder or one lies in the "
+        "other: choose another --out.",
+    ),
+    "a journal that is none": (
+        text("out/.eps-0.5000.journal", "x"),
+        RUN,
+        "{place}/out/.eps-0.5000.journal is no journal of a run …",
+    ),
+    "a sweep's journal that is none": (
+        text("out/.front.csv.journal", "x"),
+        SWEEP,
+        "{place}/out/.front.csv.journal is no journal of a run …",
+    ),
+    "somebody else's front.csv": (
+        text("out/front.csv", "somebody's\n1\n"),
+        SWEEP,
+        "{place}/out/front.csv cannot be read as a Pareto front: 'name'.",
+    ),
+    "no run in a folder": (
+        nothing,
+        "report {place}/checkpoint",
+        "{place}/checkpoint is no finished run: it holds no front.csv.",
+    ),
+    "a run without its sources": (
+        nothing,
+        "evaluate {place}/run",
+        "{place}/run does not say of what images and model it is; a run of `unlearn-ext sweep` says so in "
+        "sources.json, and from Python unlearn_ext.metrics.evaluate is told.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "command", "sentence"), _cases(FILES, VALUES, STATES))
+def test_a_command_says_what_is_wrong(place: Path, spoil: Callable[[Path], Any], command: str, sentence: str) -> None:
+    spoil(place)
+    code, last = said(place, command)
+    assert code == (2 if sentence.startswith("Invalid value") else 1)
+    compare(last.removeprefix("Error: "), sentence.format(place=place))
+
+
+def compare(said: str, wanted: str) -> None:
+    if wanted.endswith(" …"):
+        assert said.startswith(wanted.removesuffix(" …"))
+    else:
+        assert said == wanted
+
+
+PIXELS = torch.rand(2, 12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def unlearned(**changed: Any) -> None:
+    """``unlearn`` of a tiny model, but for what is changed."""
+    given = {"forget": PIXELS[0] / 2, "retain": PIXELS[1], "task": CenterCrop(0.5), "epsilon": 0.5}
+    ux.unlearn(**{"model": tiny.model("vqgan"), "settings": Settings(steps=1, batch_size=8)} | given | changed)
+
+
+def swept(**changed: Any) -> None:
+    """``sweep``, likewise."""
+    given = {"task": CenterCrop(0.5), "points": 1, "settings": Settings(steps=1, batch_size=8)} | changed
+    ux.sweep(tiny.model("vqgan"), PIXELS[0] / 2, PIXELS[1], **given)
+
+
+def half() -> Any:
+    model = tiny.model("vqgan")
+    model.module.half()
+    return model
+
+
+# From Python: the call, and the sentence.
+SHAPES = {
+    "no batch": (lambda: unlearned(forget=PIXELS[0, :, 0]),
+                 "the forget images have the shape [12, 8, 8]; it must be [N, C, H, W]."),
+    "no images": (lambda: unlearned(retain=PIXELS[1, :0]),
+                  "there are no retain images: their shape is [0, 1, 8, 8]."),
+    "colours": (lambda: unlearned(forget=PIXELS[0].expand(12, 3, 8, 8)),
+                "the model takes images of 1 channels; the forget images have 3."),
+    "nothing held out": (lambda: swept(held_out=(PIXELS[0, :0], PIXELS[1])),
+                         "there are no forget validation images: their shape is [0, 1, 8, 8]."),
+    "another side": (lambda: unlearned(model=tiny.model("mae"), forget=torch.zeros(4, 1, 16, 16)),
+                     "the model takes images of 8x8 pixels, not 16x16."),
+    "means of three channels": (lambda: type(tiny.model("mae"))(tiny.vitmae(), mean=(0.5, 0.5, 0.5)),
+                                "mean and standard deviation need 1 numbers, one a channel of the model, and a "
+                                "standard deviation is more than 0."),
+}  # fmt: skip
+DTYPES = {
+    "whole numbers": (lambda: unlearned(forget=torch.zeros(4, 1, 8, 8, dtype=torch.int64)),
+                      "the forget images are int64; give uint8, or float32 in [-1, 1]."),
+    "float64": (lambda: unlearned(retain=PIXELS[1].double()),
+                "the retain images are float64; give uint8, or float32 in [-1, 1]."),
+    "complex": (lambda: unlearned(retain=PIXELS[1] + 0j),
+                "the retain images are complex64; give uint8, or float32 in [-1, 1]."),
+    "an array": (lambda: unlearned(forget=PIXELS[0].numpy()),
+                 "the forget images are a ndarray; give a tensor [N, C, H, W]."),
+    "0 to 255": (lambda: unlearned(forget=torch.full((4, 1, 8, 8), 255.0)),
+                 "the forget images reach from 255 to 255; float images must be in [-1, 1]."),
+    "NaN": (lambda: unlearned(forget=torch.full((4, 1, 8, 8), math.nan)),
+            "the forget images reach from nan to nan; float images must be in [-1, 1]."),
+    "weights of half precision": (lambda: unlearned(model=half()),
+                                  "the encoder's weights are float16; make them float32 (model.module.float()), and "
+                                  "choose float16 by the precision of the settings."),
+    "a module": (lambda: unlearned(model=tiny.vqmodel()),
+                 "the model is a VQModel; wrap it in the class of its family in unlearn_ext.models."),
+    "a task in words": (lambda: unlearned(task="center-crop:0.5"),
+                        "the task is 'center-crop:0.5'; give one of unlearn_ext.tasks, such as CenterCrop(0.5)."),
+    "ε in words": (lambda: unlearned(epsilon="0.3"), "ε is '0.3'; it must be a finite number, f1 to reach."),
+    "ε that is no number": (lambda: swept(epsilons=[0.3, math.nan]),
+                            "ε is nan; it must be a finite number, f1 to reach."),
+    "steps and a half": (lambda: Settings(steps=1.5), "steps is 1.5; it must be a whole number, 1 or more."),
+    "a rate of 2": (lambda: Settings(rate=2.0), "rate is 2.0; it must be a number above 0, 1 at most."),
+    "less than no tolerance": (lambda: Settings(tolerance=-1.0), "tolerance is -1.0; it must be a number, 0 or more."),
+    "less than no points": (lambda: swept(points=-1),
+                            "points is -1; as many models cannot be put between the boundaries."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "sentence"), _cases(SHAPES, DTYPES))
+def test_a_call_says_what_is_wrong(call: Callable[[], Any], sentence: str) -> None:
+    with pytest.raises(UserError) as raised:
+        call()
+    compare(str(raised.value), sentence)

@@ -1,0 +1,144 @@
+"""A disk that is full, read-only or gone: one sentence, what was there is as it was, and --resume goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "image"))
+import tiny
+
+from unlearn_ext import journal
+from unlearn_ext.errors import UserError
+from unlearn_ext.phases import sweep
+from unlearn_ext.settings import Settings
+from unlearn_ext.tasks import CenterCrop
+from unlearn_ext.writing import save_folder, write_atomically
+
+WHY = {
+    errno.ENOSPC: "No space left on device; free some space",
+    errno.EROFS: "Read-only file system; make it writable or choose another folder",
+    errno.EACCES: "Permission denied; make it writable or choose another folder",
+    errno.EIO: "Input/output error; mend that",
+}
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Called with a count and the number of an error, lets so many fsyncs succeed and the next fail."""
+    fsync, left = os.fsync, [-1, 0]
+
+    def failed(descriptor):
+        left[0] -= 1
+        if left[0] == -1:
+            raise OSError(left[1], os.strerror(left[1]))
+        fsync(descriptor)
+
+    def after(count, number):
+        left[:] = [count, number]
+
+    monkeypatch.setattr(os, "fsync", failed)
+    return after
+
+
+@pytest.mark.parametrize("number", WHY)
+def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path, failing, number):
+    path = tmp_path / "front.csv"
+    write_atomically(path, b"before")
+    failing(0, number)
+    with pytest.raises(UserError) as said:
+        write_atomically(path, b"after")
+    advice = "and give the same command again, a run's with --resume to go on where it was."
+    assert str(said.value) == f"{path} cannot be written: {WHY[number]} {advice}"
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_folder_that_cannot_be_written_leaves_the_one_before(tmp_path, failing, count):
+    folder = tmp_path / "eps-0.3000"
+    save_folder(folder, lambda place: _two_files(place, "before"), replace=True)
+    failing(count, errno.ENOSPC)
+    with pytest.raises(UserError, match=r"eps-0\.3000 cannot be written: No space left on device"):
+        save_folder(folder, lambda place: _two_files(place, "after"), replace=True)
+    assert {path.read_text() for path in folder.iterdir()} == {"before"}
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def _two_files(place, text):
+    place.mkdir()
+    for name in ("config.json", "weights"):
+        (place / name).write_text(text)
+
+
+def test_of_two_at_once_the_first_wins(tmp_path):
+    def late(place):
+        _two_files(tmp_path / "model", "first")
+        _two_files(place, "second")
+
+    save_folder(tmp_path / "model", late, replace=False)
+    assert {path.read_text() for path in (tmp_path / "model").iterdir()} == {"first"}
+
+
+def test_what_safetensors_says_of_the_disk_is_the_same_sentence(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+
+    def save(place):
+        safetensors.save_file({"a": torch.zeros(3)}, str(place / "nowhere" / "weights"))
+
+    with pytest.raises(UserError, match=r"cannot be written: No such file or directory; see whether its disk is still"):
+        save_folder(tmp_path / "model", save, replace=True)
+
+
+def test_other_errors_are_not_the_disks(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        save_folder(tmp_path / "model", lambda place: 1 / 0, replace=True)
+    assert not list(tmp_path.iterdir())
+
+
+def swept(folder):
+    images = torch.rand(2, 12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return sweep(
+        tiny.model("vqgan"), images[0] / 2, images[1], task=CenterCrop(0.5), points=1, resume=True, out=folder,
+        settings=Settings(steps=4, batch_size=8),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [5, 90])
+def test_a_sweep_on_a_full_disk_goes_on_when_there_is_room(tmp_path, monkeypatch, failing, count):
+    pytest.importorskip("diffusers")
+    monkeypatch.setattr(journal, "SECONDS", 0.0)
+    swept(tmp_path / "alone")
+    failing(count, errno.ENOSPC)
+    with pytest.raises(UserError, match="No space left on device; free some space and give the same command again"):
+        swept(tmp_path / "full")
+    assert not list((tmp_path / "full").rglob("*.part"))
+    swept(tmp_path / "full")
+    for name in ("history.csv", "samples.npz", "boundary-high/diffusion_pytorch_model.safetensors"):
+        assert (tmp_path / "full" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_a_folder_that_vanishes(tmp_path, monkeypatch):
+    pytest.importorskip("diffusers")
+    folder, steps = tmp_path / "mounted" / "run", []
+    checkpoint = journal.Journal.checkpoint
+
+    def vanishing(self, state):
+        steps.append(1)
+        if len(steps) == 9:
+            (tmp_path / "mounted").rename(tmp_path / "gone")
+            (tmp_path / "mounted").write_text("a mount that is gone")
+        checkpoint(self, state)
+
+    monkeypatch.setattr(journal, "SECONDS", 0.0)
+    monkeypatch.setattr(journal.Journal, "checkpoint", vanishing)
+    with pytest.raises(UserError, match=r"\.front\.csv\.journal cannot be written: Not a directory; choose another"):
+        swept(folder)
+    (tmp_path / "mounted").unlink()
+    (tmp_path / "gone").rename(tmp_path / "mounted")
+    assert len(swept(folder)) == 3

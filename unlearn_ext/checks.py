@@ -1,0 +1,69 @@
+"""What a run is given, looked at before any work begins."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+import torch
+
+from .errors import UserError
+from .models import I2IModel
+from .settings import PRECISIONS, Settings
+
+_SLACK = 0.1  # by which pixels may be outside [-1, 1], as sharp ways to resize leave them
+
+
+def check_model(model: I2IModel, settings: Settings) -> None:
+    """Raises ``UserError`` where it is no model that can be trained in the settings' precision."""
+    if not hasattr(model, "encoder_parameters"):
+        raise UserError(
+            f"the model is a {type(model).__name__}; wrap it in the class of its family in unlearn_ext.models."
+        )
+    for parameter in model.encoder_parameters():
+        if parameter.dtype not in (torch.float32, PRECISIONS[settings.precision]):
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise UserError(
+                f"the encoder's weights are {kind}; make them float32 (model.module.float()), and choose {kind} by the "
+                "precision of the settings."
+            )
+
+
+def check_task(task: Any) -> None:
+    """Raises ``UserError`` where it is no task."""
+    if not callable(task):
+        raise UserError(f"the task is {task!r}; give one of unlearn_ext.tasks, such as CenterCrop(0.5).")
+
+
+def check_images(name: str, images: Any, model: I2IModel) -> None:
+    """Raises ``UserError`` where they are no images, or none for the model.
+
+    Args:
+        name: of the set, as the sentence calls it.
+        images: uint8 [N, C, H, W], or float32 in [-1, 1].
+        model: that is to see them.
+    """
+    if not isinstance(images, torch.Tensor):
+        raise UserError(f"the {name} images are a {type(images).__name__}; give a tensor [N, C, H, W].")
+    if images.dtype not in (torch.uint8, torch.float32):
+        kind = str(images.dtype).removeprefix("torch.")
+        raise UserError(f"the {name} images are {kind}; give uint8, or float32 in [-1, 1].")
+    if images.dim() != 4:
+        raise UserError(f"the {name} images have the shape {list(images.shape)}; it must be [N, C, H, W].")
+    if not images.numel():
+        raise UserError(f"there are no {name} images: their shape is {list(images.shape)}.")
+    if images.shape[1] != model.channels:
+        raise UserError(
+            f"the model takes images of {model.channels} channels; the {name} images have {images.shape[1]}."
+        )
+    if images.dtype == torch.float32:
+        low, high = (value.item() for value in images.aminmax())
+        if not -1 - _SLACK <= low <= high <= 1 + _SLACK:
+            raise UserError(f"the {name} images reach from {low:.4g} to {high:.4g}; float images must be in [-1, 1].")
+
+
+def check_epsilon(epsilon: Any) -> None:
+    """Raises ``UserError`` where it is no finite number."""
+    if not isinstance(epsilon, Real) or not math.isfinite(epsilon):
+        raise UserError(f"ε is {epsilon!r}; it must be a finite number, f1 to reach.")
