@@ -35,7 +35,7 @@ CHOICES = {
     "autoencoder": Choice(Settings()),
     "mae": Choice(Settings(lr=1e-3, steps=80)),
     # Its frozen encoder works at every step and in every evaluation: less of everything keeps to the minutes.
-    "diffusion": Choice(Settings(batch_size=32, steps=25), points=5, share=1 / 3),
+    "diffusion": Choice(Settings(lr=5e-3, batch_size=32, steps=25), points=5, share=1 / 3),
 }
 
 
