@@ -1,4 +1,4 @@
-"""The demo's fixed choices: what `unlearn-ext demo` runs, on two cores in a few minutes."""
+"""Fixed choices: what `unlearn-ext demo` runs, on two cores in a few minutes, and `reproduce` compares with others."""
 
 from __future__ import annotations
 
@@ -39,18 +39,21 @@ CHOICES = {
 }
 
 
-def prepare(family: str, progress: Callback | None = None) -> tuple[models.I2IModel, data.ForgetRetain]:
+def prepare(
+    family: str, progress: Callback | None = None, *, seed: int = 0
+) -> tuple[models.I2IModel, data.ForgetRetain]:
     """The demo's data, and the model of a family that fills in their holes: trained now, or from the cache.
 
     Args:
         family: one of ``CHOICES``.
         progress: called while training, see :func:`unlearn_ext.pretrain.pretrained`.
+        seed: of the division into training and validation images, and of the model.
 
     Raises:
         UserError: there is no such family.
     """
-    images = data.load(DATASET, forget_classes=FORGET_CLASSES)
-    model = models.load(family, pretrained(family, images, TASK, progress=progress))
+    images = data.load(DATASET, forget_classes=FORGET_CLASSES, seed=seed)
+    model = models.load(family, pretrained(family, images, TASK, seed=seed, progress=progress))
     return model, _some(images, CHOICES[family].share)
 
 

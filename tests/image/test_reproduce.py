@@ -11,7 +11,7 @@ import tiny
 
 pytest.importorskip("scipy")
 
-from unlearn_ext import journal
+from unlearn_ext import demo, journal
 from unlearn_ext.baselines import METHODS, train
 from unlearn_ext.data import ForgetRetain
 from unlearn_ext.errors import UserError
@@ -22,11 +22,12 @@ from unlearn_ext.reproduction import Plan, reproduce, standings, trial
 from unlearn_ext.reproduction import costs as costs_module
 from unlearn_ext.reproduction import experiment as experiment_module
 from unlearn_ext.reproduction.compare import WORST_F2
-from unlearn_ext.reproduction.plan import TASK
+from unlearn_ext.reproduction.plan import BASELINE_LR
 from unlearn_ext.reproduction.table import OURS, UNMODIFIED, Cost, Row, Table
 from unlearn_ext.settings import Settings
 
-PLAN = Plan(seeds=1, points=1, settings=Settings(steps=1, batch_size=8))
+PLAN = Plan(seeds=1, points=1)
+BRIEF = demo.Choice(Settings(steps=1, batch_size=8))
 SOME = (
     "max-loss",
     "composite",
@@ -41,8 +42,9 @@ def experiment(tmp_path_factory, tiny_model, tiny_images):
     forget, retain = tiny_images
     images = ForgetRetain("stripes", forget[:32], retain[:32], forget[32:], retain[32:])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial.data, "load", lambda *_, **__: images)
-        patch.setattr(trial, "small_model", lambda *_: tiny_model)
+        patch.setattr(demo, "prepare", lambda *_, **__: (tiny_model, images))
+        for family in ("vqgan", "diffusion"):
+            patch.setitem(demo.CHOICES, family, BRIEF)
         patch.setattr(experiment_module, "METHODS", {name: METHODS[name] for name in SOME})
         patch.setattr(costs_module, "FEW", 1)
         patch.setattr(costs_module, "MANY", 2)
@@ -74,7 +76,7 @@ def test_all_are_given_as_many_gradients_as_a_model_of_ours(experiment):
 
 def test_rows_are_what_the_objectives_say(experiment, tiny_model):
     _, rows, _, images = experiment
-    objectives = Objectives.freeze(tiny_model, images.forget, images.retain, TASK, settings=PLAN.settings)
+    objectives = Objectives.freeze(tiny_model, images.forget, images.retain, demo.TASK, settings=BRIEF.settings)
     validation = objectives.held_out(images.forget_validation, images.retain_validation)
     (row,) = (row for row in rows if row.method == UNMODIFIED)
     assert (*row.values, *row.values_validation) == (
@@ -82,7 +84,8 @@ def test_rows_are_what_the_objectives_say(experiment, tiny_model):
         *validation.evaluate(tiny_model.encode),
     )
     (row,) = (row for row in rows if row.key[2:] == ("composite", "0.2"))
-    made = train(METHODS["composite"], tiny_model, objectives, value=0.2, steps=row.gradients // 2)
+    slower = replace(objectives, settings=replace(BRIEF.settings, lr=BASELINE_LR))
+    made = train(METHODS["composite"], tiny_model, slower, value=0.2, steps=row.gradients // 2)
     assert (*row.values, *row.values_validation) == (
         *objectives.evaluate(made.encode),
         *validation.evaluate(made.encode),
@@ -103,7 +106,7 @@ def test_the_same_seed_gives_the_same_table_and_what_is_there_is_not_computed_ag
     assert len(made) == 3
     assert (tmp_path / "reproduction.csv").read_bytes() == whole
 
-    monkeypatch.setattr(trial, "small_model", lambda *_: pytest.fail("nothing is left to be done"))
+    monkeypatch.setattr(demo, "prepare", lambda *_, **__: pytest.fail("nothing is left to be done"))
     reproduce(tmp_path, plan=PLAN)
 
 
@@ -131,8 +134,9 @@ def test_a_family_without_a_small_model_is_named(tmp_path):
 
 
 def test_methods_that_look_at_pictures_are_left_out_where_there_are_none(tmp_path, experiment, monkeypatch):
+    images = experiment[-1]
     model = tiny.model("diffusion")
-    monkeypatch.setattr(trial, "small_model", lambda *_: model)
+    monkeypatch.setattr(demo, "prepare", lambda *_, **__: (model, images))
     monkeypatch.setattr(experiment_module, "FAMILIES", ("diffusion",))
     rows, costs = reproduce(tmp_path, families=("diffusion",), plan=PLAN)
     assert {row.method for row in rows} == {UNMODIFIED, OURS, *SOME} - {"max-loss"}

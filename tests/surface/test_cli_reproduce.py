@@ -13,11 +13,11 @@ pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
 
-from unlearn_ext import reproduction
+from unlearn_ext import demo, reproduction
 from unlearn_ext.baselines import METHODS
 from unlearn_ext.data import ForgetRetain
 from unlearn_ext.models.vqgan import VQGAN
-from unlearn_ext.reproduction import Plan, experiment, trial
+from unlearn_ext.reproduction import Plan, experiment
 from unlearn_ext.settings import Settings
 
 
@@ -31,10 +31,10 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         num_vq_embeddings=8, sample_size=8, mid_block_add_attention=False,
     )  # fmt: skip
     images = (torch.rand(4, 12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1).unbind()
-    monkeypatch.setattr(trial, "small_model", lambda *_: VQGAN(module))
-    monkeypatch.setattr(trial.data, "load", lambda *_, **__: ForgetRetain("noise", *images))
+    monkeypatch.setattr(demo, "prepare", lambda *_, **__: (VQGAN(module), ForgetRetain("noise", *images)))
+    monkeypatch.setitem(demo.CHOICES, "vqgan", demo.Choice(Settings(steps=1, batch_size=4)))
     monkeypatch.setattr(experiment, "METHODS", {name: METHODS[name] for name in ("composite", "pcgrad")})
-    monkeypatch.setattr(reproduction, "QUICK", Plan(seeds=1, points=1, settings=Settings(steps=1, batch_size=4)))
+    monkeypatch.setattr(reproduction, "QUICK", Plan(seeds=1, points=1))
 
 
 def test_tables_a_page_and_a_summary(tiny: None, tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_tables_a_page_and_a_summary(tiny: None, tmp_path: Path) -> None:
 
 
 def test_another_experiment_in_the_folder_is_one_sentence(tiny: None, tmp_path: Path) -> None:
-    Plan(seeds=1, points=7, settings=Settings()).keep(tmp_path)
+    Plan(seeds=1, points=7).keep(tmp_path)
     code, said = call("reproduce", "--quick", "--out", str(tmp_path))
     assert code == 1
     assert said.startswith("Error: ")

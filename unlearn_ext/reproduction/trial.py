@@ -9,24 +9,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from .. import data
+from .. import data, demo
 from ..baselines import Method, train
 from ..encoder import Encoder
-from ..models import I2IModel, load
+from ..models import I2IModel
 from ..objectives import Encode, Objectives
 from ..phases import sweep
-from ..pretrain import RECIPES, pretrained
 from ..progress import Callback, Progress
-from ..settings import Settings
-from .plan import DATASET, FORGET_CLASSES, TASK, Plan
+from .plan import BASELINE_LR, Plan
 from .table import OURS, UNMODIFIED, Row
 
-FAMILIES = tuple(RECIPES)
-
-
-def small_model(family: str, images: data.ForgetRetain, seed: int, progress: Callback | None) -> I2IModel:
-    """The model that fills in the images' holes: trained now, or from the cache."""
-    return load(family, pretrained(family, images, TASK, seed=seed, progress=progress))
+FAMILIES = tuple(demo.CHOICES)
 
 
 @dataclass(frozen=True)
@@ -52,13 +45,12 @@ class Trial:
 
     def __init__(self, family: str, seed: int, plan: Plan, out: Path, progress: Callback | None) -> None:
         self.family, self.seed, self.plan, self.out, self.progress = family, seed, plan, out, progress
-        self.settings: Settings = replace(plan.settings, seed=seed)
+        self.settings = plan.settings(family, seed)
 
     @cached_property
     def problem(self) -> Problem:
-        images = data.load(DATASET, forget_classes=FORGET_CLASSES, seed=self.seed)
-        model = small_model(self.family, images, self.seed, self.progress)
-        training = Objectives.freeze(model, images.forget, images.retain, TASK, settings=self.settings)
+        model, images = demo.prepare(self.family, self.progress, seed=self.seed)
+        training = Objectives.freeze(model, images.forget, images.retain, demo.TASK, settings=self.settings)
         validation = training.held_out(images.forget_validation, images.retain_validation)
         return Problem(model, images, training, validation)
 
@@ -67,7 +59,7 @@ class Trial:
         problem, folder = self.problem, self.out / f"{self.family}-{self.seed}"
         images = problem.images
         front = sweep(
-            problem.model, images.forget, images.retain, task=TASK, points=self.plan.points, out=folder,
+            problem.model, images.forget, images.retain, task=demo.TASK, points=self.plan.points, out=folder,
             held_out=(images.forget_validation, images.retain_validation), dataset=images.name,
             settings=self.settings, progress=self.progress, resume=True,
         )  # fmt: skip
@@ -90,12 +82,13 @@ class Trial:
             total: how many those are.
         """
         name = f"{method.name} {point(value)}".strip()
+        slower = replace(self.problem.training, settings=replace(self.settings, lr=BASELINE_LR))
 
         def on_step(step: int, forget_loss: float, retain_loss: float) -> None:
             self.progress(Progress(name, index, total, step, steps, forget_loss, retain_loss, math.nan))
 
         made = train(
-            method, self.problem.model, self.problem.training, value=None if math.isnan(value) else value, steps=steps,
+            method, self.problem.model, slower, value=None if math.isnan(value) else value, steps=steps,
             on_step=on_step if self.progress else None,
         )  # fmt: skip
         return self._row(method.name, point(value), value, Encoder(made, self.settings), 2 * steps)
