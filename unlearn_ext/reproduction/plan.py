@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..demo import CHOICES, DATASET, FORGET_CLASSES, TASK
 from ..errors import UserError
-from ..settings import Settings
 from ..writing import write_atomically
 
 FILE = "reproduction.json"
@@ -25,17 +24,10 @@ class Plan:
     Attributes:
         seeds: how many, from 0; more may be asked for later.
         points: ε between the boundaries.
-        effort: steps of a run, as a share of the demo's.
     """
 
     seeds: int
     points: int
-    effort: float = 1.0
-
-    def settings(self, family: str, seed: int = 0) -> Settings:
-        """Of every run of ours; the baselines have the same minibatches, and ``BASELINE_LR``."""
-        usual = CHOICES[family].settings
-        return replace(usual, seed=seed, steps=max(round(self.effort * usual.steps), 1))
 
     def keep(self, out: Path) -> None:
         """Write it beside the tables.
@@ -45,7 +37,7 @@ class Plan:
         """
         mine = {"dataset": DATASET, "forget_classes": list(FORGET_CLASSES), "task": str(TASK)}
         mine |= {"points": self.points, "baseline_lr": BASELINE_LR}
-        mine |= {"settings": {family: asdict(self.settings(family)) for family in CHOICES}}
+        mine |= {"settings": {family: asdict(choice.settings) for family, choice in CHOICES.items()}}
         if not (out / FILE).exists():
             write_atomically(out / FILE, (json.dumps(mine, indent=2) + "\n").encode())
         elif kept(out) != mine:
@@ -65,4 +57,4 @@ def kept(out: Path) -> dict[str, Any]:
 
 
 FULL = Plan(seeds=5, points=7)
-QUICK = Plan(seeds=1, points=3, effort=0.5)
+QUICK = Plan(seeds=1, points=3)
