@@ -22,6 +22,7 @@ from .progress import Throttle
 from .settings import Settings
 
 SMOOTHING = 0.7  # of ∇f1 over minibatches: less of its noise ends in f2, and fewer runs need a correction
+NEARER = 0.9  # of the gap before it: a correction that leaves more has come to the end of what can be forgotten
 
 OnStep = Callable[[int, int, StepStats, float], None]  # steps taken, steps planned so far, what the step saw, f2
 
@@ -110,7 +111,8 @@ class Run:
         """min f2 s.t. f1 ≤ ε, then corrections until ε is met over the whole forget set.
 
         Minibatches meet ε on average over the last steps; what offset is left over the whole set is measured and
-        allowed for in at most three short corrections, each a third of a run.
+        allowed for in at most three short corrections, each a third of a run. An ε that f1 comes no nearer to from
+        above is not chased: it is lower than f1 can go, at this learning rate and in so many steps.
 
         Args:
             epsilon: ε.
@@ -120,15 +122,16 @@ class Run:
         Returns:
             (f1, f2) over the whole of both sets.
         """
-        steps, aim = steps or self.settings.steps, epsilon
+        steps, aim, before = steps or self.settings.steps, epsilon, math.inf
         whole, correction = (self.settings.lr, steps), (self.settings.lr / 3, max(steps // 3, 1))
         for lr, count in (whole, correction, correction, correction):
             control = EpsilonGap(epsilon=aim, rate=self.settings.rate)
             self._train(control, lr, count, epsilon)
             f1 = self.evaluate_f1()
-            if not abs(f1 - epsilon) > tolerance:
+            gap = f1 - epsilon
+            if not abs(gap) > tolerance or gap > NEARER * before:
                 break
-            aim += epsilon - f1
+            aim, before = aim - gap, abs(gap)
         return f1, self._journal.recall(lambda: self.objectives.evaluate_f2(self.encode))
 
     def evaluate_f1(self) -> float:

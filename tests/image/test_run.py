@@ -133,3 +133,10 @@ def test_skipped_steps_are_counted_and_shown(model, images):
 def test_an_epsilon_out_of_reach_is_said(model, images):
     with pytest.warns(UserWarning, match=r"ε = 0 was not reached: f1 is 0\.\d+"):
         ux.unlearn(model, *images, task=TASK, epsilon=0.0, settings=Settings(steps=6, batch_size=16))
+
+
+def test_an_epsilon_out_of_reach_is_not_chased(model, images):
+    run = Run(model, Objectives.freeze(model, *images, TASK), QUICK, History())
+    f1, _ = run.meet(-1.0, 0.0)  # f1 is a square: 0 at the very least
+    assert 0 <= f1 < 0.5
+    assert run.steps_taken == QUICK.steps + QUICK.steps // 3  # one correction of three
