@@ -29,7 +29,7 @@ from .errors import UserError, require
 from .lock import locked
 from .models import I2IModel
 from .settings import Settings
-from .writing import UNFINISHED, write_atomically
+from .writing import UNFINISHED, save_file
 
 SECONDS = 60.0  # of work that a run may lose
 
@@ -98,7 +98,7 @@ class Journal:
             self._write(finished=True, entries=[], aside=None, state=None)
 
     def _write(self, **content: Tree) -> None:
-        write_atomically(self._path, packed({"identity": self._identity, **content}))
+        save_file(self._path, lambda place: pack({"identity": self._identity, **content}, place))
         self._written = time.monotonic()
 
 
@@ -123,9 +123,7 @@ def journal(
         return
     path = Path(folder) / f".{result}.journal"
     with locked(path.parent) if parallel.is_first() else nullcontext():
-        content = parallel.from_first(lambda: _found(path, result, identity, resume))
-        kept = None if content is None else unpacked(content)
-        yield Journal(path if parallel.is_first() else None, identity, kept)
+        yield _opened(path, result, identity, resume)
 
 
 def identity(
@@ -156,8 +154,11 @@ def identity(
     return {"version of unlearn_ext": __version__, "family": model.family, **trained, **things, **asked}
 
 
-def packed(tree: Tree) -> bytes:
-    """A tree as a file of safetensors, its tensors by their number and the rest as JSON: reading it runs no code."""
+def pack(tree: Tree, path: Path) -> None:
+    """Write a tree as a file of safetensors, its tensors by their number and the rest as JSON.
+
+    Reading it runs no code; writing it takes no memory beyond the tensors'.
+    """
     tensors: dict[str, torch.Tensor] = {}
 
     def plain(part: Tree) -> Any:
@@ -169,11 +170,11 @@ def packed(tree: Tree) -> bytes:
         return [plain(value) for value in part] if isinstance(part, (list, tuple)) else part
 
     text = json.dumps(plain(tree))
-    return require("safetensors.torch", "images").save(tensors, {"tree": text})
+    require("safetensors.torch", "images").save_file(tensors, path, {"tree": text})
 
 
 def unpacked(content: bytes) -> Tree:
-    """What :func:`packed` packed; tuples as lists, tensors on the CPU."""
+    """What :func:`pack` wrote; tuples as lists, tensors on the CPU."""
     tensors = require("safetensors.torch", "images").load(content)
     length = int.from_bytes(content[:8], "little")  # of the header, which the library gives only of files
 
@@ -185,6 +186,13 @@ def unpacked(content: bytes) -> Tree:
         return [whole(value) for value in part] if isinstance(part, list) else part
 
     return whole(json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["tree"]))
+
+
+def _opened(path: Path, result: str, identity: Mapping[str, Any], resume: bool) -> Journal:
+    """What was kept, which is large, is held by the journal alone."""
+    content = parallel.from_first(lambda: _found(path, result, identity, resume))
+    kept = None if content is None else unpacked(content)
+    return Journal(path if parallel.is_first() else None, identity, kept)
 
 
 def _found(path: Path, result: str, identity: Mapping[str, Any], resume: bool) -> bytes | None:

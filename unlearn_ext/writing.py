@@ -35,14 +35,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         UserError: it cannot be written; what was there is as it was.
     """
+    save_file(path, lambda place: place.write_bytes(content))
+
+
+def save_file(path: Path, save: Callable[[Path], object]) -> None:
+    """As :func:`write_atomically`, by a function that writes the file at the place that it is given."""
     unfinished = _unfinished(path)
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with unfinished.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            save(unfinished)
+            _sync(unfinished)
             unfinished.replace(path)
         except OSError:
             unfinished.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import torch
 
 from unlearn_ext import journal as journals
 from unlearn_ext.errors import UserError
-from unlearn_ext.journal import Journal, packed, unpacked
+from unlearn_ext.journal import Journal, pack, unpacked
 from unlearn_ext.lock import locked
 from unlearn_ext.pareto import ParetoFront
 from unlearn_ext.phases import sweep
@@ -200,18 +200,20 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path, model, ima
     assert [path.name for path in tmp_path.glob("*.part")] == ["mine.part"]
 
 
-def test_a_tree_comes_back_as_it_was():
+def test_a_tree_comes_back_as_it_was(tmp_path):
     tree = {
         "numbers": [1, 2.5, float("nan"), None, True, "ε"],
         "state": {0: {"step": torch.tensor(3.0), "moments": torch.ones(2, 3).t()}},
         "items": {"tensor": torch.tensor([], dtype=torch.bfloat16)},
         "pair": (1, torch.arange(3)),
     }
-    back = unpacked(packed(tree))
+    pack(tree, tmp_path / "tree")
+    back = unpacked((tmp_path / "tree").read_bytes())
     assert repr(back["numbers"]) == repr(tree["numbers"])
     assert torch.equal(back["state"][0]["moments"], torch.ones(3, 2))
     assert back["state"][0]["step"].shape == ()
     assert back["items"]["tensor"].dtype == torch.bfloat16
     assert back["pair"][0] == 1
     assert back["pair"][1].tolist() == [0, 1, 2]
-    assert unpacked(packed({"nothing": []})) == {"nothing": []}
+    pack({"nothing": []}, tmp_path / "tree")
+    assert unpacked((tmp_path / "tree").read_bytes()) == {"nothing": []}
