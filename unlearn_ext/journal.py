@@ -160,16 +160,7 @@ def pack(tree: Tree, path: Path) -> None:
     Reading it runs no code; writing it takes no memory beyond the tensors'.
     """
     tensors: dict[str, torch.Tensor] = {}
-
-    def plain(part: Tree) -> Any:
-        if isinstance(part, torch.Tensor):
-            tensors[str(len(tensors))] = part.detach().cpu().contiguous()
-            return {"tensor": str(len(tensors) - 1)}
-        if isinstance(part, dict):
-            return {"items": [[key, plain(value)] for key, value in part.items()]}
-        return [plain(value) for value in part] if isinstance(part, (list, tuple)) else part
-
-    text = json.dumps(plain(tree))
+    text = json.dumps(_plain(tree, tensors))
     require("safetensors.torch", "images").save_file(tensors, path, {"tree": text})
 
 
@@ -177,15 +168,26 @@ def unpacked(content: bytes) -> Tree:
     """What :func:`pack` wrote; tuples as lists, tensors on the CPU."""
     tensors = require("safetensors.torch", "images").load(content)
     length = int.from_bytes(content[:8], "little")  # of the header, which the library gives only of files
+    return _whole(json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["tree"]), tensors)
 
-    def whole(part: Any) -> Tree:
-        if isinstance(part, dict):
-            if "tensor" in part:
-                return tensors[part["tensor"]]
-            return {key: whole(value) for key, value in part["items"]}
-        return [whole(value) for value in part] if isinstance(part, list) else part
 
-    return whole(json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["tree"]))
+def _plain(part: Tree, tensors: dict[str, torch.Tensor]) -> Any:
+    """The tree as JSON knows it; its tensors are added to those."""
+    if isinstance(part, torch.Tensor):
+        tensors[str(len(tensors))] = part.detach().cpu().contiguous()
+        return {"tensor": str(len(tensors) - 1)}
+    if isinstance(part, dict):
+        return {"items": [[key, _plain(value, tensors)] for key, value in part.items()]}
+    return [_plain(value, tensors) for value in part] if isinstance(part, (list, tuple)) else part
+
+
+def _whole(part: Any, tensors: Mapping[str, torch.Tensor]) -> Tree:
+    """What :func:`_plain` made plain."""
+    if isinstance(part, dict):
+        if "tensor" in part:
+            return tensors[part["tensor"]]
+        return {key: _whole(value, tensors) for key, value in part["items"]}
+    return [_whole(value, tensors) for value in part] if isinstance(part, list) else part
 
 
 def _opened(path: Path, result: str, identity: Mapping[str, Any], resume: bool) -> Journal:

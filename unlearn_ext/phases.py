@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import io
 import json
 import math
@@ -235,6 +236,7 @@ class _Walk:
         return self.settings.tolerance * self.f1_original
 
     def _run(self, name: str, model: I2IModel) -> Run:
+        _release()
         history = self.histories.setdefault(name, History())
         stage = self.stage
 
@@ -331,6 +333,13 @@ def _empty(out: Path) -> None:
             shutil.rmtree(out / name, ignore_errors=True)
         for name in ("sources.json", "metrics.csv", "history.csv", "samples.npz", "metrics.json", FRONT):
             (out / name).unlink(missing_ok=True)
+
+
+def _release() -> None:
+    """Gives the memory of the run before back to the system: glibc would keep a model's worth or two, in pieces."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _peak_memory_mb() -> float:

@@ -1,5 +1,6 @@
 """A run that goes on after its process was ended ends as if nothing had been; tests/faults/kills.py kills real ones."""
 
+import gc
 import os
 import random
 import subprocess
@@ -217,3 +218,21 @@ def test_a_tree_comes_back_as_it_was(tmp_path):
     assert back["pair"][1].tolist() == [0, 1, 2]
     pack({"nothing": []}, tmp_path / "tree")
     assert unpacked((tmp_path / "tree").read_bytes()) == {"nothing": []}
+
+
+def test_nothing_is_held_once_it_is_written(tmp_path):
+    """A run's state is larger than its model: were it part of a cycle, it would stay until Python looks for those."""
+
+    def held():
+        return [o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.shape == (12, 34, 5)]
+
+    gc.disable()
+    try:
+        pack({"state": [torch.zeros(12, 34, 5)]}, tmp_path / "tree")
+        assert not held()
+        tree = unpacked((tmp_path / "tree").read_bytes())
+        assert len(held()) == 1
+        del tree
+        assert not held()
+    finally:
+        gc.enable()
