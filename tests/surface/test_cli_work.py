@@ -187,7 +187,7 @@ def test_without_a_checkpoint_every_family_has_a_small_model(quick: Path, tmp_pa
 
 @pytest.mark.parametrize("family", models.FAMILIES)
 def test_the_demo_shows_every_family(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
-    monkeypatch.setitem(demo.CHOICES, family, demo.Choice(Settings(steps=3), points=1, share=0.9))
+    monkeypatch.setitem(demo.CHOICES, family, demo.Choice(Settings(lr=1e-3, steps=3), points=1, share=0.9))
     code, said = call("demo", "--family", family, "--out", str(tmp_path / "run"))
     assert code == 0, said
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["family"] == family
@@ -285,7 +285,7 @@ def test_a_command_goes_on(place: Path, tmp_path: Path, killing: list[int], comm
 
 
 def test_the_demo_goes_on(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killing: list[int]) -> None:
-    monkeypatch.setitem(demo.CHOICES, "vqgan", demo.Choice(Settings(steps=3), points=1))
+    monkeypatch.setitem(demo.CHOICES, "vqgan", demo.Choice(Settings(lr=1e-3, steps=3), points=1))
     arguments = ["demo", "--out", str(tmp_path / "run"), "--resume"]
     killing[0] = 4
     with pytest.raises(Killed):
