@@ -33,7 +33,7 @@ class Choice:
 CHOICES = {
     "vqgan": Choice(Settings()),
     "autoencoder": Choice(Settings()),
-    "mae": Choice(Settings(lr=1e-3, steps=80)),
+    "mae": Choice(Settings(lr=1e-3, steps=64), points=5),
     # Its frozen encoder works at every step and in every evaluation: less of everything keeps to the minutes.
     "diffusion": Choice(Settings(lr=5e-3, batch_size=32, steps=25), points=5, share=1 / 3),
 }

@@ -39,16 +39,17 @@ class Loop:
         self.scaler = torch.amp.GradScaler(model.device.type) if scales else None
         self.steps_taken = 0
 
-    def minibatches(self, lr: float, steps: int, taken: int = 0) -> Iterator[tuple[Batch, Batch]]:
+    def minibatches(self, lr: float, steps: int, held: int = 0, *, taken: int = 0) -> Iterator[tuple[Batch, Batch]]:
         """A minibatch to forget and one to retain for each of so many steps, over which the rate falls to 0.
 
         Args:
             lr: the rate at first.
             steps: how many.
+            held: of these, until it begins to fall.
             taken: of these, before.
         """
         for step in range(taken, steps):
-            self.optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+            self.optimizer.param_groups[0]["lr"] = lr if step < held else lr * (steps - step) / (steps - held)
             yield next(self._batches)
 
     @cached_property

@@ -42,7 +42,6 @@ F2_TOLERANCE = 1e-3  # f2 that counts as no cost, in variances of the frozen lat
 STALL = 0.02  # f1 is at its infimum when a run lowers it by less than this share of f1 before unlearning …
 MAX_DESCENTS = 6  # … or after so many runs
 MAX_PROBES = 6  # of the lowest boundary
-LAST_MILE = 3  # times as many steps for the highest boundary: next to f1*, f2 rises as much as over all the rest
 SAMPLES = 6  # images of each side in samples.npz
 
 
@@ -123,7 +122,7 @@ def sweep(
         for epsilon in _distinct(epsilons):
             warn_if_outside(epsilon, infimum, low.epsilon)
             walk.step_to(point_name(epsilon), EPSILON, epsilon)
-        walk.step_to(HIGH, HIGH, infimum, patience=LAST_MILE)
+        walk.step_to(HIGH, HIGH, infimum)
         return walk.finish(dataset)
 
 
@@ -212,10 +211,10 @@ class _Walk:
         )
         return self._note(LOW, LOW, self.f1_original - best_gap, best_values, run.steps_taken, start)
 
-    def step_to(self, name: str, role: str, epsilon: float, patience: int = 1) -> ParetoPoint:
-        """min f2 s.t. f1 ≤ ε, from where the walk is, with ``patience`` times the usual steps."""
+    def step_to(self, name: str, role: str, epsilon: float) -> ParetoPoint:
+        """min f2 s.t. f1 ≤ ε, from where the walk is."""
         start, run = time.monotonic(), self._run(name, self.model)
-        values = run.meet(epsilon, self._tolerance, patience * self.settings.steps)
+        values = run.meet(epsilon, self._tolerance)
         return self._note(name, role, epsilon, values, run.steps_taken, start)
 
     def finish(self, dataset: str) -> ParetoFront:

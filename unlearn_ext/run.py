@@ -23,6 +23,12 @@ from .settings import Settings
 
 SMOOTHING = 0.7  # of ∇f1 over minibatches: less of its noise ends in f2, and fewer runs need a correction
 NEARER = 0.9  # of the gap before it: a correction that leaves more has come to the end of what can be forgotten
+NEAR = 4  # tolerances from ε: f1 has arrived, and f2 may come to rest
+LEAST = 0.25  # of the decrease that ψ demands: with less, f1 will not come nearer at this learning rate
+FALLS = 0.05  # of itself, over a window: by less, f2 is at rest at this learning rate …
+WORTH = 1e-4  # … and by less than that, in variances of the latents, its fall is not worth a step
+WINDOWS = 4  # to the settings' steps
+MOST = 4  # times the settings' steps, until the learning rate falls whether f2 rests or not
 
 OnStep = Callable[[int, int, StepStats, float], None]  # steps taken, steps planned so far, what the step saw, f2
 
@@ -107,26 +113,29 @@ class Run:
         """Phase I dynamics, ψ = α‖∇f1‖²: f1 falls towards its infimum."""
         self._train(GradientNorm(alpha=alpha), self.settings.lr, steps, epsilon=math.nan)
 
-    def meet(self, epsilon: float, tolerance: float, steps: int | None = None) -> tuple[float, float]:
-        """min f2 s.t. f1 ≤ ε, then corrections until ε is met over the whole forget set.
+    def meet(self, epsilon: float, tolerance: float) -> tuple[float, float]:
+        """min f2 s.t. f1 ≤ ε, for as long as it takes, then corrections until ε is met over the whole forget set.
+
+        The learning rate is held until f1 is near ε and f2 has stopped falling, four times the settings' steps at most,
+        and then falls to 0 over half of them: a run takes little more than the settings' steps next to its neighbour
+        on the front, and several times as many from far away.
 
         Minibatches meet ε on average over the last steps; what offset is left over the whole set is measured and
-        allowed for in at most three short corrections, each a third of a run. An ε that f1 comes no nearer to from
-        above is not chased: it is lower than f1 can go, at this learning rate and in so many steps.
+        allowed for in at most three short corrections. An ε that f1 comes no nearer to from above is not chased: it is
+        lower than f1 can go, at this learning rate and in so many steps.
 
         Args:
             epsilon: ε.
             tolerance: |f1 − ε| that is good enough, in f1's units.
-            steps: before corrections, in place of the settings'.
 
         Returns:
             (f1, f2) over the whole of both sets.
         """
-        steps, aim, before = steps or self.settings.steps, epsilon, math.inf
-        whole, correction = (self.settings.lr, steps), (self.settings.lr / 3, max(steps // 3, 1))
-        for lr, count in (whole, correction, correction, correction):
-            control = EpsilonGap(epsilon=aim, rate=self.settings.rate)
-            self._train(control, lr, count, epsilon)
+        lr, steps, aim, before = self.settings.lr, self.settings.steps, epsilon, math.inf
+        self._hold_until_at_rest(epsilon, tolerance)
+        correction = (lr / 3, max(steps // 3, 1))
+        for rate, count in ((lr, max(steps // 2, 1)), correction, correction, correction):
+            self._train(EpsilonGap(aim, self.settings.rate), rate, count, epsilon)
             f1 = self.evaluate_f1()
             gap = f1 - epsilon
             if not abs(gap) > tolerance or gap > NEARER * before:
@@ -138,13 +147,35 @@ class Run:
         """f1 over the whole forget set."""
         return self._journal.recall(lambda: self.objectives.evaluate_f1(self.encode))
 
-    def _train(self, control: EpsilonGap | GradientNorm, lr: float, steps: int, epsilon: float) -> None:
+    def _hold_until_at_rest(self, epsilon: float, tolerance: float) -> None:
+        """Steps at the full learning rate, a window after the other, until no more is to be had of it.
+
+        That is where f1 has arrived, and f2 over the minibatches of a window is no less than over those of the one
+        before; or where f1 does not come nearer as it should.
+        """
+        steps, rate = self.settings.steps, self.settings.rate
+        window, gap_before, f2_before = max(steps // WINDOWS, 1), math.inf, math.inf
+        self.steps_planned = self.steps_taken + 3 * window + steps // 2
+        for _ in range(MOST * steps // window):
+            begin = len(self.history)
+            self._train(EpsilonGap(epsilon, rate), self.settings.lr, window, epsilon, held=window)
+            f1, f2 = self.history.since(begin)[:, :2].mean(0).tolist()
+            gap = abs(f1 - epsilon)
+            if gap <= NEAR * tolerance:
+                if not f2_before - f2 > max(FALLS * f2_before, WORTH):
+                    break
+                f2_before = f2
+            elif gap > gap_before * (1 - LEAST * (1 - (1 - rate) ** window)):
+                break
+            gap_before = gap
+
+    def _train(self, control: EpsilonGap | GradientNorm, lr: float, steps: int, epsilon: float, held: int = 0) -> None:
         self.optimizer.control = control
-        self.steps_planned += steps
+        self.steps_planned = max(self.steps_planned, self.steps_taken + steps)
         loop, objectives, begin = self._loop, self.objectives, len(self.history)
         if (before := self._journal.begin_segment()) is not None:
             self._take_up(before, epsilon)
-        for forget, retain in loop.minibatches(lr, steps, len(self.history) - begin):
+        for forget, retain in loop.minibatches(lr, steps, held, taken=len(self.history) - begin):
             f1 = loop.backward(objectives.f1(loop.encode, forget), forget)
             self.optimizer.hold_constraint(f1, loop.scaler)
             f2 = loop.backward(objectives.f2(loop.encode, retain), retain)
