@@ -30,10 +30,15 @@ class Pictures:
         out: of the experiment.
         family: of the models.
         seed: of everything random.
+
+    Attributes:
+        run: folder of the front.
+        folder: of the pictures, inside.
     """
 
     def __init__(self, out: Path, family: str, seed: int) -> None:
-        self.folder = out / file_name(f"{family}-{seed}") / "pictures"
+        self.run = out / file_name(f"{family}-{seed}")
+        self.folder = self.run / "pictures"
 
     def keep_images(self, images: ForgetRetain, task: Task) -> None:
         """The images themselves, and what the models are given of them."""

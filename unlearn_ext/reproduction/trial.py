@@ -45,7 +45,7 @@ class Trial:
     """
 
     def __init__(self, family: str, seed: int, plan: Plan, out: Path, progress: Callback | None) -> None:
-        self.family, self.seed, self.plan, self.out, self.progress = family, seed, plan, out, progress
+        self.family, self.seed, self.plan, self.progress = family, seed, plan, progress
         self.settings = replace(demo.CHOICES[family].settings, seed=seed)
         self.pictures = Pictures(out, family, seed)
 
@@ -58,7 +58,7 @@ class Trial:
 
     def front(self) -> list[Row]:
         """Of the unmodified model, and of ours from the most forgotten to the least."""
-        problem, folder = self.problem, self.out / f"{self.family}-{self.seed}"
+        problem, folder = self.problem, self.pictures.run
         images = problem.images
         front = sweep(
             problem.model, images.forget, images.retain, task=demo.TASK, points=self.plan.points, out=folder,
