@@ -58,7 +58,7 @@ ROWS = [
     for seed in (0, 1)
     for made, point, f1 in (
         (UNMODIFIED, "", 1.0), (OURS, "boundary-high", 0.1), (OURS, "eps-0.5000", 0.5), (OURS, "boundary-low", 0.9),
-        ("max-loss", "0.01", math.nan), ("max-loss", "0.1", 3.0), ("composite", "0.02", 0.8 - 0.7 * seed),
+        ("max-loss", "0.01", math.nan), ("max-loss", "0.1", 3.0), ("composite", "0.02", 0.8 - 0.35 * seed),
         ("composite", "0.2", 0.6),
     )
 ]  # fmt: skip
@@ -156,9 +156,11 @@ def test_quality_is_of_every_row_with_pictures_and_is_not_computed_again(folder,
 def test_lines_are_averages_over_seeds_of_the_models_that_stand_for_their_methods(folder, loaded):
     judged = judge(folder)
     lines = quality_lines(ROWS, judged)[CLASSES]
-    # In both seeds 0.2 is nearer to the middle than 0.02.
+    # Of seed 0 the weight 0.2 is nearest to the middle, of seed 1 the weight 0.02.
     assert list(lines) == [FLOOR, *chosen(ROWS[:8])]
-    both = [q.fid for q in judged if q.key[2:] == ("composite", "0.2", "forget", CLASSES)]
+    nearest = {(0, "0.2"), (1, "0.02")}
+    eyes = [q for q in judged if (q.method, q.kind, q.extractor) == ("composite", "forget", CLASSES)]
+    both = [q.fid for q in eyes if (q.seed, q.point) in nearest]
     assert lines["composite"]["forget"]["fid"].mean == pytest.approx(np.mean(both))
     assert lines["composite"]["forget"]["fid"].half > 0
 

@@ -33,5 +33,6 @@ def _row(name: str, label: str, note: str, sets: Sets) -> StripRow:
 def _note(row: Row) -> str:
     """The value of the knob, and what the model reached on training images."""
     knob = METHODS[row.method].knob if row.method in METHODS else "epsilon"
-    value = "" if math.isnan(row.value) else f"{_SIGNS[knob]} = {row.value:.3g} · "
-    return f"{value}f1 {row.f1:.3f} · f2 {row.f2:.4f}"
+    said = [] if math.isnan(row.value) else [f"{_SIGNS[knob]} = {row.value:.3g}"]
+    said += [f"f1 {row.f1:.3f}", f"f2 {row.f2:.4f}"]
+    return " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in said)

@@ -17,7 +17,7 @@ _APART = 0.13  # of a line: training images above, validation images below
 def hypervolumes(standings: Sequence[Standing]) -> Figure:
     """A line a method, the best on top; further right the better."""
     with style():
-        figure = Figure(figsize=(8.4, 0.42 * len(standings) + 1.3))
+        figure = Figure(figsize=(10.4, 0.42 * len(standings) + 1.3))
         axes = figure.subplots()
         places = np.arange(len(standings))
         sides = (
