@@ -45,7 +45,7 @@ class Trial:
     """
 
     def __init__(self, family: str, seed: int, plan: Plan, out: Path, progress: Callback | None) -> None:
-        self.family, self.seed, self.plan, self.progress = family, seed, plan, progress
+        self.family, self.seed, self.plan, self.out, self.progress = family, seed, plan, out, progress
         self.settings = replace(demo.CHOICES[family].settings, seed=seed)
         self.pictures = Pictures(out, family, seed)
 
