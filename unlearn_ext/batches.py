@@ -147,3 +147,8 @@ def ahead(made: Iterator[T]) -> Iterator[T]:
 def pixels(images: torch.Tensor) -> torch.Tensor:
     """Images as models know them, float in [-1, 1], of images uint8 or float."""
     return images.float().div_(127.5).sub_(1) if images.dtype == torch.uint8 else images
+
+
+def in_bytes(images: torch.Tensor) -> torch.Tensor:
+    """uint8 of images float in [-1, 1], as files hold them."""
+    return images.add(1).mul(127.5).round().to(torch.uint8)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import io
 import json
 import math
 import resource
@@ -17,10 +16,11 @@ from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from . import parallel
-from .batches import Task, pixels
+from .batches import Task, in_bytes, pixels
 from .checks import check_epsilon, check_images, check_model, check_task
 from .control import StepStats
 from .data.augment import Augment
@@ -33,7 +33,7 @@ from .pareto import ParetoFront, ParetoPoint, point_name
 from .progress import Callback, Progress
 from .run import History, Run, warn_if_outside, warn_if_skipped
 from .settings import Settings
-from .writing import save_folder, told, write_atomically, write_table
+from .writing import save_folder, told, write_arrays, write_atomically, write_table
 
 HIGH, LOW, EPSILON = "boundary-high", "boundary-low", "epsilon"
 FRONT = "front.csv"  # written last: where it is, the run is whole
@@ -154,7 +154,7 @@ class _Walk:
         self.show, self.is_forget = torch.cat(shown), [True] * len(shown[0]) + [False] * len(shown[1])
         unmodified = reconstruct(model, self.show, self.task)
         samples = {"original": self.show, "corrupted": self.task(self.show), "unmodified": unmodified}
-        self.samples = {name: _bytes(images) for name, images in samples.items()}
+        self.samples = {name: in_bytes(images) for name, images in samples.items()}
         self.f1_star = math.nan
         self.low_method = ""
 
@@ -259,7 +259,7 @@ class _Walk:
         """(f1, f2) of held-out images, the sample pictures, and the seconds since the start."""
         encode = Encoder(self.model, self.settings)
         validation = self.validation.evaluate(encode) if self.validation else (math.nan, math.nan)
-        pictures = _bytes(reconstruct(self.model, self.show, self.task))
+        pictures = in_bytes(reconstruct(self.model, self.show, self.task))
         if self.out is not None:
             save_folder(self.out / name, self.model.save_pretrained, replace=True)
         return validation, pictures, time.monotonic() - start
@@ -270,11 +270,8 @@ class _Walk:
         write_table(self.out / "history.csv", names, rows)
 
     def _write_samples(self) -> None:
-        import numpy as np
-
-        pictures, archive = {name: images.numpy() for name, images in self.samples.items()}, io.BytesIO()
-        np.savez_compressed(archive, is_forget=np.array(self.is_forget), **pictures)
-        write_atomically(self.out / "samples.npz", archive.getvalue())
+        pictures = {name: images.numpy() for name, images in self.samples.items()}
+        write_arrays(self.out / "samples.npz", {"is_forget": np.array(self.is_forget), **pictures})
 
     def _metrics(self, front: ParetoFront, dataset: str) -> dict[str, object]:
         from . import __version__
@@ -317,11 +314,6 @@ def _encoder_state(model: I2IModel) -> list[torch.Tensor]:
 def _restore_encoder(model: I2IModel, state: list[torch.Tensor]) -> None:
     for parameter, value in zip(model.encoder_parameters(), state, strict=True):
         parameter.copy_(value)
-
-
-def _bytes(images: torch.Tensor) -> torch.Tensor:
-    """[-1, 1] to uint8."""
-    return images.add(1).mul(127.5).round().to(torch.uint8)
 
 
 def _empty(out: Path) -> None:

@@ -8,10 +8,12 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .errors import UserError
 
@@ -60,6 +62,18 @@ def write_table(path: Path, names: Sequence[str], rows: Iterable[Iterable[Any]])
     writer.writerow(names)
     writer.writerows(rows)
     write_atomically(path, text.getvalue().encode())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a compressed NumPy archive; as :func:`write_atomically`."""
+    archive = io.BytesIO()
+    np.savez_compressed(archive, **arrays)
+    write_atomically(path, archive.getvalue())
+
+
+def file_name(text: str) -> str:
+    """A text as the name of a file in its folder, whatever the text holds."""
+    return re.sub(r"[^\w.+-]+", "-", text)
 
 
 def save_folder(folder: Path, save: Callable[[Path], None], *, replace: bool) -> None:

@@ -76,6 +76,14 @@ def test_fid_is_the_closed_form(pair):
     assert compare(*pair, Linear())["fid:linear"] == pytest.approx(expected, rel=1e-6)
 
 
+def test_fid_of_fewer_images_than_features_is_the_closed_form():
+    features = torch.randn(2, 20, 30, generator=torch.Generator().manual_seed(3)) + torch.tensor([[[0.0]], [[0.5]]])
+    a, b = halves(*features)
+    roots = linalg.eigvals(np.cov(a.T) @ np.cov(b.T)).real.clip(0) ** 0.5
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T)) - 2 * roots.sum()
+    assert compare(*features, Blind())["fid:blind"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_kid_is_the_unbiased_mmd_of_the_cubic_kernel(pair):
     """The mean over subsets is near the estimate from all at once; the spread says how near."""
 

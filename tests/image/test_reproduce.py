@@ -6,15 +6,23 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tiny
 
 pytest.importorskip("scipy")
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+pytest.importorskip("sklearn")
+pytest.importorskip("torchmetrics")
+pytest.importorskip("efficientnet_lite_pytorch")
 
 from unlearn_ext import demo, journal
 from unlearn_ext.baselines import METHODS, train
+from unlearn_ext.batches import in_bytes
 from unlearn_ext.data import ForgetRetain
 from unlearn_ext.errors import UserError
+from unlearn_ext.models import load, reconstruct
 from unlearn_ext.objectives import Objectives
 from unlearn_ext.pareto import dominates
 from unlearn_ext.report import write_reproduction
@@ -22,6 +30,7 @@ from unlearn_ext.reproduction import Plan, reproduce, standings, trial
 from unlearn_ext.reproduction import costs as costs_module
 from unlearn_ext.reproduction import experiment as experiment_module
 from unlearn_ext.reproduction.compare import WORST_F2
+from unlearn_ext.reproduction.pictures import KINDS, Pictures
 from unlearn_ext.reproduction.plan import BASELINE_LR
 from unlearn_ext.reproduction.table import OURS, UNMODIFIED, Cost, Row, Table
 from unlearn_ext.settings import Settings
@@ -92,11 +101,48 @@ def test_rows_are_what_the_objectives_say(experiment, tiny_model):
     )
 
 
+def test_what_every_model_makes_is_kept(experiment, tiny_model):
+    folder, rows, _, images = experiment
+    validation = {"forget": images.forget_validation, "retain": images.retain_validation}
+    kept = Pictures(folder, "vqgan", 0)
+    assert len(list(kept.folder.iterdir())) == len(rows) + 2
+
+    def same(sets, make):
+        assert set(sets) == set(KINDS)
+        return all(np.array_equal(sets[kind], in_bytes(make(part)).numpy()) for kind, part in validation.items())
+
+    assert same(kept.originals(), lambda part: part)
+    assert same(kept.corrupted(), demo.TASK)
+    (trained,) = (row for row in rows if row.key[2:] == ("composite", "0.2"))
+    settings = replace(BRIEF.settings, lr=BASELINE_LR)
+    objectives = Objectives.freeze(tiny_model, images.forget, images.retain, demo.TASK, settings=settings)
+    steps = trained.gradients // 2
+    models = {
+        row: load("vqgan", folder / "vqgan-0" / row.point) if row.method == OURS else tiny_model
+        for row in rows if row.method in (OURS, UNMODIFIED)
+    } | {trained: train(METHODS["composite"], tiny_model, objectives, value=0.2, steps=steps)}  # fmt: skip
+    for row, model in models.items():
+        assert same(kept.made(row.method, row.point), lambda part, model=model: reconstruct(model, part, demo.TASK))
+    assert all(kept.made(row.method, row.point) for row in rows)
+
+
+def test_a_row_enters_its_table_after_its_pictures(experiment, tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(28, "full")
+
+    monkeypatch.setattr(trial.Trial, "_keep_pictures", broken)
+    with pytest.raises(OSError, match="full"):
+        reproduce(tmp_path, plan=PLAN)
+    assert not (tmp_path / "reproduction.csv").exists()
+
+
 def test_the_same_seed_gives_the_same_table_and_what_is_there_is_not_computed_again(experiment, tmp_path, monkeypatch):
     folder, *_ = experiment
     whole = (folder / "reproduction.csv").read_bytes()
     reproduce(tmp_path, plan=PLAN)
     assert (tmp_path / "reproduction.csv").read_bytes() == whole
+    for path in Pictures(folder, "vqgan", 0).folder.iterdir():
+        assert (tmp_path / path.relative_to(folder)).read_bytes() == path.read_bytes()
 
     (tmp_path / "reproduction.csv").write_bytes(b"\n".join(whole.split(b"\n")[:-4]) + b"\n")
     made, baseline = [], trial.Trial.baseline
@@ -184,7 +230,8 @@ def test_the_page_stands_alone_and_shows_every_method(experiment):
     folder, *_ = experiment
     page = write_reproduction(folder).read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href)=\"(?!#|data:)", page)
-    assert page.count("<svg") == 1
+    assert page.count("<svg") == 3
+    assert page.count("images to retain: ") == 2 + 4 + len(SOME) + 3 + PLAN.points + 2  # its gallery, and its strip
     for name in (OURS, *SOME):
         assert f"<td>{name}</td>" in page
     assert "± " not in re.sub("; ± is", "", page)  # one seed has no interval

@@ -12,12 +12,14 @@ from .test_cli import call
 pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
+pytest.importorskip("sklearn")
+pytest.importorskip("efficientnet_lite_pytorch")
 
 from unlearn_ext import demo, reproduction
 from unlearn_ext.baselines import METHODS
 from unlearn_ext.data import ForgetRetain
 from unlearn_ext.models.vqgan import VQGAN
-from unlearn_ext.reproduction import Plan, experiment
+from unlearn_ext.reproduction import Plan, experiment, quality
 from unlearn_ext.settings import Settings
 
 
@@ -35,6 +37,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(demo.CHOICES, "vqgan", demo.Choice(Settings(steps=1, batch_size=4)))
     monkeypatch.setattr(experiment, "METHODS", {name: METHODS[name] for name in ("composite", "pcgrad")})
     monkeypatch.setattr(reproduction, "QUICK", Plan(seeds=1, points=1))
+    monkeypatch.setattr(quality, "EXTRACTORS", quality.EXTRACTORS[:1])  # the other has to be trained
 
 
 def test_tables_a_page_and_a_summary(tiny: None, tmp_path: Path) -> None:
@@ -42,7 +45,8 @@ def test_tables_a_page_and_a_summary(tiny: None, tmp_path: Path) -> None:
     assert code == 0, said
     for words in ("epsilon-constraint", "composite", "pcgrad", "beats ours", " of 3"):
         assert words in said
-    assert {path.name for path in tmp_path.iterdir()} >= {"reproduction.csv", "costs.csv", "reproduction.html"}
+    written = {"reproduction.csv", "costs.csv", "quality.csv", "reproduction.html", "figures"}
+    assert {path.name for path in tmp_path.iterdir()} >= written
 
 
 def test_another_experiment_in_the_folder_is_one_sentence(tiny: None, tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ def test_skipped_steps_are_told(html: str) -> None:
 def test_figures_are_saved_beside_the_page(run_folder: Path) -> None:
     write_report(run_folder)
     assert sorted(path.name for path in (run_folder / "figures").iterdir()) == [
-        "convergence.png", "front.png", "steering.png", "strip.png",
-    ]  # fmt: skip
+        f"{name}.{kind}" for name in ("convergence", "front", "steering", "strip") for kind in ("png", "svg")
+    ]
 
 
 def test_hostile_text_is_escaped(tmp_path: Path) -> None:

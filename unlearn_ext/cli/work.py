@@ -74,13 +74,16 @@ def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
 
 def reproduce_to(folder: Path, family: str, seeds: int | None, quick: bool) -> None:
     """Ours and every baseline, and the page that compares them."""
-    from ..report import write_reproduction
-    from ..reproduction import FAMILIES, FULL, QUICK, reproduce, standings
+    from ..report import require_judging, write_reproduction
+    from ..reproduction import FAMILIES, FULL, QUICK, judge, reproduce, standings
 
     require_drawing()
+    require_judging()
     families, plan = FAMILIES if family == "all" else (family,), QUICK if quick else FULL
     with Watch() as watch:
         rows, costs = reproduce(folder, families=families, seeds=seeds, plan=plan, progress=watch)
+    with out.status("quality of the pictures") as status:
+        judge(folder, progress=status.update)
     for name in families:
         mine = [row for row in rows if row.family == name]
         out.print(standings_table(name, standings(mine), {c.method: c for c in costs if c.family == name}))

@@ -64,10 +64,19 @@ class _Given(torch.nn.Identity):
 
 
 def _fid(real: torch.Tensor, made: torch.Tensor) -> float:
-    fid = require("torchmetrics.image.fid", "metrics").FrechetInceptionDistance(_Given(real.shape[1]))
-    fid.update(real.double(), real=True)
-    fid.update(made.double(), real=False)
-    return fid.compute().item()
+    """|μ − ν|² + tr(A + B − 2(AB)^½), of few images a thousand times as fast as torchmetrics, which takes a D×D root.
+
+    With A = PᵀP and B = QᵀQ, that root has the singular values of PQᵀ, or of any factors with the same squares.
+    """
+    means, roots = zip(*(_gaussian(features.double()) for features in (real, made)), strict=True)
+    spread = sum(root.square().sum() for root in roots) - 2 * torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
+    return ((means[0] - means[1]).square().sum() + spread).item()
+
+
+def _gaussian(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean [D] of features [N, D], and P [min(N, D), D], of which PᵀP is the covariance."""
+    mean = features.mean(0)
+    return mean, torch.linalg.qr((features - mean) / (len(features) - 1) ** 0.5, mode="r").R
 
 
 def _kid(real: torch.Tensor, made: torch.Tensor) -> tuple[float, float]:

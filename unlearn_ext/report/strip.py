@@ -13,7 +13,7 @@ from .style import ORANGE, style
 _COLUMNS = 8  # a side: more would be too small to see on a phone
 _GAP = 2
 _TILE = 0.6  # inches
-_REFERENCES = {
+REFERENCES = {
     "original": ("original", "what the image was"),
     "corrupted": ("corrupted", "what the models are given"),
     "unmodified": ("unmodified model", "before unlearning"),
@@ -35,16 +35,16 @@ class StripRow:
 def strip_rows(run: RunFolder) -> list[StripRow]:
     """The rows of the strip, for whatever pictures the run kept."""
     is_forget = run.samples["is_forget"].astype(bool)
-    named = {name: words for name, words in _REFERENCES.items() if name in run.samples}
+    named = {name: words for name, words in REFERENCES.items() if name in run.samples}
     named |= {p.name: (p.label, f"f1 {p.f1:.3f} · f2 {p.f2:.4f}") for p in run.points if p.name in run.samples}
     return [
         StripRow(
             name,
             label,
             note,
-            _tiles(run.samples[name][is_forget]),
-            _tiles(run.samples[name][~is_forget]),
-            steers=name not in _REFERENCES,
+            tiles(run.samples[name][is_forget]),
+            tiles(run.samples[name][~is_forget]),
+            steers=name not in REFERENCES,
         )
         for name, (label, note) in named.items()
     ]
@@ -64,13 +64,13 @@ def strip_figure(rows: list[StripRow]) -> Figure:
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
                 axes.grid(False)
-            left.set_ylabel(row.label, rotation=0, ha="right", va="center", labelpad=8)
+            left.set_ylabel(f"{row.label}\n{row.note}", rotation=0, ha="right", va="center", labelpad=8, fontsize=9)
         grid[0, 0].set_title("to forget", loc="center", color=ORANGE)
         grid[0, 1].set_title("to retain", loc="center")
         return figure
 
 
-def _tiles(images: np.ndarray) -> np.ndarray:
+def tiles(images: np.ndarray) -> np.ndarray:
     """Up to a row of images side by side as [H, W, RGBA], nothing between them."""
     images = images[:_COLUMNS]
     channels, height, width = images.shape[1:]

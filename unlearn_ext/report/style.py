@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 INK = "#14202e"  # replaced by currentColor in the page, so that one figure serves light and dark
-ORANGE, GREEN, VERMILION = "#e69f00", "#009e73", "#d55e00"  # Okabe–Ito
+ORANGE, BLUE, GREEN, VERMILION = "#e69f00", "#0072b2", "#009e73", "#d55e00"  # Okabe–Ito
 
 _RC = {
     "font.size": 11,

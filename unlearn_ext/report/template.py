@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from .style import inline_svg, style
+from .style import data_uri, inline_svg, style
 
 
 def render(name: str, plots: dict[str, Figure], **values: Any) -> str:
@@ -17,6 +17,7 @@ def render(name: str, plots: dict[str, Figure], **values: Any) -> str:
         loader=PackageLoader("unlearn_ext.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["data_uri"] = data_uri
     with style():
         drawn = {name: Markup(inline_svg(figure, name)) for name, figure in plots.items()}
     return environment.get_template(name).render(plots=drawn, **values)

@@ -3,6 +3,7 @@
 from .compare import standings
 from .experiment import reproduce
 from .plan import FULL, QUICK, Plan
+from .quality import judge
 from .trial import FAMILIES
 
-__all__ = ["FAMILIES", "FULL", "QUICK", "Plan", "reproduce", "standings"]
+__all__ = ["FAMILIES", "FULL", "QUICK", "Plan", "judge", "reproduce", "standings"]

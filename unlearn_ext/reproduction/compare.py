@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds; half its width at 95 %, by Student's t, NaN of one seed."""
+    """A mean over seeds; half its width at 95 %, by Student's t, NaN of one seed or where a number is not finite."""
 
     mean: float
     half: float
@@ -61,7 +61,7 @@ def _standing(method: str, rows: Sequence[Row]) -> Standing:
     training, validation = (lambda row: row.values), (lambda row: row.values_validation)
     return Standing(
         method,
-        *(_interval(_shares(mine, rows, view)) for view in (training, validation)),
+        *(interval(_shares(mine, rows, view)) for view in (training, validation)),
         len(mine),
         sum(row.gradients for row in mine),
         *(_beaten(mine, ours, view) for view in (training, validation)),
@@ -81,8 +81,9 @@ def _beaten(mine: Sequence[Row], ours: Sequence[Row], view: Callable[[Row], Valu
     return sum(any(row.seed == our.seed and dominates(view(row), view(our)) for row in mine) for our in ours)
 
 
-def _interval(values: Sequence[float]) -> Interval:
-    if len(values) < 2:
+def interval(values: Sequence[float]) -> Interval:
+    """Of one number for each seed."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
         return Interval(fmean(values), math.nan)
     quantile = require("scipy.stats", "report").t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
     return Interval(fmean(values), quantile * stdev(values) / math.sqrt(len(values)))

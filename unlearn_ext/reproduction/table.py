@@ -1,4 +1,4 @@
-"""What was measured: a row a model in ``reproduction.csv``, a row a method in ``costs.csv``."""
+"""What was measured: rows of one kind in a file, such as a row a model in ``reproduction.csv``."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Cost:
         return self.group, self.method
 
 
-Kind = TypeVar("Kind", Row, Cost)
+Kind = TypeVar("Kind")
 
 
 class Table:
@@ -99,7 +99,7 @@ class Table:
 
     Args:
         path: of the file; rows that are there are read.
-        kind: :class:`Row` or :class:`Cost`.
+        kind: a dataclass of text and numbers, such as :class:`Row`, with a ``group`` and a ``key``.
 
     Raises:
         UserError: the file is not such a table.

@@ -12,10 +12,11 @@ from pathlib import Path
 from .. import data, demo
 from ..baselines import Method, train
 from ..encoder import Encoder
-from ..models import I2IModel
+from ..models import I2IModel, load
 from ..objectives import Encode, Objectives
 from ..phases import sweep
 from ..progress import Callback, Progress
+from .pictures import Pictures
 from .plan import BASELINE_LR, Plan
 from .table import OURS, UNMODIFIED, Row
 
@@ -46,6 +47,7 @@ class Trial:
     def __init__(self, family: str, seed: int, plan: Plan, out: Path, progress: Callback | None) -> None:
         self.family, self.seed, self.plan, self.out, self.progress = family, seed, plan, out, progress
         self.settings = replace(demo.CHOICES[family].settings, seed=seed)
+        self.pictures = Pictures(out, family, seed)
 
     @cached_property
     def problem(self) -> Problem:
@@ -56,7 +58,7 @@ class Trial:
 
     def front(self) -> list[Row]:
         """Of the unmodified model, and of ours from the most forgotten to the least."""
-        problem, folder = self.problem, self.out / f"{self.family}-{self.seed}"
+        problem, folder = self.problem, self.pictures.run
         images = problem.images
         front = sweep(
             problem.model, images.forget, images.retain, task=demo.TASK, points=self.plan.points, out=folder,
@@ -65,8 +67,11 @@ class Trial:
         )  # fmt: skip
         with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
             steps = Counter(row["point"] for row in csv.DictReader(file))
+        self.pictures.keep_images(images, demo.TASK)
+        self._keep_pictures(UNMODIFIED, "", problem.model)
         rows = [self._row(UNMODIFIED, "", math.nan, problem.training.frozen, 0)]
         for point in front:
+            self._keep_pictures(OURS, point.name, load(problem.model.family, folder / point.name))
             values = (*point.values, point.f1_validation, point.f2_validation)
             rows.append(Row(self.family, self.seed, OURS, point.name, point.epsilon, *values, 2 * steps[point.name]))
         return rows
@@ -91,7 +96,11 @@ class Trial:
             method, self.problem.model, slower, value=None if math.isnan(value) else value, steps=steps,
             on_step=on_step if self.progress else None,
         )  # fmt: skip
+        self._keep_pictures(method.name, point(value), made)
         return self._row(method.name, point(value), value, Encoder(made, self.settings), 2 * steps)
+
+    def _keep_pictures(self, method: str, point: str, model: I2IModel) -> None:
+        self.pictures.keep(method, point, model, self.problem.images, demo.TASK)
 
     def _row(self, method: str, point: str, value: float, encode: Encode, gradients: int) -> Row:
         values = (*self.problem.training.evaluate(encode), *self.problem.validation.evaluate(encode))

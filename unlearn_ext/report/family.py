@@ -1,0 +1,75 @@
+"""What the page shows of one family's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ..baselines.composite import Composite
+from ..metrics import load_extractor
+from ..metrics.evaluate import FLOOR
+from ..phases import FRONT
+from ..reproduction.chosen import MIDDLE, chosen
+from ..reproduction.pictures import Pictures
+from ..reproduction.quality import EXTRACTORS, Quality
+from ..reproduction.table import UNMODIFIED, Row
+from .embedding import embedding
+from .gallery import gallery_rows
+from .quality import Line, quality_lines
+from .run_folder import read_run
+from .strip import StripRow, strip_rows
+
+_MAPPED = (UNMODIFIED, MIDDLE, Composite.name)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Strips and map are of the first seed; each is empty or None where nothing was kept.
+
+    Attributes:
+        seed: the first.
+        gallery: the models that stand for their methods.
+        strip: our front.
+        map: t-SNE of what some of them make of images.
+        extractor: whose features that is of.
+        quality: by extractor and method.
+        images: how many of each kind were judged.
+    """
+
+    seed: int
+    gallery: list[StripRow]
+    strip: list[StripRow]
+    map: Figure | None
+    extractor: str
+    quality: dict[str, dict[str, Line]]
+    images: int
+
+
+def section(folder: Path, rows: Sequence[Row], judged: Iterable[Quality]) -> Section:
+    """Of the rows of one family under all seeds.
+
+    Raises:
+        UserError: pictures or a front cannot be read.
+    """
+    seed = min(row.seed for row in rows)
+    named, shown = chosen([row for row in rows if row.seed == seed]), Pictures(folder, rows[0].family, seed)
+    judged = [quality for quality in judged if quality.family == rows[0].family]
+    return Section(
+        seed,
+        gallery_rows(named, shown),
+        strip_rows(read_run(shown.run)) if (shown.run / FRONT).exists() else [],
+        _map(named, shown),
+        EXTRACTORS[0],
+        quality_lines(rows, judged),
+        min((quality.images for quality in judged), default=0),
+    )
+
+
+def _map(named: Mapping[str, Row], shown: Pictures) -> Figure | None:
+    models = {name: named[name] for name in _MAPPED if name in named}
+    panels = {FLOOR: shown.originals()} | {n: shown.made(row.method, row.point) for n, row in models.items()}
+    kept = {name: sets for name, sets in panels.items() if sets is not None}
+    return embedding(kept, load_extractor(EXTRACTORS[0])) if FLOOR in kept else None

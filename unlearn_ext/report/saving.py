@@ -1,0 +1,25 @@
+"""Figures as files beside their page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from ..writing import file_name, write_atomically
+from .style import style
+
+_LOOK = {"dpi": 120, "facecolor": "white", "bbox_inches": "tight", "pad_inches": 0.12}
+
+
+def save_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
+    """Each as a PNG and as an SVG, named after it."""
+    for name, figure in figures.items():
+        for kind, metadata in (("png", {}), ("svg", {"Date": None})):
+            content = io.BytesIO()
+            with style(), mpl.rc_context({"svg.hashsalt": name}):
+                figure.savefig(content, format=kind, metadata=metadata, **_LOOK)
+            write_atomically(folder / f"{file_name(name)}.{kind}", content.getvalue())

@@ -1,0 +1,89 @@
+"""What the models of one family under one seed make of the first validation images, kept to be looked at and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+
+from ..batches import in_bytes, pixels
+from ..data import ForgetRetain
+from ..errors import UserError
+from ..models import I2IModel, reconstruct
+from ..tasks import Task
+from ..writing import file_name, write_arrays
+
+IMAGES = 96  # of each kind, or as many as there are
+ORIGINAL, CORRUPTED = "original", "corrupted"
+KINDS = ("forget", "retain")
+
+Sets = dict[str, np.ndarray]  # "forget" and "retain", uint8 [N, C, H, W]
+
+
+class Pictures:
+    """A file a model in a folder of its own.
+
+    Args:
+        out: of the experiment.
+        family: of the models.
+        seed: of everything random.
+
+    Attributes:
+        run: folder of the front.
+        folder: of the pictures, inside.
+    """
+
+    def __init__(self, out: Path, family: str, seed: int) -> None:
+        self.run = out / file_name(f"{family}-{seed}")
+        self.folder = self.run / "pictures"
+
+    def keep_images(self, images: ForgetRetain, task: Task) -> None:
+        """The images themselves, and what the models are given of them."""
+        self._keep(ORIGINAL, images, lambda originals: originals)
+        self._keep(CORRUPTED, images, task)
+
+    def keep(self, method: str, point: str, model: I2IModel, images: ForgetRetain, task: Task) -> None:
+        """What a model makes of them."""
+        self._keep(_name(method, point), images, lambda originals: reconstruct(model, originals, task))
+
+    def originals(self) -> Sets | None:
+        """The images themselves; None where none were kept.
+
+        Raises:
+            UserError: the file is not what was written.
+        """
+        return self._read(ORIGINAL)
+
+    def corrupted(self) -> Sets | None:
+        """What the models were given, likewise."""
+        return self._read(CORRUPTED)
+
+    def made(self, method: str, point: str) -> Sets | None:
+        """What a model made of them, likewise."""
+        return self._read(_name(method, point))
+
+    def _place(self, name: str) -> Path:
+        return self.folder / f"{file_name(name)}.npz"
+
+    def _keep(self, name: str, images: ForgetRetain, make: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        validation = dict(zip(KINDS, (images.forget_validation, images.retain_validation), strict=True))
+        write_arrays(
+            self._place(name),
+            {kind: in_bytes(make(pixels(part[:IMAGES]))).numpy() for kind, part in validation.items()},
+        )
+
+    def _read(self, name: str) -> Sets | None:
+        if not (path := self._place(name)).is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return {kind: archive[kind] for kind in KINDS}
+        except (OSError, KeyError, ValueError, BadZipFile) as error:
+            raise UserError(f"{path} cannot be read as pictures of this experiment: {error}.") from error
+
+
+def _name(method: str, point: str) -> str:
+    return f"{method} {point}".strip()

@@ -1,0 +1,127 @@
+"""How good the kept pictures are: FID, KID, IS and cosine of what every model made, in ``quality.csv``."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from ..batches import pixels
+from ..demo import DATASET
+from ..lock import locked
+from ..metrics import Extractor, load_extractor
+from ..metrics.evaluate import FLOOR
+from ..metrics.extractors import KNOWN
+from ..metrics.features import compare, extract
+from .pictures import KINDS, Pictures, Sets
+from .table import Row, Table
+
+FILE = "quality.csv"
+# One that saw photographs, and where there is one, one that saw such images.
+EXTRACTORS = ("efficientnet-lite0", *(name for name in (f"{DATASET}-cnn",) if name in KNOWN))
+
+Name = tuple[str, str]  # method and point
+Numbers = tuple[float, ...]  # the last fields of Quality, in their order
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of what one model made of validation images of one kind, in one extractor's eyes.
+
+    Attributes:
+        family: of the model.
+        seed: of everything random.
+        method: as in the rows; ``"real images"`` for the floor, what a perfect model would get.
+        point: of the method.
+        kind: ``"forget"`` or ``"retain"``.
+        extractor: whose features are compared.
+        images: how many.
+        fid: between halves of them, see :func:`~unlearn_ext.metrics.features.compare`.
+        kid: likewise.
+        kid_spread: its standard deviation over subsets.
+        inception_score: of the generated images; NaN where the extractor knows no classes.
+        cosine: mean over pairs.
+    """
+
+    family: str
+    seed: int
+    method: str
+    point: str
+    kind: str
+    extractor: str
+    images: int
+    fid: float
+    kid: float
+    kid_spread: float
+    inception_score: float
+    cosine: float
+
+    @property
+    def group(self) -> tuple[str, int]:
+        """What rows that stand together share."""
+        return self.family, self.seed
+
+    @property
+    def key(self) -> tuple[str, int, str, str, str, str]:
+        """What no two rows share."""
+        return *self.group, self.method, self.point, self.kind, self.extractor
+
+
+def judge(out: str | PathLike[str], progress: Callable[[str], None] | None = None) -> list[Quality]:
+    """Judge the pictures of every row of ``reproduction.csv``; what is in ``quality.csv`` is not judged again.
+
+    Args:
+        out: folder of the experiment.
+        progress: called with the name of each model once it is judged.
+
+    Returns:
+        The rows of ``quality.csv``, those of earlier calls included; none of models without pictures.
+
+    Raises:
+        UserError: a file cannot be read, fewer than 8 images, or a missing extra.
+    """
+    out, loaded = Path(out), cache(load_extractor)
+    with locked(out):
+        table, rows = Table(out / FILE, Quality), Table(out / "reproduction.csv", Row).rows.values()
+        for (family, seed), models in itertools.groupby(rows, lambda row: row.group):
+            shown, names = Pictures(out, family, seed), [(FLOOR, ""), *((row.method, row.point) for row in models)]
+            for extractor in EXTRACTORS:
+                left = [name for name in names if (family, seed, *name, KINDS[0], extractor) not in table.rows]
+                for name, values in _judged(shown, left, partial(loaded, extractor)):
+                    table.add([Quality(family, seed, *name, kind, extractor, *v) for kind, v in values.items()])
+                    if progress is not None:
+                        progress(" ".join((family, *name)))
+    return list(table.rows.values())
+
+
+def _judged(
+    shown: Pictures, names: Iterable[Name], load: Callable[[], Extractor]
+) -> Iterator[tuple[Name, dict[str, Numbers]]]:
+    """The numbers of both kinds of every model that has pictures."""
+    originals = shown.originals()
+    models = {name: originals if name[0] == FLOOR else shown.made(*name) for name in names}
+    models = {name: sets for name, sets in models.items() if sets is not None}
+    if originals is None or not models:
+        return
+    extractor = load()
+    real = _features(originals, extractor)
+    for name, sets in models.items():
+        made = _features(sets, extractor)
+        yield name, {kind: _numbers(real[kind], made[kind], extractor) for kind in KINDS}
+
+
+def _features(sets: Sets, extractor: Extractor) -> dict[str, torch.Tensor]:
+    return {kind: extract(extractor, pixels(torch.from_numpy(images))) for kind, images in sets.items()}
+
+
+def _numbers(real: torch.Tensor, made: torch.Tensor, extractor: Extractor) -> Numbers:
+    """How many images there are, and what is said of them."""
+    values = compare(real, made, extractor)
+    names = ("fid", "kid", "kid-spread", "is", "cosine")
+    return len(real), *(values.get(f"{name}:{extractor.name}", math.nan) for name in names)
