@@ -105,7 +105,7 @@ class Run:
 
     def descend(self, alpha: float, steps: int) -> None:
         """Phase I dynamics, ψ = α‖∇f1‖²: f1 falls towards its infimum."""
-        self._train(GradientNorm(alpha=alpha), self.settings.lr, steps, epsilon=math.nan)
+        self.train(GradientNorm(alpha=alpha), self.settings.lr, steps)
 
     def meet(self, epsilon: float, tolerance: float, steps: int | None = None) -> tuple[float, float]:
         """min f2 s.t. f1 ≤ ε, then corrections until ε is met over the whole forget set.
@@ -126,7 +126,7 @@ class Run:
         whole, correction = (self.settings.lr, steps), (self.settings.lr / 3, max(steps // 3, 1))
         for lr, count in (whole, correction, correction, correction):
             control = EpsilonGap(epsilon=aim, rate=self.settings.rate)
-            self._train(control, lr, count, epsilon)
+            self.train(control, lr, count, epsilon)
             f1 = self.evaluate_f1()
             gap = f1 - epsilon
             if not abs(gap) > tolerance or gap > NEARER * before:
@@ -138,7 +138,15 @@ class Run:
         """f1 over the whole forget set."""
         return self._journal.recall(lambda: self.objectives.evaluate_f1(self.encode))
 
-    def _train(self, control: EpsilonGap | GradientNorm, lr: float, steps: int, epsilon: float) -> None:
+    def train(self, control: EpsilonGap | GradientNorm, lr: float, steps: int, epsilon: float = math.nan) -> None:
+        """So many steps under one control.
+
+        Args:
+            control: ψ.
+            lr: learning rate at first; it falls linearly to 0.
+            steps: how many.
+            epsilon: what the history says was asked for.
+        """
         self.optimizer.control = control
         self.steps_planned += steps
         loop, objectives, begin = self._loop, self.objectives, len(self.history)
