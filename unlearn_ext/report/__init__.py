@@ -25,5 +25,5 @@ def write_reproduction(folder: str | Path) -> Path:
 
 def require_drawing() -> None:
     """Raises ``UserError`` where a library that draws is not installed."""
-    for module in ("matplotlib", "jinja2", "scipy"):
+    for module in ("matplotlib", "jinja2", "scipy", "sklearn"):
         require(module, extra="report")
