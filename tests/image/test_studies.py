@@ -241,6 +241,7 @@ def test_a_planted_difference_is_found_and_noise_is_not(elements):
 
 def test_the_probe_sees_the_sets_of_stripes_and_not_who_was_trained_on(folder):
     found = {(row.point, row.question): row.accuracy for row in answers(folder, Probe)}
+    assert {row.images for row in answers(folder, Probe)} == {16}
     assert found[UNMODIFIED, SET] > 0.9
     assert abs(found[UNMODIFIED, MEMBER] - 0.5) < 0.35  # of 32 images
 

@@ -86,23 +86,27 @@ def _resurfacing(relearned: Sequence[Any], models: Sequence[Row]) -> Figure:
 
 def _probe(read: Sequence[Any], models: Sequence[Row]) -> Figure:
     """Accuracy against ε, one line a question; the unmodified model at its f1."""
-    figure = Figure(figsize=(7.2, 4.4))
+    figure = Figure(figsize=(10.4, 4.4))
     axes = figure.subplots()
     places = {row.point: row.value for row in models if row.method == OURS} | {UNMODIFIED: _unmodified(models)}
     titles = {SET: "to forget, or to retain?", MEMBER: "trained on, or held out?"}
     for (question, title), colour, marker in zip(titles.items(), (GREEN, VERMILION), "os", strict=True):
         mine = sorted((places[row.point], row.accuracy) for row in read if row.question == question)
         axes.plot(*zip(*mine, strict=True), f"{marker}-", color=colour, linewidth=1.6, markersize=7, label=title)
+    chance = 2 * 0.5 / (2 * min(row.images for row in read)) ** 0.5  # two standard errors of as many guesses
+    axes.axhspan(0.5 - chance, 0.5 + chance, color=INK, alpha=0.08, linewidth=0)
     axes.axhline(0.5, color=INK, alpha=0.6, linestyle="--", linewidth=1.2)
     axes.axvline(_unmodified(models), color=INK, alpha=0.6, linestyle=":", linewidth=1.6, label="unmodified model")
-    axes.set(xlabel="ε   (0 = forgotten)", ylabel="share of right answers", ylim=(0.35, 1.02), xlim=0)
-    axes.legend(loc="center right")
+    axes.set(xlabel="ε   (0 = forgotten)", ylabel="share of right answers")
+    axes.set_xlim(left=0)
+    axes.set_ylim(top=1.02)
+    figure.legend(loc="outside right upper")
     return figure
 
 
 def _crops(crops: Sequence[Any], models: Sequence[Row]) -> Figure:
     """f2 against f1, in shares of the unmodified model's, one front a size of the hole."""
-    figure = Figure(figsize=(7.2, 4.6))
+    figure = Figure(figsize=(10.4, 4.6))
     axes = figure.subplots()
     for fraction, colour, marker in zip(sorted({crop.fraction for crop in crops}), _COLOURS, "os^vD", strict=False):
         mine = [crop for crop in crops if crop.fraction == fraction]
@@ -118,7 +122,7 @@ def _crops(crops: Sequence[Any], models: Sequence[Row]) -> Figure:
     axes.set(xlabel="f1, as a share of the unmodified model's   (0 = forgotten)", ylabel="f2   (0 = nothing lost)")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside right upper")
     return figure
 
 

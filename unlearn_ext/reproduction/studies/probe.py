@@ -33,11 +33,13 @@ class Read(Answer):
         question: ``"set"``: is a validation image one to forget, or to retain? ``"member"``: was an image to forget
             trained on, or held out?
         accuracy: share of right answers about images that the probe was not fitted to; 0.5 is blind.
+        images: of either kind.
     """
 
     point: str
     question: str
     accuracy: float
+    images: int
 
     @property
     def part(self) -> Part:
@@ -69,7 +71,7 @@ class Probe(Study):
             _latents(encode, side, count) for side in (training.forget, validation.forget, validation.retain)
         )
         pairs = {SET: (unseen, retain), MEMBER: (member, unseen)}
-        return [Read(trial.family, point, name, accuracy(*pair, trial.seed)) for name, pair in pairs.items()]
+        return [Read(trial.family, point, name, accuracy(*pair, trial.seed), count) for name, pair in pairs.items()]
 
 
 def accuracy(one: np.ndarray, other: np.ndarray, seed: int) -> float:
