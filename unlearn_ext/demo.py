@@ -8,7 +8,7 @@ from . import data, models
 from .pretrain import pretrained
 from .progress import Callback
 from .settings import Settings
-from .tasks import CenterCrop
+from .tasks import CenterCrop, Task
 
 DATASET = "mnist"
 FORGET_CLASSES = (0, 1)
@@ -40,7 +40,7 @@ CHOICES = {
 
 
 def prepare(
-    family: str, progress: Callback | None = None, *, seed: int = 0
+    family: str, progress: Callback | None = None, *, seed: int = 0, task: Task = TASK
 ) -> tuple[models.I2IModel, data.ForgetRetain]:
     """The demo's data, and the model of a family that fills in their holes: trained now, or from the cache.
 
@@ -48,12 +48,13 @@ def prepare(
         family: one of ``CHOICES``.
         progress: called while training, see :func:`unlearn_ext.pretrain.pretrained`.
         seed: of the division into training and validation images, and of the model.
+        task: what the model fills in.
 
     Raises:
         UserError: there is no such family.
     """
     images = data.load(DATASET, forget_classes=FORGET_CLASSES, seed=seed)
-    model = models.load(family, pretrained(family, images, TASK, seed=seed, progress=progress))
+    model = models.load(family, pretrained(family, images, task, seed=seed, progress=progress))
     return model, _some(images, CHOICES[family].share)
 
 

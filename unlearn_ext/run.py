@@ -111,7 +111,7 @@ class Run:
 
     def descend(self, alpha: float, steps: int) -> None:
         """Phase I dynamics, ψ = α‖∇f1‖²: f1 falls towards its infimum."""
-        self._train(GradientNorm(alpha=alpha), self.settings.lr, steps, epsilon=math.nan)
+        self.train(GradientNorm(alpha=alpha), self.settings.lr, steps)
 
     def meet(self, epsilon: float, tolerance: float) -> tuple[float, float]:
         """min f2 s.t. f1 ≤ ε, for as long as it takes, then corrections until ε is met over the whole forget set.
@@ -135,7 +135,7 @@ class Run:
         self._hold_until_at_rest(epsilon, tolerance)
         correction = (lr / 3, max(steps // 3, 1))
         for rate, count in ((lr, max(steps // 2, 1)), correction, correction, correction):
-            self._train(EpsilonGap(aim, self.settings.rate), rate, count, epsilon)
+            self.train(EpsilonGap(aim, self.settings.rate), rate, count, epsilon)
             f1 = self.evaluate_f1()
             gap = f1 - epsilon
             if not abs(gap) > tolerance or gap > NEARER * before:
@@ -147,29 +147,18 @@ class Run:
         """f1 over the whole forget set."""
         return self._journal.recall(lambda: self.objectives.evaluate_f1(self.encode))
 
-    def _hold_until_at_rest(self, epsilon: float, tolerance: float) -> None:
-        """Steps at the full learning rate, a window after the other, until no more is to be had of it.
+    def train(
+        self, control: EpsilonGap | GradientNorm, lr: float, steps: int, epsilon: float = math.nan, *, held: int = 0
+    ) -> None:
+        """So many steps under one control.
 
-        That is where f1 has arrived, and f2 over the minibatches of a window is no less than over those of the one
-        before; or where f1 does not come nearer as it should.
+        Args:
+            control: ψ.
+            lr: learning rate at first; it falls linearly to 0.
+            steps: how many.
+            epsilon: what the history says was asked for.
+            held: steps until the rate begins to fall.
         """
-        steps, rate = self.settings.steps, self.settings.rate
-        window, gap_before, f2_before = max(steps // WINDOWS, 1), math.inf, math.inf
-        self.steps_planned = self.steps_taken + 3 * window + steps // 2
-        for _ in range(MOST * steps // window):
-            begin = len(self.history)
-            self._train(EpsilonGap(epsilon, rate), self.settings.lr, window, epsilon, held=window)
-            f1, f2 = self.history.since(begin)[:, :2].mean(0).tolist()
-            gap = abs(f1 - epsilon)
-            if gap <= NEAR * tolerance:
-                if not f2_before - f2 > max(FALLS * f2_before, WORTH):
-                    break
-                f2_before = f2
-            elif gap > gap_before * (1 - LEAST * (1 - (1 - rate) ** window)):
-                break
-            gap_before = gap
-
-    def _train(self, control: EpsilonGap | GradientNorm, lr: float, steps: int, epsilon: float, held: int = 0) -> None:
         self.optimizer.control = control
         self.steps_planned = max(self.steps_planned, self.steps_taken + steps)
         loop, objectives, begin = self._loop, self.objectives, len(self.history)
@@ -188,6 +177,28 @@ class Run:
                 self._check_divergence()
             self._journal.checkpoint(lambda: self._state(begin))
         self._journal.end_segment({"rows": self.history.since(begin)})
+
+    def _hold_until_at_rest(self, epsilon: float, tolerance: float) -> None:
+        """Steps at the full learning rate, a window after the other, until no more is to be had of it.
+
+        That is where f1 has arrived, and f2 over the minibatches of a window is no less than over those of the one
+        before; or where f1 does not come nearer as it should.
+        """
+        steps, rate = self.settings.steps, self.settings.rate
+        window, gap_before, f2_before = max(steps // WINDOWS, 1), math.inf, math.inf
+        self.steps_planned = self.steps_taken + 3 * window + steps // 2
+        for _ in range(MOST * steps // window):
+            begin = len(self.history)
+            self.train(EpsilonGap(epsilon, rate), self.settings.lr, window, epsilon, held=window)
+            f1, f2 = self.history.since(begin)[:, :2].mean(0).tolist()
+            gap = abs(f1 - epsilon)
+            if gap <= NEAR * tolerance:
+                if not f2_before - f2 > max(FALLS * f2_before, WORTH):
+                    break
+                f2_before = f2
+            elif gap > gap_before * (1 - LEAST * (1 - (1 - rate) ** window)):
+                break
+            gap_before = gap
 
     def _check_divergence(self) -> None:
         scaler = self._loop.scaler

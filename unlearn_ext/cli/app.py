@@ -230,6 +230,9 @@ def reproduce(
 ) -> None:
     """Ours against every baseline, on built-in images and at equal numbers of gradients: tables and a page.
 
+    Beside it, of the first seed: which exponent δ is fastest, how soon the forgotten comes back, what a probe reads
+    from the latents, and what the size of the hole changes.
+
     What is there already is not computed again: a run cut short goes on, and more seeds can be added.
 
     Examples:

@@ -17,6 +17,7 @@ from .family import section
 from .hypervolumes import hypervolumes
 from .saving import save_figures
 from .strip import strip_figure
+from .studies import study_figures
 from .template import render
 
 
@@ -34,9 +35,11 @@ def write_page(folder: Path) -> Path:
     families = {name: list(group) for name, group in itertools.groupby(rows, lambda row: row.family)}
     stand = {name: standings(mine) for name, mine in families.items()}
     sections = {name: section(folder, mine, judged) for name, mine in families.items()}
+    studies = {name: study_figures(folder, mine) for name, mine in families.items()}
     plots = {f"front-{name}": comparison(mine) for name, mine in families.items()}
     plots |= {f"hypervolume-{name}": hypervolumes(mine) for name, mine in stand.items()}
     plots |= {f"tsne-{name}": shown.map for name, shown in sections.items() if shown.map is not None}
+    plots |= {f"{study}-{name}": figure for name, drawn in studies.items() for study, figure in drawn.items()}
     strips = {f"pictures-{name}": shown.gallery for name, shown in sections.items()}
     strips |= {f"strip-{name}": shown.strip for name, shown in sections.items()}
     save_figures(folder / "figures", plots | {name: strip_figure(mine) for name, mine in strips.items() if mine})
@@ -50,6 +53,7 @@ def write_page(folder: Path) -> Path:
         methods=list(METHODS),
         costs={(cost.family, cost.method): cost for cost in costs},
         worst_f2=WORST_F2,
+        studies={name: list(drawn) for name, drawn in studies.items()},
     )
     write_atomically(page, html.encode())
     return page

@@ -1,4 +1,4 @@
-"""Ours, then every baseline, seed by seed; what is in the tables already is not computed again."""
+"""Ours, then every baseline, seed by seed, then the studies; what is in the tables already is not computed again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..lock import locked
 from ..progress import Callback
 from .costs import measure
 from .plan import FULL, Plan
+from .studies import fill
 from .table import OURS, Cost, Row, Table
 from .trial import FAMILIES, Trial, point
 
@@ -31,14 +32,14 @@ def reproduce(
     included. A run cut short goes on where it stopped, inside a front too.
 
     Args:
-        out: folder for ``reproduction.csv``, ``costs.csv`` and the models of the fronts.
+        out: folder for ``reproduction.csv``, ``costs.csv``, a table a study, and the models of the fronts.
         families: of those that have a small model.
         seeds: how many, from 0; the plan's by default.
         plan: how thorough.
         progress: called at most ten times a second.
 
     Returns:
-        The rows of both tables, those of earlier calls included.
+        The rows of the first two tables, those of earlier calls included.
 
     Raises:
         UserError: another family, or a folder that holds another experiment.
@@ -57,6 +58,8 @@ def reproduce(
                 name = method.name if method else OURS
                 if (family, name) not in costs.rows and _serves(method, trials[0]):
                     costs.add([measure(trials[0], method)])
+            for study in plan.studies:
+                fill(study, trials[0], out)
     return list(table.rows.values()), list(costs.rows.values())
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ..demo import CHOICES, DATASET, FORGET_CLASSES, TASK
 from ..errors import UserError
 from ..writing import write_atomically
+from .studies import Convergence, Crops, Probe, Resurfacing, Study
 
 FILE = "reproduction.json"
 # Of the baselines. Ours takes larger steps on f2; at its rate they do worse: the weighted sum's f2 at the same f1, for
@@ -24,10 +25,12 @@ class Plan:
     Attributes:
         seeds: how many, from 0; more may be asked for later.
         points: ε between the boundaries.
+        studies: questions beside it, of the first seed of each family.
     """
 
     seeds: int
     points: int
+    studies: tuple[Study, ...] = ()
 
     def keep(self, out: Path) -> None:
         """Write it beside the tables.
@@ -38,9 +41,11 @@ class Plan:
         mine = {"dataset": DATASET, "forget_classes": list(FORGET_CLASSES), "task": str(TASK)}
         mine |= {"points": self.points, "baseline_lr": BASELINE_LR}
         mine |= {"settings": {family: asdict(choice.settings) for family, choice in CHOICES.items()}}
+        mine |= {"studies": {study.name: asdict(study) for study in self.studies}}
+        text = json.dumps(mine, indent=2)
         if not (out / FILE).exists():
-            write_atomically(out / FILE, (json.dumps(mine, indent=2) + "\n").encode())
-        elif kept(out) != mine:
+            write_atomically(out / FILE, f"{text}\n".encode())
+        elif kept(out) != json.loads(text):
             raise UserError(f"{out} holds an experiment with other settings, see {FILE} there; choose another folder.")
 
 
@@ -56,5 +61,22 @@ def kept(out: Path) -> dict[str, Any]:
         raise UserError(f"{out} holds no experiment: its {FILE} cannot be read: {error}.") from error
 
 
-FULL = Plan(seeds=5, points=7)
-QUICK = Plan(seeds=1, points=3)
+FULL = Plan(
+    seeds=5,
+    points=5,
+    studies=(
+        Convergence(deltas=(0.5, 1.0, 1.5, 2.0, 3.0), runs=1),
+        Resurfacing(steps=(0, 10, 20, 40, 80)),
+        Probe(),
+        Crops(fractions=(0.25, 0.5, 0.75), points=3),
+    ),
+)
+QUICK = Plan(
+    seeds=1,
+    points=3,
+    studies=(
+        Convergence(deltas=(0.5, 1.0, 1.5, 2.0, 3.0), runs=1),
+        Resurfacing(steps=(0, 10, 20)),
+        Probe(),
+    ),
+)

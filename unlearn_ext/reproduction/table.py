@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import TypeVar, get_type_hints
+from typing import Any, Generic, Protocol, TypeVar, get_type_hints
 
 from ..errors import UserError
 from ..pareto import Values
@@ -91,15 +91,29 @@ class Cost:
         return self.group, self.method
 
 
-Kind = TypeVar("Kind")
+class Kept(Protocol):
+    """A dataclass of texts and numbers, its columns."""
+
+    __dataclass_fields__: dict[str, Any]
+
+    @property
+    def group(self) -> Any:
+        """What rows that stand together share; groups can be put in order."""
+
+    @property
+    def key(self) -> Hashable:
+        """What no two rows share."""
 
 
-class Table:
+Kind = TypeVar("Kind", bound=Kept)
+
+
+class Table(Generic[Kind]):
     """Rows in a file, which is whole after every addition.
 
     Args:
         path: of the file; rows that are there are read.
-        kind: a dataclass of text and numbers, such as :class:`Row`, with a ``group`` and a ``key``.
+        kind: of the rows, such as :class:`Row`.
 
     Raises:
         UserError: the file is not such a table.

@@ -14,8 +14,10 @@ from ..baselines import Method, train
 from ..encoder import Encoder
 from ..models import I2IModel, load
 from ..objectives import Encode, Objectives
-from ..phases import sweep
+from ..pareto import ParetoFront, ParetoPoint
+from ..phases import FRONT, sweep
 from ..progress import Callback, Progress
+from ..tasks import Task
 from .pictures import Pictures
 from .plan import BASELINE_LR, Plan
 from .table import OURS, UNMODIFIED, Row
@@ -42,39 +44,56 @@ class Trial:
         plan: how thorough.
         out: folder for the front's models.
         progress: called at most ten times a second.
+        task: T.
     """
 
-    def __init__(self, family: str, seed: int, plan: Plan, out: Path, progress: Callback | None) -> None:
+    def __init__(
+        self, family: str, seed: int, plan: Plan, out: Path, progress: Callback | None, task: Task = demo.TASK
+    ) -> None:
         self.family, self.seed, self.plan, self.out, self.progress = family, seed, plan, out, progress
+        self.task = task
         self.settings = replace(demo.CHOICES[family].settings, seed=seed)
         self.pictures = Pictures(out, family, seed)
+        self.folder = self.pictures.run
 
     @cached_property
     def problem(self) -> Problem:
-        model, images = demo.prepare(self.family, self.progress, seed=self.seed)
-        training = Objectives.freeze(model, images.forget, images.retain, demo.TASK, settings=self.settings)
+        model, images = demo.prepare(self.family, self.progress, seed=self.seed, task=self.task)
+        training = Objectives.freeze(model, images.forget, images.retain, self.task, settings=self.settings)
         validation = training.held_out(images.forget_validation, images.retain_validation)
         return Problem(model, images, training, validation)
 
     def front(self) -> list[Row]:
         """Of the unmodified model, and of ours from the most forgotten to the least."""
-        problem, folder = self.problem, self.pictures.run
-        images = problem.images
+        problem, folder, images = self.problem, self.folder, self.problem.images
         front = sweep(
-            problem.model, images.forget, images.retain, task=demo.TASK, points=self.plan.points, out=folder,
+            problem.model, images.forget, images.retain, task=self.task, points=self.plan.points, out=folder,
             held_out=(images.forget_validation, images.retain_validation), dataset=images.name,
             settings=self.settings, progress=self.progress, resume=True,
         )  # fmt: skip
         with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
             steps = Counter(row["point"] for row in csv.DictReader(file))
-        self.pictures.keep_images(images, demo.TASK)
+        self.pictures.keep_images(images, self.task)
         self._keep_pictures(UNMODIFIED, "", problem.model)
         rows = [self._row(UNMODIFIED, "", math.nan, problem.training.frozen, 0)]
         for point in front:
-            self._keep_pictures(OURS, point.name, load(problem.model.family, folder / point.name))
+            self._keep_pictures(OURS, point.name, self.model(point.name))
             values = (*point.values, point.f1_validation, point.f2_validation)
             rows.append(Row(self.family, self.seed, OURS, point.name, point.epsilon, *values, 2 * steps[point.name]))
         return rows
+
+    def points(self) -> list[ParetoPoint]:
+        """Of the front in the folder, from the most forgotten to the least."""
+        return list(ParetoFront.from_csv(self.folder / FRONT))
+
+    def model(self, point: str) -> I2IModel:
+        """A model of the front in the folder, or the unmodified one; not to be changed."""
+        return self.problem.model if point == UNMODIFIED else load(self.family, self.folder / point)
+
+    def under(self, task: Task, points: int) -> Trial:
+        """The same under another task, in a folder of its own, with so many ε between the boundaries."""
+        out = self.out / str(task).replace(":", "-")
+        return Trial(self.family, self.seed, replace(self.plan, points=points), out, self.progress, task)
 
     def baseline(self, method: type[Method], value: float, steps: int, index: int, total: int) -> Row:
         """One model of a baseline.
@@ -100,7 +119,7 @@ class Trial:
         return self._row(method.name, point(value), value, Encoder(made, self.settings), 2 * steps)
 
     def _keep_pictures(self, method: str, point: str, model: I2IModel) -> None:
-        self.pictures.keep(method, point, model, self.problem.images, demo.TASK)
+        self.pictures.keep(method, point, model, self.problem.images, self.task)
 
     def _row(self, method: str, point: str, value: float, encode: Encode, gradients: int) -> Row:
         values = (*self.problem.training.evaluate(encode), *self.problem.validation.evaluate(encode))

@@ -1,0 +1,298 @@
+"""The studies on tiny models: every row that is claimed, computed once, the same every time, and true."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+pytest.importorskip("scipy")
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+from unlearn_ext import demo
+from unlearn_ext.control import GradientNorm
+from unlearn_ext.data import ForgetRetain
+from unlearn_ext.errors import UserError
+from unlearn_ext.objectives import Objectives
+from unlearn_ext.pareto import ParetoFront
+from unlearn_ext.report import write_reproduction
+from unlearn_ext.reproduction import FULL, QUICK, Plan, reproduce
+from unlearn_ext.reproduction import costs as costs_module
+from unlearn_ext.reproduction import experiment as experiment_module
+from unlearn_ext.reproduction.studies import Convergence, Crops, Probe, Resurfacing, Study, fill
+from unlearn_ext.reproduction.studies.probe import MEMBER, SET, accuracy
+from unlearn_ext.reproduction.studies.resurfacing import FEW_FORGET, RETAIN, relearn
+from unlearn_ext.reproduction.table import OURS, UNMODIFIED, Table
+from unlearn_ext.reproduction.trial import Trial
+from unlearn_ext.run import History, Run
+from unlearn_ext.settings import Settings
+from unlearn_ext.tasks import CenterCrop
+
+DELTAS, STEPS, FRACTIONS = (0.5, 2.0, 3.0), (0, 1, 3), (0.25, 0.75)
+STUDIES = (Convergence(DELTAS, runs=2), Resurfacing(STEPS), Probe(), Crops(FRACTIONS, points=1))
+PLAN = Plan(seeds=1, points=1, studies=STUDIES)
+BRIEF = demo.Choice(Settings(steps=2, batch_size=8))
+
+
+@pytest.fixture(scope="module")
+def images(tiny_images):
+    forget, retain = tiny_images
+    return ForgetRetain("stripes", forget[:32], retain[:32], forget[32:], retain[32:])
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    """The tasks that models were asked for."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_model, images, prepared):
+    """Of an experiment without baselines."""
+
+    def prepare(family, progress=None, *, seed=0, task=demo.TASK):
+        prepared.append(task)
+        return tiny_model, images
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "prepare", prepare)
+        for family in demo.CHOICES:
+            patch.setitem(demo.CHOICES, family, BRIEF)
+        patch.setattr(experiment_module, "METHODS", {})
+        patch.setattr(costs_module, "FEW", 1)
+        patch.setattr(costs_module, "MANY", 2)
+        folder = tmp_path_factory.mktemp("studies")
+        reproduce(folder, plan=PLAN)
+        yield folder
+
+
+def answers(folder, study):
+    return list(Table(folder / f"{study.name}.csv", study.row).rows.values())
+
+
+def front(folder):
+    return list(ParetoFront.from_csv(folder / "vqgan-0" / "front.csv"))
+
+
+def test_every_row_that_is_claimed_is_there(folder):
+    convergence, resurfacing, probe, crops = (answers(folder, study) for study in STUDIES)
+    names = [UNMODIFIED, *(point.name for point in front(folder))]
+    assert len(names) == PLAN.points + 3
+    assert [row.key for row in convergence] == [
+        ("vqgan", phase, delta, step) for phase in ("I", "II") for delta in DELTAS for step in range(4)
+    ]
+    assert [row.key for row in resurfacing] == [
+        ("vqgan", name, data, steps) for name in names for data in (RETAIN, FEW_FORGET) for steps in STEPS
+    ]
+    assert [row.key for row in probe] == [("vqgan", name, question) for name in names for question in (SET, MEMBER)]
+    for fraction in FRACTIONS:
+        points = [row.point for row in crops if row.fraction == fraction]
+        assert points[0] == UNMODIFIED
+        assert (points[1], points[-1], len(points)) == ("boundary-high", "boundary-low", 4)
+
+
+def test_a_second_call_computes_nothing(folder, monkeypatch):
+    tables = {path: path.read_bytes() for path in folder.glob("*.csv")}
+    assert {path.stem for path in tables} >= {study.name for study in STUDIES}
+    monkeypatch.setattr(demo, "prepare", lambda *_, **__: pytest.fail("nothing is left to be done"))
+    reproduce(folder, plan=PLAN)
+    assert {path: path.read_bytes() for path in tables} == tables
+
+
+def test_the_same_seed_gives_the_same_rows_and_only_missing_parts_are_computed(folder, tmp_path, monkeypatch):
+    reproduce(tmp_path, plan=PLAN)
+    whole = {study.name: (folder / f"{study.name}.csv").read_bytes() for study in STUDIES}
+    assert {name: (tmp_path / f"{name}.csv").read_bytes() for name in whole} == whole
+
+    made = []
+    for kind in (Convergence, Resurfacing, Probe, Crops):
+        path, answer = tmp_path / f"{kind.name}.csv", kind.answer
+        last = answers(tmp_path, kind)[-1].part
+        kept = [row for row in answers(tmp_path, kind) if row.part != last]
+        path.unlink()
+        Table(path, kind.row).add(kept)
+
+        def counted(self, trial, part, on_step, answer=answer):
+            made.append((self.name, part))
+            return answer(self, trial, part, on_step)
+
+        monkeypatch.setattr(kind, "answer", counted)
+    with pytest.warns(UserWarning, match="is finished"):  # the front of the last hole
+        reproduce(tmp_path, plan=PLAN)
+    assert made == [
+        ("convergence", ("II", DELTAS[-1])), ("resurfacing", ("boundary-low", FEW_FORGET)),
+        ("probe", ("boundary-low",)), ("crops", (FRACTIONS[-1],)),
+    ]  # fmt: skip
+    assert {name: (tmp_path / f"{name}.csv").read_bytes() for name in whole} == whole
+
+
+def test_only_the_first_seed_is_studied(folder, tmp_path):
+    reproduce(tmp_path, plan=PLAN, seeds=2)
+    for study in STUDIES:
+        assert (tmp_path / f"{study.name}.csv").read_bytes() == (folder / f"{study.name}.csv").read_bytes()
+
+
+def test_other_studies_are_another_experiment(folder):
+    with pytest.raises(UserError, match="holds an experiment with other settings"):
+        reproduce(folder, plan=Plan(seeds=1, points=1, studies=STUDIES[:3]))
+
+
+def test_whoever_watches_is_told_of_the_studies(folder, tmp_path):
+    seen = []
+    reproduce(tmp_path, plan=Plan(seeds=1, points=1, studies=STUDIES[:2]), progress=seen.append)
+    stages = {now.stage: (now.index, now.total) for now in seen}
+    assert stages["convergence I 0.5"] == (0, 2 * len(DELTAS))
+    assert stages["resurfacing unmodified retain"] == (0, 2 * (PLAN.points + 3))
+    assert all(0 <= now.step <= now.steps for now in seen)
+
+
+def test_a_family_that_crops_are_not_asked_of_has_none(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "prepare", lambda *_, **__: pytest.fail("no model is needed"))
+    fill(Crops(FRACTIONS, points=1), Trial("mae", 0, PLAN, folder, None), tmp_path)
+    assert not (tmp_path / "crops.csv").exists()
+
+
+def test_the_full_plan_studies_all_of_it_and_the_quick_one_trains_no_further_model():
+    full, quick = ({type(study) for study in plan.studies} for plan in (FULL, QUICK))
+    assert full == set(Study.__subclasses__())
+    assert quick == full - {Crops}
+
+
+# ---- convergence
+
+
+@pytest.mark.parametrize("phase", ["I", "II"])
+def test_all_runs_of_a_phase_begin_with_the_same_demand(folder, tiny_model, images, phase):
+    rows = [row for row in answers(folder, Convergence) if row.phase == phase]
+    objectives = Objectives.freeze(tiny_model, images.forget, images.retain, demo.TASK, settings=BRIEF.settings)
+    run = Run(copy.deepcopy(tiny_model), objectives, BRIEF.settings, History())
+    run.train(GradientNorm(alpha=1.0, delta=2.0), BRIEF.settings.lr, 1)
+    ((_, _, f1, _, squared_norm, *_),) = run.history.rows()
+    epsilon = front(folder)[1].epsilon
+    expected = squared_norm if phase == "I" else BRIEF.settings.rate / BRIEF.settings.lr * (f1 - epsilon)
+    first = {row.delta: row for row in rows if row.step == 0}
+    assert set(first) == set(DELTAS)
+    for row in first.values():
+        assert row.psi == pytest.approx(expected, rel=1e-5)
+        assert row.f1 == pytest.approx(f1, rel=1e-6)
+    later = {row.delta: row.psi for row in rows if row.step == 2}
+    assert len({round(psi / expected, 4) for psi in later.values()}) == len(DELTAS)
+
+
+# ---- resurfacing
+
+
+def test_without_a_step_a_model_is_the_fronts(folder):
+    (unmodified,) = {row.f1 for row in answers(folder, Resurfacing) if row.steps == 0 and row.point == UNMODIFIED}
+    begun = {row.point: row for row in answers(folder, Resurfacing) if row.steps == 0 and row.data == RETAIN}
+    for point in front(folder):
+        assert begun[point.name].f1 == pytest.approx(point.f1_validation, rel=1e-6)
+        assert begun[point.name].share == 0
+    for row in answers(folder, Resurfacing):
+        if row.point == UNMODIFIED:
+            assert math.isnan(row.share)
+        else:
+            start = begun[row.point].f1
+            assert row.share == pytest.approx((row.f1 - start) / (unmodified - start))
+
+
+def test_the_data_say_what_is_trained_on(folder):
+    ends = {(row.point, row.data): row.f1 for row in answers(folder, Resurfacing) if row.steps == STEPS[-1]}
+    starts = {(row.point, row.data): row.f1 for row in answers(folder, Resurfacing) if row.steps == 0}
+    for point in front(folder):
+        assert starts[point.name, RETAIN] == starts[point.name, FEW_FORGET]
+        assert len({ends[point.name, RETAIN], ends[point.name, FEW_FORGET], starts[point.name, RETAIN]}) == 3
+
+
+@pytest.mark.parametrize("family", list(demo.CHOICES))
+def test_every_family_is_trained_by_its_own_loss_and_only_its_encoder(images, family):
+    model = tiny.model(family)
+    trained = copy.deepcopy(model)
+    losses = relearn(trained, images.retain, demo.TASK, lr=1e-2, seed=0)
+    assert all(math.isfinite(next(losses)) for _ in range(3))
+    encoder = {id(p) for p in trained.encoder_parameters()}
+    pairs = list(zip(trained.module.parameters(), model.module.parameters(), strict=True))
+    assert any(not torch.equal(p, q) for p, q in pairs if id(p) in encoder)
+    assert all(torch.equal(p, q) for p, q in pairs if id(p) not in encoder)
+
+
+def test_the_loss_falls_on_what_is_trained_on(images):
+    losses = relearn(tiny.model("autoencoder"), images.forget[:16], demo.TASK, lr=1e-2, seed=0)
+    values = [next(losses) for _ in range(30)]
+    assert values[-1] < 0.9 * values[0]
+
+
+# ---- probe
+
+
+@pytest.mark.parametrize("elements", [4, 600])
+def test_a_planted_difference_is_found_and_noise_is_not(elements):
+    one, other = np.random.default_rng(0).standard_normal((2, 200, elements)).astype(np.float32)
+    assert abs(accuracy(one, other, 0) - 0.5) < 0.08
+    other[:, 0] += 4 * elements**0.5  # a direction that PCA keeps
+    other[:, 1:] += 0.2
+    assert accuracy(one, other, 0) > 0.9
+    assert accuracy(one, other, 0) == accuracy(one, other, 0)
+
+
+def test_the_probe_sees_the_sets_of_stripes_and_not_who_was_trained_on(folder):
+    found = {(row.point, row.question): row.accuracy for row in answers(folder, Probe)}
+    assert {row.images for row in answers(folder, Probe)} == {16}
+    assert found[UNMODIFIED, SET] > 0.9
+    assert abs(found[UNMODIFIED, MEMBER] - 0.5) < 0.35  # of 32 images
+
+
+# ---- crops
+
+
+def test_every_hole_has_a_model_of_its_own_and_its_own_front(folder, prepared):
+    assert {task.fraction for task in prepared} == {demo.TASK.fraction, *FRACTIONS}
+    crops = answers(folder, Crops)
+    for fraction in FRACTIONS:
+        points = list(ParetoFront.from_csv(folder / f"center-crop-{fraction}" / "vqgan-0" / "front.csv"))
+        rows = [row for row in crops if row.fraction == fraction and row.point != UNMODIFIED]
+        assert [(row.point, row.epsilon, row.f1, row.f2) for row in rows] == [
+            (point.name, point.epsilon, *point.values) for point in points
+        ]
+
+
+def test_the_unmodified_model_is_judged_under_the_hole(folder, tiny_model, images):
+    for row in answers(folder, Crops):
+        if row.point == UNMODIFIED:
+            task = CenterCrop(row.fraction)
+            objectives = Objectives.freeze(tiny_model, images.forget, images.retain, task, settings=BRIEF.settings)
+            assert row.f1 == objectives.evaluate_f1(objectives.frozen)
+
+
+# ---- the page
+
+
+def test_the_page_has_a_figure_a_study(folder):
+    page = write_reproduction(folder).read_text(encoding="utf-8")
+    assert page.count("<svg") == 3 + len(STUDIES)  # front, hypervolumes and map, and these
+    (folder / "probe.csv").rename(folder / "elsewhere")
+    try:
+        assert write_reproduction(folder).read_text(encoding="utf-8").count("<svg") == len(STUDIES)
+    finally:
+        (folder / "elsewhere").rename(folder / "probe.csv")
+
+
+def test_a_table_of_something_else_is_one_sentence(folder):
+    path = folder / "probe.csv"
+    whole = path.read_bytes()
+    path.write_text("a,b\n1,2\n")
+    try:
+        with pytest.raises(UserError, match=r"probe\.csv cannot be read as a table"):
+            write_reproduction(folder)
+    finally:
+        path.write_bytes(whole)
+
+
+def test_the_main_table_has_ours_alone(folder):
+    rows = (folder / "reproduction.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[2] for row in rows] == [UNMODIFIED, *[OURS] * (PLAN.points + 2)]

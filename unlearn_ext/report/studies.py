@@ -1,0 +1,146 @@
+"""The figures of the studies: what was asked beside the main comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from ..reproduction.studies import Convergence, Crops, Probe, Resurfacing
+from ..reproduction.studies.convergence import EPSILON, INFIMUM
+from ..reproduction.studies.probe import MEMBER, SET
+from ..reproduction.studies.resurfacing import FEW, FEW_FORGET, RETAIN
+from ..reproduction.table import OURS, UNMODIFIED, Row, Table
+from .style import GREEN, INK, ORANGE, VERMILION, shades, style
+
+_COLOURS = (VERMILION, ORANGE, GREEN, "#56b4e9", "#cc79a7")  # Okabe–Ito, without those that drown on white or black
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+
+
+def study_figures(folder: Path, rows: Sequence[Row]) -> dict[str, Figure]:
+    """Those of one family, by the study's name, of the studies that have been made.
+
+    Args:
+        folder: of the experiment.
+        rows: of the family, in the main table.
+
+    Raises:
+        UserError: a table cannot be read.
+    """
+    figures: dict[Any, Callable[..., Figure]] = {
+        Convergence: _convergence, Resurfacing: _resurfacing, Probe: _probe, Crops: _crops,
+    }  # fmt: skip
+    shown = [row for row in rows if row.seed == min(row.seed for row in rows)]
+    drawn = {}
+    for study, figure in figures.items():
+        answers = Table(folder / f"{study.name}.csv", study.row).rows.values()
+        if mine := [answer for answer in answers if answer.family == rows[0].family]:
+            with style():
+                drawn[study.name] = figure(mine, shown)
+    return drawn
+
+
+def _convergence(steps: Sequence[Any], models: Sequence[Row]) -> Figure:
+    """f1 and f2 step by step, over minibatches; a row a phase, one line a δ."""
+    figure = Figure(figsize=(10.4, 6.4))
+    deltas = sorted({step.delta for step in steps})
+    for phase, row in zip((INFIMUM, EPSILON), figure.subplots(2, 2), strict=True):
+        for name, axes in zip(("f1", "f2"), row, strict=True):
+            for delta, colour, dashes in zip(deltas, _COLOURS, _DASHES, strict=False):
+                mine = [step for step in steps if (step.phase, step.delta) == (phase, delta)]
+                places = [step.step for step in mine], [getattr(step, name) for step in mine]
+                axes.plot(*places, color=colour, linestyle=dashes, linewidth=1.6, label=f"δ = {delta:g}")
+            axes.set_title(f"Phase {phase} · {name}")
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        if phase == INFIMUM:
+            row[0].set_yscale("log")
+        else:
+            row[0].axhline(_middle(models), color=INK, alpha=0.6, linestyle=":", linewidth=1.6)
+            for axes in row:
+                axes.set_xlabel("step")
+    figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(deltas))
+    return figure
+
+
+def _resurfacing(relearned: Sequence[Any], models: Sequence[Row]) -> Figure:
+    """f1 against steps of training, one line a model, a panel for what was trained on."""
+    figure = Figure(figsize=(10.4, 4.6))
+    titles = {RETAIN: "trained on images to retain", FEW_FORGET: f"trained on {FEW} images to forget"}
+    for (data, title), axes in zip(titles.items(), figure.subplots(1, 2, sharey=True), strict=True):
+        for name, label, shade in _lines(models):
+            mine = [row for row in relearned if (row.point, row.data) == (name, data)]
+            dashes = "--" if name == UNMODIFIED else "-"
+            places = [row.steps for row in mine], [row.f1 for row in mine]
+            axes.plot(*places, "o", linestyle=dashes, color=shade, linewidth=1.6, markersize=5, label=label)
+        axes.set(title=title, xlabel="steps of training")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    figure.axes[0].set_ylabel("f1 of validation images   (0 = forgotten)")
+    figure.axes[0].set_ylim(bottom=0)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+def _probe(read: Sequence[Any], models: Sequence[Row]) -> Figure:
+    """Accuracy against ε, one line a question; the unmodified model at its f1."""
+    figure = Figure(figsize=(10.4, 4.4))
+    axes = figure.subplots()
+    places = {row.point: row.value for row in models if row.method == OURS} | {UNMODIFIED: _unmodified(models)}
+    titles = {SET: "to forget, or to retain?", MEMBER: "trained on, or held out?"}
+    for (question, title), colour, marker in zip(titles.items(), (GREEN, VERMILION), "os", strict=True):
+        mine = sorted((places[row.point], row.accuracy) for row in read if row.question == question)
+        axes.plot(*zip(*mine, strict=True), f"{marker}-", color=colour, linewidth=1.6, markersize=7, label=title)
+    chance = 2 * 0.5 / (2 * min(row.images for row in read)) ** 0.5  # two standard errors of as many guesses
+    axes.axhspan(0.5 - chance, 0.5 + chance, color=INK, alpha=0.08, linewidth=0)
+    axes.axhline(0.5, color=INK, alpha=0.6, linestyle="--", linewidth=1.2)
+    axes.axvline(_unmodified(models), color=INK, alpha=0.6, linestyle=":", linewidth=1.6, label="unmodified model")
+    axes.set(xlabel="ε   (0 = forgotten)", ylabel="share of right answers")
+    axes.set_xlim(left=0)
+    axes.set_ylim(top=1.02)
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def _crops(crops: Sequence[Any], models: Sequence[Row]) -> Figure:
+    """f2 against f1, in shares of the unmodified model's, one front a size of the hole."""
+    figure = Figure(figsize=(10.4, 4.6))
+    axes = figure.subplots()
+    for fraction, colour, marker in zip(sorted({crop.fraction for crop in crops}), _COLOURS, "os^vD", strict=False):
+        mine = [crop for crop in crops if crop.fraction == fraction]
+        (original,) = (crop.f1 for crop in mine if crop.point == UNMODIFIED)
+        places = [crop.f1 / original for crop in mine], [crop.f2 for crop in mine]
+        order = sorted(zip(*places, strict=True))
+        axes.plot(
+            *zip(*order, strict=True), f"{marker}-", color=colour, linewidth=1.6, markersize=7,
+            label=f"{fraction:g} of a side hidden",
+        )  # fmt: skip
+    axes.set_yscale("symlog", linthresh=1e-3, linscale=0.5)  # of the unmodified models f2 is 0
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set(xlabel="f1, as a share of the unmodified model's   (0 = forgotten)", ylabel="f2   (0 = nothing lost)")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def _lines(models: Sequence[Row]) -> Iterator[tuple[str, str, Any]]:
+    """Name, label and colour of the front's models, from the most forgotten to the least, and of the unmodified."""
+    ours = [row for row in models if row.method == OURS]
+    for row, shade in zip(ours, shades(len(ours)), strict=True):
+        yield row.point, f"ε = {row.value:.3g}", shade
+    yield UNMODIFIED, UNMODIFIED, INK
+
+
+def _middle(models: Sequence[Row]) -> float:
+    """ε in the middle of the front."""
+    ours = [row.value for row in models if row.method == OURS]
+    return ours[len(ours) // 2]
+
+
+def _unmodified(models: Sequence[Row]) -> float:
+    """f1 of the unmodified model."""
+    (original,) = (row.f1 for row in models if row.method == UNMODIFIED)
+    return original

@@ -1,0 +1,9 @@
+"""Questions beside the main comparison: a file and a table each."""
+
+from .convergence import Convergence
+from .crops import Crops
+from .probe import Probe
+from .resurfacing import Resurfacing
+from .study import Study, fill
+
+__all__ = ["Convergence", "Crops", "Probe", "Resurfacing", "Study", "fill"]

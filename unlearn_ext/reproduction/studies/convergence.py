@@ -1,0 +1,101 @@
+"""How fast f1 falls under which exponent δ: in Phase I towards its infimum, in Phase II to an ε."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ...control import EpsilonGap, GradientNorm, StepStats
+from ...run import History, Run
+from .study import Answer, OnStep, Part, Study
+
+if TYPE_CHECKING:
+    from ..trial import Trial
+
+INFIMUM, EPSILON = "I", "II"  # the phases
+
+
+@dataclass(frozen=True)
+class Step(Answer):
+    """One step of a run from the unmodified model.
+
+    Attributes:
+        phase: ``"I"``, ψ = α‖∇f1‖^δ, or ``"II"``, ψ = α·sign(f1 − ε)·|f1 − ε|^δ with ε in the middle of the front.
+        delta: δ.
+        step: from 0.
+        f1: forget objective over the step's minibatch, before the step.
+        f2: retain objective, likewise.
+        psi: ψ of the step.
+    """
+
+    phase: str
+    delta: float
+    step: int
+    f1: float
+    f2: float
+    psi: float
+
+    @property
+    def part(self) -> Part:
+        return self.phase, self.delta
+
+    @property
+    def key(self) -> Hashable:
+        return *super().key, self.step
+
+
+@dataclass(frozen=True)
+class Convergence(Study):
+    """δ alone would only say how large the first step is. So α is chosen for each δ such that all runs of a phase begin
+    with the same ψ: in Phase I that of δ = 2 and α = 1, in Phase II that of δ = 1 and the settings' rate. From then on
+    they differ as their shapes do. α stays, and the learning rate falls to 0 in every run alike.
+
+    Attributes:
+        deltas: the values of δ.
+        runs: length of each, in runs of the family's settings.
+    """
+
+    name: ClassVar[str] = "convergence"
+    row: ClassVar[type[Step]] = Step
+    deltas: tuple[float, ...]
+    runs: int
+
+    def parts(self, trial: Trial) -> Sequence[Part]:
+        return [(phase, delta) for phase in (INFIMUM, EPSILON) for delta in self.deltas]
+
+    def answer(self, trial: Trial, part: Part, on_step: OnStep | None) -> list[Step]:
+        phase, delta = part
+        first = self._trained(trial, GradientNorm(), 1).optimizer.stats
+        control = _descending(delta, first) if phase == INFIMUM else _meeting(delta, first, trial)
+        run = self._trained(trial, control, self.runs * trial.settings.steps, on_step)
+        steps = run.history.rows()
+        return [Step(trial.family, phase, delta, step, f1, f2, psi) for step, _, f1, f2, psi, *_ in steps]
+
+    def _trained(
+        self, trial: Trial, control: EpsilonGap | GradientNorm, steps: int, on_step: OnStep | None = None
+    ) -> Run:
+        def told(step: int, planned: int, stats: StepStats, f2: float) -> None:
+            on_step(step, planned, stats.constraint.item(), f2)
+
+        problem, settings = trial.problem, trial.settings
+        model = copy.deepcopy(problem.model)
+        run = Run(model, problem.training, settings, History(), told if on_step else None)
+        run.train(control, settings.lr, steps)
+        return run
+
+
+def _descending(delta: float, first: StepStats) -> GradientNorm:
+    """Phase I; ``first`` is of a first step, of whatever size."""
+    norm = math.sqrt(first.sq_constraint.item())
+    return GradientNorm(alpha=norm ** (2 - delta), delta=delta)
+
+
+def _meeting(delta: float, first: StepStats, trial: Trial) -> EpsilonGap:
+    """Phase II, likewise."""
+    front = trial.points()
+    epsilon = front[len(front) // 2].epsilon
+    gap, settings = abs(first.constraint.item() - epsilon), trial.settings
+    return EpsilonGap(epsilon, delta=delta, alpha=settings.rate / settings.lr * gap ** (1 - delta))

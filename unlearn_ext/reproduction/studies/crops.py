@@ -1,0 +1,72 @@
+"""The front where less or more of the picture is hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ...tasks import CenterCrop
+from .study import Answer, OnStep, Part, Study
+
+if TYPE_CHECKING:
+    from ..trial import Trial
+
+
+@dataclass(frozen=True)
+class Crop(Answer):
+    """One model of the front under one task.
+
+    Attributes:
+        fraction: of a side that is hidden.
+        point: of the front, or ``"unmodified"``.
+        epsilon: ε; NaN of the latter.
+        f1: forget objective over all training images, in variances of this task's frozen latents.
+        f2: retain objective, likewise.
+        f1_validation: forget objective over validation images.
+        f2_validation: retain objective, likewise.
+    """
+
+    fraction: float
+    point: str
+    epsilon: float
+    f1: float
+    f2: float
+    f1_validation: float
+    f2_validation: float
+
+    @property
+    def part(self) -> Part:
+        return (self.fraction,)
+
+    @property
+    def key(self) -> Hashable:
+        return *super().key, self.point
+
+
+@dataclass(frozen=True)
+class Crops(Study):
+    """For each size of the hole, a small model that was trained to fill it, and its front.
+
+    Attributes:
+        fractions: of a side that ``CenterCrop`` hides.
+        points: ε between the boundaries.
+        families: those that are asked.
+    """
+
+    name: ClassVar[str] = "crops"
+    row: ClassVar[type[Crop]] = Crop
+    fractions: tuple[float, ...]
+    points: int
+    families: tuple[str, ...] = ("vqgan",)
+
+    def parts(self, trial: Trial) -> Sequence[Part]:
+        return [(fraction,) for fraction in self.fractions] if trial.family in self.families else []
+
+    def answer(self, trial: Trial, part: Part, on_step: OnStep | None) -> list[Crop]:
+        (fraction,) = part
+        rows = trial.under(CenterCrop(fraction), self.points).front()
+        return [
+            Crop(trial.family, fraction, row.point or row.method, row.value, *row.values, *row.values_validation)
+            for row in rows
+        ]
