@@ -53,6 +53,8 @@ def sweep(
     task: Task,
     points: int = 9,
     epsilons: Sequence[float] | None = None,
+    only: Sequence[int] | None = None,
+    cold: bool = False,
     held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
     augment: Augment | None = None,
     out: str | PathLike[str] | None = None,
@@ -65,7 +67,8 @@ def sweep(
 
     The walk goes from the unmodified model towards the highest completeness; every run starts from its neighbour.
     First f1*, the infimum of f1, is found by descending with ψ = α‖∇f1‖² until f1 stalls; then the lowest boundary, the
-    points with ε falling, and last the highest boundary, which is the same problem at ε = f1*.
+    points with ε falling, and last the highest boundary, which is the same problem at ε = f1*. Points that no other is
+    to depend on begin at the unmodified model instead, and cost more for a larger f2.
 
     Where ``torch.distributed`` is initialised, call it in every process with the same arguments: each works on its
     share of every minibatch, all walk the same way, and the first writes.
@@ -77,6 +80,9 @@ def sweep(
         task: T, one of :mod:`unlearn_ext.tasks`.
         points: how many ε, spaced evenly strictly between the boundaries.
         epsilons: these instead, to four decimals; warns for any outside the boundaries.
+        only: numbers of the points to compute, from 1, with the least ε, on, or places in ``epsilons``; neither the
+            others nor the highest boundary are. These models are what a whole sweep with ``cold`` makes of them.
+        cold: begin every point at the unmodified model.
         held_out: forget and retain images that are not trained on, to validate with; without them the validation
             columns are NaN.
         augment: of training images, one of :mod:`unlearn_ext.data.augment` or any function of images and the number of
@@ -101,9 +107,13 @@ def sweep(
         raise UserError(f"points is {points}; as many models cannot be put between the boundaries.")
     for epsilon in epsilons or ():
         check_epsilon(epsilon)
+    count = points if epsilons is None else len(epsilons)
+    if wrong := [number for number in only or () if not 1 <= number <= count]:
+        raise UserError(f"there is no point number {wrong[0]}; the numbers are 1 to {count}.")
     check_model(model, settings)
     check_task(task)
     asked = {"points": points} if epsilons is None else {"epsilons": _distinct(epsilons)}
+    asked |= {"cold": cold or only is not None, "only": None if only is None else sorted(set(only))}
     sets = {"forget": forget, "retain": retain, **dict(zip(HELD_OUT, held_out or (), strict=False))}
     for name, images in sets.items():
         check_images(name.replace("_", " "), images, model)
@@ -113,16 +123,17 @@ def sweep(
             warnings.warn(f"the run in {out} is finished: nothing is left to do.", stacklevel=2)
             return ParetoFront.from_csv(Path(out) / FRONT)
         objectives = Objectives.freeze(model, forget, retain, task, augment=augment, settings=settings)
-        walk = _Walk(model, objectives, held_out, out if parallel.is_first() else None, progress, kept)
-        walk.stages = 3 + (points if epsilons is None else len(_distinct(epsilons)))
+        walk = _Walk(model, objectives, held_out, out if parallel.is_first() else None, progress, kept, asked["cold"])
+        walk.stages = 2 + (count + 1 if only is None else len(asked["only"]))
         infimum = walk.find_infimum()
         low = walk.find_lowest_boundary(infimum)
         if epsilons is None:
             epsilons = [infimum + (low.epsilon - infimum) * (i + 1) / (points + 1) for i in range(points)]
-        for epsilon in _distinct(epsilons):
+        for epsilon in _distinct(epsilons if only is None else [epsilons[number - 1] for number in only]):
             warn_if_outside(epsilon, infimum, low.epsilon)
             walk.step_to(point_name(epsilon), EPSILON, epsilon)
-        walk.step_to(HIGH, HIGH, infimum)
+        if only is None:
+            walk.step_to(HIGH, HIGH, infimum)
         return walk.finish(dataset)
 
 
@@ -137,8 +148,9 @@ class _Walk:
         out: str | PathLike[str] | None,
         progress: Callback | None,
         kept: Journal,
+        cold: bool,
     ) -> None:
-        self.start, self.journal = time.monotonic(), kept
+        self.start, self.journal, self.cold = time.monotonic(), kept, cold
         self.original, self.objectives, self.settings = model, objectives, objectives.settings
         self.task, self.progress = objectives.forget.task, progress
         self.model = copy.deepcopy(model)
@@ -212,7 +224,9 @@ class _Walk:
         return self._note(LOW, LOW, self.f1_original - best_gap, best_values, run.steps_taken, start)
 
     def step_to(self, name: str, role: str, epsilon: float) -> ParetoPoint:
-        """min f2 s.t. f1 ≤ ε, from where the walk is."""
+        """min f2 s.t. f1 ≤ ε, from where the walk is, or from the unmodified model."""
+        if self.cold:
+            _restore_encoder(self.model, _encoder_state(self.original))
         start, run = time.monotonic(), self._run(name, self.model)
         values = run.meet(epsilon, self._tolerance)
         return self._note(name, role, epsilon, values, run.steps_taken, start)

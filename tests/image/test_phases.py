@@ -144,3 +144,39 @@ def test_where_f1_cannot_be_lowered_there_is_no_front(model, images):
     still = Settings(steps=1, lr=0.0)
     with pytest.raises(UserError, match=r"f1 did not fall below .* in 1 steps, so there is nothing to walk between"):
         sweep(model, *images, task=CenterCrop(0.5), settings=still)
+
+
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory, tiny_model, tiny_images):
+    """A function that sweeps with every point begun at the unmodified model: the front, and the folder."""
+
+    def swept(**some):
+        out, images = tmp_path_factory.mktemp("cold"), (side[:40] for side in tiny_images)
+        quick = Settings(steps=8, batch_size=16)
+        return sweep(tiny_model, *images, task=CenterCrop(0.5), points=3, out=out, settings=quick, **some), out
+
+    return swept
+
+
+def test_points_computed_alone_are_those_of_a_cold_sweep(cold):
+    whole, there = cold(cold=True)
+    some, here = cold(only=(3, 1))
+    assert [point.role for point in some] == ["epsilon", "epsilon", "boundary-low"]
+    of_whole = {point.name: point for point in whole}
+    assert [point.name for point in some] == [whole.points[1].name, whole.points[3].name, "boundary-low"]
+    for point in some:
+        assert point.values == of_whole[point.name].values
+        weights = "diffusion_pytorch_model.safetensors"
+        assert (here / point.name / weights).read_bytes() == (there / point.name / weights).read_bytes()
+
+
+def test_a_walk_is_not_cold(cold):
+    walked, apart = (front.points[1] for front, _ in (cold(), cold(cold=True)))
+    assert walked.epsilon == apart.epsilon
+    assert walked.values != apart.values
+
+
+@pytest.mark.parametrize("number", [0, 4])
+def test_a_point_that_is_not_there_is_refused(cold, number):
+    with pytest.raises(UserError, match=f"there is no point number {number}; the numbers are 1 to 3"):
+        cold(only=(1, number))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 
 from unlearn_ext import data, demo, journal, models, objectives, pretrain
+from unlearn_ext.cli.points import parse
 from unlearn_ext.models import diffusion
 from unlearn_ext.settings import Settings
 
@@ -52,6 +55,42 @@ def test_sweep_writes_a_run_and_its_report(place: Path, tmp_path: Path) -> None:
     assert "f1 reached" in said
     assert (tmp_path / "run" / "report.html").is_file()
     assert len(list((tmp_path / "run").glob("*/config.json"))) == 4
+
+
+def test_some_points_are_computed_alone(place: Path, tmp_path: Path) -> None:
+    quick = ["--steps", "3", "--out", str(tmp_path / "run")]
+    code, said = call("sweep", *options(place), *quick, "--points", "2,1/3")
+    assert code == 0, said
+    assert (tmp_path / "run" / "report.html").is_file()
+    names = {path.parent.name for path in (tmp_path / "run").glob("*/config.json")}
+    assert len(names) == 3
+    assert "boundary-low" in names
+    assert "boundary-high" not in names
+
+
+@pytest.mark.parametrize(
+    ("typed", "understood"),
+    [("9", (9, None)), ("3,4", (9, (3, 4))), ("3/12", (12, (3,))), (" 5,1/6 ", (6, (5, 1)))],
+)
+def test_points_as_they_are_typed(typed: str, understood: object) -> None:
+    points = parse(typed)
+    assert (points.count, points.only) == understood
+    assert parse(str(points)) == points
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("nine", "`nine` is no count such as 9, and no numbers of points such as 3,4 or 3,4/12."),
+        ("3,", "`3,` is no count"),
+        ("3,10", "there is no point number 10; the numbers are 1 to 9."),
+        ("0/4", "there is no point number 0; the numbers are 1 to 4."),
+        ("0", "0 is not in the range x>=1."),
+    ],
+)
+def test_points_that_cannot_be_understood(typed: str, said: str) -> None:
+    with pytest.raises(typer.BadParameter, match=re.escape(said)):
+        parse(typed)
 
 
 class Pixels:

@@ -15,6 +15,8 @@ from ..parallel import first_alone
 from . import work
 from .inputs import Problem, built_in, describe, keep_apart, prepare
 from .options import Family, Machine, Seed, Small, Sources, Training, unfolded
+from .points import Points
+from .points import parse as parse_points
 from .terminal import Watch, err, facts_table, out, plain_warnings, together
 
 _UsageError = typer.BadParameter.__base__  # typer's own or click's, by typer's release
@@ -58,7 +60,17 @@ app = typer.Typer(
 )
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write the run to.")]
-Points = Annotated[int, typer.Option(min=1, help="How many ε between the boundaries.")]
+Wanted = Annotated[
+    Points,
+    typer.Option(
+        "--points", parser=parse_points, metavar="N | I,J,…[/N]",
+        help="How many ε between the boundaries; or numbers of some of 9, or of N, which are computed alone, and cold.",
+    ),
+]  # fmt: skip
+Cold = Annotated[
+    bool,
+    typer.Option("--cold", help="Begin every point at the unmodified model: none depends on another, all cost more."),
+]
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Go on where an earlier process of the same command was ended."),
@@ -100,7 +112,7 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
                 model, images = chosen.prepare(family, watch)
             description, choice = describe(images.name, chosen.FORGET_CLASSES), chosen.CHOICES[family]
             problem = Problem(model, images, chosen.TASK, description, choice.settings)
-            work.sweep_to(out_, problem, choice.points, resume, watch)
+            work.sweep_to(out_, problem, Points(choice.points), False, resume, watch)
         classes = ",".join(map(str, chosen.FORGET_CLASSES))
         work.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family))
 
@@ -131,7 +143,8 @@ def sweep(
     training: Training,
     machine: Machine,
     out_: Out = Path("runs/sweep"),
-    points: Points = 9,
+    points: Wanted = "9",  # typer parses it
+    cold: Cold = False,
     resume: Resume = False,
 ) -> None:
     """The whole Pareto front: both boundaries, and models at ε spaced evenly between them.
@@ -144,6 +157,8 @@ def sweep(
 
     - `unlearn-ext sweep --data-dir photos/ --forget-classes cat,dog --model checkpoint/ --out runs/mine`
 
+    - `unlearn-ext sweep --points 3,4/9 --out runs/3-4` computes two of nine models, as one job of an array may.
+
     - The same command with `--resume` goes on where this one was killed, and changes nothing of what comes of it.
 
     - `torchrun --nproc-per-node 2 -m unlearn_ext sweep` divides every minibatch between two processes.
@@ -153,7 +168,7 @@ def sweep(
         with Watch() as watch:
             with first_alone():
                 problem = prepare(sources, training, machine, watch)
-            work.sweep_to(out_, problem, points, resume, watch)
+            work.sweep_to(out_, problem, points, cold, resume, watch)
         work.show_run(out_, sources)
 
 

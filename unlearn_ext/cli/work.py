@@ -15,6 +15,7 @@ from ..report import require_drawing
 from ..writing import save_folder
 from .inputs import Problem, prepare
 from .options import Machine, Sources, Training
+from .points import Points
 from .terminal import Watch, front_table, metric_tables, out, outcome_table, standings_table
 from .typed import keep, kept
 
@@ -22,14 +23,15 @@ if TYPE_CHECKING:
     from ..progress import Callback
 
 
-def sweep_to(folder: Path, problem: Problem, points: int, resume: bool, progress: Callback) -> None:
-    """The whole front into a folder."""
+def sweep_to(folder: Path, problem: Problem, points: Points, cold: bool, resume: bool, progress: Callback) -> None:
+    """The front, or the points of it that are wanted, into a folder."""
     from ..phases import sweep
 
     require_drawing()  # better now than after the last point
     images = problem.images
     sweep(
-        problem.model, images.forget, images.retain, task=problem.task, points=points, augment=problem.augment,
+        problem.model, images.forget, images.retain, task=problem.task, points=points.count,
+        only=points.only, cold=cold, augment=problem.augment,
         held_out=(images.forget_validation, images.retain_validation), out=folder, dataset=problem.description,
         settings=problem.settings, progress=progress, resume=resume,
     )  # fmt: skip
