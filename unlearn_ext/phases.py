@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import json
 import math
-import resource
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -26,6 +23,7 @@ from .control import StepStats
 from .data.augment import Augment
 from .encoder import Encoder
 from .errors import UserError
+from .footprint import peak_mb, release
 from .journal import Journal, identity, journal
 from .models import I2IModel, reconstruct
 from .objectives import Objectives
@@ -249,7 +247,7 @@ class _Walk:
         return self.settings.tolerance * self.f1_original
 
     def _run(self, name: str, model: I2IModel) -> Run:
-        _release()
+        release()
         history = self.histories.setdefault(name, History())
         stage = self.stage
 
@@ -311,7 +309,7 @@ class _Walk:
             "max_epsilon_miss": max(misses) / (self.f1_original - self.f1_star),
             "samples_from": "training images",
             "seconds": time.monotonic() - self.start,
-            "peak_memory_mb": _peak_memory_mb(),
+            "peak_memory_mb": peak_mb(),
         }
 
 
@@ -338,16 +336,3 @@ def _empty(out: Path) -> None:
             shutil.rmtree(out / name, ignore_errors=True)
         for name in ("sources.json", "metrics.csv", "history.csv", "samples.npz", "metrics.json", FRONT):
             (out / name).unlink(missing_ok=True)
-
-
-def _release() -> None:
-    """Gives the memory of the run before back to the system: glibc would keep a model's worth or two, in pieces."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def _peak_memory_mb() -> float:
-    """Peak resident memory of this process; the kernel counts in KiB, macOS in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 import time
-from pathlib import Path
 
 import torch
 
+from .. import footprint
 from ..baselines import Method, train
 from ..models import I2IModel
 from ..objectives import Objectives
@@ -25,10 +24,10 @@ def measure(trial: Trial, method: type[Method] | None) -> Cost:
     model, objectives = trial.problem.model, trial.problem.training
     _seconds(method, model, objectives, FEW)  # the first of all warms up
     few = _seconds(method, model, objectives, FEW)
-    _forget_peak(model.device)
+    known = _forget_peak(model.device)
     many = _seconds(method, model, objectives, MANY)
     seconds = (many - few) / (MANY - FEW)
-    return Cost(trial.family, method.name if method else OURS, seconds, _peak_mb(model.device))
+    return Cost(trial.family, method.name if method else OURS, seconds, _peak_mb(model.device) if known else math.nan)
 
 
 def _seconds(method: type[Method] | None, model: I2IModel, objectives: Objectives, steps: int) -> float:
@@ -42,19 +41,16 @@ def _seconds(method: type[Method] | None, model: I2IModel, objectives: Objective
     return time.perf_counter() - start
 
 
-_FORGET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")  # Linux; elsewhere the peak is not known
-
-
-def _forget_peak(device: torch.device) -> None:
+def _forget_peak(device: torch.device) -> bool:
+    """Whether there will be a peak of what comes now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif _FORGET.exists():
-        _FORGET.write_text("5")
+        return True
+    footprint.release()
+    return footprint.forget_peak()
 
 
 def _peak_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    if _FORGET.exists():
-        return int(re.search(r"VmHWM:\s+(\d+)", _STATUS.read_text())[1]) / 2**10
-    return math.nan
+    return footprint.peak_mb()
