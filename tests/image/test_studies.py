@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,24 +18,29 @@ pytest.importorskip("matplotlib")
 from unlearn_ext import demo
 from unlearn_ext.control import GradientNorm
 from unlearn_ext.data import ForgetRetain
+from unlearn_ext.encoder import Encoder
 from unlearn_ext.errors import UserError
+from unlearn_ext.models import reconstruct
 from unlearn_ext.objectives import Objectives
 from unlearn_ext.pareto import ParetoFront
 from unlearn_ext.report import write_reproduction
+from unlearn_ext.report.gallery import infill_rows
 from unlearn_ext.reproduction import FULL, QUICK, Plan, reproduce
 from unlearn_ext.reproduction import costs as costs_module
 from unlearn_ext.reproduction import experiment as experiment_module
-from unlearn_ext.reproduction.studies import Convergence, Crops, Probe, Resurfacing, Study, fill
+from unlearn_ext.reproduction.pictures import Pictures
+from unlearn_ext.reproduction.studies import Convergence, Crops, Infill, Probe, Resurfacing, Study, fill
+from unlearn_ext.reproduction.studies.infill import BLURRED, MEAN_IMAGE, NOISE, TARGETS, aimed, blurred
 from unlearn_ext.reproduction.studies.probe import MEMBER, SET, accuracy
 from unlearn_ext.reproduction.studies.resurfacing import FEW_FORGET, RETAIN, relearn
 from unlearn_ext.reproduction.table import OURS, UNMODIFIED, Table
-from unlearn_ext.reproduction.trial import Trial
+from unlearn_ext.reproduction.trial import Problem, Trial
 from unlearn_ext.run import History, Run
 from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
 
-DELTAS, STEPS, FRACTIONS = (0.5, 2.0, 3.0), (0, 1, 3), (0.25, 0.75)
-STUDIES = (Convergence(DELTAS, runs=2), Resurfacing(STEPS), Probe(), Crops(FRACTIONS, points=1))
+DELTAS, STEPS, FRACTIONS, SHARES = (0.5, 2.0, 3.0), (0, 1, 3), (0.25, 0.75), (0.9, 0.8)
+STUDIES = (Convergence(DELTAS, runs=2), Resurfacing(STEPS), Probe(), Crops(FRACTIONS, points=1), Infill(SHARES))
 PLAN = Plan(seeds=1, points=1, studies=STUDIES)
 BRIEF = demo.Choice(Settings(steps=2, batch_size=8))
 
@@ -80,7 +86,7 @@ def front(folder):
 
 
 def test_every_row_that_is_claimed_is_there(folder):
-    convergence, resurfacing, probe, crops = (answers(folder, study) for study in STUDIES)
+    convergence, resurfacing, probe, crops, infill = (answers(folder, study) for study in STUDIES)
     names = [UNMODIFIED, *(point.name for point in front(folder))]
     assert len(names) == PLAN.points + 3
     assert [row.key for row in convergence] == [
@@ -94,6 +100,7 @@ def test_every_row_that_is_claimed_is_there(folder):
         points = [row.point for row in crops if row.fraction == fraction]
         assert points[0] == UNMODIFIED
         assert (points[1], points[-1], len(points)) == ("boundary-high", "boundary-low", 4)
+    assert [row.key for row in infill] == [("vqgan", target, share) for target in TARGETS for share in (1.0, *SHARES)]
 
 
 def test_a_second_call_computes_nothing(folder, monkeypatch):
@@ -110,7 +117,7 @@ def test_the_same_seed_gives_the_same_rows_and_only_missing_parts_are_computed(f
     assert {name: (tmp_path / f"{name}.csv").read_bytes() for name in whole} == whole
 
     made = []
-    for kind in (Convergence, Resurfacing, Probe, Crops):
+    for kind in map(type, STUDIES):
         path, answer = tmp_path / f"{kind.name}.csv", kind.answer
         last = answers(tmp_path, kind)[-1].part
         kept = [row for row in answers(tmp_path, kind) if row.part != last]
@@ -127,6 +134,7 @@ def test_the_same_seed_gives_the_same_rows_and_only_missing_parts_are_computed(f
     assert made == [
         ("convergence", ("II", DELTAS[-1])), ("resurfacing", ("boundary-low", FEW_FORGET)),
         ("probe", ("boundary-low",)), ("crops", (FRACTIONS[-1],)),
+        ("infill", (TARGETS[-1],)),
     ]  # fmt: skip
     assert {name: (tmp_path / f"{name}.csv").read_bytes() for name in whole} == whole
 
@@ -151,16 +159,17 @@ def test_whoever_watches_is_told_of_the_studies(folder, tmp_path):
     assert all(0 <= now.step <= now.steps for now in seen)
 
 
-def test_a_family_that_crops_are_not_asked_of_has_none(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("study", "family"), [(Crops(FRACTIONS, points=1), "mae"), (Infill(SHARES), "diffusion")])
+def test_a_family_that_is_not_asked_has_none(folder, tmp_path, monkeypatch, study, family):
     monkeypatch.setattr(demo, "prepare", lambda *_, **__: pytest.fail("no model is needed"))
-    fill(Crops(FRACTIONS, points=1), Trial("mae", 0, PLAN, folder, None), tmp_path)
-    assert not (tmp_path / "crops.csv").exists()
+    fill(study, Trial(family, 0, PLAN, folder, None), tmp_path)
+    assert not (tmp_path / f"{study.name}.csv").exists()
 
 
 def test_the_full_plan_studies_all_of_it_and_the_quick_one_trains_no_further_model():
     full, quick = ({type(study) for study in plan.studies} for plan in (FULL, QUICK))
     assert full == set(Study.__subclasses__())
-    assert quick == full - {Crops}
+    assert quick == full - {Crops, Infill}
 
 
 # ---- convergence
@@ -269,12 +278,112 @@ def test_the_unmodified_model_is_judged_under_the_hole(folder, tiny_model, image
             assert row.f1 == objectives.evaluate_f1(objectives.frozen)
 
 
+# ---- infill
+
+
+def problem_of(model, images, settings=BRIEF.settings):
+    training = Objectives.freeze(model, images.forget, images.retain, demo.TASK, settings=settings)
+    return Problem(model, images, training, training.held_out(images.forget_validation, images.retain_validation))
+
+
+@pytest.mark.parametrize("target", TARGETS[1:])
+@pytest.mark.parametrize("family", Infill(()).families)
+def test_a_target_is_what_it_is_called(images, family, target):
+    model = tiny.model(family)
+    problem = problem_of(model, images)
+    pairs = zip(aimed(problem, target), (images.forget, images.forget_validation), strict=True)
+    for objectives, forget in pairs:
+        if target == MEAN_IMAGE:
+            expected = seen(model, images.retain.mean(0, keepdim=True))
+        elif target == BLURRED:
+            expected = seen(model, blurred(forget, demo.TASK))
+        else:
+            expected = seen(model, images.retain).mean(0, keepdim=True)
+        torch.testing.assert_close(objectives.forget.targets, expected)
+        distance = (seen(model, forget) - expected).square().mean() / problem.training.variance
+        assert objectives.evaluate_f1(objectives.frozen) == pytest.approx(distance.item(), rel=1e-4)
+        assert objectives.evaluate_f2(objectives.frozen) == pytest.approx(0, abs=1e-9)
+
+
+def test_noise_is_ours_as_it_is(tiny_model, images):
+    problem = problem_of(tiny_model, images)
+    assert aimed(problem, NOISE) == (problem.training, problem.validation)
+
+
+@torch.no_grad()
+def seen(model, images):
+    return model.encode(*model.inputs(images, demo.TASK))
+
+
+def test_what_is_blurred_does_not_tell_what_is_hidden(images):
+    hidden = demo.TASK.mask(images.forget).expand_as(images.forget)
+    other = images.forget.masked_fill(hidden, 0.7)
+    once = blurred(images.forget, demo.TASK)
+    assert torch.equal(blurred(other, demo.TASK), once)
+    assert once.isfinite().all()
+    assert (once - once.mean((1, 2, 3), keepdim=True)).square().mean() < 0.2 * images.forget[~hidden].var()
+
+
+def test_a_blur_neither_lightens_nor_darkens():
+    grey = torch.full((2, 1, 32, 24), 0.3)
+    torch.testing.assert_close(blurred(grey, demo.TASK), grey)
+
+
+def test_every_target_begins_at_the_unmodified_model_and_f1_is_brought_to_its_share(tiny_model, images, tmp_path):
+    trial = Trial("vqgan", 0, PLAN, tmp_path, None)
+    trial.settings = Settings(steps=40, batch_size=16)
+    trial.problem = problem_of(tiny_model, images, trial.settings)
+    kept = []
+    trial.pictures = SimpleNamespace(keep=lambda method, point, model, *_: kept.append((method, point, model)))
+    for target in TARGETS:
+        whole, half = Infill((0.5,)).answer(trial, (target,), None)
+        training, validation = aimed(trial.problem, target)
+        assert (whole.f1, whole.f2) == training.evaluate(training.frozen)
+        assert half.f1 == pytest.approx(0.5 * whole.f1, abs=2 * trial.settings.tolerance * whole.f1)
+        assert half.f2 > 0
+        method, point, model = kept[-1]
+        assert (method, point) == (f"infill {target}", "0.5")
+        assert (half.f1_validation, half.f2_validation) == pytest.approx(
+            validation.evaluate(Encoder(model, trial.settings)), rel=1e-6
+        )
+
+
+def test_the_error_is_of_the_hole_alone(folder, tiny_model, images):
+    rows = {(row.target, row.share): row for row in answers(folder, Infill)}
+    originals = images.forget_validation
+    made = reconstruct(tiny_model, originals, demo.TASK)
+    expected = (made - originals)[..., 2:6, 2:6].square().mean().item()
+    assert [rows[target, 1.0].error_forget for target in TARGETS] == pytest.approx([expected] * len(TARGETS), rel=1e-5)
+    assert rows[NOISE, 1.0].error_forget != rows[NOISE, 1.0].error_retain
+    assert len({rows[target, SHARES[-1]].error_forget for target in TARGETS}) == len(TARGETS)
+
+
+def test_what_every_target_makes_is_kept_and_drawn(folder):
+    shown = Pictures(folder, "vqgan", 0)
+    rows = answers(folder, Infill)
+    kept = {row.pictures: shown.made(*row.pictures) for row in rows}
+    assert len(kept) == 1 + len(TARGETS) * len(SHARES)
+    assert {(kind, part.dtype) for sets in kept.values() for kind, part in sets.items()} == {
+        ("forget", np.dtype("uint8")), ("retain", np.dtype("uint8")),
+    }  # fmt: skip
+    strip = infill_rows(rows, shown)
+    assert [row.label for row in strip] == [
+        "original", "corrupted", "unmodified model", *(target for target in TARGETS for _ in SHARES),
+    ]  # fmt: skip
+    assert len({row.forget.tobytes() for row in strip}) > 3
+    page = write_reproduction(folder).read_text(encoding="utf-8")
+    for target in TARGETS:
+        assert page.count(f"images to retain: {target}") == len(SHARES)
+    assert (folder / "figures" / "infill-vqgan.png").is_file()
+
+
 # ---- the page
 
 
 def test_the_page_has_a_figure_a_study(folder):
     whole = write_reproduction(folder).read_text(encoding="utf-8").count("<svg")
-    assert {f"{study.name}-vqgan.svg" for study in STUDIES} <= {path.name for path in folder.glob("figures/*.svg")}
+    figures = {path.stem for path in folder.glob("figures/*.svg")}
+    assert {f"{study.name}-vqgan" for study in STUDIES} <= figures
     (folder / "probe.csv").rename(folder / "elsewhere")
     try:
         assert write_reproduction(folder).read_text(encoding="utf-8").count("<svg") == whole - 1

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..baselines import METHODS
 from ..reproduction.pictures import Pictures, Sets
-from ..reproduction.table import Row
+from ..reproduction.studies.infill import WHOLE, Infilled
+from ..reproduction.table import UNMODIFIED, Row
 from .strip import REFERENCES, StripRow, tiles
 
 _SIGNS = {"weight": "w", "epsilon": "ε"}
@@ -20,19 +21,48 @@ def gallery_rows(named: Mapping[str, Row], shown: Pictures) -> list[StripRow]:
         named: models under what to call them.
         shown: their pictures.
     """
+    made = {name: (name, _note(row), shown.made(row.method, row.point)) for name, row in named.items()}
+    return _rows(_given(shown) | made)
+
+
+def infill_rows(infilled: Sequence[Infilled], shown: Pictures) -> list[StripRow]:
+    """The images, what models are given of them, the unmodified model, and a strip a target and ε, likewise.
+
+    Args:
+        infilled: the models of one family.
+        shown: their pictures.
+    """
+    made = {UNMODIFIED: (*REFERENCES[UNMODIFIED], shown.made(UNMODIFIED, ""))}
+    for answer in infilled:
+        if answer.share != WHOLE:
+            note = _joined(f"ε = {answer.share:g} f1₀", f"f2 {answer.f2:.4f}")
+            made[" ".join(answer.pictures)] = (answer.target, note, shown.made(*answer.pictures))
+    return _rows(_given(shown) | made)
+
+
+_Said = tuple[str, str, Sets | None]  # label, note, pictures
+
+
+def _given(shown: Pictures) -> dict[str, _Said]:
     references = {"original": shown.originals(), "corrupted": shown.corrupted()}
-    rows = [_row(name, *REFERENCES[name], sets) for name, sets in references.items() if sets is not None]
-    models = {name: shown.made(row.method, row.point) for name, row in named.items()}
-    return rows + [_row(name, name, _note(named[name]), sets) for name, sets in models.items() if sets is not None]
+    return {name: (*REFERENCES[name], sets) for name, sets in references.items()}
 
 
-def _row(name: str, label: str, note: str, sets: Sets) -> StripRow:
-    return StripRow(name, label, note, tiles(sets["forget"]), tiles(sets["retain"]), steers=False)
+def _rows(named: Mapping[str, _Said]) -> list[StripRow]:
+    """Of those that have pictures."""
+    return [
+        StripRow(name, label, note, tiles(sets["forget"]), tiles(sets["retain"]), steers=False)
+        for name, (label, note, sets) in named.items()
+        if sets is not None
+    ]
 
 
 def _note(row: Row) -> str:
     """The value of the knob, and what the model reached on training images."""
     knob = METHODS[row.method].knob if row.method in METHODS else "epsilon"
     said = [] if math.isnan(row.value) else [f"{_SIGNS[knob]} = {row.value:.3g}"]
-    said += [f"f1 {row.f1:.3f}", f"f2 {row.f2:.4f}"]
+    return _joined(*said, f"f1 {row.f1:.3f}", f"f2 {row.f2:.4f}")
+
+
+def _joined(*said: str) -> str:
     return " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in said)

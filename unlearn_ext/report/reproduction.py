@@ -17,7 +17,7 @@ from .family import section
 from .hypervolumes import hypervolumes
 from .saving import save_figures
 from .strip import strip_figure
-from .studies import study_figures
+from .studies import infill_strip, study_figures
 from .template import render
 
 
@@ -42,6 +42,7 @@ def write_page(folder: Path) -> Path:
     plots |= {f"{study}-{name}": figure for name, drawn in studies.items() for study, figure in drawn.items()}
     strips = {f"pictures-{name}": shown.gallery for name, shown in sections.items()}
     strips |= {f"strip-{name}": shown.strip for name, shown in sections.items()}
+    strips |= {f"infill-{name}": infill_strip(folder, mine) for name, mine in families.items()}
     save_figures(folder / "figures", plots | {name: strip_figure(mine) for name, mine in strips.items() if mine})
     page = folder / "reproduction.html"
     html = render(
@@ -54,6 +55,7 @@ def write_page(folder: Path) -> Path:
         costs={(cost.family, cost.method): cost for cost in costs},
         worst_f2=WORST_F2,
         studies={name: list(drawn) for name, drawn in studies.items()},
+        infill={name: strips[f"infill-{name}"] for name in families},
     )
     write_atomically(page, html.encode())
     return page

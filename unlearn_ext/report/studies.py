@@ -1,4 +1,4 @@
-"""The figures of the studies: what was asked beside the main comparison."""
+"""The figures and the strip of the studies: what was asked beside the main comparison."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ..reproduction.studies import Convergence, Crops, Probe, Resurfacing
+from ..reproduction.pictures import Pictures
+from ..reproduction.studies import Convergence, Crops, Infill, Probe, Resurfacing, Study
 from ..reproduction.studies.convergence import EPSILON, INFIMUM
 from ..reproduction.studies.probe import MEMBER, SET
 from ..reproduction.studies.resurfacing import FEW, FEW_FORGET, RETAIN
 from ..reproduction.table import OURS, UNMODIFIED, Row, Table
+from .gallery import infill_rows
+from .strip import StripRow
 from .style import GREEN, INK, ORANGE, VERMILION, shades, style
 
 _COLOURS = (VERMILION, ORANGE, GREEN, "#56b4e9", "#cc79a7")  # Okabe–Ito, without those that drown on white or black
@@ -36,11 +39,26 @@ def study_figures(folder: Path, rows: Sequence[Row]) -> dict[str, Figure]:
     shown = [row for row in rows if row.seed == min(row.seed for row in rows)]
     drawn = {}
     for study, figure in figures.items():
-        answers = Table(folder / f"{study.name}.csv", study.row).rows.values()
-        if mine := [answer for answer in answers if answer.family == rows[0].family]:
+        if mine := _answers(folder, study, rows[0].family):
             with style():
                 drawn[study.name] = figure(mine, shown)
     return drawn
+
+
+def infill_strip(folder: Path, rows: Sequence[Row]) -> list[StripRow]:
+    """What models with each target make of images, likewise; empty where that study has not been made.
+
+    Raises:
+        UserError: the table or the pictures cannot be read.
+    """
+    family, seed = rows[0].family, min(row.seed for row in rows)
+    infilled = _answers(folder, Infill, family)
+    return infill_rows(infilled, Pictures(folder, family, seed)) if infilled else []
+
+
+def _answers(folder: Path, study: type[Study], family: str) -> list[Any]:
+    answers = Table(folder / f"{study.name}.csv", study.row).rows.values()
+    return [answer for answer in answers if answer.family == family]
 
 
 def _convergence(steps: Sequence[Any], models: Sequence[Row]) -> Figure:

@@ -10,7 +10,7 @@ from typing import Any
 from ..demo import CHOICES, DATASET, FORGET_CLASSES, TASK
 from ..errors import UserError
 from ..writing import write_atomically
-from .studies import Convergence, Crops, Probe, Resurfacing, Study
+from .studies import Convergence, Crops, Infill, Probe, Resurfacing, Study
 
 FILE = "reproduction.json"
 # Of the baselines. Ours takes larger steps on f2; at its rate they do worse: the weighted sum's f2 at the same f1, for
@@ -69,6 +69,7 @@ FULL = Plan(
         Resurfacing(steps=(0, 10, 20, 40, 80)),
         Probe(),
         Crops(fractions=(0.25, 0.5, 0.75), points=3),
+        Infill(shares=(0.5, 0.1)),
     ),
 )
 QUICK = Plan(

@@ -2,8 +2,9 @@
 
 from .convergence import Convergence
 from .crops import Crops
+from .infill import Infill
 from .probe import Probe
 from .resurfacing import Resurfacing
 from .study import Study, fill
 
-__all__ = ["Convergence", "Crops", "Probe", "Resurfacing", "Study", "fill"]
+__all__ = ["Convergence", "Crops", "Infill", "Probe", "Resurfacing", "Study", "fill"]

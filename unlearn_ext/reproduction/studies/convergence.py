@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ...control import EpsilonGap, GradientNorm, StepStats
 from ...run import History, Run
-from .study import Answer, OnStep, Part, Study
+from .study import Answer, OnStep, Part, Study, of_run
 
 if TYPE_CHECKING:
     from ..trial import Trial
@@ -77,12 +77,9 @@ class Convergence(Study):
     def _trained(
         self, trial: Trial, control: EpsilonGap | GradientNorm, steps: int, on_step: OnStep | None = None
     ) -> Run:
-        def told(step: int, planned: int, stats: StepStats, f2: float) -> None:
-            on_step(step, planned, stats.constraint.item(), f2)
-
         problem, settings = trial.problem, trial.settings
         model = copy.deepcopy(problem.model)
-        run = Run(model, problem.training, settings, History(), told if on_step else None)
+        run = Run(model, problem.training, settings, History(), of_run(on_step))
         run.train(control, settings.lr, steps)
         return run
 

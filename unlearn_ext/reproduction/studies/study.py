@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...control import StepStats
 from ...progress import Progress
+from ...run import OnStep as OnRunStep
 from ..table import Table
 
 if TYPE_CHECKING:
@@ -79,6 +81,17 @@ def fill(study: Study, trial: Trial, out: Path) -> None:
     for index, part in enumerate(parts):
         if part not in there:
             table.add(study.answer(trial, part, _told(study, trial, part, index, len(parts))))
+
+
+def of_run(on_step: OnStep | None) -> OnRunStep | None:
+    """The same for a :class:`~unlearn_ext.run.Run`, which tells more."""
+    if on_step is None:
+        return None
+
+    def told(step: int, planned: int, stats: StepStats, f2: float) -> None:
+        on_step(step, planned, stats.constraint.item(), f2)
+
+    return told
 
 
 def _told(study: Study, trial: Trial, part: Part, index: int, total: int) -> OnStep | None:
