@@ -24,8 +24,9 @@ from .settings import Settings
 SMOOTHING = 0.7  # of ∇f1 over minibatches: less of its noise ends in f2, and fewer runs need a correction
 NEARER = 0.9  # of the gap before it: a correction that leaves more has come to the end of what can be forgotten
 NEAR = 4  # tolerances from ε: f1 has arrived, and f2 may come to rest
-LEAST = 0.25  # of the decrease that ψ demands: with less, f1 will not come nearer at this learning rate
-FALLS = 0.05  # of itself, over a window: by less, f2 is at rest at this learning rate …
+FAR = 16  # tolerances from ε: there, f1 must come nearer, …
+LEAST = 0.25  # … by so much of what ψ demands, or it never will at this learning rate
+FALLS = 0.05  # of itself, over a window: by no more, f2 is at rest at this learning rate …
 WORTH = 1e-4  # … and by less than that, in variances of the latents, its fall is not worth a step
 WINDOWS = 4  # to the settings' steps
 MOST = 4  # times the settings' steps, until the learning rate falls whether f2 rests or not
@@ -182,7 +183,7 @@ class Run:
         """Steps at the full learning rate, a window after the other, until no more is to be had of it.
 
         That is where f1 has arrived, and f2 over the minibatches of a window is no less than over those of the one
-        before; or where f1 does not come nearer as it should.
+        before; or where f1 is far away and does not come nearer.
         """
         steps, rate = self.settings.steps, self.settings.rate
         window, gap_before, f2_before = max(steps // WINDOWS, 1), math.inf, math.inf
@@ -193,10 +194,10 @@ class Run:
             f1, f2 = self.history.since(begin)[:, :2].mean(0).tolist()
             gap = abs(f1 - epsilon)
             if gap <= NEAR * tolerance:
-                if not f2_before - f2 > max(FALLS * f2_before, WORTH):
+                if f2_before - f2 <= max(FALLS * f2, WORTH):
                     break
                 f2_before = f2
-            elif gap > gap_before * (1 - LEAST * (1 - (1 - rate) ** window)):
+            elif gap > FAR * tolerance and gap > gap_before * (1 - LEAST * (1 - (1 - rate) ** window)):
                 break
             gap_before = gap
 

@@ -152,3 +152,21 @@ def test_a_run_takes_as_long_as_it_has_far_to_go(model, images):
         run.meet(share * f1, tolerance=0.01 * f1)
         steps.append(run.steps_taken)
     assert QUICK.steps // 2 < steps[1] < steps[0] <= (4 + 1 / 2 + 3 / 3) * QUICK.steps
+
+
+@pytest.mark.parametrize(
+    ("falls", "windows"), [((0.5, 0.4, 0.39), 3), ((0.5, 0.4, 0.3, 0.2, 0.2), 5), ((1e-4, 4e-5), 2)]
+)
+def test_the_rate_is_held_for_as_long_as_f2_falls(model, images, monkeypatch, falls, windows):
+    run = Run(model, Objectives.freeze(model, *images, TASK), Settings(steps=8), History())
+    f2, held_windows = iter(falls), []
+
+    def train(control, lr, steps, epsilon, *, held=0):
+        if held:
+            held_windows.append(steps)
+            rows = [[0.5, next(f2), 0.0, 0.0, 0.0]] * steps
+            run.history.extend(epsilon, torch.tensor(rows, dtype=torch.float64))
+
+    monkeypatch.setattr(run, "train", train)
+    run.meet(0.5, tolerance=0.01)
+    assert held_windows == [2] * windows
