@@ -29,7 +29,7 @@ LEAST = 0.25  # … by so much of what ψ demands, or it never will at this lear
 FALLS = 0.05  # of itself, over a window: by no more, f2 is at rest at this learning rate …
 WORTH = 1e-4  # … and by less than that, in variances of the latents, its fall is not worth a step
 WINDOWS = 4  # to the settings' steps
-MOST = 4  # times the settings' steps, until the learning rate falls whether f2 rests or not
+MOST = 2  # times the settings' steps, until the learning rate falls whether f2 rests or not
 
 OnStep = Callable[[int, int, StepStats, float], None]  # steps taken, steps planned so far, what the step saw, f2
 
@@ -117,9 +117,9 @@ class Run:
     def meet(self, epsilon: float, tolerance: float) -> tuple[float, float]:
         """min f2 s.t. f1 ≤ ε, for as long as it takes, then corrections until ε is met over the whole forget set.
 
-        The learning rate is held until f1 is near ε and f2 has stopped falling, four times the settings' steps at most,
+        The learning rate is held until f1 is near ε and f2 has stopped falling, twice the settings' steps at most,
         and then falls to 0 over half of them: a run takes little more than the settings' steps next to its neighbour
-        on the front, and several times as many from far away.
+        on the front, and two or three times as many from far away.
 
         Minibatches meet ε on average over the last steps; what offset is left over the whole set is measured and
         allowed for in at most three short corrections. An ε that f1 comes no nearer to from above is not chased: it is

@@ -21,7 +21,7 @@ class Settings:
     Attributes:
         lr: learning rate of AdamW, held until a run is near its ε and f2 has stopped falling; then it falls linearly to
             0. The rate at which ε is approached does not depend on it.
-        steps: optimizer steps of a run that begins near its ε, about; one with far to go takes up to four and a half
+        steps: optimizer steps of a run that begins near its ε, about; one with far to go takes up to two and a half
             times as many.
         batch_size: images in each minibatch, of forget and of retain images alike; four times as many are encoded at
             once where no gradient is needed.

@@ -76,7 +76,7 @@ QUICK = Plan(
     seeds=1,
     points=3,
     studies=(
-        Convergence(deltas=(0.5, 1.0, 1.5, 2.0, 3.0), runs=1),
+        Convergence(deltas=(0.5, 1.0, 2.0), runs=1),
         Resurfacing(steps=(0, 10, 20)),
         Probe(),
     ),
