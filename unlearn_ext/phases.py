@@ -65,8 +65,9 @@ def sweep(
 
     The walk goes from the unmodified model towards the highest completeness; every run starts from its neighbour.
     First f1*, the infimum of f1, is found by descending with ψ = α‖∇f1‖² until f1 stalls; then the lowest boundary, the
-    points with ε falling, and last the highest boundary, which is the same problem at ε = f1*. Points that no other is
-    to depend on begin at the unmodified model instead, and cost more for a larger f2.
+    points with ε falling, and last the highest boundary, which is the same problem at ε = f1*, as near as f1 is met at
+    all: the tolerance above it, for what is closer cannot be told from f1* and costs a multiple of f2. Points that no
+    other is to depend on begin at the unmodified model instead, and cost more for a larger f2.
 
     Where ``torch.distributed`` is initialised, call it in every process with the same arguments: each works on its
     share of every minibatch, all walk the same way, and the first writes.
@@ -124,14 +125,14 @@ def sweep(
         walk = _Walk(model, objectives, held_out, out if parallel.is_first() else None, progress, kept, asked["cold"])
         walk.stages = 2 + (count + 1 if only is None else len(asked["only"]))
         infimum = walk.find_infimum()
-        low = walk.find_lowest_boundary(infimum)
+        high, low = infimum + walk.tolerance, walk.find_lowest_boundary(infimum)
         if epsilons is None:
-            epsilons = [infimum + (low.epsilon - infimum) * (i + 1) / (points + 1) for i in range(points)]
+            epsilons = [high + (low.epsilon - high) * (i + 1) / (points + 1) for i in range(points)]
         for epsilon in _distinct(epsilons if only is None else [epsilons[number - 1] for number in only]):
             warn_if_outside(epsilon, infimum, low.epsilon)
             walk.step_to(point_name(epsilon), EPSILON, epsilon)
         if only is None:
-            walk.step_to(HIGH, HIGH, infimum)
+            walk.step_to(HIGH, HIGH, high)
         return walk.finish(dataset)
 
 
@@ -205,7 +206,7 @@ class _Walk:
         start, run = time.monotonic(), self._run(LOW, self.model)
         while probes < MAX_PROBES:
             probes += 1
-            f1, f2 = run.meet(self.f1_original - gap, self._tolerance)
+            f1, f2 = run.meet(self.f1_original - gap, self.tolerance)
             if f2 <= F2_TOLERANCE and gap > best_gap:
                 best = self.journal.set_aside(lambda: _encoder_state(self.model))
                 best_gap, best_values = gap, (f1, f2)
@@ -213,6 +214,8 @@ class _Walk:
                     break
             given_up = max(self.f1_original - f1, 1e-6 * span)
             gap = min(given_up * math.sqrt(0.9 * F2_TOLERANCE / max(f2, 1e-3 * F2_TOLERANCE)), 2 * gap, 0.5 * span)
+            if gap <= best_gap:
+                break
         _restore_encoder(self.model, best)
         self.low_method = (
             f"the least ε at which min f2 subject to f1 ≤ ε keeps f2 within {F2_TOLERANCE:g}, found from the side of "
@@ -226,7 +229,7 @@ class _Walk:
         if self.cold:
             _restore_encoder(self.model, _encoder_state(self.original))
         start, run = time.monotonic(), self._run(name, self.model)
-        values = run.meet(epsilon, self._tolerance)
+        values = run.meet(epsilon, self.tolerance)
         return self._note(name, role, epsilon, values, run.steps_taken, start)
 
     def finish(self, dataset: str) -> ParetoFront:
@@ -243,7 +246,8 @@ class _Walk:
         return front
 
     @property
-    def _tolerance(self) -> float:
+    def tolerance(self) -> float:
+        """|f1 − ε| that is good enough, in f1's units."""
         return self.settings.tolerance * self.f1_original
 
     def _run(self, name: str, model: I2IModel) -> Run:

@@ -15,7 +15,7 @@ class NoisyLabel(Reconstruction):
 
     name = "noisy-label"
     default = 1.0
-    grid = (0.1, 1.0)
+    grid = (0.1,)
 
     def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
         super().__init__(model, objectives, value)

@@ -63,10 +63,10 @@ def kept(out: Path) -> dict[str, Any]:
 
 FULL = Plan(
     seeds=5,
-    points=5,
+    points=3,
     studies=(
         Convergence(deltas=(0.5, 1.0, 1.5, 2.0, 3.0), runs=1),
-        Resurfacing(steps=(0, 10, 20, 40, 80)),
+        Resurfacing(steps=(0, 10, 20, 40)),
         Probe(),
         Crops(fractions=(0.25, 0.5, 0.75), points=3),
         Infill(shares=(0.5, 0.1)),
