@@ -21,11 +21,11 @@ from .optim import EpsilonAdamW
 from .progress import Throttle
 from .settings import Settings
 
-# Of ∇f1 over minibatches: less of its noise ends in f2. Next to f1*, where λ is largest, f2 is 0.07 by 0.9, 0.15 by 0.95
-# and 0.24 by 0.7 (small VQ-GAN); further away they are alike.
+# Of ∇f1 over minibatches: less of its noise ends in f2. Next to f1*, where λ is largest, f2 is 0.07 by 0.9, 0.15 by
+# 0.95 and 0.24 by 0.7 (small VQ-GAN); further away they are alike.
 SMOOTHING = 0.9
-# Of ψ, in ‖∇f1‖²: a step asks for no more than one of Phase I would. Next to f1*, where ∇f1 vanishes and the gap does not,
-# λ grows without bound otherwise, and takes the model apart.
+# Of ψ, in ‖∇f1‖²: a step asks for no more than one of Phase I would. Next to f1*, where ∇f1 vanishes and the gap does
+# not, λ grows without bound otherwise, and takes the model apart.
 BARRIER = 1.0
 NEARER = 0.9  # of the gap before it: a correction that leaves more has come to the end of what can be forgotten
 NEAR = 4  # tolerances from ε: f1 has arrived, and f2 may come to rest

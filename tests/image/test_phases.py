@@ -53,6 +53,12 @@ def test_every_epsilon_is_met(swept):
     assert metrics["max_epsilon_miss"] <= 0.03
 
 
+def test_the_highest_boundary_is_as_near_to_the_infimum_as_f1_is_met(swept):
+    front, _, metrics, _ = swept
+    high = metrics["f1_star"] + QUICK.tolerance * metrics["f1_original"]
+    assert front.points[0].epsilon == pytest.approx(high)
+
+
 def test_f1_rises_and_f2_falls_along_the_front(swept):
     front, *_ = swept
     assert [point.role for point in front] == ["boundary-high", "epsilon", "epsilon", "epsilon", "boundary-low"]

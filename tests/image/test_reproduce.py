@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import tiny
+import torch
 
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
@@ -26,13 +28,14 @@ from unlearn_ext.models import load, reconstruct
 from unlearn_ext.objectives import Objectives
 from unlearn_ext.pareto import dominates
 from unlearn_ext.report import write_reproduction
-from unlearn_ext.reproduction import Plan, reproduce, standings, trial
+from unlearn_ext.reproduction import Plan, reproduce, standings, trial, workers
 from unlearn_ext.reproduction import costs as costs_module
 from unlearn_ext.reproduction import experiment as experiment_module
 from unlearn_ext.reproduction.compare import WORST_F2
 from unlearn_ext.reproduction.pictures import KINDS, Pictures
 from unlearn_ext.reproduction.plan import BASELINE_LR
 from unlearn_ext.reproduction.table import OURS, UNMODIFIED, Cost, Row, Table
+from unlearn_ext.reproduction.workers import Workers
 from unlearn_ext.settings import Settings
 
 PLAN = Plan(seeds=1, points=1)
@@ -43,6 +46,14 @@ SOME = (
     "mgda",
     "dual-ascent",
 )  # of pictures, of latents, without a knob, of ε
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """No test is given the problem of another's model."""
+    trial.posed.cache_clear()
+    yield
+    trial.posed.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +141,7 @@ def test_a_row_enters_its_table_after_its_pictures(experiment, tmp_path, monkeyp
     def broken(*_):
         raise OSError(28, "full")
 
-    monkeypatch.setattr(trial.Trial, "_keep_pictures", broken)
+    monkeypatch.setattr(trial.Trial, "keep_pictures", broken)
     with pytest.raises(OSError, match="full"):
         reproduce(tmp_path, plan=PLAN)
     assert not (tmp_path / "reproduction.csv").exists()
@@ -145,15 +156,46 @@ def test_the_same_seed_gives_the_same_table_and_what_is_there_is_not_computed_ag
         assert (tmp_path / path.relative_to(folder)).read_bytes() == path.read_bytes()
 
     (tmp_path / "reproduction.csv").write_bytes(b"\n".join(whole.split(b"\n")[:-4]) + b"\n")
-    made, baseline = [], trial.Trial.baseline
-    monkeypatch.setattr(trial.Trial, "baseline", lambda *given: made.append(given) or baseline(*given))
+    made, row = [], trial.BaselineRun.row
+    monkeypatch.setattr(trial.BaselineRun, "row", lambda run: made.append(run) or row(run))
     monkeypatch.setattr(trial.Trial, "front", lambda _: pytest.fail("the front is there"))
     reproduce(tmp_path, plan=PLAN)
     assert len(made) == 3
     assert (tmp_path / "reproduction.csv").read_bytes() == whole
 
+    trial.posed.cache_clear()
     monkeypatch.setattr(demo, "prepare", lambda *_, **__: pytest.fail("nothing is left to be done"))
     reproduce(tmp_path, plan=PLAN)
+
+
+def test_processes_side_by_side_make_the_same_tables(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "get_context", lambda _: get_context("fork"))  # which know what is patched here
+    before, seen = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(1)
+        alone, _ = reproduce(tmp_path / "alone", plan=PLAN, seeds=2)
+        together, _ = reproduce(tmp_path / "together", plan=PLAN, seeds=2, jobs=2, progress=seen.append)
+    finally:
+        torch.set_num_threads(before)
+    assert repr(together) == repr(alone)
+    assert [now.stage for now in seen[:4]] == [
+        "front of vqgan 0",
+        "front of vqgan 1",
+        "max-loss 0.1",
+        "composite 0.002",
+    ]
+
+
+def threads(_):
+    return torch.get_num_threads()
+
+
+def test_every_process_has_one_thread_and_results_keep_their_order():
+    with Workers(2, None) as pair:
+        assert list(pair.each(threads, range(3), str)) == [1, 1, 1]
+        assert list(pair.each(math.sqrt, (9, 4, 1), str)) == [3, 2, 1]
+        with pytest.raises(ValueError, match="math domain error"):
+            list(pair.each(math.sqrt, (1, -1), str))
 
 
 def test_more_seeds_are_added(experiment, tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from unlearn_ext.report.gallery import infill_rows
 from unlearn_ext.reproduction import FULL, QUICK, Plan, reproduce
 from unlearn_ext.reproduction import costs as costs_module
 from unlearn_ext.reproduction import experiment as experiment_module
+from unlearn_ext.reproduction import trial as trial_module
 from unlearn_ext.reproduction.pictures import Pictures
 from unlearn_ext.reproduction.studies import Convergence, Crops, Infill, Probe, Resurfacing, Study, fill
 from unlearn_ext.reproduction.studies.infill import BLURRED, MEAN_IMAGE, NOISE, TARGETS, aimed, blurred
@@ -35,6 +36,7 @@ from unlearn_ext.reproduction.studies.probe import MEMBER, SET, accuracy
 from unlearn_ext.reproduction.studies.resurfacing import FEW_FORGET, RETAIN, relearn
 from unlearn_ext.reproduction.table import OURS, UNMODIFIED, Table
 from unlearn_ext.reproduction.trial import Problem, Trial
+from unlearn_ext.reproduction.workers import Workers
 from unlearn_ext.run import History, Run
 from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
@@ -43,6 +45,14 @@ DELTAS, STEPS, FRACTIONS, SHARES = (0.5, 2.0, 3.0), (0, 1, 3), (0.25, 0.75), (0.
 STUDIES = (Convergence(DELTAS, runs=2), Resurfacing(STEPS), Probe(), Crops(FRACTIONS, points=1), Infill(SHARES))
 PLAN = Plan(seeds=1, points=1, studies=STUDIES)
 BRIEF = demo.Choice(Settings(steps=2, batch_size=8))
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """No test is given the problem of another's model."""
+    trial_module.posed.cache_clear()
+    yield
+    trial_module.posed.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +116,7 @@ def test_every_row_that_is_claimed_is_there(folder):
 def test_a_second_call_computes_nothing(folder, monkeypatch):
     tables = {path: path.read_bytes() for path in folder.glob("*.csv")}
     assert {path.stem for path in tables} >= {study.name for study in STUDIES}
+    trial_module.posed.cache_clear()
     monkeypatch.setattr(demo, "prepare", lambda *_, **__: pytest.fail("nothing is left to be done"))
     reproduce(folder, plan=PLAN)
     assert {path: path.read_bytes() for path in tables} == tables
@@ -162,7 +173,7 @@ def test_whoever_watches_is_told_of_the_studies(folder, tmp_path):
 @pytest.mark.parametrize(("study", "family"), [(Crops(FRACTIONS, points=1), "mae"), (Infill(SHARES), "diffusion")])
 def test_a_family_that_is_not_asked_has_none(folder, tmp_path, monkeypatch, study, family):
     monkeypatch.setattr(demo, "prepare", lambda *_, **__: pytest.fail("no model is needed"))
-    fill(study, Trial(family, 0, PLAN, folder, None), tmp_path)
+    fill(study, [Trial(family, 0, PLAN, folder, None)], tmp_path, Workers(1, None))
     assert not (tmp_path / f"{study.name}.csv").exists()
 
 
@@ -329,10 +340,13 @@ def test_a_blur_neither_lightens_nor_darkens():
     torch.testing.assert_close(blurred(grey, demo.TASK), grey)
 
 
-def test_every_target_begins_at_the_unmodified_model_and_f1_is_brought_to_its_share(tiny_model, images, tmp_path):
+def test_every_target_begins_at_the_unmodified_model_and_f1_is_brought_to_its_share(
+    tiny_model, images, tmp_path, monkeypatch
+):
     trial = Trial("vqgan", 0, PLAN, tmp_path, None)
-    trial.settings = Settings(steps=40, batch_size=16)
-    trial.problem = problem_of(tiny_model, images, trial.settings)
+    trial.settings = Settings(steps=64, batch_size=16)
+    problem = problem_of(tiny_model, images, trial.settings)
+    monkeypatch.setattr(trial_module, "posed", lambda *_: problem)
     kept = []
     trial.pictures = SimpleNamespace(keep=lambda method, point, model, *_: kept.append((method, point, model)))
     for target in TARGETS:

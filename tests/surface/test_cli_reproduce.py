@@ -41,7 +41,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tables_a_page_and_a_summary(tiny: None, tmp_path: Path) -> None:
-    code, said = call("reproduce", "--quick", "--out", str(tmp_path))
+    code, said = call("reproduce", "--quick", "--jobs", "1", "--out", str(tmp_path))
     assert code == 0, said
     for words in ("epsilon-constraint", "composite", "pcgrad", "beats ours", " of 3"):
         assert words in said
@@ -51,7 +51,7 @@ def test_tables_a_page_and_a_summary(tiny: None, tmp_path: Path) -> None:
 
 def test_another_experiment_in_the_folder_is_one_sentence(tiny: None, tmp_path: Path) -> None:
     Plan(seeds=1, points=7).keep(tmp_path)
-    code, said = call("reproduce", "--quick", "--out", str(tmp_path))
+    code, said = call("reproduce", "--quick", "--jobs", "1", "--out", str(tmp_path))
     assert code == 1
     assert said.startswith("Error: ")
     assert "choose another folder" in said

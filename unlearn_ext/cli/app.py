@@ -241,6 +241,9 @@ def reproduce(
     family: Annotated[str, typer.Option(help="Kind of model, or all.", metavar="FAMILY")] = "vqgan",
     seeds: Annotated[int | None, typer.Option(min=1, help="How many.", show_default="5; with --quick 1")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few points and short runs, to see what comes of it.")] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Models trained side by side.", show_default="as many as cores")
+    ] = None,
     out_: Out = Path("runs/reproduction"),
 ) -> None:
     """Ours against every baseline, on built-in images and at equal numbers of gradients: tables and a page.
@@ -256,7 +259,7 @@ def reproduce(
 
     - `unlearn-ext reproduce --family all --seeds 5`
     """
-    work.reproduce_to(out_, family, seeds, quick)
+    work.reproduce_to(out_, family, seeds, quick, jobs)
 
 
 @app.command()

@@ -74,16 +74,16 @@ def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
     out.print(f"Table: {escape(str(run / 'metrics.csv'))}", soft_wrap=True)
 
 
-def reproduce_to(folder: Path, family: str, seeds: int | None, quick: bool) -> None:
+def reproduce_to(folder: Path, family: str, seeds: int | None, quick: bool, jobs: int | None) -> None:
     """Ours and every baseline, and the page that compares them."""
     from ..report import require_judging, write_reproduction
-    from ..reproduction import FAMILIES, FULL, QUICK, judge, reproduce, standings
+    from ..reproduction import FAMILIES, FULL, QUICK, cores, judge, reproduce, standings
 
     require_drawing()
     require_judging()
     families, plan = FAMILIES if family == "all" else (family,), QUICK if quick else FULL
     with Watch() as watch:
-        rows, costs = reproduce(folder, families=families, seeds=seeds, plan=plan, progress=watch)
+        rows, costs = reproduce(folder, families=families, seeds=seeds, plan=plan, jobs=jobs or cores(), progress=watch)
     with out.status("quality of the pictures") as status:
         judge(folder, progress=status.update)
     for name in families:

@@ -5,5 +5,6 @@ from .experiment import reproduce
 from .plan import FULL, QUICK, Plan
 from .quality import judge
 from .trial import FAMILIES
+from .workers import cores
 
-__all__ = ["FAMILIES", "FULL", "QUICK", "Plan", "judge", "reproduce", "standings"]
+__all__ = ["FAMILIES", "FULL", "QUICK", "Plan", "cores", "judge", "reproduce", "standings"]

@@ -1,4 +1,4 @@
-"""Ours, then every baseline, seed by seed, then the studies; what is in the tables already is not computed again."""
+"""Our fronts, then every baseline, then the studies; what is in the tables already is not computed again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from .costs import measure
 from .plan import FULL, Plan
 from .studies import fill
 from .table import OURS, Cost, Row, Table
-from .trial import FAMILIES, Trial, point
+from .trial import FAMILIES, BaselineRun, Trial, point
+from .workers import Workers
 
 
 def reproduce(
@@ -24,6 +25,7 @@ def reproduce(
     families: Sequence[str] = ("vqgan",),
     seeds: int | None = None,
     plan: Plan = FULL,
+    jobs: int = 1,
     progress: Callback | None = None,
 ) -> tuple[list[Row], list[Cost]]:
     """The ε-front and all baselines on the built-in digits, judged by the same f1 and f2.
@@ -36,6 +38,8 @@ def reproduce(
         families: of those that have a small model.
         seeds: how many, from 0; the plan's by default.
         plan: how thorough.
+        jobs: processes that models are trained in side by side, by one thread each; 1: one after the other, by all
+            threads, whose sums differ from one thread's in their last digits.
         progress: called at most ten times a second.
 
     Returns:
@@ -48,35 +52,38 @@ def reproduce(
         raise UserError(f"family {unknown[0]} is not compared; known: {', '.join(FAMILIES)}.")
     out = Path(out)
     plan.keep(out)
-    with locked(out):
+    with locked(out), Workers(jobs, progress) as workers:
         table, costs = Table(out / "reproduction.csv", Row), Table(out / "costs.csv", Cost)
-        for family in families:
-            trials = [Trial(family, seed, plan, out, progress) for seed in range(seeds or plan.seeds)]
-            for trial in trials:
-                _fill(table, trial)
-            for method in (None, *METHODS.values()):
-                name = method.name if method else OURS
-                if (family, name) not in costs.rows and _serves(method, trials[0]):
-                    costs.add([measure(trials[0], method)])
-            for study in plan.studies:
-                fill(study, trials[0], out)
+        told = progress if jobs == 1 else None
+        trials = [Trial(f, seed, plan, out, told) for f in families for seed in range(seeds or plan.seeds)]
+        missing = [trial for trial in trials if not _front(table, trial)]
+        for rows in workers.each(Trial.front, missing, lambda trial: f"front of {trial.family} {trial.seed}"):
+            table.add(rows)
+        runs = [run for trial in trials for run in _runs(table, trial)]
+        for row in workers.each(BaselineRun.row, runs, str):
+            table.add([row])
+        firsts = [trial for trial in trials if trial.seed == 0]
+        for trial in firsts:
+            _measure(costs, trial)
+        for study in plan.studies:
+            fill(study, firsts, out, workers)
     return list(table.rows.values()), list(costs.rows.values())
 
 
-def _fill(table: Table, trial: Trial) -> None:
-    """All rows of one family under one seed."""
+def _front(table: Table, trial: Trial) -> list[Row]:
+    return [row for row in table.rows.values() if row.key[:3] == (trial.family, trial.seed, OURS)]
 
-    def front() -> list[Row]:
-        return [row for row in table.rows.values() if row.key[:3] == (trial.family, trial.seed, OURS)]
 
-    if not front():
-        table.add(trial.front())
-    steps = round(sum(row.gradients for row in front()) / 2 / len(front()))
-    runs = [(method, value) for method in METHODS.values() for value in _values(method, front())]
-    for index, (method, value) in enumerate(runs):
-        key = (trial.family, trial.seed, method.name, point(value))
-        if key not in table.rows and _serves(method, trial):
-            table.add([trial.baseline(method, value, steps, index, len(runs))])
+def _runs(table: Table, trial: Trial) -> list[BaselineRun]:
+    """Of the baselines under one seed, those that are not in the table."""
+    front = _front(table, trial)
+    steps = round(sum(row.gradients for row in front) / 2 / len(front))
+    runs = [(method, value) for method in METHODS.values() for value in _values(method, front)]
+    return [
+        BaselineRun(trial, method, value, steps, index, len(runs))
+        for index, (method, value) in enumerate(runs)
+        if (trial.family, trial.seed, method.name, point(value)) not in table.rows and _serves(method, trial)
+    ]
 
 
 def _values(method: type[Method], front: Sequence[Row]) -> Sequence[float]:
@@ -86,5 +93,13 @@ def _values(method: type[Method], front: Sequence[Row]) -> Sequence[float]:
     return method.grid or (math.nan,)
 
 
-def _serves(method: type[Method] | None, trial: Trial) -> bool:
-    return method is None or not (method.needs_pictures and trial.problem.model.random)
+def _measure(costs: Table, trial: Trial) -> None:
+    """Of every method that serves the family; alone, that nothing else delays them."""
+    for method in (None, *METHODS.values()):
+        name = method.name if method else OURS
+        if (trial.family, name) not in costs.rows and (method is None or _serves(method, trial)):
+            costs.add([measure(trial, method)])
+
+
+def _serves(method: type[Method], trial: Trial) -> bool:
+    return not (method.needs_pictures and trial.is_random)

@@ -6,7 +6,7 @@ import csv
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 
 from .. import data, demo
@@ -17,6 +17,7 @@ from ..objectives import Encode, Objectives
 from ..pareto import ParetoFront, ParetoPoint
 from ..phases import FRONT, sweep
 from ..progress import Callback, Progress
+from ..settings import Settings
 from ..tasks import Task
 from .pictures import Pictures
 from .plan import BASELINE_LR, Plan
@@ -56,12 +57,15 @@ class Trial:
         self.pictures = Pictures(out, family, seed)
         self.folder = self.pictures.run
 
-    @cached_property
+    @property
     def problem(self) -> Problem:
-        model, images = demo.prepare(self.family, self.progress, seed=self.seed, task=self.task)
-        training = Objectives.freeze(model, images.forget, images.retain, self.task, settings=self.settings)
-        validation = training.held_out(images.forget_validation, images.retain_validation)
-        return Problem(model, images, training, validation)
+        """Its model is trained now, or comes from the cache; the last one that was asked for is remembered."""
+        return posed(self.family, self.seed, self.task, self.settings, self.progress)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether its models are random by nature, and have no picture of what is encoded; of a front in the folder."""
+        return load(self.family, self.folder / self.points()[0].name).random
 
     def front(self) -> list[Row]:
         """Of the unmodified model, and of ours from the most forgotten to the least."""
@@ -74,10 +78,10 @@ class Trial:
         with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
             steps = Counter(row["point"] for row in csv.DictReader(file))
         self.pictures.keep_images(images, self.task)
-        self._keep_pictures(UNMODIFIED, "", problem.model)
-        rows = [self._row(UNMODIFIED, "", math.nan, problem.training.frozen, 0)]
+        self.keep_pictures(UNMODIFIED, "", problem.model)
+        rows = [self.row(UNMODIFIED, "", math.nan, problem.training.frozen, 0)]
         for point in front:
-            self._keep_pictures(OURS, point.name, self.model(point.name))
+            self.keep_pictures(OURS, point.name, self.model(point.name))
             values = (*point.values, point.f1_validation, point.f2_validation)
             rows.append(Row(self.family, self.seed, OURS, point.name, point.epsilon, *values, 2 * steps[point.name]))
         return rows
@@ -95,35 +99,62 @@ class Trial:
         out = self.out / str(task).replace(":", "-")
         return Trial(self.family, self.seed, replace(self.plan, points=points), out, self.progress, task)
 
-    def baseline(self, method: type[Method], value: float, steps: int, index: int, total: int) -> Row:
-        """One model of a baseline.
-
-        Args:
-            method: the baseline.
-            value: of its knob, NaN where it has none.
-            steps: of training.
-            index: number of the model among all baselines', from 0.
-            total: how many those are.
-        """
-        name = f"{method.name} {point(value)}".strip()
-        slower = replace(self.problem.training, settings=replace(self.settings, lr=BASELINE_LR))
-
-        def on_step(step: int, forget_loss: float, retain_loss: float) -> None:
-            self.progress(Progress(name, index, total, step, steps, forget_loss, retain_loss, math.nan))
-
-        made = train(
-            method, self.problem.model, slower, value=None if math.isnan(value) else value, steps=steps,
-            on_step=on_step if self.progress else None,
-        )  # fmt: skip
-        self._keep_pictures(method.name, point(value), made)
-        return self._row(method.name, point(value), value, Encoder(made, self.settings), 2 * steps)
-
-    def _keep_pictures(self, method: str, point: str, model: I2IModel) -> None:
+    def keep_pictures(self, method: str, point: str, model: I2IModel) -> None:
+        """Of what a model makes of validation images."""
         self.pictures.keep(method, point, model, self.problem.images, self.task)
 
-    def _row(self, method: str, point: str, value: float, encode: Encode, gradients: int) -> Row:
+    def row(self, method: str, point: str, value: float, encode: Encode, gradients: int) -> Row:
+        """Judge a model by f1 and f2 of all images."""
         values = (*self.problem.training.evaluate(encode), *self.problem.validation.evaluate(encode))
         return Row(self.family, self.seed, method, point, value, *values, gradients)
+
+
+@dataclass(frozen=True)
+class BaselineRun:
+    """One model of a baseline, still to be made.
+
+    Attributes:
+        trial: family and seed.
+        method: the baseline.
+        value: of its knob, NaN where it has none.
+        steps: of training.
+        index: number of the model among all baselines', from 0.
+        total: how many those are.
+    """
+
+    trial: Trial
+    method: type[Method]
+    value: float
+    steps: int
+    index: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"{self.method.name} {point(self.value)}".strip()
+
+    def row(self) -> Row:
+        """Train it, keep its pictures, and judge it."""
+        trial, method, value = self.trial, self.method, self.value
+        slower = replace(trial.problem.training, settings=replace(trial.settings, lr=BASELINE_LR))
+        made = train(
+            method, trial.problem.model, slower, value=None if math.isnan(value) else value, steps=self.steps,
+            on_step=None if trial.progress is None else self._told,
+        )  # fmt: skip
+        trial.keep_pictures(method.name, point(value), made)
+        return trial.row(method.name, point(value), value, Encoder(made, trial.settings), 2 * self.steps)
+
+    def _told(self, step: int, forget_loss: float, retain_loss: float) -> None:
+        now = step, self.steps, forget_loss, retain_loss, math.nan
+        self.trial.progress(Progress(str(self), self.index, self.total, *now))
+
+
+@lru_cache(maxsize=1)
+def posed(family: str, seed: int, task: Task, settings: Settings, progress: Callback | None) -> Problem:
+    """The problem of a trial."""
+    model, images = demo.prepare(family, progress, seed=seed, task=task)
+    training = Objectives.freeze(model, images.forget, images.retain, task, settings=settings)
+    validation = training.held_out(images.forget_validation, images.retain_validation)
+    return Problem(model, images, training, validation)
 
 
 def point(value: float) -> str:

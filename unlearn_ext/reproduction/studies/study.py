@@ -16,6 +16,7 @@ from ..table import Table
 
 if TYPE_CHECKING:
     from ..trial import Trial
+    from ..workers import Workers
 
 Part = tuple[Any, ...]
 OnStep = Callable[[int, int, float, float], None]  # steps taken, steps planned, losses on the forget and the retain set
@@ -73,14 +74,39 @@ class Study(ABC):
         """
 
 
-def fill(study: Study, trial: Trial, out: Path) -> None:
+def fill(study: Study, trials: Sequence[Trial], out: Path, workers: Workers) -> None:
     """All parts into ``<name>.csv``; those that are there already are not computed again."""
     table = Table(out / f"{study.name}.csv", study.row)
-    there = {row.part for row in table.rows.values() if row.family == trial.family}
-    parts = study.parts(trial)
-    for index, part in enumerate(parts):
-        if part not in there:
-            table.add(study.answer(trial, part, _told(study, trial, part, index, len(parts))))
+    there = {(row.family, row.part) for row in table.rows.values()}
+    questions = []
+    for trial in trials:
+        parts = study.parts(trial)
+        questions += [Question(study, trial, part, index, len(parts)) for index, part in enumerate(parts)]
+    missing = [question for question in questions if (question.trial.family, question.part) not in there]
+    for answers in workers.each(Question.rows, missing, str):
+        table.add(answers)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One part of a study, still to be answered; its number among so many."""
+
+    study: Study
+    trial: Trial
+    part: Part
+    index: int
+    total: int
+
+    def __str__(self) -> str:
+        return " ".join(map(str, (self.study.name, *self.part)))
+
+    def rows(self) -> list[Answer]:
+        """Answer it."""
+        return self.study.answer(self.trial, self.part, None if self.trial.progress is None else self._told)
+
+    def _told(self, step: int, steps: int, f1: float, f2: float) -> None:
+        """The trial's own callback."""
+        self.trial.progress(Progress(str(self), self.index, self.total, step, steps, f1, f2, math.nan))
 
 
 def of_run(on_step: OnStep | None) -> OnRunStep | None:
@@ -92,11 +118,3 @@ def of_run(on_step: OnStep | None) -> OnRunStep | None:
         on_step(step, planned, stats.constraint.item(), f2)
 
     return told
-
-
-def _told(study: Study, trial: Trial, part: Part, index: int, total: int) -> OnStep | None:
-    """What tells the trial's own callback of a part's steps."""
-    if trial.progress is None:
-        return None
-    stage = " ".join(map(str, (study.name, *part)))
-    return lambda *now: trial.progress(Progress(stage, index, total, *now, math.nan))
