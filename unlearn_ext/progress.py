@@ -20,7 +20,7 @@ class Progress:
         f1: forget objective of the last minibatch, in variances of the frozen latents; NaN before unlearning; of a
             baseline, its own loss.
         f2: retain objective of the last minibatch, same unit; while pretraining, the training loss; of a baseline,
-            its own.
+            its own; NaN of what another process has finished.
         lam: multiplier λ of the last step; NaN before unlearning, and of a baseline.
     """
 

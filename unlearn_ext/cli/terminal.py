@@ -85,13 +85,16 @@ class Watch:
         self._steps.add_task(now.stage, total=now.steps, numbers="")
 
     def _finish_stage(self) -> None:
-        if self._last is not None:
-            out.print(
-                f"{escape(self._last.stage):<14} {_numbers(self._last)}  [dim]{time.monotonic() - self._began:.1f} s[/]"
-            )
+        if self._last is None:
+            return
+        # What another process made, only that one knows the numbers and the time of.
+        seconds = "done" if math.isnan(self._last.f2) else f"[dim]{time.monotonic() - self._began:.1f} s[/]"
+        out.print(f"{escape(self._last.stage):<14} {_numbers(self._last)}  {seconds}")
 
 
 def _numbers(now: Progress) -> str:
+    if math.isnan(now.f2):
+        return ""
     if math.isnan(now.f1):  # not unlearning yet
         return f"loss {now.f2:.4f}"
     if math.isnan(now.lam):  # a baseline, whose losses may be others
