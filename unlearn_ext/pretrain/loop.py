@@ -30,7 +30,7 @@ def train(images: torch.Tensor, task: Task, seed: int, recipe: Recipe, progress:
     batches = Minibatches(images, recipe.batch_size, torch.Generator().manual_seed(seed))
     throttle = Throttle()
     with _all_of_it_trained(model.module) as module:
-        optimizer = torch.optim.AdamW(module.parameters(), lr=recipe.lr, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(module.parameters(), lr=recipe.lr, weight_decay=0.01, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=recipe.steps, pct_start=0.15)
         for step in range(recipe.steps):
             loss = recipe.loss(model, batches, task, step)
