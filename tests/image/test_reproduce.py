@@ -34,6 +34,7 @@ from unlearn_ext.reproduction import experiment as experiment_module
 from unlearn_ext.reproduction.compare import WORST_F2
 from unlearn_ext.reproduction.pictures import KINDS, Pictures
 from unlearn_ext.reproduction.plan import BASELINE_LR
+from unlearn_ext.reproduction.studies import Convergence, Infill, Probe, Resurfacing
 from unlearn_ext.reproduction.table import OURS, UNMODIFIED, Cost, Row, Table
 from unlearn_ext.reproduction.workers import Workers
 from unlearn_ext.settings import Settings
@@ -216,6 +217,29 @@ def test_another_plan_is_refused(experiment):
         reproduce(folder, plan=replace(PLAN, points=2))
 
 
+def test_rows_of_another_kind_of_device_are_refused(experiment):
+    folder, *_ = experiment
+    with pytest.raises(UserError, match="holds an experiment with other settings"):
+        reproduce(folder, plan=PLAN, device="cuda")
+
+
+def test_models_of_the_front_are_brought_to_the_device(experiment):
+    folder, *_ = experiment
+    there = trial.Trial("vqgan", 0, PLAN, folder, None, device=torch.device("meta"))
+    assert there.model(there.points()[0].name).device.type == "meta"
+    assert there.under(demo.TASK, 1).device.type == "meta"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
+def test_it_runs_on_a_gpu(experiment, tmp_path):
+    _, rows, *_ = experiment
+    study = (Convergence((2.0,), 1), Resurfacing((0, 1)), Probe(), Infill((0.5,)))
+    again, costs = reproduce(tmp_path, plan=replace(PLAN, studies=study), device="cuda")
+    assert [row.key[:3] for row in again] == [row.key[:3] for row in rows]
+    assert again[0].values == pytest.approx(rows[0].values, rel=1e-3)  # the unmodified model; TF32 may be on
+    assert all(math.isfinite(cost.seconds) for cost in costs)
+
+
 def test_a_family_without_a_small_model_is_named(tmp_path):
     with pytest.raises(UserError, match="family gan is not compared"):
         reproduce(tmp_path, families=("gan",), plan=PLAN)
@@ -281,7 +305,7 @@ def test_the_page_stands_alone_and_shows_every_method(experiment):
 
 def test_hostile_text_is_escaped(tmp_path):
     evil = "<script>alert('x')</script>"
-    PLAN.keep(tmp_path)
+    PLAN.keep(tmp_path, torch.device("cpu"))
     plan = tmp_path / "reproduction.json"
     plan.write_text(plan.read_text().replace('"mnist"', f'"{evil}"'))
     Table(tmp_path / "reproduction.csv", Row).add([replace(r, family=evil, point=evil) for r in MADE_UP])
@@ -300,7 +324,7 @@ def test_hostile_text_is_escaped(tmp_path):
     ],
 )
 def test_a_broken_file_is_one_sentence(tmp_path, name, content, sentence):
-    PLAN.keep(tmp_path)
+    PLAN.keep(tmp_path, torch.device("cpu"))
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=sentence):
         write_reproduction(tmp_path)

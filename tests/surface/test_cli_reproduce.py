@@ -50,7 +50,7 @@ def test_tables_a_page_and_a_summary(tiny: None, tmp_path: Path) -> None:
 
 
 def test_another_experiment_in_the_folder_is_one_sentence(tiny: None, tmp_path: Path) -> None:
-    Plan(seeds=1, points=7).keep(tmp_path)
+    Plan(seeds=1, points=7).keep(tmp_path, torch.device("cpu"))
     code, said = call("reproduce", "--quick", "--jobs", "1", "--out", str(tmp_path))
     assert code == 1
     assert said.startswith("Error: ")

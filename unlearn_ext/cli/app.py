@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..parallel import first_alone
 from . import work
 from .inputs import Problem, built_in, describe, keep_apart, prepare
-from .options import Family, Machine, Seed, Small, Sources, Training, unfolded
+from .options import Device, Family, Machine, Seed, Small, Sources, Training, unfolded
 from .points import Points
 from .points import parse as parse_points
 from .terminal import Watch, err, facts_table, out, plain_warnings, together
@@ -244,6 +244,7 @@ def reproduce(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Models trained side by side.", show_default="as many as cores")
     ] = None,
+    device: Device = None,
     out_: Out = Path("runs/reproduction"),
 ) -> None:
     """Ours against every baseline, on built-in images and at equal numbers of gradients: tables and a page.
@@ -259,7 +260,7 @@ def reproduce(
 
     - `unlearn-ext reproduce --family all --seeds 5`
     """
-    work.reproduce_to(out_, family, seeds, quick, jobs)
+    work.reproduce_to(out_, family, seeds, quick, jobs, device)
 
 
 @app.command()

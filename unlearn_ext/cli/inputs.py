@@ -46,7 +46,7 @@ def prepare(sources: Sources, training: Training, machine: Machine, progress: Ca
     models.check_family(sources.family)
     task, augmentation = tasks.parse(sources.task), augment.parse(sources.augment)
     settings = _settings(training, machine)
-    device = _device(machine)
+    device = device_named(machine.device)
     if sources.model:
         model = models.load(sources.family, sources.model)
         images, description = _images(sources, model.size, model.channels, settings)
@@ -145,16 +145,20 @@ def _settings(training: Training, machine: Machine) -> Settings:
     return Settings(seed=training.seed, precision=machine.precision, compile=machine.compile, **typed)
 
 
-def _device(machine: Machine) -> torch.device:
-    """The device that was named, or this process's GPU, or the CPU."""
+def device_named(name: str | None) -> torch.device:
+    """The device of that name; where there is none, this process's GPU, or the CPU.
+
+    Raises:
+        UserError: torch has no such device here.
+    """
     import torch
 
-    if machine.device is None:
+    if name is None:
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
-        return torch.empty(0, device=machine.device).device
+        return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"the device {machine.device} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the device {name} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def _place(model: I2IModel, device: torch.device, machine: Machine) -> None:

@@ -25,6 +25,12 @@ Family = Annotated[str, _option("Model", f"Kind of model: {', '.join(FAMILIES)}.
 Seed = Annotated[int, _option("Training", "Of everything random.")]
 
 
+Device = Annotated[
+    str | None,
+    _option("Machine", "As torch names it: cpu, cuda, cuda:1, mps.", show_default="a GPU where there is one"),
+]
+
+
 @dataclass(frozen=True)
 class Small:
     """Built-in images, a task, and the family of the small model for them."""
@@ -91,10 +97,7 @@ class Training:
 class Machine:
     """What the work is done with."""
 
-    device: Annotated[
-        str | None,
-        _option("Machine", "As torch names it: cpu, cuda, cuda:1, mps.", show_default="a GPU where there is one"),
-    ] = None
+    device: Device = None
     precision: Annotated[
         str, _option("Machine", f"Of the encoder: {', '.join(PRECISIONS)} (automatic mixed precision).", metavar="NAME")
     ] = "float32"

@@ -13,7 +13,7 @@ from rich.table import Table
 from ..parallel import is_first
 from ..report import require_drawing
 from ..writing import save_folder
-from .inputs import Problem, prepare
+from .inputs import Problem, device_named, prepare
 from .options import Machine, Sources, Training
 from .points import Points
 from .terminal import Watch, front_table, metric_tables, out, outcome_table, standings_table
@@ -74,7 +74,9 @@ def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
     out.print(f"Table: {escape(str(run / 'metrics.csv'))}", soft_wrap=True)
 
 
-def reproduce_to(folder: Path, family: str, seeds: int | None, quick: bool, jobs: int | None) -> None:
+def reproduce_to(
+    folder: Path, family: str, seeds: int | None, quick: bool, jobs: int | None, device: str | None
+) -> None:
     """Ours and every baseline, and the page that compares them."""
     from ..report import require_judging, write_reproduction
     from ..reproduction import FAMILIES, FULL, QUICK, cores, judge, reproduce, standings
@@ -82,8 +84,9 @@ def reproduce_to(folder: Path, family: str, seeds: int | None, quick: bool, jobs
     require_drawing()
     require_judging()
     families, plan = FAMILIES if family == "all" else (family,), QUICK if quick else FULL
+    machine = {"jobs": jobs or cores(), "device": device_named(device)}
     with Watch() as watch:
-        rows, costs = reproduce(folder, families=families, seeds=seeds, plan=plan, jobs=jobs or cores(), progress=watch)
+        rows, costs = reproduce(folder, families=families, seeds=seeds, plan=plan, progress=watch, **machine)
     with out.status("quality of the pictures") as status:
         judge(folder, progress=status.update)
     for name in families:

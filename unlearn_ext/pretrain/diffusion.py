@@ -52,9 +52,10 @@ class Recipe(recipe.Recipe):
     def loss(self, model: Diffusion, batches: Minibatches, task: Task, step: int) -> torch.Tensor:
         images, generator = next(batches), batches.generator
         timesteps = torch.randint(model.scheduler.config.num_train_timesteps, (len(images),), generator=generator)
-        noise = torch.randn(images.shape, generator=generator)
+        noise = torch.randn(images.shape, generator=generator).to(images)
         hole = model.hole(images, task)
+        kept = model.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1).to(images)
+        timesteps = timesteps.to(images.device)
         error = model.module(model.seen(images, noise, timesteps, hole), timesteps).sample - noise
-        kept = model.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         # An error e in the noise is √(1/kept − 1)·e in the image.
         return (error.square() / kept)[hole.expand_as(error)].mean()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+
+import torch
 
 from ..baselines import METHODS, Method
 from ..errors import UserError
@@ -26,6 +29,7 @@ def reproduce(
     seeds: int | None = None,
     plan: Plan = FULL,
     jobs: int = 1,
+    device: torch.device | str = "cpu",
     progress: Callback | None = None,
 ) -> tuple[list[Row], list[Cost]]:
     """The ε-front and all baselines on the built-in digits, judged by the same f1 and f2.
@@ -40,6 +44,7 @@ def reproduce(
         plan: how thorough.
         jobs: processes that models are trained in side by side, by one thread each; 1: one after the other, by all
             threads, whose sums differ from one thread's in their last digits.
+        device: that models unlearn and are judged on; small models are pretrained on the CPU, whatever it is.
         progress: called at most ten times a second.
 
     Returns:
@@ -51,11 +56,13 @@ def reproduce(
     if unknown := [family for family in families if family not in FAMILIES]:
         raise UserError(f"family {unknown[0]} is not compared; known: {', '.join(FAMILIES)}.")
     out = Path(out)
-    plan.keep(out)
+    device = torch.device(device)
+    plan.keep(out, device)
     with locked(out), Workers(jobs, progress) as workers:
         table, costs = Table(out / "reproduction.csv", Row), Table(out / "costs.csv", Cost)
         told = progress if jobs == 1 else None
-        trials = [Trial(f, seed, plan, out, told) for f in families for seed in range(seeds or plan.seeds)]
+        pairs = itertools.product(families, range(seeds or plan.seeds))
+        trials = [Trial(family, seed, plan, out, told, device=device) for family, seed in pairs]
         missing = [trial for trial in trials if not _front(table, trial)]
         for rows in workers.each(Trial.front, missing, lambda trial: f"front of {trial.family} {trial.seed}"):
             table.add(rows)

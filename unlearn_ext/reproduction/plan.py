@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..demo import CHOICES, DATASET, FORGET_CLASSES, TASK
 from ..errors import UserError
 from ..writing import write_atomically
@@ -32,14 +34,14 @@ class Plan:
     points: int
     studies: tuple[Study, ...] = ()
 
-    def keep(self, out: Path) -> None:
-        """Write it beside the tables.
+    def keep(self, out: Path, device: torch.device) -> None:
+        """Write it beside the tables, and on what kind of device they are made, which decides their last digits.
 
         Raises:
             UserError: the tables there are of another plan.
         """
         mine = {"dataset": DATASET, "forget_classes": list(FORGET_CLASSES), "task": str(TASK)}
-        mine |= {"points": self.points, "baseline_lr": BASELINE_LR}
+        mine |= {"points": self.points, "baseline_lr": BASELINE_LR, "device": device.type}
         mine |= {"settings": {family: asdict(choice.settings) for family, choice in CHOICES.items()}}
         mine |= {"studies": {study.name: asdict(study) for study in self.studies}}
         text = json.dumps(mine, indent=2)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
 from .. import data, demo
 from ..baselines import Method, train
 from ..encoder import Encoder
@@ -24,6 +26,7 @@ from .plan import BASELINE_LR, Plan
 from .table import OURS, UNMODIFIED, Row
 
 FAMILIES = tuple(demo.CHOICES)
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,21 @@ class Trial:
         out: folder for the front's models.
         progress: called at most ten times a second.
         task: T.
+        device: that its models work on.
     """
 
     def __init__(
-        self, family: str, seed: int, plan: Plan, out: Path, progress: Callback | None, task: Task = demo.TASK
+        self,
+        family: str,
+        seed: int,
+        plan: Plan,
+        out: Path,
+        progress: Callback | None,
+        task: Task = demo.TASK,
+        device: torch.device = CPU,
     ) -> None:
         self.family, self.seed, self.plan, self.out, self.progress = family, seed, plan, out, progress
-        self.task = task
+        self.task, self.device = task, device
         self.settings = replace(demo.CHOICES[family].settings, seed=seed)
         self.pictures = Pictures(out, family, seed)
         self.folder = self.pictures.run
@@ -60,7 +71,7 @@ class Trial:
     @property
     def problem(self) -> Problem:
         """Its model is trained now, or comes from the cache; the last one that was asked for is remembered."""
-        return posed(self.family, self.seed, self.task, self.settings, self.progress)
+        return posed(self.family, self.seed, self.task, self.settings, self.progress, self.device)
 
     @property
     def is_random(self) -> bool:
@@ -92,12 +103,14 @@ class Trial:
 
     def model(self, point: str) -> I2IModel:
         """A model of the front in the folder, or the unmodified one; not to be changed."""
-        return self.problem.model if point == UNMODIFIED else load(self.family, self.folder / point)
+        if point == UNMODIFIED:
+            return self.problem.model
+        return _on(self.device, load(self.family, self.folder / point))
 
     def under(self, task: Task, points: int) -> Trial:
         """The same under another task, in a folder of its own, with so many ε between the boundaries."""
         out = self.out / str(task).replace(":", "-")
-        return Trial(self.family, self.seed, replace(self.plan, points=points), out, self.progress, task)
+        return Trial(self.family, self.seed, replace(self.plan, points=points), out, self.progress, task, self.device)
 
     def keep_pictures(self, method: str, point: str, model: I2IModel) -> None:
         """Of what a model makes of validation images."""
@@ -149,12 +162,20 @@ class BaselineRun:
 
 
 @lru_cache(maxsize=1)
-def posed(family: str, seed: int, task: Task, settings: Settings, progress: Callback | None) -> Problem:
+def posed(
+    family: str, seed: int, task: Task, settings: Settings, progress: Callback | None, device: torch.device
+) -> Problem:
     """The problem of a trial."""
     model, images = demo.prepare(family, progress, seed=seed, task=task)
+    model = _on(device, model)
     training = Objectives.freeze(model, images.forget, images.retain, task, settings=settings)
     validation = training.held_out(images.forget_validation, images.retain_validation)
     return Problem(model, images, training, validation)
+
+
+def _on(device: torch.device, model: I2IModel) -> I2IModel:
+    model.module.to(device)
+    return model
 
 
 def point(value: float) -> str:

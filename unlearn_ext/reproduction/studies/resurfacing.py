@@ -113,7 +113,7 @@ def relearn(model: I2IModel, images: torch.Tensor, task: Task, lr: float, seed: 
         seed: of the minibatches, and of what a loss draws.
     """
     recipe = RECIPES[model.family]()
-    batches = Minibatches(images, FEW, torch.Generator().manual_seed(seed))
+    batches = Minibatches(images.to(model.device), FEW, torch.Generator().manual_seed(seed))
     optimizer = torch.optim.AdamW(model.encoder_parameters(), lr=lr, weight_decay=0.0)
     while True:
         loss = recipe.loss(model, batches, task, recipe.steps)  # as it is when pretraining has come to its end
