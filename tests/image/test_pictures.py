@@ -81,7 +81,7 @@ def loaded(monkeypatch):
 @pytest.fixture
 def folder(tmp_path):
     """Tables, and pictures of all models but one."""
-    Plan(seeds=2, points=1).keep(tmp_path)
+    Plan(seeds=2, points=1).keep(tmp_path, torch.device("cpu"))
     Table(tmp_path / "reproduction.csv", Row).add(ROWS)
     model, generator = tiny.model("vqgan"), torch.Generator().manual_seed(0)
     for seed in (0, 1):
