@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, minimize
 from steps import HYPER, cloned, operands_like, run_step, written
@@ -13,6 +13,7 @@ from unlearn_ext.layout import Hyper, Report, Rule
 from unlearn_ext.reference import Operands
 
 F64 = torch.float64
+SUBNORMAL = 5e-324  # the smallest
 
 
 def project(d, g1, psi, fused=False):
@@ -30,6 +31,7 @@ vectors = st.integers(1, 12).flatmap(
 
 @settings(max_examples=300, deadline=None)
 @given(vectors, st.floats(-1e4, 1e4))
+@example(([SUBNORMAL], [-2.0]), 0.0)
 def test_definition(pair, psi):
     d, g1 = (torch.tensor(v, dtype=F64) for v in pair)
     (g,), lam, _ = project([d], [g1], psi)
@@ -45,7 +47,8 @@ def test_definition(pair, psi):
         assert lam == 0
         assert torch.equal(g, d)
     elif lam < 3e38:
-        slack = 1e-12 * (abs(psi) + abs(dot) + (g1.abs() * g.abs()).sum().item())
+        underflow = SUBNORMAL * (sq + g1.abs().sum() + len(g1)).item()  # λ, λ·g1 and each product lose up to one
+        slack = 1e-12 * (abs(psi) + abs(dot) + (g1.abs() * g.abs()).sum().item()) + underflow
         assert torch.dot(g1, g).item() >= psi - slack
 
 

@@ -36,7 +36,7 @@ class Recipe:
 
     channels: tuple[int, ...] = (16, 32, 64)
     features: int = 64
-    steps: int = 1500
+    steps: int = 2500
     batch_size: int = 64
     lr: float = 1e-2
     distortion: float = 0.1
