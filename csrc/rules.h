@@ -11,7 +11,7 @@
 namespace ux {
 
 enum Sum { kDot, kSqConstraint, kSqDirection, kRawConstraint, kRawGrad, kSums };
-enum Hyper { kLr, kBeta1, kBeta2, kEps, kWeightDecay, kNesterov, kMaximize, kHyper };
+enum Hyper { kLr, kBeta1, kBeta2, kEps, kWeightDecay, kNesterov, kMaximize, kConstraintWeight, kHyper };
 enum Control { kKind, kEpsilon, kAlpha, kRate, kDelta, kIntegralGain, kCap, kMaxNorm, kLambdaMax, kGivenPsi, kControl };
 enum Report {
     kConstraint, kPsi, kLambda, kReportDot, kReportSqConstraint, kReportSqDirection,
@@ -84,16 +84,17 @@ struct SgdRule {
     }
 };
 
-// torch.optim.AdamW in the metric P = diag(√v̂ + eps), with v the moving average of g1² + g2².
+// torch.optim.AdamW in the metric P = diag(√v̂ + eps), with v the moving average of w·g1² + g2².
 struct AdamWRule {
     static constexpr unsigned kReads = bit(kParam) | bit(kGrad) | bit(kConstraintGrad) | bit(kFirst) | bit(kSecond);
     static constexpr unsigned kWrites = bit(kParam) | bit(kFirst) | bit(kSecond);
 
-    float lr, beta2, first_fresh, second_fresh, eps, weight_decay, sign, first_correction, second_correction;
+    float lr, beta2, first_fresh, second_fresh, eps, weight_decay, sign, weight, first_correction, second_correction;
 
     UX_HD AdamWRule(const double* h, bool, float t)
         : lr(float(h[kLr])), beta2(float(h[kBeta2])), first_fresh(float(1 - h[kBeta1])), second_fresh(float(1 - h[kBeta2])),
-          eps(float(h[kEps])), weight_decay(float(h[kWeightDecay])), sign(h[kMaximize] != 0 ? -1.0f : 1.0f) {
+          eps(float(h[kEps])), weight_decay(float(h[kWeightDecay])), sign(h[kMaximize] != 0 ? -1.0f : 1.0f),
+          weight(float(h[kConstraintWeight])) {
         first_correction = 1.0f / bias(h[kBeta1], t);
         second_correction = 1.0f / sqrtf(bias(h[kBeta2], t));
     }
@@ -101,7 +102,8 @@ struct AdamWRule {
     template <class F> UX_HD Element<F> element(F* x) const {
         const F grad = x[kGrad] * sign;
         x[kFirst] = x[kFirst] + (grad - x[kFirst]) * first_fresh;
-        x[kSecond] = x[kSecond] * beta2 + (grad * grad + x[kConstraintGrad] * x[kConstraintGrad]) * second_fresh;
+        const F squares = grad * grad + x[kConstraintGrad] * x[kConstraintGrad] * weight;
+        x[kSecond] = x[kSecond] * beta2 + squares * second_fresh;
         const F metric = root(x[kSecond]) * second_correction + eps;
         const F inverse = 1.0f / metric;
         return {decayed(x[kFirst] * first_correction * inverse, x[kParam], weight_decay), x[kConstraintGrad] * inverse, metric};

@@ -22,7 +22,7 @@ class Sum(IntEnum):
 
 
 class Hyper(IntEnum):
-    """Columns of ``hyper``, float64 ``[groups, 7]``. SGD keeps its momentum in BETA1 and its dampening in BETA2."""
+    """Columns of ``hyper``, float64 ``[groups, 8]``. SGD keeps its momentum in BETA1 and its dampening in BETA2."""
 
     LR = 0
     BETA1 = 1
@@ -31,6 +31,7 @@ class Hyper(IntEnum):
     WEIGHT_DECAY = 4
     NESTEROV = 5
     MAXIMIZE = 6
+    CONSTRAINT_WEIGHT = 7
 
 
 class Control(IntEnum):

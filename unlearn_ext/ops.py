@@ -315,7 +315,7 @@ def sgd_step_(
         params, grads, constraint_grads: θ, g2, g1, of the same shapes; a gradient that is ``None`` reads as zero.
         momentum_buffers, steps: of the same length, or both empty for no momentum.
         groups: index of the row of ``hyper`` for each tensor, ascending.
-        hyper: float64 ``[groups, 7]``, columns as in ``layout.Hyper``.
+        hyper: float64 ``[groups, 8]``, columns as in ``layout.Hyper``.
         control: float64 ``[10]``, see :func:`control_block`.
         report: float64 ``[10]``; f1 goes in at ``layout.Report.CONSTRAINT``, the rest comes out.
         fused: as in :class:`TwoPhase`.

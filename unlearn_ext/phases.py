@@ -180,7 +180,7 @@ class _Walk:
         f1 = self.f1_original
         for _ in range(MAX_DESCENTS):
             before = f1
-            run.descend(alpha=1.0, steps=self.settings.steps)
+            run.descend(self.settings.steps)
             f1 = min(run.evaluate_f1(), before)
             if not before - f1 > STALL * self.f1_original:
                 break

@@ -196,10 +196,10 @@ def _adamw(
     operands: Operands, row: int, param: Tensor, grad: Tensor, g1: Tensor, first: Tensor, second: Tensor, hyper: Tensor
 ) -> _Element:
     dtype = param.dtype
-    beta1, beta2 = hyper[Hyper.BETA1], hyper[Hyper.BETA2]
+    beta1, beta2, weight = hyper[Hyper.BETA1], hyper[Hyper.BETA2], hyper[Hyper.CONSTRAINT_WEIGHT].to(dtype)
     t = operands.steps[row].to(hyper.dtype) + 1
     first = first + (grad - first) * (1 - beta1).to(dtype)
-    second = second * beta2.to(dtype) + (grad * grad + g1 * g1) * (1 - beta2).to(dtype)
+    second = second * beta2.to(dtype) + (grad * grad + g1 * g1 * weight) * (1 - beta2).to(dtype)
     metric = second.sqrt() * (1 - beta2**t).rsqrt().to(dtype) + hyper[Hyper.EPS].to(dtype)
     adaptive = first * (1 / (1 - beta1**t)).to(dtype) / metric
     direction = _decayed(adaptive, param, hyper[Hyper.WEIGHT_DECAY].to(dtype))

@@ -38,7 +38,7 @@ class Settings:
         UserError: there is no such precision, or a number is out of range.
     """
 
-    lr: float = 2e-3
+    lr: float = 1e-3
     steps: int = 32
     batch_size: int = 64
     rate: float = 0.15

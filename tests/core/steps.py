@@ -18,7 +18,14 @@ needs_kernels = pytest.mark.skipif(bool(why_not(torch.device("cpu"))), reason=wh
 HYPER = {
     Rule.PROJECT: {Hyper.LR: 1.0},
     Rule.SGD: {Hyper.LR: 0.05, Hyper.BETA1: 0.9, Hyper.BETA2: 0.1, Hyper.WEIGHT_DECAY: 0.02},
-    Rule.ADAMW: {Hyper.LR: 0.01, Hyper.BETA1: 0.9, Hyper.BETA2: 0.99, Hyper.EPS: 1e-8, Hyper.WEIGHT_DECAY: 0.02},
+    Rule.ADAMW: {
+        Hyper.LR: 0.01,
+        Hyper.BETA1: 0.9,
+        Hyper.BETA2: 0.99,
+        Hyper.EPS: 1e-8,
+        Hyper.WEIGHT_DECAY: 0.02,
+        Hyper.CONSTRAINT_WEIGHT: 0.3,
+    },
 }
 
 

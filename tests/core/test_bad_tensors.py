@@ -186,14 +186,14 @@ STEP = {
     "momentum_buffers": [ones(3)],
     "steps": [torch.tensor(1.0)],
     "groups": [0],
-    "hyper": torch.zeros(1, 7, dtype=torch.float64),
+    "hyper": torch.zeros(1, 8, dtype=torch.float64),
     "control": torch.tensor(ops.control_block(ops.GIVEN_PSI), dtype=torch.float64),
     "report": torch.zeros(10, dtype=torch.float64),
 }
 BLOCKS = {
     "a group beyond hyper": ({"groups": [1_000_000]}, ValueError, "stay below the 1 rows of hyper"),
     "a negative group": ({"groups": [-1]}, ValueError, "groups must ascend"),
-    "hyper in float32": ({"hyper": torch.zeros(1, 7)}, ValueError, "hyper must be a contiguous torch.float64 tensor"),
+    "hyper in float32": ({"hyper": torch.zeros(1, 8)}, ValueError, "hyper must be a contiguous torch.float64 tensor"),
     "a short report": ({"report": torch.zeros(3, dtype=torch.float64)}, ValueError, r"report must be .* shape \(10,\)"),
     "no control": ({"control": None}, TypeError, "must be tensors"),
     "momentum without steps": ({"steps": []}, ValueError, "1 momentum buffers need as many steps, not 0"),

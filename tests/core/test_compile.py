@@ -114,7 +114,8 @@ def test_opcheck(name):
         "sgd_step_": step_arguments("sgd"),
         "adamw_step_": step_arguments("adamw"),
         "current_values_": (
-            optimizer._number, True, torch.zeros(1, 7, dtype=torch.float64), torch.zeros(10, dtype=torch.float64),
+            optimizer._number, True,
+            torch.zeros(1, len(Hyper), dtype=torch.float64), torch.zeros(10, dtype=torch.float64),
         ),
     }[name]  # fmt: skip
     torch.library.opcheck(getattr(torch.ops.unlearn_ext, name).default, arguments)

@@ -188,6 +188,40 @@ def test_tensor_learning_rate_and_half_parameters(fused):
 
 
 @pytest.mark.parametrize("fused", PATHS)
+def test_constraint_weight_is_the_unit_that_f1_counts_in(fused):
+    """w = 1/4 and f1 in halves: the same steps, of which λ is counted in that unit too."""
+    units = {1.0: 0.25, 0.5: 1.0}  # of f1, and w
+    models, optimizers = zip(*[_under_units(unit, weight, fused) for unit, weight in units.items()], strict=True)
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    plain, halved = (optimizer.stats.lam.item() for optimizer in optimizers)
+    assert plain > 0
+    assert plain == pytest.approx(halved / 2, rel=1e-4)
+    other, _ = _under_units(1.0, 1.0, fused)
+    assert not torch.allclose(other[0].weight, models[0][0].weight, rtol=1e-3)
+
+
+def _under_units(unit, weight, fused):
+    model, data = network(), torch.Generator().manual_seed(1)
+    control = ux.EpsilonGap(epsilon=0.0)
+    optimizer = ux.EpsilonAdamW(model.parameters(), lr=1e-2, control=control, constraint_weight=weight, fused=fused)
+    for _ in range(20):
+        x, y = torch.randn(16, 7, generator=data), torch.randn(16, 5, generator=data)
+        f1 = unit * model(x).square().mean()
+        f1.backward()
+        optimizer.hold_constraint(f1)
+        nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def test_a_negative_constraint_weight_is_refused():
+    with pytest.raises(ValueError, match=r"constraint_weight=-1\.0 must not be negative"):
+        ux.EpsilonAdamW(network().parameters(), control=GAP, constraint_weight=-1.0)
+
+
+@pytest.mark.parametrize("fused", PATHS)
 def test_clipping_and_lambda_max(fused):
     p = nn.Parameter(torch.zeros(4))
     opt = ux.EpsilonSGD([p], lr=1.0, control=ux.EpsilonGap(0.1), max_norm=0.5, lambda_max=2.0, fused=fused)

@@ -61,7 +61,7 @@ def metric_of(rule, operands, row=0):
         return torch.ones_like(d), d, g1
     t = operands.steps[row].item() + 1
     m = h[Hyper.BETA1] * operands.firsts[row] + (1 - h[Hyper.BETA1]) * g2
-    v = h[Hyper.BETA2] * operands.seconds[row] + (1 - h[Hyper.BETA2]) * (g1**2 + g2**2)
+    v = h[Hyper.BETA2] * operands.seconds[row] + (1 - h[Hyper.BETA2]) * (h[Hyper.CONSTRAINT_WEIGHT] * g1**2 + g2**2)
     p = (v / (1 - h[Hyper.BETA2] ** t)).sqrt() + h[Hyper.EPS]
     return p, m / (1 - h[Hyper.BETA1] ** t) / p + h[Hyper.WEIGHT_DECAY] * theta, g1
 
@@ -177,7 +177,7 @@ def test_registered_ops_pass_torchs_own_check():
     d, g1 = [torch.randn(5), torch.randn(3)], [torch.randn(5), torch.randn(3)]
     torch.library.opcheck(ops.halfspace_stats, (d, g1))
     torch.library.opcheck(ops.halfspace_project_, (d, g1, torch.tensor(1.0)))
-    hyper = torch.tensor([[0.1, 0.9, 0.0, 1e-8, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    hyper = torch.tensor([[0.1, 0.9, 0.0, 1e-8, 0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
     control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
     p, m, v, steps = ([torch.rand(5), torch.rand(3)] for _ in range(4))
     steps = [torch.tensor(1.0), torch.tensor(1.0)]

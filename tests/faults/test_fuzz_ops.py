@@ -229,6 +229,7 @@ def test_steps(rule, data):
     groups = draw(st.sampled_from([sorted_groups] * 9 + [[7] * n, [-1] * n, sorted_groups[::-1], sorted_groups[1:]]))
     numbers = {Hyper.LR: 0.1, Hyper.BETA1: 0.9, Hyper.BETA2: 0.99 if rule is Rule.ADAMW else 0.1, Hyper.EPS: 1e-8}
     numbers[Hyper.WEIGHT_DECAY] = draw(st.sampled_from([0.0, 0.1]))
+    numbers[Hyper.CONSTRAINT_WEIGHT] = draw(st.sampled_from([0.0, 0.01, 1.0]))
     hyper = torch.tensor([[numbers.get(column, 0.0) for column in Hyper]] * n_groups, dtype=torch.float64)
     coefficients = draw(
         st.sampled_from([ops.UNCONSTRAINED, ux.EpsilonGap(0.3).coefficients(), ux.GradientNorm().coefficients()])

@@ -25,7 +25,7 @@ std::vector<float> train(int threads) {
     }
     std::vector<Row> rows{row};
     const Cut made = cut(rows, kLeastChunk[0]);
-    const double hyper[kHyper] = {1e-3, 0.9, 0.999, 1e-8, 1e-2, 0, 0}, f1 = 1;
+    const double hyper[kHyper] = {1e-3, 0.9, 0.999, 1e-8, 1e-2, 0, 0, 1}, f1 = 1;
     const double control[kControl] = {kEpsilonGap, 0.3, NAN, 0.1, 1, 0, INFINITY, INFINITY, INFINITY, 0};
     std::vector<double> partials(made.turns * kSums), sums(kSums), report(kReport);
     const Job job{Rule::adamw, DType::f64, true, true, 1, made.turns, made.chunk, 1, &f1, hyper, control, partials.data(),

@@ -113,7 +113,7 @@ def test_the_noise_target_is_noise_under_the_same_masks(mae, pictures, task):
 
 @pytest.mark.parametrize("task", [CenterCrop(0.5), RandomMask(0.75, GRID)], ids=str)
 def test_what_is_unlearned_loads_in_transformers_and_differs_only_in_the_encoder(mae, pictures, task, tmp_path):
-    settings = Settings(steps=40, batch_size=24, lr=3e-3)
+    settings = Settings(steps=40, batch_size=24, lr=1e-3)
     objectives = Objectives.freeze(mae, *pictures, task)
     epsilon = 0.7 * objectives.evaluate(mae.encode)[0]
     unlearned = ux.unlearn(mae, *pictures, task=task, epsilon=epsilon, settings=settings)

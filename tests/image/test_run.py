@@ -53,7 +53,7 @@ def test_the_history_has_every_step(model, images):
     objectives = Objectives.freeze(model, *images, TASK)
     original, _ = objectives.evaluate(model.encode)
     run = Run(model, objectives, Settings(steps=6, batch_size=48), history)
-    run.descend(alpha=1.0, steps=3)
+    run.descend(3)
     run.meet(0.5, tolerance=math.inf)
     rows = list(history.rows())
     assert [row[0] for row in rows] == list(range(len(rows)))
@@ -69,7 +69,7 @@ def test_steps_that_are_not_finite_write_nothing(model, images):
     objectives = Objectives.freeze(model, forget, retain, TASK)
     forget[:] = math.inf
     before, history = parameters(model), History()
-    Run(model, objectives, Settings(steps=3), history).descend(alpha=1.0, steps=6)
+    Run(model, objectives, Settings(steps=3), history).descend(6)
     assert torch.equal(parameters(model), before)
     assert [row[-1] for row in history.rows()] == [1, 1, 1] * (len(history.epsilons) // 3)
 
@@ -97,7 +97,7 @@ def test_where_no_step_is_finite_a_run_stops(model, images):
     forget[:] = math.inf
     before, run = parameters(model), Run(model, objectives, QUICK, History())
     with pytest.raises(UserError, match="the last 10 of 10 steps met numbers that are not finite"):
-        run.descend(alpha=1.0, steps=40)
+        run.descend(40)
     assert torch.equal(parameters(model), before)
     assert run.steps_taken == 10
 
@@ -126,7 +126,7 @@ def test_what_is_no_divergence():
 def test_skipped_steps_are_counted_and_shown(model, images):
     objectives, history = Objectives.freeze(model, *images, TASK), History()
     images[0][0] = math.inf
-    Run(model, objectives, Settings(steps=9, batch_size=16), history).descend(alpha=1.0, steps=9)
+    Run(model, objectives, Settings(steps=9, batch_size=16), history).descend(9)
     with pytest.warns(UserWarning, match="3 of 9 steps met a number that is not finite, and were skipped"):
         warn_if_skipped([history])
 

@@ -15,7 +15,7 @@ from .smoothing import Smoothing
 class EpsilonAdamW(EpsilonOptimizer):
     """``torch.optim.AdamW`` whose step satisfies ⟨∇f1, g⟩ ≥ ψ, solved in its own metric P = diag(√v̂ + eps).
 
-    g = d + λP⁻¹∇f1 with d = P⁻¹m̂ + weight_decay·θ, m the moving average of ∇f2 and v that of ∇f1² + ∇f2². Projecting
+    g = d + λP⁻¹∇f1 with d = P⁻¹m̂ + weight_decay·θ, m the moving average of ∇f2 and v that of w∇f1² + ∇f2². Projecting
     before Adam instead would let Adam rescale the projection away. With no constraint held it is ``torch.optim.AdamW``,
     to rounding. Source: Feng et al., ICLR 2025, eq. 5–6, in the metric P.
 
@@ -25,6 +25,8 @@ class EpsilonAdamW(EpsilonOptimizer):
             concerns the objective f2 alone.
         control: ψ: :class:`~unlearn_ext.EpsilonGap`, :class:`~unlearn_ext.GradientNorm`, or a callable
             ``(StepStats) -> 0-d tensor``.
+        constraint_weight: w ≥ 0. Where ∇f1 is much larger than ∇f2, it alone makes the metric, in which f2 then falls
+            slowly; a smaller w lets it fall. Counting f1 in units of 1/√w does the same.
         max_norm: clips ‖g‖_P. A clipped step may fall short of ψ.
         lambda_max: bounds λ. A bounded step may fall short of ψ.
         fused: ``None``: kernels where they serve; ``True``: kernels or an error; ``False``: the reference.
@@ -49,6 +51,7 @@ class EpsilonAdamW(EpsilonOptimizer):
         weight_decay: float = 1e-2,
         *,
         control: ControlFunction,
+        constraint_weight: float = 1.0,
         maximize: bool = False,
         max_norm: float | None = None,
         lambda_max: float | None = None,
@@ -57,15 +60,22 @@ class EpsilonAdamW(EpsilonOptimizer):
         constraint_grad_ema: float = 0.0,
         process_group: Replicas = "default",
     ) -> None:
-        not_negative("EpsilonAdamW", lr=lr, eps=eps, weight_decay=weight_decay)
+        not_negative("EpsilonAdamW", lr=lr, eps=eps, weight_decay=weight_decay, constraint_weight=constraint_weight)
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"EpsilonAdamW: betas={betas!r} must be two numbers in [0, 1)")
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        defaults["constraint_weight"] = constraint_weight
         smoothing = Smoothing(constraint_ema, constraint_grad_ema)
         super().__init__(params, defaults, Constraint(control, max_norm, lambda_max, fused, smoothing, process_group))
 
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # a checkpoint of torch's namesake has none
+            group.setdefault("constraint_weight", self.defaults["constraint_weight"])
+
     def _hyper(self, group: dict) -> list[float | Tensor]:
-        return [group["lr"], *group["betas"], group["eps"], group["weight_decay"], False, group["maximize"]]
+        named = [group[name] for name in ("eps", "weight_decay")]
+        return [group["lr"], *group["betas"], *named, False, group["maximize"], group["constraint_weight"]]
 
     def _state_of(self, params: list[Tensor], groups: list[int]) -> tuple[list[Tensor | None], ...]:
         states = [self.state[param] for param in params]

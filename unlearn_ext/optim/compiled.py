@@ -37,7 +37,7 @@ def current_values_(owner: int, constrained: bool, hyper: Tensor, control: Tenso
     Args:
         owner: number of the optimizer.
         constrained: whether a constraint is held.
-        hyper: float64 ``[groups, 7]``, columns as in ``layout.Hyper``.
+        hyper: float64 ``[groups, 8]``, columns as in ``layout.Hyper``.
         control: float64 ``[10]``, entries as in ``layout.Control``.
     """
     _owners[owner].write_values(constrained, hyper, control)

@@ -80,6 +80,7 @@ class EpsilonSGD(EpsilonOptimizer):
             group["weight_decay"],
             group["nesterov"],
             group["maximize"],
+            0.0,
         ]
 
     def _step(self) -> None:

@@ -33,7 +33,7 @@ def measure(trial: Trial, method: type[Method] | None) -> Cost:
 def _seconds(method: type[Method] | None, model: I2IModel, objectives: Objectives, steps: int) -> float:
     start = time.perf_counter()
     if method is None:
-        Run(copy.deepcopy(model), objectives, objectives.settings, History()).descend(alpha=1.0, steps=steps)
+        Run(copy.deepcopy(model), objectives, objectives.settings, History()).descend(steps)
     else:
         train(method, model, objectives, value=1.0, steps=steps)
     if model.device.type == "cuda":
