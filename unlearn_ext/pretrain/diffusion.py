@@ -30,7 +30,7 @@ class Recipe(recipe.Recipe):
     family = "diffusion"
     channels: tuple[int, ...] = (8, 16, 32, 64)
     beta_end: float = 0.008
-    steps: int = 2700
+    steps: int = 2100
     batch_size: int = 16
     lr: float = 5e-3
 
