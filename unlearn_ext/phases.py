@@ -40,6 +40,7 @@ F2_TOLERANCE = 1e-3  # f2 that counts as no cost, in variances of the frozen lat
 STALL = 0.02  # f1 is at its infimum when a run lowers it by less than this share of f1 before unlearning …
 MAX_DESCENTS = 6  # … or after so many runs
 MAX_PROBES = 6  # of the lowest boundary
+ENOUGH, AIM = 0.6, 0.8  # of the tolerance of f2: a probe that uses so much ends the search, the next is to use so much
 SAMPLES = 6  # images of each side in samples.npz
 
 
@@ -197,25 +198,24 @@ class _Walk:
         """The ε at which min f2 s.t. f1 ≤ ε first costs ``F2_TOLERANCE``.
 
         Near the unmodified model f2 grows with the square of the f1 given up, so each probe's f2 tells where the next
-        one should be. Only a probe within the tolerance is accepted. The first that also uses four fifths of it ends
-        the search; else the one that forgets most is taken, and the unmodified model where there is none.
+        one should be; it starts from the one before, whose f2 has fallen further than a new start's would. Only a probe
+        within the tolerance is accepted. The first that also uses ``ENOUGH`` of it ends the search; else the one that
+        forgets most is taken, and the unmodified model where there is none.
         """
         span = self.f1_original - infimum
         best, best_gap, best_values = _encoder_state(self.original), 0.0, (self.f1_original, self.f2_original)
         gap, probes = 0.15 * span, 0
         start, run = time.monotonic(), self._run(LOW, self.model)
-        while probes < MAX_PROBES:
+        while probes < MAX_PROBES and gap > best_gap:
             probes += 1
             f1, f2 = run.meet(self.f1_original - gap, self.tolerance)
-            if f2 <= F2_TOLERANCE and gap > best_gap:
+            if f2 <= F2_TOLERANCE:
                 best = self.journal.set_aside(lambda: _encoder_state(self.model))
                 best_gap, best_values = gap, (f1, f2)
-                if f2 >= 0.8 * F2_TOLERANCE:
+                if f2 >= ENOUGH * F2_TOLERANCE:
                     break
             given_up = max(self.f1_original - f1, 1e-6 * span)
-            gap = min(given_up * math.sqrt(0.9 * F2_TOLERANCE / max(f2, 1e-3 * F2_TOLERANCE)), 2 * gap, 0.5 * span)
-            if gap <= best_gap:
-                break
+            gap = min(given_up * math.sqrt(AIM * F2_TOLERANCE / max(f2, 1e-3 * F2_TOLERANCE)), 2 * gap, 0.5 * span)
         _restore_encoder(self.model, best)
         self.low_method = (
             f"the least ε at which min f2 subject to f1 ≤ ε keeps f2 within {F2_TOLERANCE:g}, found from the side of "
