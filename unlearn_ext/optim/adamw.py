@@ -63,8 +63,14 @@ class EpsilonAdamW(EpsilonOptimizer):
         not_negative("EpsilonAdamW", lr=lr, eps=eps, weight_decay=weight_decay, constraint_weight=constraint_weight)
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"EpsilonAdamW: betas={betas!r} must be two numbers in [0, 1)")
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
-        defaults["constraint_weight"] = constraint_weight
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "constraint_weight": constraint_weight,
+        }
         smoothing = Smoothing(constraint_ema, constraint_grad_ema)
         super().__init__(params, defaults, Constraint(control, max_norm, lambda_max, fused, smoothing, process_group))
 
@@ -74,8 +80,15 @@ class EpsilonAdamW(EpsilonOptimizer):
             group.setdefault("constraint_weight", self.defaults["constraint_weight"])
 
     def _hyper(self, group: dict) -> list[float | Tensor]:
-        named = [group[name] for name in ("eps", "weight_decay")]
-        return [group["lr"], *group["betas"], *named, False, group["maximize"], group["constraint_weight"]]
+        return [
+            group["lr"],
+            *group["betas"],
+            group["eps"],
+            group["weight_decay"],
+            False,
+            group["maximize"],
+            group["constraint_weight"],
+        ]
 
     def _state_of(self, params: list[Tensor], groups: list[int]) -> tuple[list[Tensor | None], ...]:
         states = [self.state[param] for param in params]
