@@ -229,7 +229,7 @@ def _tidy(folder: Path) -> None:
     """Removes what processes that were killed had not written to its end."""
     for path in folder.glob(f"*{UNFINISHED}"):
         if re.search(r"\.\d+\.part$", path.name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path)
 
 
 def _digest(*tensors: torch.Tensor) -> str:

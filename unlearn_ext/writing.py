@@ -41,17 +41,21 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def save_file(path: Path, save: Callable[[Path], object]) -> None:
-    """As :func:`write_atomically`, by a function that writes the file at the place that it is given."""
+    """As :func:`write_atomically`, by a function that writes the file at the place that it is given.
+
+    That is in a folder of its own, for some libraries write a file beside it first, which a kill would leave there.
+    """
     unfinished = _unfinished(path)
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save(unfinished)
-            _sync(unfinished)
-            unfinished.replace(path)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
+            unfinished.mkdir(exist_ok=True)
+            whole = unfinished / path.name
+            save(whole)
+            _sync(whole)
+            whole.replace(path)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
         _sync(path.parent)
 
 

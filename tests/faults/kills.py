@@ -82,7 +82,9 @@ def main(kills: int) -> None:
             folder = Path(place) / str(sweeps)
             while run_and_kill(folder, random.uniform(0, usual) if left > 0 else float("inf")):
                 left -= 1
-            assert outcome(folder) == outcome(alone), f"another outcome in sweep {sweeps}"
+            one, other = outcome(folder), outcome(alone)
+            unlike = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+            assert not unlike, f"another outcome in sweep {sweeps}: {', '.join(unlike)}"
             sweeps += 1
     print(f"{kills} kills of {sweeps} sweeps of {usual:.1f} s: all ended with the same bytes")
 

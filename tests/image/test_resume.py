@@ -20,6 +20,7 @@ from unlearn_ext.pareto import ParetoFront
 from unlearn_ext.phases import sweep
 from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop, RandomMask
+from unlearn_ext.writing import save_file
 
 JOURNAL = ".front.csv.journal"
 
@@ -194,11 +195,19 @@ def test_a_folder_belongs_to_one_process(tmp_path, model, images):
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path, model, images):
+    def killed(place):
+        place.with_name(".tmpA1b2C3").write_text("what a library writes before it renames it")
+        os._exit(9)
+
+    child = os.fork()
+    if not child:
+        save_file(tmp_path / "front.csv", killed)
+    assert os.waitpid(child, 0)[1] == 9 << 8
     for name in ("eps-0.3000.17.part", "mine.part"):
         (tmp_path / name).mkdir()
-    (tmp_path / "front.csv.17.part").write_text("half")
+    assert len(list(tmp_path.iterdir())) == 3
     swept(model, images, tmp_path)
-    assert [path.name for path in tmp_path.glob("*.part")] == ["mine.part"]
+    assert [path.name for path in tmp_path.iterdir() if "part" in path.name or "tmp" in path.name] == ["mine.part"]
 
 
 def test_a_tree_comes_back_as_it_was(tmp_path):
