@@ -32,7 +32,11 @@ struct Row {
     int64_t tags;             // four bits of dtype for each operand; the head from bit 24; the group from bit 32 on
 
     UX_HD DType dtype(int operand) const { return static_cast<DType>((tags >> (4 * operand)) & 15); }
-    UX_HD bool all_float() const { return (tags & 0xfffff) == 0; }
+    UX_HD bool all(DType one) const {
+        for (int o = 0; o < kOperands; ++o)
+            if (data[o] && dtype(o) != one) return false;
+        return true;
+    }
     UX_HD int head() const { return static_cast<int>((tags >> 24) & 15); }  // elements before the first aligned one
     UX_HD int group() const { return static_cast<int>(tags >> 32); }
     UX_HD char* address(int operand, int64_t element) const {
