@@ -166,8 +166,7 @@ def standings_table(family: str, standings: Sequence[Standing], costs: Mapping[s
         said = (f"{i.mean:.4f}" + ("" if math.isnan(i.half) else f" ± {i.half:.4f}") for i in shares)
         cost = costs.get(standing.method)
         milliseconds = f"{1000 * cost.seconds:.0f}" if cost else "–"
-        beaten = f"{standing.beaten} of {standing.ours}"
-        table.add_row(escape(standing.method), *said, beaten, str(standing.gradients), milliseconds)
+        table.add_row(escape(standing.method), *said, str(standing.beaten), str(standing.gradients), milliseconds)
     return table
 
 

@@ -25,6 +25,29 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Beaten:
+    """How many models of our fronts one method's models dominate, and how many places of our front clearly.
+
+    A place is the same ε, counted from the most forgotten, under every seed. One value of the method's knob beats it
+    clearly when both f1 and f2 are lower by more than half the 95 % interval of that difference over seeds.
+
+    Attributes:
+        models: of our fronts that a model of the same seed dominates.
+        ours: how many our fronts have.
+        clearly: places; 0 of one seed, which has no interval.
+        places: how many there are; 0 of one seed.
+    """
+
+    models: int
+    ours: int
+    clearly: int
+    places: int
+
+    def __str__(self) -> str:
+        return f"{self.models} of {self.ours}" + (f", {self.clearly} of {self.places} clearly" if self.places else "")
+
+
+@dataclass(frozen=True)
 class Standing:
     """How a method did in one family.
 
@@ -34,9 +57,8 @@ class Standing:
         hypervolume_validation: likewise, validation images.
         models: how many, over all seeds.
         gradients: for all of them.
-        beaten: models of our fronts that one of its models dominates, training images.
+        beaten: what it beats of ours, training images.
         beaten_validation: likewise, validation images.
-        ours: how many models our fronts have.
     """
 
     method: str
@@ -44,9 +66,8 @@ class Standing:
     hypervolume_validation: Interval
     models: int
     gradients: int
-    beaten: int
-    beaten_validation: int
-    ours: int
+    beaten: Beaten
+    beaten_validation: Beaten
 
 
 def standings(rows: Sequence[Row]) -> list[Standing]:
@@ -65,7 +86,6 @@ def _standing(method: str, rows: Sequence[Row]) -> Standing:
         len(mine),
         sum(row.gradients for row in mine),
         *(_beaten(mine, ours, view) for view in (training, validation)),
-        len(ours),
     )
 
 
@@ -77,8 +97,25 @@ def _shares(mine: Sequence[Row], rows: Sequence[Row], view: Callable[[Row], Valu
     return [hypervolume(values[seed], worst[seed]) / math.prod(worst[seed]) for seed in seeds]
 
 
-def _beaten(mine: Sequence[Row], ours: Sequence[Row], view: Callable[[Row], Values]) -> int:
-    return sum(any(row.seed == our.seed and dominates(view(row), view(our)) for row in mine) for our in ours)
+def _beaten(mine: Sequence[Row], ours: Sequence[Row], view: Callable[[Row], Values]) -> Beaten:
+    models = sum(any(row.seed == our.seed and dominates(view(row), view(our)) for row in mine) for our in ours)
+    settings, places = _over_seeds(mine), _over_seeds(ours)
+    if len(places[0]) == 1:
+        return Beaten(models, len(ours), 0, 0)
+    clearly = sum(any(_clearly_lower(setting, place, view) for setting in settings) for place in places)
+    return Beaten(models, len(ours), clearly, len(places))
+
+
+def _over_seeds(rows: Sequence[Row]) -> list[tuple[Row, ...]]:
+    """What stands at the same place of a method's rows, one of each seed."""
+    seeds = dict.fromkeys(row.seed for row in rows)
+    return list(zip(*([row for row in rows if row.seed == seed] for seed in seeds), strict=False))
+
+
+def _clearly_lower(theirs: Sequence[Row], ours: Sequence[Row], view: Callable[[Row], Values]) -> bool:
+    pairs = [(view(their), view(our)) for their, our in zip(theirs, ours, strict=False)]
+    gains = [interval([our[k] - their[k] for their, our in pairs]) for k in (0, 1)]
+    return all(gain.mean > gain.half for gain in gains)
 
 
 def interval(values: Sequence[float]) -> Interval:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .. import demo
 from ..baselines import METHODS, Method
 from ..errors import UserError
 from ..lock import locked
@@ -42,8 +43,8 @@ def reproduce(
         families: of those that have a small model.
         seeds: how many, from 0; the plan's by default.
         plan: how thorough.
-        jobs: processes that models are trained in side by side, by one thread each; 1: one after the other, by all
-            threads, whose sums differ from one thread's in their last digits.
+        jobs: processes that models unlearn in side by side, by one thread each; 1: one after the other, by all threads,
+            whose sums differ from one thread's in their last digits. Small models are pretrained by all threads.
         device: that models unlearn and are judged on; small models are pretrained on the CPU, whatever it is.
         progress: called at most ten times a second.
 
@@ -64,6 +65,8 @@ def reproduce(
         pairs = itertools.product(families, range(seeds or plan.seeds))
         trials = [Trial(family, seed, plan, out, told, device=device) for family, seed in pairs]
         missing = [trial for trial in trials if not _front(table, trial)]
+        for trial in missing:  # here, by all threads: with fewer, as processes have, other last digits would be cached
+            demo.prepare(trial.family, progress, seed=trial.seed, task=trial.task)
         for rows in workers.each(Trial.front, missing, lambda trial: f"front of {trial.family} {trial.seed}"):
             table.add(rows)
         runs = [run for trial in trials for run in _runs(table, trial)]
