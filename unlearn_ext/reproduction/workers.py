@@ -22,7 +22,7 @@ class Workers:
 
     Args:
         jobs: how many processes; 1: none but this one, with as many threads as torch has.
-        progress: told of every result of a process.
+        progress: told when processes begin, and of every result.
     """
 
     def __init__(self, jobs: int, progress: Callback | None) -> None:
@@ -52,9 +52,15 @@ class Workers:
         if self._pool is None:
             yield from map(function, units)
             return
-        for index, result in enumerate(self._pool.imap(function, units)):
+
+        def tell(index: int, step: int) -> None:
             if self._progress is not None:
-                self._progress(Progress(name(units[index]), index, len(units), 1, 1, math.nan, math.nan, math.nan))
+                self._progress(Progress(name(units[index]), index, len(units), step, 1, math.nan, math.nan, math.nan))
+
+        if units:
+            tell(0, 0)
+        for index, result in enumerate(self._pool.imap(function, units)):
+            tell(index, 1)
             yield result
 
 
