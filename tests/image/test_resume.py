@@ -201,7 +201,10 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path, model, ima
 
     child = os.fork()
     if not child:
-        save_file(tmp_path / "front.csv", killed)
+        try:
+            save_file(tmp_path / "front.csv", killed)
+        finally:
+            os._exit(1)
     assert os.waitpid(child, 0)[1] == 9 << 8
     for name in ("eps-0.3000.17.part", "mine.part"):
         (tmp_path / name).mkdir()

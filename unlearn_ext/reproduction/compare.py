@@ -113,7 +113,7 @@ def _over_seeds(rows: Sequence[Row]) -> list[tuple[Row, ...]]:
 
 
 def _clearly_lower(theirs: Sequence[Row], ours: Sequence[Row], view: Callable[[Row], Values]) -> bool:
-    pairs = [(view(their), view(our)) for their, our in zip(theirs, ours, strict=False)]
+    pairs = [(view(their), view(our)) for their in theirs for our in ours if their.seed == our.seed]
     gains = [interval([our[k] - their[k] for their, our in pairs]) for k in (0, 1)]
     return all(gain.mean > gain.half for gain in gains)
 
