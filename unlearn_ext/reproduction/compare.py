@@ -34,8 +34,8 @@ class Beaten:
     Attributes:
         models: of our fronts that a model of the same seed dominates.
         ours: how many our fronts have.
-        clearly: places; 0 of one seed, which has no interval.
-        places: how many there are; 0 of one seed.
+        clearly: places; 0 below two seeds, which have no interval.
+        places: how many there are; 0 below two seeds.
     """
 
     models: int
@@ -99,9 +99,9 @@ def _shares(mine: Sequence[Row], rows: Sequence[Row], view: Callable[[Row], Valu
 
 def _beaten(mine: Sequence[Row], ours: Sequence[Row], view: Callable[[Row], Values]) -> Beaten:
     models = sum(any(row.seed == our.seed and dominates(view(row), view(our)) for row in mine) for our in ours)
-    settings, places = _over_seeds(mine), _over_seeds(ours)
-    if len(places[0]) == 1:
+    if len({row.seed for row in ours}) < 2:
         return Beaten(models, len(ours), 0, 0)
+    settings, places = _over_seeds(mine), _over_seeds(ours)
     clearly = sum(any(_clearly_lower(setting, place, view) for setting in settings) for place in places)
     return Beaten(models, len(ours), clearly, len(places))
 
