@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import data, models
-from .pretrain import pretrained
+from .pretrain import RECIPES, pretrained
 from .progress import Callback
 from .settings import Settings
 from .tasks import CenterCrop, Task
@@ -53,7 +53,8 @@ def prepare(
     Raises:
         UserError: there is no such family.
     """
-    images = data.load(DATASET, forget_classes=FORGET_CLASSES, seed=seed)
+    models.check_family(family)
+    images = data.load(DATASET, forget_classes=FORGET_CLASSES, size=RECIPES[family].size, seed=seed)
     model = models.load(family, pretrained(family, images, task, seed=seed, progress=progress))
     return model, _some(images, CHOICES[family].share)
 

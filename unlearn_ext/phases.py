@@ -29,7 +29,7 @@ from .models import I2IModel, reconstruct
 from .objectives import Objectives
 from .pareto import ParetoFront, ParetoPoint, point_name
 from .progress import Callback, Progress
-from .run import History, Run, warn_if_outside, warn_if_skipped
+from .run import History, OnStep, Run, warn_if_outside, warn_if_skipped
 from .settings import Settings
 from .writing import save_folder, told, write_arrays, write_atomically, write_table
 
@@ -41,6 +41,8 @@ STALL = 0.02  # f1 is at its infimum when a run lowers it by less than this shar
 MAX_DESCENTS = 6  # … or after so many runs
 MAX_PROBES = 6  # of the lowest boundary
 ENOUGH, AIM = 0.6, 0.8  # of the tolerance of f2: a probe that uses so much ends the search, the next is to use so much
+REACH = 1 / 3  # of the way between the boundaries: a run over it takes all steps, one to a nearer ε as much less …
+SHARE = 0.25  # … but no less than this share of them
 SAMPLES = 6  # images of each side in samples.npz
 
 
@@ -64,7 +66,8 @@ def sweep(
 ) -> ParetoFront:
     """Both boundaries, and min f2 s.t. f1 ≤ ε for ε between them.
 
-    The walk goes from the unmodified model towards the highest completeness; every run starts from its neighbour.
+    The walk goes from the unmodified model towards the highest completeness; every run goes on from its neighbour, with
+    the fewer steps the nearer that is.
     First f1*, the infimum of f1, is found by descending with ψ = α‖∇f1‖² until f1 stalls; then the lowest boundary, the
     points with ε falling, and last the highest boundary, which is the same problem at ε = f1*, as near as f1 is met at
     all: the tolerance above it, for what is closer cannot be told from f1* and costs a multiple of f2. Points that no
@@ -154,6 +157,7 @@ class _Walk:
         self.original, self.objectives, self.settings = model, objectives, objectives.settings
         self.task, self.progress = objectives.forget.task, progress
         self.model = copy.deepcopy(model)
+        self.run: Run  # of the last point
         self.validation = objectives.held_out(*held_out) if held_out else None
         self.f1_original, self.f2_original = kept.recall(lambda: objectives.evaluate(objectives.frozen))
         self.histories: dict[str, History] = {}
@@ -205,10 +209,10 @@ class _Walk:
         span = self.f1_original - infimum
         best, best_gap, best_values = _encoder_state(self.original), 0.0, (self.f1_original, self.f2_original)
         gap, probes = 0.15 * span, 0
-        start, run = time.monotonic(), self._run(LOW, self.model)
+        start, self.run = time.monotonic(), self._run(LOW, self.model)
         while probes < MAX_PROBES and gap > best_gap:
             probes += 1
-            f1, f2 = run.meet(self.f1_original - gap, self.tolerance)
+            f1, f2 = self.run.meet(self.f1_original - gap, self.tolerance)
             if f2 <= F2_TOLERANCE:
                 best = self.journal.set_aside(lambda: _encoder_state(self.model))
                 best_gap, best_values = gap, (f1, f2)
@@ -222,15 +226,25 @@ class _Walk:
             f"the unmodified model with {probes} constrained runs, each placed by f2 ∝ (f1 given up)²; f2 verified "
             "over the whole retain set"
         )
-        return self._note(LOW, LOW, self.f1_original - best_gap, best_values, run.steps_taken, start)
+        return self._note(LOW, LOW, self.f1_original - best_gap, best_values, start)
 
     def step_to(self, name: str, role: str, epsilon: float) -> ParetoPoint:
-        """min f2 s.t. f1 ≤ ε, from where the walk is, or from the unmodified model."""
+        """min f2 s.t. f1 ≤ ε, from where the walk is, or from the unmodified model.
+
+        From where the walk is, it goes on with what the optimizer knows by then: moments begun anew take the model from
+        its place first (small VQ-GAN, nine points: a quarter more steps, for f2 a third higher). The nearer ε is to the
+        one before, the fewer steps it is given, so that many points cost not much more than a few.
+        """
+        start, steps = time.monotonic(), self.settings.steps
         if self.cold:
             _restore_encoder(self.model, _encoder_state(self.original))
-        start, run = time.monotonic(), self._run(name, self.model)
-        values = run.meet(epsilon, self.tolerance)
-        return self._note(name, role, epsilon, values, run.steps_taken, start)
+            self.run = self._run(name, self.model)
+        else:
+            self.run.tell(*self._told(name))
+        if role == EPSILON and not self.cold:
+            way = abs(self.points[-1].epsilon - epsilon) / (self.points[0].epsilon - self.f1_star)
+            steps = math.ceil(steps * min(max(way / REACH, SHARE), 1))
+        return self._note(name, role, epsilon, self.run.meet(epsilon, self.tolerance, steps), start)
 
     def finish(self, dataset: str) -> ParetoFront:
         """The front; with a folder to write to, also its files."""
@@ -252,7 +266,10 @@ class _Walk:
 
     def _run(self, name: str, model: I2IModel) -> Run:
         release()
-        history = self.histories.setdefault(name, History())
+        return Run(model, self.objectives, self.settings, *self._told(name), self.journal)
+
+    def _told(self, name: str) -> tuple[History, OnStep | None]:
+        """Who is told of the steps of a point."""
         stage = self.stage
 
         def on_step(step: int, steps: int, stats: StepStats, f2: float) -> None:
@@ -260,13 +277,11 @@ class _Walk:
                 Progress(name, stage, self.stages, step, steps, stats.constraint.item(), f2, stats.lam.item())
             )
 
-        return Run(model, self.objectives, self.settings, history, on_step if self.progress else None, self.journal)
+        return self.histories.setdefault(name, History()), on_step if self.progress else None
 
-    def _note(
-        self, name: str, role: str, epsilon: float, values: tuple[float, float], steps: int, start: float
-    ) -> ParetoPoint:
+    def _note(self, name: str, role: str, epsilon: float, values: tuple[float, float], start: float) -> ParetoPoint:
         validation, self.samples[name], seconds = self.journal.recall(lambda: self._judged_and_saved(name, start))
-        point = ParetoPoint(name, role, epsilon, *values, *validation, steps, seconds)
+        point = ParetoPoint(name, role, epsilon, *values, *validation, self.run.steps_taken, seconds)
         self.points.append(point)
         self.stage += 1
         return point

@@ -37,8 +37,8 @@ FAR = 16  # tolerances from ε: there, f1 must come nearer, …
 LEAST = 0.25  # … by so much of what ψ demands, or it never will at this learning rate
 FALLS = 0.05  # of itself, over a window: by no more, f2 is at rest at this learning rate …
 WORTH = 1e-4  # … and by less than that, in variances of the latents, its fall is not worth a step
-WINDOWS = 4  # to the settings' steps
-MOST = 2  # times the settings' steps, until the learning rate falls whether f2 rests or not
+WINDOWS = 4  # to a run's steps
+MOST = 2  # times a run's steps, until the learning rate falls whether f2 rests or not
 
 OnStep = Callable[[int, int, StepStats, float], None]  # steps taken, steps planned so far, what the step saw, f2
 
@@ -100,11 +100,8 @@ class Run:
         on_step: OnStep | None = None,
         journal: Journal | None = None,
     ) -> None:
-        self.objectives, self.settings, self.history = objectives, settings, history
-        self.steps_planned = 0
-        self._on_step = on_step
+        self.objectives, self.settings = objectives, settings
         self._throttle = Throttle()
-        self._first = len(history)
         self._journal = journal or Journal()
         self.encode = Encoder(model, settings)
         # No weight decay: it would pull the encoder away from θ0, which is where f2 is least.
@@ -113,22 +110,33 @@ class Run:
             constraint_grad_ema=SMOOTHING,
         )  # fmt: skip
         self._loop = Loop(model, objectives, settings, self.optimizer)
+        self.tell(history, on_step)
+
+    def tell(self, history: History, on_step: OnStep | None = None) -> None:
+        """Of the steps from here on; none of them was taken yet.
+
+        Args:
+            history: appended to.
+            on_step: called at most ten times a second with (steps taken, steps planned so far, stats, f2).
+        """
+        self.history, self._on_step = history, on_step
+        self.steps_planned, self._first, self._before = 0, len(history), self._loop.steps_taken
 
     @property
     def steps_taken(self) -> int:
-        """Under all controls so far."""
-        return self._loop.steps_taken
+        """Under all controls so far, since :meth:`tell`."""
+        return self._loop.steps_taken - self._before
 
     def descend(self, steps: int) -> None:
         """Phase I dynamics, ψ = α‖∇f1‖²: f1 falls towards its infimum."""
         self.train(GradientNorm(alpha=1.0), self.settings.lr, steps)
 
-    def meet(self, epsilon: float, tolerance: float) -> tuple[float, float]:
+    def meet(self, epsilon: float, tolerance: float, steps: int | None = None) -> tuple[float, float]:
         """min f2 s.t. f1 ≤ ε, for as long as it takes, then corrections until ε is met over the whole forget set.
 
-        The learning rate is held until f1 is near ε and f2 has stopped falling, twice the settings' steps at most,
-        and then falls to 0 over half of them: a run takes little more than the settings' steps next to its neighbour
-        on the front, and two or three times as many from far away.
+        The learning rate is held until f1 is near ε and f2 has stopped falling, twice the given steps at most, and then
+        falls to 0 over as many: a run takes little more than half as many again next to its neighbour on the front, and
+        three times as many from far away.
 
         Minibatches meet ε on average over the last steps; what offset is left over the whole set is measured and
         allowed for in at most three short corrections. An ε that f1 comes no nearer to from above is not chased: it is
@@ -137,14 +145,15 @@ class Run:
         Args:
             epsilon: ε.
             tolerance: |f1 − ε| that is good enough, in f1's units.
+            steps: the settings' by default.
 
         Returns:
             (f1, f2) over the whole of both sets.
         """
-        lr, steps, aim, before = self.settings.lr, self.settings.steps, epsilon, math.inf
-        self._hold_until_at_rest(epsilon, tolerance)
+        lr, steps, aim, before = self.settings.lr, steps or self.settings.steps, epsilon, math.inf
+        self._hold_until_at_rest(epsilon, tolerance, steps)
         correction = (lr / 3, max(steps // 3, 1))
-        for rate, count in ((lr, max(steps // 2, 1)), correction, correction, correction):
+        for rate, count in ((lr, steps), correction, correction, correction):
             self.train(self._towards(aim), rate, count, epsilon)
             f1 = self.evaluate_f1()
             gap = f1 - epsilon
@@ -190,15 +199,14 @@ class Run:
             self._journal.checkpoint(lambda: self._state(begin))
         self._journal.end_segment({"rows": self.history.since(begin)})
 
-    def _hold_until_at_rest(self, epsilon: float, tolerance: float) -> None:
+    def _hold_until_at_rest(self, epsilon: float, tolerance: float, steps: int) -> None:
         """Steps at the full learning rate, a window after the other, until no more is to be had of it.
 
         That is where f1 has arrived, and f2 over the minibatches of a window is no less than over those of the one
         before; or where f1 is far away and does not come nearer.
         """
-        steps, rate = self.settings.steps, self.settings.rate
-        window, gap_before, f2_before = max(steps // WINDOWS, 1), math.inf, math.inf
-        self.steps_planned = self.steps_taken + 3 * window + steps // 2
+        rate, window, gap_before, f2_before = self.settings.rate, max(steps // WINDOWS, 1), math.inf, math.inf
+        self.steps_planned = self.steps_taken + 3 * window + steps
         for _ in range(MOST * steps // window):
             begin = len(self.history)
             self.train(self._towards(epsilon), self.settings.lr, window, epsilon, held=window)

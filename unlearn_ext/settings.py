@@ -21,8 +21,9 @@ class Settings:
     Attributes:
         lr: learning rate of AdamW, held until a run is near its ε and f2 has stopped falling; then it falls linearly to
             0. The rate at which ε is approached does not depend on it.
-        steps: optimizer steps of a run that begins near its ε, about; one with far to go takes up to two and a half
-            times as many.
+        steps: optimizer steps in which the learning rate falls, at the end of a run, after half as many where it begins
+            near its ε and up to twice as many where it has far to go. A point of a sweep that is near the one before
+            is given fewer.
         batch_size: images in each minibatch, of forget and of retain images alike; four times as many are encoded at
             once where no gradient is needed.
         rate: share of the gap f1 − ε that a step closes.
@@ -39,7 +40,7 @@ class Settings:
     """
 
     lr: float = 1e-3
-    steps: int = 32
+    steps: int = 24
     batch_size: int = 64
     rate: float = 0.15
     tolerance: float = 0.007

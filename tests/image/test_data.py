@@ -27,6 +27,19 @@ def test_mnist_is_divided_by_class_and_padded():
         assert (part[..., :2] == 0).all()
 
 
+def test_smaller_pixels_are_means(monkeypatch):
+    pictures = np.random.default_rng(0).integers(0, 256, (10, 28, 28), np.uint8)
+    monkeypatch.setattr(builtin, "_mnist", lambda: (pictures, np.arange(10)))
+    whole, half = (data.load("mnist", forget_classes=[0, 1], size=size) for size in (32, 16))
+    means = whole.retain.double().unflatten(3, (16, 2)).unflatten(2, (16, 2)).mean((3, 5))
+    assert half.retain.shape[1:] == (1, 16, 16)
+    assert half.retain.dtype == torch.uint8
+    assert (half.retain - means).abs().max() <= 0.5
+    for size in (0, 24, 64):
+        with pytest.raises(UserError, match=f"32 pixels a side, or 16, 8 and so on, not {size}"):
+            data.load("mnist", forget_classes=[0, 1], size=size)
+
+
 @pytest.mark.parametrize("classes", [[], [10], range(10), [-1]])
 def test_classes_that_leave_a_side_empty_are_a_user_error(classes, monkeypatch):
     monkeypatch.setattr(builtin, "_mnist", lambda: (np.zeros((10, 28, 28)), np.arange(10)))

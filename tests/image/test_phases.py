@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 import warnings
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -177,10 +178,14 @@ def test_points_computed_alone_are_those_of_a_cold_sweep(cold):
         assert (here / point.name / weights).read_bytes() == (there / point.name / weights).read_bytes()
 
 
-def test_a_walk_is_not_cold(cold):
-    walked, apart = (front.points[1] for front, _ in (cold(), cold(cold=True)))
-    assert walked.epsilon == apart.epsilon
-    assert walked.values != apart.values
+def test_nine_points_of_a_walk_cost_less_than_three_single_runs_and_their_front_is_no_worse(tiny_model, tiny_images):
+    images = [side[:40] for side in tiny_images]
+    how = {"task": CenterCrop(0.5), "points": 9, "settings": Settings(steps=12, batch_size=16)}
+    walk, apart = (sweep(tiny_model, *images, cold=cold, **how) for cold in (False, True))
+    steps, singles = ([p.steps for p in front if p.role == "epsilon"] for front in (walk, apart))
+    assert sum(steps) <= 3 * fmean(singles)
+    reference = (apart.points[-1].f1 / 0.9, max(point.f2 for point in apart))
+    assert walk.hypervolume(reference) >= 0.99 * apart.hypervolume(reference)
 
 
 @pytest.mark.parametrize("number", [0, 4])

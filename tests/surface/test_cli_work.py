@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from torch.nn import functional
 
 from unlearn_ext import data, demo, journal, models, objectives, pretrain
 from unlearn_ext.cli.points import parse
@@ -197,12 +198,15 @@ def test_a_model_for_other_images_is_one_sentence(tmp_path: Path) -> None:
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every family's small model trains for two steps on a few pictures, into an empty cache, whose place this is."""
     pictures = torch.rand(24, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    few = data.divide("mnist", pictures[:12] / 2, pictures[12:])
-    monkeypatch.setattr(data, "load", lambda *_, **__: few)
+    sizes = {size: functional.avg_pool2d(pictures, 32 // size) for size in (16, 32)}
+    few = {size: data.divide("mnist", images[:12] / 2, images[12:]) for size, images in sizes.items()}
+    monkeypatch.setattr(data, "load", lambda *_, size, **__: few[size])
     monkeypatch.setattr(objectives, "NOISE_IMAGES", 16)
     monkeypatch.setattr(diffusion, "SAMPLING_STEPS", 2)
     for family, recipe in pretrain.RECIPES.items():
-        monkeypatch.setitem(pretrain.RECIPES, family, functools.partial(recipe, steps=2))
+        short = functools.partial(recipe, steps=2)
+        short.size = recipe.size
+        monkeypatch.setitem(pretrain.RECIPES, family, short)
     monkeypatch.setenv("UNLEARN_EXT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 

@@ -77,7 +77,7 @@ class Size:
 SIZES = [
     Size("vqgan", vqgan, 256, (60, 90), 2, ("encoder.", "quant_conv."), diffusers.VQModel.from_pretrained),
     Size("mae", mae, 224, (110, 113), 8, ("vit.",), transformers.ViTMAEForPreTraining.from_pretrained),
-    Size("diffusion", diffusion, 256, (60, 65), 1, ("conv_in.", "time_embedding.", "down_blocks.", "mid_block."),
+    Size("diffusion", diffusion, 256, (60, 65), 1, ("down_blocks.", "mid_block."),
          diffusers.UNet2DModel.from_pretrained),
 ]  # fmt: skip
 

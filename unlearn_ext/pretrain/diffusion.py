@@ -21,17 +21,19 @@ class Recipe(recipe.Recipe):
     reason the schedule ends before nothing of the image is left.
 
     Attributes:
-        channels: of the blocks, from full resolution down; each but the last halves the side. Those between the ends
-            attend on the way down: what is known of the whole image then reaches the features of its parts, and what
-            shows a forgotten class can be told from what does not.
+        channels: of the blocks, from full resolution down; each but the last halves the side. These attend on the way
+            down: what is known of the whole image then reaches the features of its parts, and what shows a forgotten
+            class can be told from what does not. Over more pixels it would take minutes more, and without it nothing
+            that is seen is forgotten before everything is.
         beta_end: variance of the noise that the last of a thousand timesteps adds; the first adds 1e-4.
     """
 
     family = "diffusion"
-    channels: tuple[int, ...] = (8, 16, 32, 64)
+    size = 16
+    channels: tuple[int, ...] = (16, 32, 64)
     beta_end: float = 0.008
-    steps: int = 2100
-    batch_size: int = 16
+    steps: int = 1500
+    batch_size: int = 32
     lr: float = 5e-3
 
     def build(self, channels: int, size: int) -> Diffusion:
@@ -41,7 +43,7 @@ class Recipe(recipe.Recipe):
             sample_size=size,
             in_channels=2 * channels,
             out_channels=channels,
-            down_block_types=["AttnDownBlock2D" if 0 < i < blocks - 1 else "DownBlock2D" for i in range(blocks)],
+            down_block_types=["AttnDownBlock2D"] * (blocks - 1) + ["DownBlock2D"],
             up_block_types=("UpBlock2D",) * blocks,
             block_out_channels=self.channels,
             layers_per_block=1,

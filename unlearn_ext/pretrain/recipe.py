@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..batches import Shuffled, Task, pixels
+from ..data import SIDE
 from ..models import I2IModel
 
 
@@ -33,9 +34,11 @@ class Recipe(ABC):
         steps: optimizer steps.
         batch_size: images a step.
         lr: peak learning rate of a one-cycle schedule.
+        size: side in pixels of the built-in images that suit the small model.
     """
 
     family: ClassVar[str]
+    size: ClassVar[int] = SIDE
     steps: int = 400
     batch_size: int = 64
     lr: float = 3e-3
