@@ -99,7 +99,8 @@ class Diffusion:
         """Features [N, D] of the way down, of which each weighs the same in a mean over D."""
         unet = self.module
         time = unet.time_embedding(unet.time_proj(timesteps).to(images.dtype))
-        hidden = unet.conv_in(self.seen(images, noise, timesteps, hole))
+        # torch 2.13 crashes in the first norm, channels last on a CPU, where what it is given asks for no gradient.
+        hidden = unet.conv_in(self.seen(images, noise, timesteps, hole)).requires_grad_(torch.is_grad_enabled())
         features = []
         for block in unet.down_blocks:
             hidden, skipped = block(hidden_states=hidden, temb=time)
