@@ -49,7 +49,7 @@ def launched(processes: int, *arguments: str) -> subprocess.CompletedProcess[str
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.run(
         [sys.executable, *(torchrun if processes > 1 else []), *arguments],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, timeout=2 * PATIENCE,
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, timeout=4 * PATIENCE,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
