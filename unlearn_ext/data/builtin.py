@@ -51,7 +51,8 @@ def load(
         raise UserError(
             f"the images of {name} are {SIDE} pixels a side, or {SIDE // 2}, {SIDE // 4} and so on, not {size}."
         )
-    images = torch.nn.functional.avg_pool2d(images.float(), SIDE // size).round().to(torch.uint8)
+    if size < SIDE:  # else 70,000 images would be copied as floats for nothing
+        images = torch.nn.functional.avg_pool2d(images.float(), SIDE // size).round().to(torch.uint8)
     chosen = torch.isin(labels, torch.tensor(list(forget_classes), dtype=torch.int64))
     if set(forget_classes) - set(labels.tolist()) or chosen.all() or not chosen.any():
         raise UserError(
