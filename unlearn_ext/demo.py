@@ -33,7 +33,7 @@ class Choice:
 CHOICES = {
     "vqgan": Choice(Settings()),
     "autoencoder": Choice(Settings()),
-    "mae": Choice(Settings(lr=5e-4, steps=64), points=3),
+    "mae": Choice(Settings(lr=5e-4, steps=96), points=3),
     # Its frozen encoder works at every step and in every evaluation: fewer images keep to the minutes.
     "diffusion": Choice(Settings(lr=3e-3, batch_size=32, steps=32), points=3, share=1 / 2),
 }

@@ -129,7 +129,8 @@ def sweep(
         walk = _Walk(model, objectives, held_out, out if parallel.is_first() else None, progress, kept, asked["cold"])
         walk.stages = 2 + (count + 1 if only is None else len(asked["only"]))
         infimum = walk.find_infimum()
-        high, low = infimum + walk.tolerance, walk.find_lowest_boundary(infimum)
+        high = infimum + objectives.settings.tolerance * walk.f1_original
+        low = walk.find_lowest_boundary(infimum)
         if epsilons is None:
             epsilons = [high + (low.epsilon - high) * (i + 1) / (points + 1) for i in range(points)]
         for epsilon in _distinct(epsilons if only is None else [epsilons[number - 1] for number in only]):
@@ -212,7 +213,7 @@ class _Walk:
         start, self.run = time.monotonic(), self._run(LOW, self.model)
         while probes < MAX_PROBES and gap > best_gap:
             probes += 1
-            f1, f2 = self.run.meet(self.f1_original - gap, self.tolerance)
+            f1, f2 = self.run.meet(self.f1_original - gap, self.f1_original)
             if f2 <= F2_TOLERANCE:
                 best = self.journal.set_aside(lambda: _encoder_state(self.model))
                 best_gap, best_values = gap, (f1, f2)
@@ -244,7 +245,7 @@ class _Walk:
         if role == EPSILON and not self.cold:
             way = abs(self.points[-1].epsilon - epsilon) / (self.points[0].epsilon - self.f1_star)
             steps = math.ceil(steps * min(max(way / REACH, SHARE), 1))
-        return self._note(name, role, epsilon, self.run.meet(epsilon, self.tolerance, steps), start)
+        return self._note(name, role, epsilon, self.run.meet(epsilon, self.f1_original, steps), start)
 
     def finish(self, dataset: str) -> ParetoFront:
         """The front; with a folder to write to, also its files."""
@@ -258,11 +259,6 @@ class _Walk:
         warn_if_skipped(self.histories.values())
         self.journal.finish()
         return front
-
-    @property
-    def tolerance(self) -> float:
-        """|f1 − ε| that is good enough, in f1's units."""
-        return self.settings.tolerance * self.f1_original
 
     def _run(self, name: str, model: I2IModel) -> Run:
         release()

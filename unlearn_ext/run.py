@@ -35,10 +35,14 @@ NEARER = 0.9  # of the gap before it: a correction that leaves more has come to 
 NEAR = 4  # tolerances from ε: f1 has arrived, and f2 may come to rest
 FAR = 16  # tolerances from ε: there, f1 must come nearer, …
 LEAST = 0.25  # … by so much of what ψ demands, or it never will at this learning rate
-FALLS = 0.05  # of itself, over a window: by no more, f2 is at rest at this learning rate …
+MOVES = 0.05  # of itself, over a window: by no more, up or down, f2 is at rest at this learning rate …
 WORTH = 1e-4  # … and by less than that, in variances of the latents, its fall is not worth a step
 WINDOWS = 4  # to a run's steps
 MOST = 2  # times a run's steps, until the learning rate falls whether f2 rests or not
+# Adam's steps are as long near the unmodified model as far from it, but the way there is short: f2 rises to what such
+# steps cost, and takes hundreds of them to fall. So near it, the learning rate goes with the way.
+WHOLE_FROM = 0.5  # share of f1 given up, from which on the learning rate is whole …
+LEAST_RATE = 0.1  # … and what is left of it where next to nothing is
 
 OnStep = Callable[[int, int, StepStats, float], None]  # steps taken, steps planned so far, what the step saw, f2
 
@@ -131,12 +135,13 @@ class Run:
         """Phase I dynamics, ψ = α‖∇f1‖²: f1 falls towards its infimum."""
         self.train(GradientNorm(alpha=1.0), self.settings.lr, steps)
 
-    def meet(self, epsilon: float, tolerance: float, steps: int | None = None) -> tuple[float, float]:
+    def meet(self, epsilon: float, original: float, steps: int | None = None) -> tuple[float, float]:
         """min f2 s.t. f1 ≤ ε, for as long as it takes, then corrections until ε is met over the whole forget set.
 
-        The learning rate is held until f1 is near ε and f2 has stopped falling, twice the given steps at most, and then
+        The learning rate is held until f1 is near ε and f2 has come to rest, twice the given steps at most, and then
         falls to 0 over as many: a run takes little more than half as many again next to its neighbour on the front, and
-        three times as many from far away.
+        three times as many from far away. It is the settings' where ε gives up half of f1 or more, and in proportion
+        less where ε gives up less.
 
         Minibatches meet ε on average over the last steps; what offset is left over the whole set is measured and
         allowed for in at most three short corrections. An ε that f1 comes no nearer to from above is not chased: it is
@@ -144,14 +149,17 @@ class Run:
 
         Args:
             epsilon: ε.
-            tolerance: |f1 − ε| that is good enough, in f1's units.
+            original: f1 of the unmodified model; the settings' tolerance is a share of it.
             steps: the settings' by default.
 
         Returns:
             (f1, f2) over the whole of both sets.
         """
-        lr, steps, aim, before = self.settings.lr, steps or self.settings.steps, epsilon, math.inf
-        self._hold_until_at_rest(epsilon, tolerance, steps)
+        given_up = (1 - epsilon / original) / WHOLE_FROM
+        lr = self.settings.lr * min(max(LEAST_RATE, given_up), 1)
+        tolerance, steps = self.settings.tolerance * original, steps or self.settings.steps
+        self._hold_until_at_rest(epsilon, tolerance, lr, steps)
+        aim, before = epsilon, math.inf
         correction = (lr / 3, max(steps // 3, 1))
         for rate, count in ((lr, steps), correction, correction, correction):
             self.train(self._towards(aim), rate, count, epsilon)
@@ -199,21 +207,21 @@ class Run:
             self._journal.checkpoint(lambda: self._state(begin))
         self._journal.end_segment({"rows": self.history.since(begin)})
 
-    def _hold_until_at_rest(self, epsilon: float, tolerance: float, steps: int) -> None:
-        """Steps at the full learning rate, a window after the other, until no more is to be had of it.
+    def _hold_until_at_rest(self, epsilon: float, tolerance: float, lr: float, steps: int) -> None:
+        """Steps at one learning rate, a window after the other, until no more is to be had of it.
 
-        That is where f1 has arrived, and f2 over the minibatches of a window is no less than over those of the one
-        before; or where f1 is far away and does not come nearer.
+        That is where f1 has arrived, and f2 over the minibatches of a window is about what it was over those of the one
+        before (the way there makes it rise, and then it falls); or where f1 is far away and does not come nearer.
         """
         rate, window, gap_before, f2_before = self.settings.rate, max(steps // WINDOWS, 1), math.inf, math.inf
         self.steps_planned = self.steps_taken + 3 * window + steps
         for _ in range(MOST * steps // window):
             begin = len(self.history)
-            self.train(self._towards(epsilon), self.settings.lr, window, epsilon, held=window)
+            self.train(self._towards(epsilon), lr, window, epsilon, held=window)
             f1, f2 = self.history.since(begin)[:, :2].mean(0).tolist()
             gap = abs(f1 - epsilon)
             if gap <= NEAR * tolerance:
-                if f2_before - f2 <= max(FALLS * f2, WORTH):
+                if abs(f2_before - f2) <= max(MOVES * f2, WORTH):
                     break
                 f2_before = f2
             elif gap > FAR * tolerance and gap > gap_before * (1 - LEAST * (1 - (1 - rate) ** window)):

@@ -19,8 +19,9 @@ class Settings:
     """Of a run. The defaults suit the small built-in models.
 
     Attributes:
-        lr: learning rate of AdamW, held until a run is near its ε and f2 has stopped falling; then it falls linearly to
-            0. The rate at which ε is approached does not depend on it.
+        lr: learning rate of AdamW, held until a run is near its ε and f2 has come to rest; then it falls linearly to
+            0. Where ε gives up less than half of f1 it is lower in proportion. The rate at which ε is approached
+            does not depend on it.
         steps: optimizer steps in which the learning rate falls, at the end of a run, after half as many where it begins
             near its ε and up to twice as many where it has far to go. A point of a sweep that is near the one before
             is given fewer.

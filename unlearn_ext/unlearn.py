@@ -77,9 +77,9 @@ def reach(
     def on_step(step: int, steps: int, stats: StepStats, f2: float) -> None:
         progress(Progress(name, 0, 1, step, steps, stats.constraint.item(), f2, stats.lam.item()))
 
-    history, tolerance = History() if history is None else history, settings.tolerance * original
+    history = History() if history is None else history
     run = Run(unlearned, objectives, settings, history, on_step if progress else None, journal)
-    f1, _ = run.meet(epsilon, tolerance)
-    warn_if_missed(epsilon, f1, tolerance)
+    f1, _ = run.meet(epsilon, original)
+    warn_if_missed(epsilon, f1, settings.tolerance * original)
     warn_if_skipped([history])
     return unlearned

@@ -1,6 +1,7 @@
 import copy
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,9 +53,9 @@ def test_the_history_has_every_step(model, images):
     history = History()
     objectives = Objectives.freeze(model, *images, TASK)
     original, _ = objectives.evaluate(model.encode)
-    run = Run(model, objectives, Settings(steps=6, batch_size=48), history)
+    run = Run(model, objectives, Settings(steps=6, batch_size=48, tolerance=math.inf), history)
     run.descend(3)
-    run.meet(0.5, tolerance=math.inf)
+    run.meet(0.5, original)
     rows = list(history.rows())
     assert [row[0] for row in rows] == list(range(len(rows)))
     assert [math.isnan(row[1]) for row in rows] == [True] * 3 + [False] * (len(rows) - 3)
@@ -137,8 +138,9 @@ def test_an_epsilon_out_of_reach_is_said(model, images):
 
 
 def test_an_epsilon_out_of_reach_is_not_chased(model, images):
-    run = Run(model, Objectives.freeze(model, *images, TASK), QUICK, History())
-    f1, _ = run.meet(-1.0, 0.0)  # f1 is a square: 0 at the very least
+    objectives = Objectives.freeze(model, *images, TASK)
+    run = Run(model, objectives, replace(QUICK, tolerance=0.0), History())
+    f1, _ = run.meet(-1.0, objectives.evaluate_f1(model.encode))  # f1 is a square: 0 at the very least
     assert 0 <= f1 < 0.5
     assert run.steps_taken < 4 * QUICK.steps  # nothing is held, or corrected, for as long as may be
 
@@ -148,18 +150,19 @@ def test_a_run_takes_as_long_as_it_has_far_to_go(model, images):
     f1, _ = objectives.evaluate(model.encode)
     unlearned, steps = copy.deepcopy(model), []
     for share in (0.4, 0.35):
-        run = Run(unlearned, objectives, QUICK, History())
-        run.meet(share * f1, tolerance=0.01 * f1)
+        run = Run(unlearned, objectives, replace(QUICK, tolerance=0.01), History())
+        run.meet(share * f1, f1)
         steps.append(run.steps_taken)
     assert QUICK.steps // 2 < steps[1] < steps[0] <= (2 + 1 / 2 + 3 / 3) * QUICK.steps
 
 
 @pytest.mark.parametrize(
-    ("falls", "windows"), [((0.5, 0.4, 0.39), 3), ((0.5, 0.4, 0.3, 0.2, 0.2), 5), ((1e-4, 4e-5), 2)]
+    ("values", "windows"),
+    [((0.5, 0.4, 0.39), 3), ((0.5, 0.4, 0.3, 0.2, 0.2), 5), ((1e-4, 4e-5), 2), ((0.1, 0.3, 0.3), 3)],
 )
-def test_the_rate_is_held_for_as_long_as_f2_falls(model, images, monkeypatch, falls, windows):
-    run = Run(model, Objectives.freeze(model, *images, TASK), Settings(steps=8), History())
-    f2, held_windows = iter(falls), []
+def test_the_rate_is_held_until_f2_rests(model, images, monkeypatch, values, windows):
+    run = Run(model, Objectives.freeze(model, *images, TASK), Settings(steps=8, tolerance=0.01), History())
+    f2, held_windows = iter(values), []
 
     def train(control, lr, steps, epsilon, *, held=0):
         if held:
@@ -168,5 +171,19 @@ def test_the_rate_is_held_for_as_long_as_f2_falls(model, images, monkeypatch, fa
             run.history.extend(epsilon, torch.tensor(rows, dtype=torch.float64))
 
     monkeypatch.setattr(run, "train", train)
-    run.meet(0.5, tolerance=0.01)
+    run.meet(0.5, 1.0)
     assert held_windows == [2] * windows
+
+
+@pytest.mark.parametrize(("epsilon", "share"), [(0.0, 1.0), (1.0, 1.0), (1.5, 0.5), (1.99, 0.1), (3.0, 0.1)])
+def test_the_shorter_the_way_the_lower_the_learning_rate(model, images, monkeypatch, epsilon, share):
+    run = Run(model, Objectives.freeze(model, *images, TASK), replace(QUICK, lr=0.02, tolerance=math.inf), History())
+    rates = []
+
+    def train(control, lr, steps, epsilon, *, held=0):
+        rates.append(lr)
+        run.history.extend(epsilon, torch.zeros(steps, 5, dtype=torch.float64))
+
+    monkeypatch.setattr(run, "train", train)
+    run.meet(epsilon, 2.0)
+    assert rates == [pytest.approx(0.02 * share)] * len(rates)

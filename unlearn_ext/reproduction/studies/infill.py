@@ -101,9 +101,9 @@ class Infill(Study):
         """The unmodified model, and one that is trained on whenever the next is asked for."""
         yield WHOLE, trial.problem.model
         whole, model = training.evaluate_f1(training.frozen), copy.deepcopy(trial.problem.model)
+        run = Run(model, training, trial.settings, History(), of_run(on_step))
         for share in self.shares:
-            run = Run(model, training, trial.settings, History(), of_run(on_step))
-            run.meet(share * whole, trial.settings.tolerance * whole)
+            run.meet(share * whole, whole)
             yield share, model
 
 
