@@ -85,15 +85,25 @@ def test_an_error_ends_all_processes_and_is_said_once(place, tmp_path):
     assert done.stderr.count("Error: there is no folder") == 1
 
 
-def test_two_processes_sweep_what_one_does(place, tmp_path):
-    fronts = {}
-    for processes in (1, 2):
-        arguments = ["sweep", *options(place, tmp_path / str(processes))[3:], "--points", "1", "--batch-size", "8"]
-        done = called(processes, *arguments)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("boundary-high │") == 1
-        fronts[processes] = ParetoFront.from_csv(tmp_path / str(processes) / "front.csv")
-    for one, two in zip(fronts[1], fronts[2], strict=True):
+def sweep_options(place: Path, out: Path) -> list[str]:
+    return ["sweep", *options(place, out)[3:], "--points", "1", "--batch-size", "8"]
+
+
+@pytest.fixture(scope="module")
+def swept(place, tmp_path_factory) -> tuple[Path, str]:
+    """What two processes write, and say."""
+    out = tmp_path_factory.mktemp("swept")
+    done = called(2, *sweep_options(place, out))
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_two_processes_sweep_what_one_does(place, swept, tmp_path):
+    done = called(1, *sweep_options(place, tmp_path))
+    assert done.returncode == 0, done.stderr
+    for said in (done.stdout, swept[1]):
+        assert said.count("boundary-high │") == 1
+    for one, two in zip(*(ParetoFront.from_csv(out / "front.csv") for out in (tmp_path, swept[0])), strict=True):
         assert two.values == pytest.approx(one.values, rel=1e-2, abs=1e-5)
         assert two.steps == one.steps
 
@@ -114,19 +124,16 @@ main()
 """
 
 
-def test_processes_that_were_killed_go_on_together(place, tmp_path, monkeypatch):
+def test_processes_that_were_killed_go_on_together(place, swept, tmp_path, monkeypatch):
     (tmp_path / "killed.py").write_text(KILLED)
-    arguments = ["sweep", *options(place, tmp_path)[3:], "--points", "1", "--batch-size", "8", "--resume"]
-    for out, kills in (("alone", (0,)), ("killed", (14, 0))):
-        arguments[arguments.index("--out") + 1] = str(tmp_path / out)
-        for kill in kills:
-            monkeypatch.setenv("KILL_AFTER", str(kill))
-            done = launched(2, str(tmp_path / "killed.py"), *arguments)
-            assert (done.returncode == 0) == (kill == 0), done.stderr
-    paths = [path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").glob("*/*.safetensors")]
+    for kill in (14, 0):
+        monkeypatch.setenv("KILL_AFTER", str(kill))
+        done = launched(2, str(tmp_path / "killed.py"), *sweep_options(place, tmp_path / "run"), "--resume")
+        assert (done.returncode == 0) == (kill == 0), done.stderr
+    paths = [path.relative_to(swept[0]) for path in swept[0].glob("*/*.safetensors")]
     assert len(paths) == 3
     for path in ("history.csv", "samples.npz", *paths):
-        assert (tmp_path / "killed" / path).read_bytes() == (tmp_path / "alone" / path).read_bytes(), path
+        assert (tmp_path / "run" / path).read_bytes() == (swept[0] / path).read_bytes(), path
 
 
 LEAVES = """
