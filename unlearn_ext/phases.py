@@ -129,15 +129,14 @@ def sweep(
         walk = _Walk(model, objectives, held_out, out if parallel.is_first() else None, progress, kept, asked["cold"])
         walk.stages = 2 + (count + 1 if only is None else len(asked["only"]))
         infimum = walk.find_infimum()
-        high = infimum + objectives.settings.tolerance * walk.f1_original
         low = walk.find_lowest_boundary(infimum)
         if epsilons is None:
-            epsilons = [high + (low.epsilon - high) * (i + 1) / (points + 1) for i in range(points)]
+            epsilons = [walk.high + (low.epsilon - walk.high) * (i + 1) / (points + 1) for i in range(points)]
         for epsilon in _distinct(epsilons if only is None else [epsilons[number - 1] for number in only]):
             warn_if_outside(epsilon, infimum, low.epsilon)
             walk.step_to(point_name(epsilon), EPSILON, epsilon)
         if only is None:
-            walk.step_to(HIGH, HIGH, high)
+            walk.step_to(HIGH, HIGH, walk.high)
         return walk.finish(dataset)
 
 
@@ -174,6 +173,11 @@ class _Walk:
         self.samples = {name: in_bytes(images) for name, images in samples.items()}
         self.f1_star = math.nan
         self.low_method = ""
+
+    @property
+    def high(self) -> float:
+        """ε of the highest boundary."""
+        return self.f1_star + self.settings.tolerance * self.f1_original
 
     def find_infimum(self) -> float:
         """f1*: descend from the unmodified model until a run lowers f1 by less than ``STALL`` of what it was at first.
@@ -243,8 +247,8 @@ class _Walk:
         else:
             self.run.tell(*self._told(name))
         if role == EPSILON and not self.cold:
-            way = abs(self.points[-1].epsilon - epsilon) / (self.points[0].epsilon - self.f1_star)
-            steps = math.ceil(steps * min(max(way / REACH, SHARE), 1))
+            way = abs(self.points[-1].epsilon - epsilon) / (self.points[0].epsilon - self.high)
+            steps = max(round(steps * min(max(way / REACH, SHARE), 1)), 1)
         return self._note(name, role, epsilon, self.run.meet(epsilon, self.f1_original, steps), start)
 
     def finish(self, dataset: str) -> ParetoFront:

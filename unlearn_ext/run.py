@@ -37,7 +37,8 @@ FAR = 16  # tolerances from ε: there, f1 must come nearer, …
 LEAST = 0.25  # … by so much of what ψ demands, or it never will at this learning rate
 MOVES = 0.05  # of itself, over a window: by no more, up or down, f2 is at rest at this learning rate …
 WORTH = 1e-4  # … and by less than that, in variances of the latents, its fall is not worth a step
-WINDOWS = 4  # to a run's steps
+WINDOWS = 4  # to a run's steps …
+WINDOW = 3  # … but of no fewer steps: f2 of one minibatch is a quarter off (small VQ-GAN)
 MOST = 2  # times a run's steps, until the learning rate falls whether f2 rests or not
 # Adam's steps are as long near the unmodified model as far from it, but the way there is short: f2 rises to what such
 # steps cost, and takes hundreds of them to fall. So near it, the learning rate goes with the way.
@@ -213,7 +214,8 @@ class Run:
         That is where f1 has arrived, and f2 over the minibatches of a window is about what it was over those of the one
         before (the way there makes it rise, and then it falls); or where f1 is far away and does not come nearer.
         """
-        rate, window, gap_before, f2_before = self.settings.rate, max(steps // WINDOWS, 1), math.inf, math.inf
+        rate, window = self.settings.rate, max(steps // WINDOWS, min(WINDOW, steps))
+        gap_before = f2_before = math.inf
         self.steps_planned = self.steps_taken + 3 * window + steps
         for _ in range(MOST * steps // window):
             begin = len(self.history)
