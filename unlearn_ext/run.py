@@ -216,7 +216,7 @@ class Run:
         """
         rate, window = self.settings.rate, max(steps // WINDOWS, min(WINDOW, steps))
         gap_before = f2_before = math.inf
-        self.steps_planned = self.steps_taken + 3 * window + steps
+        self.steps_planned = self.steps_taken + min(3 * window, MOST * steps) + steps
         for _ in range(MOST * steps // window):
             begin = len(self.history)
             self.train(self._towards(epsilon), lr, window, epsilon, held=window)

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 import warnings
 from dataclasses import replace
@@ -88,7 +89,7 @@ def test_epsilon_inside_does_not_warn_and_progress_is_reported(model, images):
         quick = Settings(steps=3, tolerance=1.0)
         ux.unlearn(model, *images, task=TASK, epsilon=0.1, settings=quick, progress=seen.append)
     assert seen[0].stage == "eps-0.1000"
-    assert (seen[0].index, seen[0].total, seen[0].step, seen[0].steps) == (0, 1, 1, 6)
+    assert (seen[0].index, seen[0].total, seen[0].step, seen[0].steps) == (0, 1, 1, 9)
     assert all(math.isfinite(value) for value in (seen[0].f1, seen[0].f2, seen[0].lam))
 
 
@@ -156,23 +157,38 @@ def test_a_run_takes_as_long_as_it_has_far_to_go(model, images):
     assert QUICK.steps // 2 < steps[1] < steps[0] <= (2 + 1 / 2 + 3 / 3) * QUICK.steps
 
 
+@pytest.fixture
+def held_windows(model, images, monkeypatch):
+    """A function of settings and f2 over the windows of a run that is where it should be: steps of each it takes."""
+
+    def held_windows(settings, f2s):
+        run, f2s, seen = Run(model, Objectives.freeze(model, *images, TASK), settings, History()), iter(f2s), []
+
+        def train(control, lr, steps, epsilon, *, held=0):
+            if held:
+                seen.append(steps)
+                rows = [[0.5, next(f2s), 0.0, 0.0, 0.0]] * steps
+                run.history.extend(epsilon, torch.tensor(rows, dtype=torch.float64))
+
+        monkeypatch.setattr(run, "train", train)
+        run.meet(0.5, 1.0)
+        return seen
+
+    return held_windows
+
+
 @pytest.mark.parametrize(
     ("values", "windows"),
     [((0.5, 0.4, 0.39), 3), ((0.5, 0.4, 0.3, 0.2, 0.2), 5), ((1e-4, 4e-5), 2), ((0.1, 0.3, 0.3), 3)],
 )
-def test_the_rate_is_held_until_f2_rests(model, images, monkeypatch, values, windows):
-    run = Run(model, Objectives.freeze(model, *images, TASK), Settings(steps=8, tolerance=0.01), History())
-    f2, held_windows = iter(values), []
+def test_the_rate_is_held_until_f2_rests(held_windows, values, windows):
+    assert held_windows(Settings(steps=16, tolerance=0.01), values) == [4] * windows
 
-    def train(control, lr, steps, epsilon, *, held=0):
-        if held:
-            held_windows.append(steps)
-            rows = [[0.5, next(f2), 0.0, 0.0, 0.0]] * steps
-            run.history.extend(epsilon, torch.tensor(rows, dtype=torch.float64))
 
-    monkeypatch.setattr(run, "train", train)
-    run.meet(0.5, 1.0)
-    assert held_windows == [2] * windows
+@pytest.mark.parametrize(("steps", "windows"), [(1, [1, 1]), (2, [2, 2]), (5, [3, 3, 3]), (12, [3] * 8), (24, [6] * 8)])
+def test_a_window_has_a_quarter_of_the_steps_or_three(held_windows, steps, windows):
+    restless = (0.5**window for window in itertools.count(1))
+    assert held_windows(Settings(steps=steps, tolerance=0.01), restless) == windows
 
 
 @pytest.mark.parametrize(("epsilon", "share"), [(0.0, 1.0), (1.0, 1.0), (1.5, 0.5), (1.99, 0.1), (3.0, 0.1)])
