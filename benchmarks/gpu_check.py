@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -45,15 +46,34 @@ def missing() -> str:
     return ""
 
 
-def run(title: str, command: list[str], **environment: str) -> bool:
+def run(title: str, command: list[str], capture: bool = False, **environment: str) -> bool:
+    """One step, its output as it comes, or after it where others run beside it."""
     begin = time.perf_counter()
-    print(f"── {title}", flush=True)
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths, **environment}, check=False)
-    print(
-        f"── {title}: {'done' if done.returncode == 0 else 'FAILED'} in {time.perf_counter() - begin:.0f} s", flush=True
-    )
+    together = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if capture else {}
+    if not capture:
+        print(f"── {title}", flush=True)
+    variables = {**os.environ, "PYTHONPATH": paths, **environment}
+    done = subprocess.run(command, cwd=ROOT, env=variables, check=False, **together)
+    outcome = f"── {title}: {'done' if done.returncode == 0 else 'FAILED'} in {time.perf_counter() - begin:.0f} s"
+    print(f"── {title}\n{done.stdout}{outcome}" if capture else outcome, flush=True)
     return done.returncode == 0
+
+
+def sanitizers(pytest: list[str]) -> list[tuple[str, list[str]]]:
+    """Each tool on a short run of the tests; none where the toolkit has them not."""
+    if not shutil.which("compute-sanitizer"):
+        print("── compute-sanitizer is not on PATH: its three checks are left out")
+        return []
+    short = "agrees and mix1 and few or alignment and offsets4 and dtype1"
+    options = ["--error-exitcode", "9", "--target-processes", "all"]
+    return [
+        (
+            f"compute-sanitizer {tool}",
+            ["compute-sanitizer", "--tool", tool, *options, *pytest, "tests/core/test_cuda.py", "-k", short],
+        )
+        for tool in SANITIZERS
+    ]
 
 
 def main() -> int:
@@ -63,30 +83,16 @@ def main() -> int:
     python, pytest = [sys.executable], [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     if not run("build", [*python, "setup.py", "-q", "build_ext", "--inplace"], UNLEARN_EXT_CUDA="on"):
         return 1
-    good = run("CUDA tests", [*pytest, "tests/core/test_cuda.py"])
+    checks = [("CUDA tests", [*pytest, "tests/core/test_cuda.py"]), *sanitizers(pytest)]
     if importlib.util.find_spec("sybil"):
-        good &= run("CUDA graphs as documented", [*pytest, "tests/docs", "-k", "cuda-graphs"])
-    if shutil.which("compute-sanitizer"):
-        short = [
-            *pytest,
-            "tests/core/test_cuda.py",
-            "-k",
-            "agrees and mix1 and device or alignment and offsets4 and dtype1",
-        ]
-        for tool in SANITIZERS:
-            command = [
-                "compute-sanitizer",
-                "--tool",
-                tool,
-                "--error-exitcode",
-                "9",
-                "--target-processes",
-                "all",
-                *short,
-            ]
-            good &= run(f"compute-sanitizer {tool}", command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    else:
-        print("── compute-sanitizer is not on PATH: its three checks are left out")
+        checks.append(("CUDA graphs as documented", [*pytest, "tests/docs", "-k", "cuda-graphs"]))
+
+    def check(title: str, command: list[str]) -> bool:
+        cached = {} if "sanitizer" not in title else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        return run(title, command, capture=True, **cached)
+
+    with ThreadPoolExecutor() as together:  # what is timed comes after, alone
+        good = all(list(together.map(lambda task: check(*task), checks)))
     results = ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}-{device_name()}.json"
     good &= run(
         "benchmarks", [*pytest, "benchmarks", "-k", "cuda", "--benchmark-disable-gc", f"--benchmark-json={results}"]

@@ -168,12 +168,12 @@ class TorchFused(Contestant):
 
     optimizer_class: type[torch.optim.Optimizer]
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, **options) -> None:
         super().__init__(problem)
         params = [torch.nn.Parameter(t) for t in problem.params]
         for param, grad in zip(params, problem.grads, strict=True):
             param.grad = grad
-        self.optimizer = self.optimizer_class(params, lr=LR, fused=True)
+        self.optimizer = self.optimizer_class(params, lr=LR, fused=True, **options)
 
     def step(self) -> None:
         self.optimizer.step()
@@ -185,6 +185,9 @@ class TorchSGD(TorchFused):
 
 class TorchAdamW(TorchFused):
     optimizer_class = torch.optim.AdamW
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem, capturable=problem.params[0].is_cuda)
 
 
 class ForeachThenAdamW(TorchAdamW):

@@ -48,7 +48,7 @@ def table(results: dict) -> Table:
             f"{100 * row['ours']['iqr'] / row['ours']['median']:.0f} %",
             f"{row['bytes'] / row['ours']['median'] / 1e9:.1f}" if "bytes" in row else "",
             f"{100 * share:.0f} %" if share else "",
-            seconds(row["host"]) if "host" in row else "",
+            " / ".join(map(seconds, [row["host"], *row["host_free"]])) if "host" in row else "",
             f"{extra / 1024:.0f} KB" if extra is not None else "",
             ", ".join(f"{name} {peer['median'] / row['ours']['median']:.2f}×" for name, peer in row["peers"].items()),
         )

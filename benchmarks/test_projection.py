@@ -23,4 +23,4 @@ def test_projection(benchmark, device, size, dtype):
     rivals = {name: entered(make, copies, device) for name, make in {**PEERS, "copy": peers.Copy}.items()}
     floor = ELEMENTS * dtype.itemsize * size.total
     benchmark.extra_info.update(facts(size, dtype), suite="projection", device=device, optimizer="project", bytes=floor)
-    race(benchmark, device, entered(peers.OurProjection, copies, device), rivals, rounds_of(size))
+    race(benchmark, device, entered(peers.OurProjection, copies, device), rivals, rounds_of(size, device))

@@ -27,7 +27,7 @@ def test_scaling(benchmark, device, size, dtype):
         device,
         entered(OPTIMIZERS["sgd"], copies, device),
         {"copy": entered(peers.Copy, copies, device)},
-        rounds_of(size),
+        rounds_of(size, device),
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from math import inf
 
 import peers
 import pytest
@@ -40,25 +41,25 @@ OTHERS: dict[str, dict[str, Make]] = {
 }
 #: Elements a parameter that the two passes read and write at least.
 ELEMENTS = {"sgd": 6, "sgd-momentum": 9, "adamw": 13}
-#: torch.compile takes minutes for more tensors than this.
-MOST_COMPILED = 100
+#: Of tensors: torch.compile takes minutes for more, and a graph of loops has hundreds of thousands of nodes.
+MOST = {"compiled": 100, "loop": 1000, "loop of dots": 1000}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(("device", "size", "dtype"), cases(SIZES, [torch.float32, torch.bfloat16]))
 def test_step(benchmark, optimizer, device, size, dtype):
     problem = Problem.random(size, dtype, device)
-    same = dict(SAME_STEP.get(optimizer, {}))
-    if size.count > MOST_COMPILED:
-        same.pop("compiled", None)
+    same = {name: make for name, make in SAME_STEP.get(optimizer, {}).items() if size.count <= MOST.get(name, inf)}
     agree(OPTIMIZERS[optimizer], same, problem)
     copies = problem.copies()
     rivals = {name: entered(make, copies, device) for name, make in {**same, **OTHERS[optimizer]}.items()}
     floor = ELEMENTS[optimizer] * dtype.itemsize * size.total
     benchmark.extra_info.update(facts(size, dtype), suite="step", device=device, optimizer=optimizer, bytes=floor)
     if device == "cuda":
-        benchmark.extra_info["host"] = host_seconds(OPTIMIZERS[optimizer](problem))
-    race(benchmark, device, entered(OPTIMIZERS[optimizer], copies, device), rivals, rounds_of(size))
+        free = [make for name, make in OTHERS[optimizer].items() if name.endswith("free")]
+        ours, *theirs = (host_seconds(make(problem)) for make in [OPTIMIZERS[optimizer], *free])
+        benchmark.extra_info.update(host=ours, host_free=theirs)
+    race(benchmark, device, entered(OPTIMIZERS[optimizer], copies, device), rivals, rounds_of(size, device))
 
 
 def agree(ours: Make, others: dict[str, Make], problem: Problem) -> None:

@@ -66,9 +66,6 @@ PYBIND11_MODULE(_C, m) {
         .def_property_readonly("scattered", &Table::scattered)
         .def_property_readonly("absent", &Table::absent)
         .def_property_readonly("turns", [](const Table& table) { return table.cut().turns; })
-        .def_property_readonly("bytes", [](const Table& table) {
-            return py::bytes(reinterpret_cast<const char*>(table.rows().data()), table.rows().size() * sizeof(Row));
-        })
         .def("__len__", [](const Table& table) { return table.rows().size(); });
     py::class_<Job>(m, "Job").def(py::init(&make_job));
     m.def("stats", [](const Table& table, Job job, bool solve, int threads) {
@@ -80,15 +77,17 @@ PYBIND11_MODULE(_C, m) {
 
 #if defined(UX_CUDA)
     m.attr("CUDA_ARCHS") = UX_CUDA_ARCHS;
-    m.def("cuda_rows_in_arguments", &cuda::rows_in_arguments, "How many rows a launch carries; more need a table on the device.");
     m.def("cuda_limit_blocks", &cuda::limit_blocks, "For tests: any number of blocks gives the same bits.");
     using Address = uintptr_t;
-    m.def("cuda_stats", [](const Table& table, Job job, bool solve, Address rows, Address counter, int device, Address stream) {
-        job.solve = solve;
-        cuda::run_stats({table.rows().data(), at<const Row>(rows)}, job, at<uint32_t>(counter), device, at<void>(stream));
+    m.def("cuda_upload", [](const Table& table, Address rows, int device, Address stream) {
+        cuda::upload(table.rows().data(), table.rows().size(), at<Row>(rows), device, at<void>(stream));
     });
-    m.def("cuda_apply", [](const Table& table, const Job& job, Address rows, Address counter, int device, Address stream) {
-        cuda::run_apply({table.rows().data(), at<const Row>(rows)}, job, at<uint32_t>(counter), device, at<void>(stream));
+    m.def("cuda_stats", [](Job job, bool solve, Address rows, Address counter, int device, Address stream) {
+        job.solve = solve;
+        cuda::run_stats(at<const Row>(rows), job, at<uint32_t>(counter), device, at<void>(stream));
+    });
+    m.def("cuda_apply", [](const Job& job, Address rows, Address counter, int device, Address stream) {
+        cuda::run_apply(at<const Row>(rows), job, at<uint32_t>(counter), device, at<void>(stream));
     });
 #else
     m.attr("CUDA_ARCHS") = "";

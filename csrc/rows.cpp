@@ -74,6 +74,17 @@ int head_of(const Row& row) {
     return best;
 }
 
+Loads loads_of(const Row& row, int head) {
+    bool floats = true, halves = true;
+    for (int o = 0; o < kOperands; ++o) {
+        if (!row.data[o]) continue;
+        const bool wide = row.dtype(o) == DType::f32;
+        if (reinterpret_cast<uintptr_t>(row.address(o, head)) % 16) return Loads::mixed;
+        floats &= wide, halves &= !wide;
+    }
+    return floats ? Loads::floats : halves ? Loads::halves : Loads::mixed;
+}
+
 bool crossing(const std::vector<Row>& rows, Rule rule) {
     const auto spans = spans_of(rows, writes_of(rule));
     int64_t reached = 0, written = 0;  // how far the spans before this place go, and those of them that are written

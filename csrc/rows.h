@@ -16,6 +16,9 @@ Cut cut(std::vector<Row>& rows, int64_t chunk);
 // Elements of a row before the one from which 16-byte loads serve most of its operands.
 int head_of(const Row& row);
 
+// Whether all operands are alike and begin, after the head, where 16-byte loads may.
+Loads loads_of(const Row& row, int head);
+
 // Whether memory that the rule writes may be reached by a second way. An operand read from the very place where its own
 // row is written is none: every element is read before it is written.
 bool crossing(const std::vector<Row>& rows, Rule rule);

@@ -159,7 +159,10 @@ Row Table::read_row(Rule rule, PyObject* const* objects, int64_t index) {
         counts_steps_ = true;
     }
     if (row.numel && !all_contiguous && !(all_alike && dense(like))) scattered_.push_back(index);
-    if (gpu_ >= 0) row.tags |= static_cast<int64_t>(head_of(row)) << 24;
+    if (gpu_ >= 0) {
+        const int head = head_of(row);
+        row.tags |= static_cast<int64_t>(head) << 24 | static_cast<int64_t>(loads_of(row, head)) << 28;
+    }
     return row;
 }
 

@@ -21,7 +21,10 @@ enum Operand { kParam, kGrad, kConstraintGrad, kFirst, kSecond, kOperands };
 // and combined in that order, so the result does not depend on how many threads or blocks shared the turns.
 constexpr int kTurn = 8;               // chunks
 constexpr int64_t kLeastChunk[] = {4096, 1024};  // elements, on the CPU and on a GPU; doubled until the turns are few enough
-constexpr int64_t kMostTurns = 16384;  // 40 bytes of partial sums each: 640 KB, whatever the model's size
+constexpr int64_t kMostTurns = 8192;   // 40 bytes of partial sums each: 320 KB, whatever the model's size
+
+// What a GPU may load of a row 16 bytes at a time, and how many elements those are.
+enum class Loads : int { mixed = 0, floats = 1, halves = 2 };
 
 // One tensor and everything that is stepped with it.
 struct Row {
@@ -29,7 +32,7 @@ struct Row {
     int64_t step;             // address of the float32 step counter; 0: the rule keeps none
     int64_t numel;
     int64_t first_chunk;      // chunks of all the rows before this one; a group begins on a new turn
-    int64_t tags;             // four bits of dtype for each operand; the head from bit 24; the group from bit 32 on
+    int64_t tags;             // four bits of dtype for each operand; head from bit 24; loads from bit 28; group from bit 32
 
     UX_HD DType dtype(int operand) const { return static_cast<DType>((tags >> (4 * operand)) & 15); }
     UX_HD bool all(DType one) const {
@@ -38,6 +41,7 @@ struct Row {
         return true;
     }
     UX_HD int head() const { return static_cast<int>((tags >> 24) & 15); }  // elements before the first aligned one
+    UX_HD Loads loads() const { return static_cast<Loads>((tags >> 28) & 15); }
     UX_HD int group() const { return static_cast<int>(tags >> 32); }
     UX_HD char* address(int operand, int64_t element) const {
         const int64_t width = dtype(operand) == DType::f32 ? 4 : 2;

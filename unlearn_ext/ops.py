@@ -147,44 +147,37 @@ class _Cpu(_Kernels):
 
 
 class _Cuda(_Kernels):
-    """Two launches. The rows travel in their arguments, or lie in a table on the device that is made anew on change."""
+    """Two launches. The rows lie in a table on the device, which is laid out anew by launches of its own on change."""
 
     def __init__(self, step: TwoPhase) -> None:
         index = step.device.index
         self.gpu = torch.cuda.current_device() if index is None else index
         super().__init__(step)
         self.counter = torch.zeros(1, dtype=torch.int32, device=step.device)
-        self.device_rows: Tensor | None = None
-        self.spare: Tensor | None = None
+        self.rows: Tensor | None = None
+        self.by_graph = False  # a captured graph fills the table, and may not have run yet
         self.captured: list[Tensor] = []
 
     def begin(self, rule: Rule, operands: Operands, constraint: Tensor | None) -> str:
-        reason = super().begin(rule, operands, constraint)
-        if not reason and len(self.table) > kernels.cuda_rows_in_arguments() and self.changed:
-            self._upload()
-        return reason
-
-    def _upload(self) -> None:
-        """From pinned memory, which a copy may read later and a graph may capture; a capture cannot allocate it."""
+        if reason := super().begin(rule, operands, constraint):
+            return reason
+        stream = torch.cuda.current_stream(self.gpu).cuda_stream
         capturing = torch.cuda.is_current_stream_capturing()
-        rows = torch.frombuffer(bytearray(self.table.bytes), dtype=torch.int64)
-        if self.spare is None or self.spare.numel() != rows.numel():
-            self.spare = torch.empty_like(rows, pin_memory=True)
-        pinned, self.spare = self.spare.copy_(rows), None if capturing else torch.empty_like(rows, pin_memory=True)
-        self.device_rows = torch.empty_like(rows, device=self.step.device)
-        self.device_rows.copy_(pinned, non_blocking=True)
+        if self.changed or self.by_graph:
+            size = len(self.table) * kernels.ROW_BYTES  # a new one: the old one may be a graph's
+            self.rows = torch.empty(size, dtype=torch.uint8, device=self.step.device)
+            kernels.cuda_upload(self.table, self.rows.data_ptr(), self.gpu, stream)
+            self.by_graph = capturing
         if capturing:
-            self.captured += [pinned, self.device_rows]  # a replay reads both again
-
-    def _where(self) -> tuple[int, int, int, int]:
-        rows = 0 if self.device_rows is None else self.device_rows.data_ptr()
-        return rows, self.counter.data_ptr(), self.gpu, torch.cuda.current_stream(self.gpu).cuda_stream
+            self.captured.append(self.rows)
+        self.where = self.rows.data_ptr(), self.counter.data_ptr(), self.gpu, stream
+        return ""
 
     def stats(self, solve: bool) -> None:
-        kernels.cuda_stats(self.table, self.job, solve, *self._where())
+        kernels.cuda_stats(self.job, solve, *self.where)
 
     def apply_(self) -> None:
-        kernels.cuda_apply(self.table, self.job, *self._where())
+        kernels.cuda_apply(self.job, *self.where)
         self._after_apply()
 
 
@@ -240,8 +233,9 @@ def _projection(directions: Sequence[Tensor], constraint_grads: Sequence[Tensor]
     _check_lists(directions, constraint_grads)
     step = TwoPhase(directions[0].device)
     none = [None] * len(directions)
-    step.hyper[:, Hyper.LR] = 1.0
-    step.control.copy_(torch.tensor(control_block(GIVEN_PSI)))
+    step.hyper[:, Hyper.LR].fill_(1.0)  # not assigned, which would copy from the host: a CUDA graph may capture a fill
+    step.control[Control.KIND].fill_(Kind.GIVEN)
+    step.control[Control.CAP : Control.GIVEN_PSI].fill_(inf)
     step.begin(Rule.PROJECT, Operands(none, directions, constraint_grads, none, none, none, [0] * len(directions)))
     return step
 
@@ -285,7 +279,7 @@ def halfspace_project_(directions: Sequence[Tensor], constraint_grads: Sequence[
     step.control[Control.GIVEN_PSI] = psi
     step.stats()
     step.apply_()
-    return step.report[[Report.LAMBDA, Report.SKIPPED]]
+    return torch.stack((step.report[Report.LAMBDA], step.report[Report.SKIPPED]))
 
 
 @halfspace_project_.register_fake

@@ -9,13 +9,36 @@ namespace ux::cuda {
 
 constexpr int kPack = 8;
 
-// The dtype is a tag, the same for all threads of a warp, so the switch costs a predictable branch, not a template.
+// Where a row's operands differ, the dtype is a tag, the same for all threads of a warp: a predictable branch, not a template.
 __device__ inline float to_float(uint16_t half, DType dtype) {
     return dtype == DType::bf16 ? __bfloat162float(__ushort_as_bfloat16(half)) : __half2float(__ushort_as_half(half));
 }
 
 __device__ inline uint16_t to_half(float x, DType dtype) {
     return dtype == DType::bf16 ? __bfloat16_as_ushort(__float2bfloat16_rn(x)) : __half_as_ushort(__float2half_rn(x));
+}
+
+// Two halves in one word, the first in its lower bits.
+__device__ inline void to_floats(uint32_t word, DType dtype, float* out) {
+    if (dtype == DType::bf16) {
+        out[0] = __uint_as_float(word << 16), out[1] = __uint_as_float(word & 0xffff0000u);
+    } else {
+        out[0] = __half2float(__ushort_as_half(word & 0xffff)), out[1] = __half2float(__ushort_as_half(word >> 16));
+    }
+}
+
+__device__ inline uint32_t to_halves(const float* x, DType dtype) {
+    return to_half(x[0], dtype) | uint32_t(to_half(x[1], dtype)) << 16;
+}
+
+// 16 bytes, or zeros. Volatile: left alone, the compiler moves a load down to where it is used, and one waits for the other.
+__device__ inline void load16(const void* address, bool wanted, uint32_t* words) {
+    asm volatile(
+        "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
+        "mov.u32 %0, 0;\n\tmov.u32 %1, 0;\n\tmov.u32 %2, 0;\n\tmov.u32 %3, 0;\n\t"
+        "@p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+        : "=&r"(words[0]), "=&r"(words[1]), "=&r"(words[2]), "=&r"(words[3])
+        : "l"(address), "r"(static_cast<uint32_t>(wanted)));
 }
 
 // One operand of one row, from the first element of a chunk on.
@@ -38,48 +61,47 @@ struct Stream {
     }
 
     // In two halves, so that the loads of all operands are under way before the first is waited for. The words hold
-    // eight floats, or four pairs of halves, or eight single halves where the address is not aligned.
-    __device__ void fetch(int i, uint32_t* words) const {
-        if (dtype == DType::f32 && aligned) {
-            const auto* in = reinterpret_cast<const uint4*>(base + 4 * i);
-            const uint4 low = in[0], high = in[1];
-            words[0] = low.x, words[1] = low.y, words[2] = low.z, words[3] = low.w;
-            words[4] = high.x, words[5] = high.y, words[6] = high.z, words[7] = high.w;
+    // eight floats, or four pairs of halves, or eight single halves where the address is not aligned; or zeros.
+    template <Loads loads> __device__ void fetch(int i, bool wanted, uint32_t* words) const {
+        if (loads == Loads::floats) {
+            load16(base + 4 * i, wanted, words), load16(base + 4 * i + 16, wanted, words + 4);
+        } else if (loads == Loads::halves) {
+            load16(base + 2 * i, wanted, words);
+        } else if (dtype == DType::f32 && aligned) {
+            load16(base + 4 * i, wanted, words), load16(base + 4 * i + 16, wanted, words + 4);
         } else if (aligned) {
-            const uint4 all = *reinterpret_cast<const uint4*>(base + 2 * i);
-            words[0] = all.x, words[1] = all.y, words[2] = all.z, words[3] = all.w;
+            load16(base + 2 * i, wanted, words);
         } else {
 #pragma unroll
             for (int k = 0; k < kPack; ++k)
-                words[k] = dtype == DType::f32 ? reinterpret_cast<const uint32_t*>(base)[i + k] : reinterpret_cast<const uint16_t*>(base)[i + k];
+                words[k] = !wanted                ? 0
+                           : dtype == DType::f32 ? reinterpret_cast<const uint32_t*>(base)[i + k]
+                                                 : reinterpret_cast<const uint16_t*>(base)[i + k];
         }
     }
-    __device__ void decode(uint32_t* words, float* out) const {
-        if (dtype == DType::f32) {
+    template <Loads loads> __device__ void decode(const uint32_t* words, float* out) const {
+        if (loads == Loads::floats || (loads == Loads::mixed && dtype == DType::f32)) {
 #pragma unroll
             for (int k = 0; k < kPack; ++k) out[k] = __uint_as_float(words[k]);
-            return;
-        }
-        if (aligned) {
+        } else if (loads == Loads::halves || aligned) {
 #pragma unroll
-            for (int k = kPack - 1; k >= 0; --k) words[k] = k % 2 ? words[k / 2] >> 16 : words[k / 2] & 0xffff;
-        }
+            for (int k = 0; k < kPack / 2; ++k) to_floats(words[k], dtype, out + 2 * k);
+        } else {
 #pragma unroll
-        for (int k = 0; k < kPack; ++k) out[k] = to_float(static_cast<uint16_t>(words[k]), dtype);
+            for (int k = 0; k < kPack; ++k) out[k] = to_float(static_cast<uint16_t>(words[k]), dtype);
+        }
     }
-    __device__ void store(int i, const float* x) const {
-        if (!aligned) {
+    template <Loads loads> __device__ void store(int i, const float* x) const {
+        if (loads == Loads::mixed && !aligned) {
 #pragma unroll
             for (int k = 0; k < kPack; ++k) store_one(i + k, x[k]);
-        } else if (dtype == DType::f32) {
+        } else if (loads == Loads::floats || (loads == Loads::mixed && dtype == DType::f32)) {
             auto* out = reinterpret_cast<float4*>(base + 4 * i);
             out[0] = make_float4(x[0], x[1], x[2], x[3]);
             out[1] = make_float4(x[4], x[5], x[6], x[7]);
         } else {
-            uint32_t words[kPack / 2];
-#pragma unroll
-            for (int k = 0; k < kPack / 2; ++k) words[k] = to_half(x[2 * k], dtype) | uint32_t(to_half(x[2 * k + 1], dtype)) << 16;
-            *reinterpret_cast<uint4*>(base + 2 * i) = make_uint4(words[0], words[1], words[2], words[3]);
+            *reinterpret_cast<uint4*>(base + 2 * i) =
+                make_uint4(to_halves(x, dtype), to_halves(x + 2, dtype), to_halves(x + 4, dtype), to_halves(x + 6, dtype));
         }
     }
 };

@@ -18,29 +18,21 @@ namespace {
 constexpr int kThreads = 32 * kTurn;  // a warp for each chunk of a turn
 constexpr int kMostDevices = 64;
 
-// Launches carry 32 KB of arguments since CUDA 12.1, and 4 KB before.
-#if CUDART_VERSION >= 12010
-constexpr int kArgumentBytes = 32764;
-#else
-constexpr int kArgumentBytes = 4096;
-#endif
-constexpr int kRowsInArguments = (kArgumentBytes - int(sizeof(Job)) - 16) / int(sizeof(Row));
-
 // Blocks a multiprocessor must hold for enough bytes to be under way: the fewer the streams, the more blocks.
 struct Blocks { int stats, apply; };
 template <class R> constexpr Blocks kBlocks{4, 4};
 template <> constexpr Blocks kBlocks<SgdRule>{4, 2};
 template <> constexpr Blocks kBlocks<AdamWRule>{3, 2};
 
-struct InArguments {
-    Row rows[kRowsInArguments];
-    __device__ const Row& operator[](int64_t i) const { return rows[i]; }
+// As many rows as the arguments of a launch hold: 32 KB of them since CUDA 12.1, and 4 KB before.
+template <int kBytes> struct SomeRows {
+    static constexpr int kMost = (kBytes - 64) / int(sizeof(Row));
+    Row rows[kMost];
 };
 
-struct OnDevice {
-    const Row* rows;
-    __device__ const Row& operator[](int64_t i) const { return rows[i]; }
-};
+template <class Some> __global__ void upload_kernel(const __grid_constant__ Some some, int n, Row* table) {
+    for (int i = threadIdx.x; i < n; i += blockDim.x) table[i] = some.rows[i];
+}
 
 void check(cudaError_t error, const char* what) {
     if (error != cudaSuccess) throw std::runtime_error(std::string("unlearn_ext, CUDA ") + what + ": " + cudaGetErrorString(error));
@@ -79,9 +71,23 @@ template <class R> struct Coefficients {
     }
 };
 
+// As row_of, by a warp: it looks at 32 rows at a time, one a lane, since each look is a trip to L2.
+__device__ int row_of_warp(const Row* rows, const Job& job, int chunk) {
+    int low = 0, n = static_cast<int>(job.n_rows);
+    while (n > 1) {
+        const int stride = (n + 31) / 32, mine = threadIdx.x % 32 * stride;
+        const bool before = mine < n && rows[low + mine].first_chunk <= chunk;
+        const int last = (31 - __clz(__ballot_sync(0xffffffffu, before) | 1u)) * stride;
+        low += last;
+        n = min(stride, n - last);
+    }
+    return low;
+}
+
 // The operands of one chunk. Lane l takes the packs l, l + 32, …, and of the elements before and after them the l-th.
 struct Chunk {
     Stream streams[kOperands];
+    Loads loads;
     int n, head, loose;  // elements; before the first pack; before it and after the last
 
     __device__ Chunk(const Row& row, const Place& at)
@@ -90,7 +96,7 @@ struct Chunk {
                   {row.address(2, at.begin), row.dtype(2), head_of(row, at)},
                   {row.address(3, at.begin), row.dtype(3), head_of(row, at)},
                   {row.address(4, at.begin), row.dtype(4), head_of(row, at)}},
-          n(static_cast<int>(at.end - at.begin)), head(head_of(row, at)) {
+          loads(row.loads()), n(static_cast<int>(at.end - at.begin)), head(head_of(row, at)) {
         loose = head + (n - head) % kPack;
     }
     static __device__ int head_of(const Row& row, const Place& at) {
@@ -98,40 +104,61 @@ struct Chunk {
         return static_cast<int>(min(head, at.end - at.begin));
     }
 
-    // body(x) for each element, x its operands; `writes` of them go back.
-    template <class Body> __device__ void each(unsigned reads, unsigned writes, Body body) const {
+    // body(x) for each element, x its operands. Of those that the rule may read, `reads` are; `writes` of them go back.
+    template <class R, class Body> __device__ void each(unsigned reads, unsigned writes, Body body) const {
+        if (loads == Loads::floats) packs<R, Loads::floats>(reads, writes, body);
+        else if (loads == Loads::halves) packs<R, Loads::halves>(reads, writes, body);
+        else packs<R, Loads::mixed>(reads, writes, body);
         const int lane = threadIdx.x % 32;
-        for (int i = head + lane * kPack; i + kPack <= n; i += 32 * kPack) {
-            uint32_t words[kOperands][kPack] = {};
-#pragma unroll
-            for (int o = 0; o < kOperands; ++o)
-                if ((reads >> o & 1) && streams[o].base) streams[o].fetch(i, words[o]);
-            float packs[kOperands][kPack] = {};
-#pragma unroll
-            for (int o = 0; o < kOperands; ++o)
-                if ((reads >> o & 1) && streams[o].base) streams[o].decode(words[o], packs[o]);
-#pragma unroll
-            for (int k = 0; k < kPack; ++k) {
-                float x[kOperands];
-#pragma unroll
-                for (int o = 0; o < kOperands; ++o) x[o] = packs[o][k];
-                body(x);
-#pragma unroll
-                for (int o = 0; o < kOperands; ++o) packs[o][k] = x[o];
-            }
-#pragma unroll
-            for (int o = 0; o < kOperands; ++o)
-                if ((writes >> o & 1) && streams[o].base) streams[o].store(i, packs[o]);
-        }
         if (lane >= loose) return;
         const int i = lane < head ? lane : n - loose + lane;
         float x[kOperands];
 #pragma unroll
-        for (int o = 0; o < kOperands; ++o) x[o] = (reads >> o & 1) && streams[o].base ? streams[o].load_one(i) : 0.0f;
+        for (int o = 0; o < kOperands; ++o) x[o] = wanted(o, reads) ? streams[o].load_one(i) : 0.0f;
         body(x);
 #pragma unroll
         for (int o = 0; o < kOperands; ++o)
-            if ((writes >> o & 1) && streams[o].base) streams[o].store_one(i, x[o]);
+            if (wanted(o, writes)) streams[o].store_one(i, x[o]);
+    }
+
+    __device__ bool wanted(int operand, unsigned mask) const { return (mask >> operand & 1) && streams[operand].base; }
+
+    template <class R, Loads kind, class Body> __device__ void packs(unsigned reads, unsigned writes, Body body) const {
+        constexpr int kAtOnce = kind == Loads::halves ? 2 : 1;  // as many bytes are to be under way as of floats
+        constexpr int kStride = 32 * kPack;
+        for (int first = head + threadIdx.x % 32 * kPack; first + kPack <= n; first += kAtOnce * kStride) {
+            uint32_t words[kAtOnce][kOperands][kPack] = {};
+#pragma unroll
+            for (int a = 0; a < kAtOnce; ++a)
+#pragma unroll
+                for (int o = 0; o < kOperands; ++o)
+                    if (R::kReads >> o & 1) {
+                        const int i = first + a * kStride;
+                        streams[o].template fetch<kind>(i, wanted(o, reads) && i + kPack <= n, words[a][o]);
+                    }
+#pragma unroll
+            for (int a = 0; a < kAtOnce; ++a)
+                if (first + a * kStride + kPack <= n) pass<kind>(first + a * kStride, words[a], writes, body);
+        }
+    }
+
+    template <Loads kind, class Body>
+    __device__ void pass(int i, const uint32_t (&words)[kOperands][kPack], unsigned writes, Body body) const {
+        float packs[kOperands][kPack];
+#pragma unroll
+        for (int o = 0; o < kOperands; ++o) streams[o].template decode<kind>(words[o], packs[o]);
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) {
+            float x[kOperands];
+#pragma unroll
+            for (int o = 0; o < kOperands; ++o) x[o] = packs[o][k];
+            body(x);
+#pragma unroll
+            for (int o = 0; o < kOperands; ++o) packs[o][k] = x[o];
+        }
+#pragma unroll
+        for (int o = 0; o < kOperands; ++o)
+            if (wanted(o, writes)) streams[o].template store<kind>(i, packs[o]);
     }
 };
 
@@ -145,7 +172,7 @@ template <class T> __device__ T sum_of_warp(T x) {
 }
 
 // The turn's sums, warp by warp in order. Two buffers: one is read while the next turn's sums are written to the other.
-__device__ void write_partials(const Job& job, int64_t turn, const float* lanes, int buffer) {
+__device__ void write_partials(const Job& job, int turn, const float* lanes, int buffer) {
     __shared__ float warps[2][kTurn][kSums];
 #pragma unroll
     for (int s = 0; s < kSums; ++s) {
@@ -163,18 +190,18 @@ __device__ void write_partials(const Job& job, int64_t turn, const float* lanes,
 // True in the block that finishes last; every other block's writes are then visible to it.
 __device__ bool last_block(uint32_t* counter) {
     __shared__ bool last;
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
+        __threadfence();  // for the whole block, whose writes the barrier has brought here
         last = atomicAdd(counter, 1u) == gridDim.x - 1;
         if (last) *counter = 0;  // ready for the next launch, or for the replay of a graph
+        __threadfence();
     }
     __syncthreads();
-    __threadfence();
     return last;
 }
 
-template <class Rows> __device__ int64_t first_turn_of_group(const Rows& rows, const Job& job, int64_t group) {
+__device__ int64_t first_turn_of_group(const Row* rows, const Job& job, int64_t group) {
     int64_t low = 0, high = job.n_rows;
     while (low < high) {
         const int64_t middle = low + (high - low) / 2;
@@ -183,10 +210,11 @@ template <class Rows> __device__ int64_t first_turn_of_group(const Rows& rows, c
     return low < job.n_rows ? (rows[low].first_chunk + kTurn - 1) / kTurn : job.n_turns;
 }
 
-template <class Rows> __device__ void combine(const Rows& rows, const Job& job) {
+__device__ void combine(const Row* rows, const Job& job) {
     __shared__ double warps[kTurn][kSums];
-    for (int64_t group = 0; group < job.n_groups; ++group) {
-        const int64_t begin = first_turn_of_group(rows, job, group), end = first_turn_of_group(rows, job, group + 1);
+    for (int64_t group = 0, end = 0; group < job.n_groups; ++group) {
+        const int64_t begin = end;
+        end = group + 1 < job.n_groups ? first_turn_of_group(rows, job, group + 1) : job.n_turns;
         double sums[kSums] = {};
 #pragma unroll 4
         for (int64_t turn = begin + threadIdx.x; turn < end; turn += kThreads)
@@ -208,52 +236,63 @@ template <class Rows> __device__ void combine(const Rows& rows, const Job& job) 
 }
 
 __device__ double constraint_of(const Job& job) {
-    if (!job.constraint) return job.report[kConstraint];
     if (job.constraint_dtype == DType::f64) return *static_cast<const double*>(job.constraint);
     if (job.constraint_dtype == DType::f32) return *static_cast<const float*>(job.constraint);
     return to_float(*static_cast<const uint16_t*>(job.constraint), job.constraint_dtype);
 }
 
-template <class R, class Rows>
-__global__ void __launch_bounds__(kThreads, kBlocks<R>.stats) stats_kernel(const __grid_constant__ Job job, const __grid_constant__ Rows rows, uint32_t* counter) {
+// Control and report wait in shared memory: one trip for all their numbers, made while the partial sums are on their way.
+__device__ void finish(const Row* rows, const Job& job) {
+    __shared__ double control[kControl], report[kReport];
+    const int i = threadIdx.x;
+    if (i < kControl) control[i] = job.control[i];
+    if (i < kReport) report[i] = i == kConstraint && job.constraint ? constraint_of(job) : job.report[i];
+    combine(rows, job);
+    if (i == 0 && job.solve) solve(job.sums, job.hyper, job.n_groups, control, report);
+    __syncthreads();
+    if (i < kReport) job.report[i] = report[i];
+}
+
+template <class R>
+__global__ void __launch_bounds__(kThreads, kBlocks<R>.stats)
+stats_kernel(const __grid_constant__ Job job, const Row* rows, uint32_t* counter) {
     const int warp = warp_of_block();
     Coefficients<R> coefficients(job);
     int buffer = 0;
-    for (int64_t turn = blockIdx.x; turn < job.n_turns; turn += gridDim.x, buffer ^= 1) {
-        const int64_t chunk = turn * kTurn + warp;
-        const Place at = place_of(rows, job, row_of(rows, job, chunk), chunk);
+    const int turns = static_cast<int>(job.n_turns);
+    for (int turn = blockIdx.x; turn < turns; turn += gridDim.x, buffer ^= 1) {
+        const int chunk = turn * kTurn + warp;
+        const Place at = place_of(rows, job, row_of_warp(rows, job, chunk), chunk);
         float lanes[kSums] = {};
         if (at.begin < at.end) {
             const Row& row = rows[at.row];
             coefficients.move_to(row);
-            Chunk(row, at).each(coefficients.rule.stats_reads(), 0, [&](float* x) {
+            Chunk(row, at).each<R>(coefficients.rule.stats_reads(), 0, [&](float* x) {
                 const Element<float> e = coefficients.rule.element(x);
                 accumulate(e, x[kGrad], x[kConstraintGrad], lanes);
             });
         }
         write_partials(job, turn, lanes, buffer);
     }
-    if (!last_block(counter)) return;
-    combine(rows, job);
-    if (threadIdx.x != 0) return;
-    job.report[kConstraint] = constraint_of(job);
-    if (job.solve) solve(job.sums, job.hyper, job.n_groups, job.control, job.report);
+    if (last_block(counter)) finish(rows, job);
 }
 
-template <class R, class Rows>
-__global__ void __launch_bounds__(kThreads, kBlocks<R>.apply) apply_kernel(const __grid_constant__ Job job, const __grid_constant__ Rows rows, uint32_t* counter) {
+template <class R>
+__global__ void __launch_bounds__(kThreads, kBlocks<R>.apply)
+apply_kernel(const __grid_constant__ Job job, const Row* rows, uint32_t* counter) {
     if (job.report[kSkipped] != 0) return;  // every block reads the same flag, so none waits for another
     const float lambda = float(job.report[kLambda]), scale = float(job.report[kScale]);
     const int warp = warp_of_block();
     Coefficients<R> coefficients(job);
-    for (int64_t done = blockIdx.x; done < job.n_turns; done += gridDim.x) {
-        const int64_t turn = job.n_turns - 1 - done;  // backwards, to meet what the first pass left in cache
-        const int64_t chunk = turn * kTurn + warp;
-        const Place at = place_of(rows, job, row_of(rows, job, chunk), chunk);
+    const int turns = static_cast<int>(job.n_turns);
+    for (int done = blockIdx.x; done < turns; done += gridDim.x) {
+        const int turn = turns - 1 - done;  // backwards, to meet what the first pass left in cache
+        const int chunk = turn * kTurn + warp;
+        const Place at = place_of(rows, job, row_of_warp(rows, job, chunk), chunk);
         if (at.begin >= at.end) continue;
         const Row& row = rows[at.row];
         coefficients.move_to(row);
-        Chunk(row, at).each(R::kReads, R::kWrites, [&](float* x) {
+        Chunk(row, at).each<R>(R::kReads, R::kWrites, [&](float* x) {
             const Element<float> e = coefficients.rule.element(x);
             coefficients.rule.step(x, e, lambda, scale);
         });
@@ -276,62 +315,59 @@ template <class Kernel> int resident_blocks(Kernel kernel, std::atomic<int>* kno
 
 std::atomic<int> blocks_limit{INT_MAX};
 
-template <class Rows> using Kernel = void (*)(Job, Rows, uint32_t*);
+using Kernel = void (*)(Job, const Row*, uint32_t*);
 
-template <class Rows, Kernel<Rows> kernel>
-void launch(const Rows& rows, const Job& job, uint32_t* counter, int device, void* stream) {
+template <Kernel kernel> void launch(const Row* rows, const Job& job, uint32_t* counter, int device, void* stream) {
     static std::atomic<int> known[kMostDevices];
+    const DeviceGuard guard(device);
     const int64_t most = std::min(resident_blocks(kernel, known, device), blocks_limit.load());
     const int64_t blocks = std::clamp<int64_t>(job.n_turns, 1, most);
     kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(job, rows, counter);
     check(cudaGetLastError(), "launch");
 }
 
-template <class Rows> void launch_stats(const Rows& rows, const Job& job, uint32_t* counter, int device, void* stream) {
-    switch (job.rule) {
-        case Rule::project: return launch<Rows, stats_kernel<ProjectRule, Rows>>(rows, job, counter, device, stream);
-        case Rule::sgd: return launch<Rows, stats_kernel<SgdRule, Rows>>(rows, job, counter, device, stream);
-        case Rule::adamw: return launch<Rows, stats_kernel<AdamWRule, Rows>>(rows, job, counter, device, stream);
+template <class Some> void upload_as(const Row* rows, int64_t n, Row* table, cudaStream_t stream) {
+    for (int64_t begin = 0; begin < n; begin += Some::kMost) {
+        const int count = static_cast<int>(std::min<int64_t>(Some::kMost, n - begin));
+        Some some;
+        std::copy(rows + begin, rows + begin + count, some.rows);
+        upload_kernel<<<1, kThreads, 0, stream>>>(some, count, table + begin);
+        check(cudaGetLastError(), "launch");
     }
-}
-
-template <class Rows> void launch_apply(const Rows& rows, const Job& job, uint32_t* counter, int device, void* stream) {
-    switch (job.rule) {
-        case Rule::project: return launch<Rows, apply_kernel<ProjectRule, Rows>>(rows, job, counter, device, stream);
-        case Rule::sgd: return launch<Rows, apply_kernel<SgdRule, Rows>>(rows, job, counter, device, stream);
-        case Rule::adamw: return launch<Rows, apply_kernel<AdamWRule, Rows>>(rows, job, counter, device, stream);
-    }
-}
-
-InArguments in_arguments(const Row* rows, int64_t n) {
-    InArguments arguments;
-    std::copy(rows, rows + n, arguments.rows);
-    return arguments;
 }
 
 }  // namespace
 
-int64_t rows_in_arguments() {
-    static const int64_t rows = [] {
+void upload(const Row* rows, int64_t n, Row* table, int device, void* stream) {
+    const DeviceGuard guard(device);
+    const auto on = static_cast<cudaStream_t>(stream);
+#if CUDART_VERSION >= 12010
+    static const bool large = [] {
         int driver = 0;
         check(cudaDriverGetVersion(&driver), "driver version");
-        return kArgumentBytes <= 4096 || driver >= 12010 ? kRowsInArguments : 0;
+        return driver >= 12010;
     }();
-    return rows;
+    if (large) return upload_as<SomeRows<32764>>(rows, n, table, on);
+#endif
+    upload_as<SomeRows<4096>>(rows, n, table, on);
 }
 
 void limit_blocks(int blocks) { blocks_limit = std::max(blocks, 1); }
 
-void run_stats(const Rows& rows, const Job& job, uint32_t* counter, int device, void* stream) {
-    const DeviceGuard guard(device);
-    if (job.n_rows <= rows_in_arguments()) launch_stats(in_arguments(rows.host, job.n_rows), job, counter, device, stream);
-    else launch_stats(OnDevice{rows.device}, job, counter, device, stream);
+void run_stats(const Row* rows, const Job& job, uint32_t* counter, int device, void* stream) {
+    switch (job.rule) {
+        case Rule::project: return launch<stats_kernel<ProjectRule>>(rows, job, counter, device, stream);
+        case Rule::sgd: return launch<stats_kernel<SgdRule>>(rows, job, counter, device, stream);
+        case Rule::adamw: return launch<stats_kernel<AdamWRule>>(rows, job, counter, device, stream);
+    }
 }
 
-void run_apply(const Rows& rows, const Job& job, uint32_t* counter, int device, void* stream) {
-    const DeviceGuard guard(device);
-    if (job.n_rows <= rows_in_arguments()) launch_apply(in_arguments(rows.host, job.n_rows), job, counter, device, stream);
-    else launch_apply(OnDevice{rows.device}, job, counter, device, stream);
+void run_apply(const Row* rows, const Job& job, uint32_t* counter, int device, void* stream) {
+    switch (job.rule) {
+        case Rule::project: return launch<apply_kernel<ProjectRule>>(rows, job, counter, device, stream);
+        case Rule::sgd: return launch<apply_kernel<SgdRule>>(rows, job, counter, device, stream);
+        case Rule::adamw: return launch<apply_kernel<AdamWRule>>(rows, job, counter, device, stream);
+    }
 }
 
 }  // namespace ux::cuda

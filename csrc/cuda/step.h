@@ -1,5 +1,5 @@
-// The two phases on a CUDA device. Every pointer of the job and its rows, and `counter`, is device memory; nothing
-// synchronises with the host or allocates, so both are legal under graph capture.
+// The two phases on a CUDA device. Every pointer of the job and its rows, the rows and `counter` are device memory;
+// nothing synchronises with the host or allocates, so all of it is legal under graph capture.
 #pragma once
 #include <cstdint>
 
@@ -7,16 +7,14 @@
 
 namespace ux::cuda {
 
-struct Rows {
-    const Row* host;    // copied into the launch's arguments where they fit
-    const Row* device;  // read where they do not
-};
+// Copies rows from the host to a table on the device. They travel in the arguments of as many launches as it takes: no
+// host memory need outlive the call.
+void upload(const Row* rows, int64_t n, Row* table, int device, void* stream);
 
-int64_t rows_in_arguments();  // how many fit, with this compiler and this driver
 void limit_blocks(int blocks);  // of every launch from here on; for tests, which want the same bits from any number
 
 // `counter`: one uint32, zero before the first launch; each launch leaves it zero.
-void run_stats(const Rows&, const Job&, uint32_t* counter, int device, void* stream);
-void run_apply(const Rows&, const Job&, uint32_t* counter, int device, void* stream);
+void run_stats(const Row* rows, const Job&, uint32_t* counter, int device, void* stream);
+void run_apply(const Row* rows, const Job&, uint32_t* counter, int device, void* stream);
 
 }  // namespace ux::cuda

@@ -14,7 +14,7 @@ REASON = why_not(torch.device("cuda")) or ("" if torch.cuda.is_available() else 
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 FEW = [(0,), (1,), (1023,), (3 * 16384 + 5,), (0, 3), (129, 257)]
-SHAPES = {"rows in the arguments": FEW, "rows on the device": FEW + [(1 + i % 97,) for i in range(500)]}
+SHAPES = {"few": FEW, "many": FEW + [(1 + i % 97,) for i in range(1100)]}
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 MIXES = [(F32,) * 5, (BF16,) * 5, (F16,) * 5, (F32, BF16, BF16, F32, F32), (BF16, F32, F16, F32, BF16)]
 
@@ -147,6 +147,42 @@ def test_replay_of_a_graph_equals_eager(optimizer, count):
         eager.hold()
         eager.optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(eager.params, replayed.params, strict=True))
+
+
+def test_a_graph_keeps_the_rows_that_it_was_captured_with():
+    eager, replayed = Loop(ux.EpsilonSGD, 1000), Loop(ux.EpsilonSGD, 1000)
+    for loop in (eager, replayed):
+        loop.hold()
+        loop.optimizer.step()
+    graph = torch.cuda.CUDAGraph()
+    replayed.hold()
+    with torch.cuda.graph(graph):
+        replayed.optimizer.step()
+    grads = replayed.grads
+    replayed.grads = [grad.clone() for grad in grads]  # elsewhere: the optimizer lays out another table
+    for loop in (eager, replayed):
+        loop.hold()
+        loop.optimizer.step()
+    litter = [torch.full((72_000,), 255, dtype=torch.uint8, device="cuda") for _ in range(20)]  # where the first was?
+    graph.replay()
+    eager.hold()
+    eager.optimizer.step()
+    del litter
+    assert all(torch.equal(a, b) for a, b in zip(eager.params, replayed.params, strict=True))
+
+
+@pytest.mark.parametrize("count", [3, 1000])
+def test_the_functional_layer_may_be_captured(count):
+    loop = Loop(ux.EpsilonSGD, count)
+    psi = torch.tensor(5.0, device="cuda")
+    want = [grad.clone() for grad in loop.grads]
+    expected = torch.ops.unlearn_ext.halfspace_project_(want, loop.constraint_grads, psi)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = torch.ops.unlearn_ext.halfspace_project_(loop.grads, loop.constraint_grads, psi)
+    graph.replay()
+    assert torch.equal(got, expected)
+    assert all(torch.equal(a, b) for a, b in zip(loop.grads, want, strict=True))
 
 
 @pytest.mark.parametrize("optimizer", [ux.EpsilonSGD, ux.EpsilonAdamW])
