@@ -46,18 +46,21 @@ def missing() -> str:
     return ""
 
 
-def run(title: str, command: list[str], capture: bool = False, **environment: str) -> bool:
-    """One step, its output as it comes, or after it where others run beside it."""
+def run(title: str, command: list[str], aside: bool = False, **environment: str) -> bool:
+    """One step; what it prints comes as it is printed, or all at once where others run ``aside`` of it."""
     begin = time.perf_counter()
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    together = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if capture else {}
-    if not capture:
+    captured = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if aside else {}
+    if not aside:
         print(f"── {title}", flush=True)
-    variables = {**os.environ, "PYTHONPATH": paths, **environment}
-    done = subprocess.run(command, cwd=ROOT, env=variables, check=False, **together)
-    outcome = f"── {title}: {'done' if done.returncode == 0 else 'FAILED'} in {time.perf_counter() - begin:.0f} s"
-    print(f"── {title}\n{done.stdout}{outcome}" if capture else outcome, flush=True)
-    return done.returncode == 0
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths, **environment}, **captured)
+    try:
+        printed, _ = process.communicate()
+    except KeyboardInterrupt:  # it was interrupted as well, and may still have results to write
+        printed, _ = process.communicate()
+    outcome = f"── {title}: {'done' if process.returncode == 0 else 'FAILED'} in {time.perf_counter() - begin:.0f} s"
+    print(f"── {title}\n{printed}{outcome}" if aside else outcome, flush=True)
+    return process.returncode == 0
 
 
 def sanitizers(pytest: list[str]) -> list[tuple[str, list[str]]]:
@@ -65,7 +68,7 @@ def sanitizers(pytest: list[str]) -> list[tuple[str, list[str]]]:
     if not shutil.which("compute-sanitizer"):
         print("── compute-sanitizer is not on PATH: its three checks are left out")
         return []
-    short = "agrees and mix1 and few or alignment and offsets4 and dtype1"
+    short = "agrees and (mix0 or mix1) and few or alignment and offsets4 and dtype1"
     options = ["--error-exitcode", "9", "--target-processes", "all"]
     return [
         (
@@ -89,7 +92,7 @@ def main() -> int:
 
     def check(title: str, command: list[str]) -> bool:
         cached = {} if "sanitizer" not in title else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        return run(title, command, capture=True, **cached)
+        return run(title, command, aside=True, **cached)
 
     with ThreadPoolExecutor() as together:  # what is timed comes after, alone
         good = all(list(together.map(lambda task: check(*task), checks)))
@@ -97,7 +100,7 @@ def main() -> int:
     good &= run(
         "benchmarks", [*pytest, "benchmarks", "-k", "cuda", "--benchmark-disable-gc", f"--benchmark-json={results}"]
     )
-    if results.exists():
+    if results.exists() and results.stat().st_size:
         good &= run("table", [*python, "benchmarks/table.py", str(results)])
     return 0 if good else 1
 

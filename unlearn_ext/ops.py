@@ -168,7 +168,7 @@ class _Cuda(_Kernels):
             self.rows = torch.empty(size, dtype=torch.uint8, device=self.step.device)
             kernels.cuda_upload(self.table, self.rows.data_ptr(), self.gpu, stream)
             self.by_graph = capturing
-        if capturing:
+        if capturing and not any(kept is self.rows for kept in self.captured[-1:]):
             self.captured.append(self.rows)
         self.where = self.rows.data_ptr(), self.counter.data_ptr(), self.gpu, stream
         return ""
