@@ -65,6 +65,15 @@ def test_any_alignment(rule, dtype, offsets):
     assert_close(rule, host, shifted(host, offsets))
 
 
+@pytest.mark.parametrize("rule", [Rule.SGD, Rule.ADAMW])
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("missing", ["grads", "constraint_grads"])
+def test_an_absent_gradient_reads_as_zero(rule, dtype, missing):
+    host = operands_like(rule, [torch.empty(s) for s in ((5000,), (40_001,))], (dtype,) * 5, seed=4)
+    getattr(host, missing)[0] = None
+    assert_close(rule, host, on_device(host))
+
+
 @pytest.mark.parametrize("rule", list(Rule))
 def test_nothing_is_written_when_anything_is_not_finite(rule):
     device = on_device(operands_like(rule, [torch.empty(11), torch.empty(20_001)], (F32,) * 5, seed=5))
