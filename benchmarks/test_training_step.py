@@ -1,4 +1,4 @@
-"""A whole unlearning step of a family's small model, against the same without a constraint and the predecessor's."""
+"""A whole unlearning step of each family's small model, against the same without a constraint and the predecessor's."""
 
 import copy
 
@@ -8,30 +8,29 @@ from peers import Contestant
 from race import on, race
 
 import unlearn_ext as ux
-from unlearn_ext import data, pretrain
+from unlearn_ext import data, demo, models, pretrain
 from unlearn_ext.batches import pairs
 from unlearn_ext.errors import UserError
 from unlearn_ext.objectives import Objectives
-from unlearn_ext.tasks import CenterCrop
 
-BATCH = 64
-LR = 1e-3
+IMAGES = 512  # of each set: the time of a step does not depend on them, nor on the weights
 COMPOSITE_WEIGHT = 0.2  # α of L_R + α L_F (Li et al., ICLR 2024)
+CPU_ROUNDS, CUDA_ROUNDS = 20, 40
 
 
 class TwoGradients(Contestant):
     """Forward and backward for f1, then for f2; a subclass steps."""
 
-    def __init__(self, model, objectives: Objectives) -> None:
+    def __init__(self, model: models.I2IModel, objectives: Objectives) -> None:
         self.model, self.objectives = copy.deepcopy(model), objectives
         self.optimizer = self.new_optimizer(list(self.model.encoder_parameters()))
-        self.batches = pairs(objectives.forget, objectives.retain, BATCH, seed=0)
+        self.batches = pairs(objectives.forget, objectives.retain, objectives.settings.batch_size, seed=0)
 
     def prepare(self) -> None:
         self.forget, self.retain = next(self.batches)
 
     def new_optimizer(self, params: list) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(params, lr=LR, weight_decay=0.0, fused=True)
+        return torch.optim.AdamW(params, lr=self.objectives.settings.lr, weight_decay=0.0, fused=True)
 
     def between(self, f1: torch.Tensor) -> None:
         """Without a constraint the two gradients just add up."""
@@ -50,7 +49,8 @@ class Constrained(TwoGradients):
     """Ours."""
 
     def new_optimizer(self, params: list) -> torch.optim.Optimizer:
-        return ux.EpsilonAdamW(params, lr=LR, weight_decay=0.0, control=ux.EpsilonGap(0.5), fused=True)
+        lr = self.objectives.settings.lr
+        return ux.EpsilonAdamW(params, lr=lr, weight_decay=0.0, control=ux.EpsilonGap(0.5), fused=True)
 
     def between(self, f1: torch.Tensor) -> None:
         self.optimizer.hold_constraint(f1)
@@ -59,44 +59,42 @@ class Constrained(TwoGradients):
 class Composite(TwoGradients):
     """The predecessor's loss, its frozen teacher run on the retained images and on fresh noise in every step."""
 
-    def __init__(self, model, objectives: Objectives) -> None:
+    def __init__(self, model: models.I2IModel, objectives: Objectives) -> None:
         super().__init__(model, objectives)
         self.teacher = copy.deepcopy(model)
 
     @torch.enable_grad()
     def step(self) -> None:
-        (forget,), (retain,) = self.forget.inputs, self.retain.inputs
+        images, *seen = self.forget.inputs
         with torch.no_grad():
-            noise_latents = self.teacher.encode(torch.randn_like(forget))
-            retain_latents = self.teacher.encode(retain)
-        f1 = (self.model.encode(forget) - noise_latents).square().mean() / self.objectives.variance
-        f2 = (self.model.encode(retain) - retain_latents).square().mean() / self.objectives.variance
+            noise_latents = self.teacher.encode(torch.randn_like(images), *seen)
+            retain_latents = self.teacher.encode(*self.retain.inputs)
+        f1 = (self.model.encode(images, *seen) - noise_latents).square().mean() / self.objectives.variance
+        f2 = (self.model.encode(*self.retain.inputs) - retain_latents).square().mean() / self.objectives.variance
         (f2 + COMPOSITE_WEIGHT * f1).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
 
-def small_vqgan(device: str):
-    """The demo's model, hardly trained: the time of a step does not depend on its weights."""
-    images = data.load("mnist", forget_classes=(0, 1), seed=0)
-    task = CenterCrop(0.5)
-    recipe = pretrain.RECIPES["vqgan"](steps=2)
-    model = pretrain.train(torch.cat([images.forget, images.retain]), task, seed=0, recipe=recipe)
+def small(family: str, device: str) -> tuple[models.I2IModel, Objectives]:
+    """The demo's model of a family, hardly trained, and what it is trained by."""
+    recipe = pretrain.RECIPES[family](steps=2)
+    images = data.load(demo.DATASET, forget_classes=demo.FORGET_CLASSES, size=recipe.size, seed=0)
+    forget, retain = images.forget[:IMAGES], images.retain[:IMAGES]
+    model = pretrain.train(torch.cat([forget, retain]), demo.TASK, seed=0, recipe=recipe)
     model.module.to(device)
-    return model, Objectives.freeze(model, images.forget, images.retain, task)
+    settings = demo.CHOICES[family].settings
+    return model, Objectives.freeze(model, forget, retain, demo.TASK, settings=settings)
 
 
-FAMILIES = {"vqgan": small_vqgan}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", demo.CHOICES)
 @pytest.mark.parametrize("device", [on(d, name=d) for d in ("cpu", "cuda")])
 def test_training_step(benchmark, family, device):
     try:
-        model, objectives = FAMILIES[family](device)
+        model, objectives = small(family, device)
     except UserError as missing:
         pytest.skip(str(missing))
     ours = Constrained(model, objectives)
     rivals = {"no constraint": TwoGradients(model, objectives), "composite": Composite(model, objectives)}
     benchmark.extra_info.update(suite="training step", device=device, optimizer="adamw", size=family, dtype="float32")
-    race(benchmark, device, ours, rivals, rounds=40)
+    race(benchmark, device, ours, rivals, rounds=CUDA_ROUNDS if device == "cuda" else CPU_ROUNDS)
