@@ -219,11 +219,10 @@ def _check_lists(directions: Sequence[Tensor], constraint_grads: Sequence[Tensor
             f"projection: as many constraint gradients as directions are needed, and at least one; "
             f"got {len(directions)} and {len(constraint_grads)}"
         )
-    _check_devices(*directions, *constraint_grads)
 
 
 def _check_devices(*tensors: Tensor | None) -> None:
-    """Also of a fake step: with one meta tensor among real ones, torch runs that and leaves all as they were."""
+    """Of a fake step: with one meta tensor among real ones, torch runs that and leaves all as they were."""
     devices = {tensor.device for tensor in tensors if tensor is not None}
     if len(devices) > 1:
         raise RuntimeError(f"step: tensors are on {' and '.join(sorted(map(str, devices)))}; move them to one device")
@@ -256,6 +255,7 @@ def halfspace_stats(directions: Sequence[Tensor], constraint_grads: Sequence[Ten
 @halfspace_stats.register_fake
 def _(directions, constraint_grads):
     _check_lists(directions, constraint_grads)
+    _check_devices(*directions, *constraint_grads)
     return directions[0].new_empty(3, dtype=torch.float64)
 
 
@@ -285,8 +285,7 @@ def halfspace_project_(directions: Sequence[Tensor], constraint_grads: Sequence[
 @halfspace_project_.register_fake
 def _(directions, constraint_grads, psi):
     _check_lists(directions, constraint_grads)
-    if psi.is_meta:
-        _check_devices(psi, *directions)
+    _check_devices(*directions, *constraint_grads, *([psi] if psi.is_meta else []))
     return directions[0].new_empty(2, dtype=torch.float64)
 
 

@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from itertools import chain, repeat
-from operator import is_
 
 import torch
 from torch import Tensor
@@ -195,7 +194,7 @@ class EpsilonOptimizer(Optimizer):
         params = self._params()
         grads, held = [p.grad for p in params], self._constraint.held(params)
         groups = list(chain.from_iterable(repeat(index, len(mine)) for index, mine in enumerate(self._lists)))
-        if any(map(is_, grads, repeat(None))):  # those without any gradient take no part
+        if [grad for grad in grads if grad is None]:  # those without any gradient take no part
             rows = [
                 row for row in zip(params, grads, held, groups, strict=True) if row[1] is not None or row[2] is not None
             ]
