@@ -1,10 +1,23 @@
-"""What a result's file says of the machine, and nothing that would name it."""
+"""What a result's file says of the machine, and nothing that would name it; and a line for each case as it is timed."""
 
 import platform
 
 import torch
+from table import COLUMNS, cells, rows
 
 import unlearn_ext as ux
+
+
+def pytest_runtest_teardown(item):
+    """Whoever interrupts the rest has seen this case."""
+    benchmark = item.funcargs.get("benchmark")
+    if benchmark is None or not benchmark.stats:
+        return
+    (row,) = rows({"benchmarks": [benchmark.stats.as_dict(include_data=False)]})
+    said = [f"{name} {cell}" for name, cell in zip(COLUMNS[2:], cells(row)[2:], strict=True) if cell]
+    plugins = item.config.pluginmanager
+    with plugins.get_plugin("capturemanager").global_and_fixture_disabled():
+        plugins.get_plugin("terminalreporter").write_line(f" {' '.join(cells(row)[:2])}: {'; '.join(said)}")
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):

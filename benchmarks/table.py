@@ -31,27 +31,34 @@ def seconds(value: float) -> str:
     return f"{value * 1e6:.0f} µs" if value < 1e-3 else f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.2f} s"
 
 
+COLUMNS = ("suite", "case", "ours", "± iqr", "GB/s", "of copy", "host", "memory", "peers")
+
+
+def cells(row: dict) -> tuple[str, ...]:
+    """What stands in each of ``COLUMNS``; nothing where a suite does not measure it."""
+    share, extra = share_of_copy(row), row.get("extra_memory")
+    return (
+        row["suite"],
+        " ".join(str(row[key]) for key in ("device", "optimizer", "size", "dtype")),
+        seconds(row["ours"]["median"]),
+        f"{100 * row['ours']['iqr'] / row['ours']['median']:.0f} %",
+        f"{row['bytes'] / row['ours']['median'] / 1e9:.1f}" if "bytes" in row else "",
+        f"{100 * share:.0f} %" if share else "",
+        " / ".join(map(seconds, [row["host"], *row["host_free"]])) if "host" in row else "",
+        f"{extra / 1024:.0f} KB" if extra is not None else "",
+        ", ".join(f"{name} {peer['median'] / row['ours']['median']:.2f}×" for name, peer in row["peers"].items()),
+    )
+
+
 def table(results: dict) -> Table:
     machine = results["machine_info"]
     where = machine["gpu"] or machine["cpu"].get("brand_raw", machine["cpu"].get("arch", ""))
     title = f"{where}, {machine['threads']} threads, {machine['cpu_isa']}, torch {machine['torch']}"
     view = Table(title=title, title_justify="left", caption="× : a peer's median over ours; more is better for ours")
-    for name in ("suite", "case", "ours", "± iqr", "GB/s", "of copy", "host", "memory"):
-        view.add_column(name, justify="left" if name in ("suite", "case") else "right")
-    view.add_column("peers")
+    for name in COLUMNS:
+        view.add_column(name, justify="left" if name in ("suite", "case", "peers") else "right")
     for row in rows(results):
-        share, extra = share_of_copy(row), row.get("extra_memory")
-        view.add_row(
-            row["suite"],
-            " ".join(str(row[key]) for key in ("device", "optimizer", "size", "dtype")),
-            seconds(row["ours"]["median"]),
-            f"{100 * row['ours']['iqr'] / row['ours']['median']:.0f} %",
-            f"{row['bytes'] / row['ours']['median'] / 1e9:.1f}" if "bytes" in row else "",
-            f"{100 * share:.0f} %" if share else "",
-            " / ".join(map(seconds, [row["host"], *row["host_free"]])) if "host" in row else "",
-            f"{extra / 1024:.0f} KB" if extra is not None else "",
-            ", ".join(f"{name} {peer['median'] / row['ours']['median']:.2f}×" for name, peer in row["peers"].items()),
-        )
+        view.add_row(*cells(row))
     return view
 
 
