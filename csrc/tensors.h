@@ -23,7 +23,7 @@ constexpr int kTurn = 8;               // chunks
 constexpr int64_t kLeastChunk[] = {4096, 1024};  // elements, on the CPU and on a GPU; doubled until the turns are few enough
 constexpr int64_t kMostTurns = 8192;   // 40 bytes of partial sums each: 320 KB, whatever the model's size
 
-// What a GPU may load of a row 16 bytes at a time, and how many elements those are.
+// How a GPU loads a row: all operands 16 bytes at a time, four floats or eight halves; or each in its own way.
 enum class Loads : int { mixed = 0, floats = 1, halves = 2 };
 
 // One tensor and everything that is stepped with it.
