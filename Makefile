@@ -19,7 +19,7 @@ endif
 help:
 	@echo "make demo     train a small model, unlearn it at several degrees, draw the report (runs/demo/report.html)"
 	@echo "make test     install and run the tests"
-	@echo "make true-size  one step of a 256-pixel VQ-GAN, a ViT-B MAE and a 62 M U-Net: what it takes; 20 minutes"
+	@echo "make true-size  one step of a 256-pixel VQ-GAN, a ViT-B MAE and a 62 M U-Net: what it takes; 25 minutes"
 	@echo "make fuzz     throw anything at the operators and the kernels, and kill 50 sweeps; about an hour, and clang++ is needed"
 	@echo "make sanitize  run the core's tests with the kernels under g++'s sanitizers; about 5 minutes"
 	@echo "make bench    time the step against its peers on this CPU (and GPU); about 10 minutes"

@@ -1,6 +1,6 @@
 """Checkpoints of the sizes that people have, with random weights: one step each through the command line.
 
-`make true-size`; it prints what each took. Needs about 8 GB of memory and 20 minutes on two cores.
+`make true-size`; it prints what each took. Needs about 8 GB of memory and 25 minutes on two cores.
 """
 
 from __future__ import annotations
