@@ -120,6 +120,14 @@ class Loop:
         for param, grad in zip(self.params, self.grads, strict=True):
             param.grad = grad
 
+    def captured(self) -> torch.cuda.CUDAGraph:
+        """One step, which replays take again."""
+        graph = torch.cuda.CUDAGraph()
+        self.hold()
+        with torch.cuda.graph(graph):
+            self.optimizer.step()
+        return graph
+
 
 @pytest.mark.parametrize("optimizer", [ux.EpsilonSGD, ux.EpsilonAdamW])
 @pytest.mark.parametrize("count", [300, 1000])
@@ -147,10 +155,7 @@ def test_replay_of_a_graph_equals_eager(optimizer, count):
     for loop in (eager, replayed):
         loop.hold()
         loop.optimizer.step()
-    graph = torch.cuda.CUDAGraph()
-    replayed.hold()
-    with torch.cuda.graph(graph):
-        replayed.optimizer.step()
+    graph = replayed.captured()
     for _ in range(5):
         graph.replay()
         eager.hold()
@@ -163,10 +168,7 @@ def test_a_graph_keeps_the_rows_that_it_was_captured_with():
     for loop in (eager, replayed):
         loop.hold()
         loop.optimizer.step()
-    graph = torch.cuda.CUDAGraph()
-    replayed.hold()
-    with torch.cuda.graph(graph):
-        replayed.optimizer.step()
+    graph = replayed.captured()
     grads = replayed.grads
     replayed.grads = [grad.clone() for grad in grads]  # elsewhere: the optimizer lays out another table
     for loop in (eager, replayed):
@@ -204,10 +206,7 @@ def test_a_replay_reads_the_rates_of_its_day(optimizer):
         loops[-1].hold()
         loops[-1].optimizer.step()
     eager, replayed = loops
-    graph = torch.cuda.CUDAGraph()
-    replayed.hold()
-    with torch.cuda.graph(graph):
-        replayed.optimizer.step()
+    graph = replayed.captured()
     for factor in (0.5, 2.0, 0.25):
         for number in (*numbers[0], *numbers[1]):
             number.mul_(factor)
