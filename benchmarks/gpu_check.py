@@ -63,20 +63,20 @@ def run(title: str, command: list[str], aside: bool = False, **environment: str)
     return process.returncode == 0
 
 
-def sanitizers(pytest: list[str]) -> list[tuple[str, list[str]]]:
-    """Each tool on a short run of the tests; none where the toolkit has them not."""
+def checks(pytest: list[str]) -> list[tuple[str, list[str], dict[str, str]]]:
+    """What is right or wrong whatever runs beside it: title, command and environment of each."""
+    tests = "tests/core/test_cuda.py"
+    found = [("CUDA tests", [*pytest, tests], {})]
+    if importlib.util.find_spec("sybil"):
+        found.append(("CUDA graphs as documented", [*pytest, "tests/docs", "-k", "cuda-graphs"], {}))
     if not shutil.which("compute-sanitizer"):
         print("── compute-sanitizer is not on PATH: its three checks are left out")
-        return []
-    short = "agrees and (mix0 or mix1) and few or alignment and offsets4 and dtype1"
-    options = ["--error-exitcode", "9", "--target-processes", "all"]
-    return [
-        (
-            f"compute-sanitizer {tool}",
-            ["compute-sanitizer", "--tool", tool, *options, *pytest, "tests/core/test_cuda.py", "-k", short],
-        )
-        for tool in SANITIZERS
-    ]
+        return found
+    short = [*pytest, tests, "-k", "agrees and (mix0 or mix1) and few or alignment and offsets4 and dtype1"]
+    for tool in SANITIZERS:
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--target-processes", "all", *short]
+        found.append((f"compute-sanitizer {tool}", command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}))
+    return found
 
 
 def main() -> int:
@@ -86,16 +86,9 @@ def main() -> int:
     python, pytest = [sys.executable], [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     if not run("build", [*python, "setup.py", "-q", "build_ext", "--inplace"], UNLEARN_EXT_CUDA="on"):
         return 1
-    checks = [("CUDA tests", [*pytest, "tests/core/test_cuda.py"]), *sanitizers(pytest)]
-    if importlib.util.find_spec("sybil"):
-        checks.append(("CUDA graphs as documented", [*pytest, "tests/docs", "-k", "cuda-graphs"]))
-
-    def check(title: str, command: list[str]) -> bool:
-        cached = {} if "sanitizer" not in title else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        return run(title, command, aside=True, **cached)
-
     with ThreadPoolExecutor() as together:  # what is timed comes after, alone
-        good = all(list(together.map(lambda task: check(*task), checks)))
+        begun = [together.submit(run, title, command, aside=True, **env) for title, command, env in checks(pytest)]
+    good = all(check.result() for check in begun)
     results = ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}-{device_name()}.json"
     good &= run(
         "benchmarks", [*pytest, "benchmarks", "-k", "cuda", "--benchmark-disable-gc", f"--benchmark-json={results}"]

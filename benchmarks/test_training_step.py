@@ -15,7 +15,7 @@ from unlearn_ext.objectives import Objectives
 
 IMAGES = 512  # of each set: the time of a step does not depend on them, nor on the weights
 COMPOSITE_WEIGHT = 0.2  # α of L_R + α L_F (Li et al., ICLR 2024)
-CPU_ROUNDS, CUDA_ROUNDS = 20, 40
+ROUNDS = 20
 
 
 class TwoGradients(Contestant):
@@ -97,4 +97,4 @@ def test_training_step(benchmark, family, device):
     ours = Constrained(model, objectives)
     rivals = {"no constraint": TwoGradients(model, objectives), "composite": Composite(model, objectives)}
     benchmark.extra_info.update(suite="training step", device=device, optimizer="adamw", size=family, dtype="float32")
-    race(benchmark, device, ours, rivals, rounds=CUDA_ROUNDS if device == "cuda" else CPU_ROUNDS)
+    race(benchmark, device, ours, rivals, rounds=ROUNDS)

@@ -156,7 +156,7 @@ class _Cuda(_Kernels):
         self.counter = torch.zeros(1, dtype=torch.int32, device=step.device)
         self.rows: Tensor | None = None
         self.by_graph = False  # a captured graph fills the table, and may not have run yet
-        self.captured: list[Tensor] = []
+        self.captured: dict[int, Tensor] = {}  # the tables of graphs, by address
 
     def begin(self, rule: Rule, operands: Operands, constraint: Tensor | None) -> str:
         if reason := super().begin(rule, operands, constraint):
@@ -168,8 +168,8 @@ class _Cuda(_Kernels):
             self.rows = torch.empty(size, dtype=torch.uint8, device=self.step.device)
             kernels.cuda_upload(self.table, self.rows.data_ptr(), self.gpu, stream)
             self.by_graph = capturing
-        if capturing and not any(kept is self.rows for kept in self.captured[-1:]):
-            self.captured.append(self.rows)
+        if capturing:
+            self.captured[self.rows.data_ptr()] = self.rows
         self.where = self.rows.data_ptr(), self.counter.data_ptr(), self.gpu, stream
         return ""
 

@@ -65,14 +65,18 @@ def check(rule: Rule, operands: Operands) -> None:
 
     Raises:
         ValueError: a shape is not its parameter's.
-        RuntimeError: a tensor is not dense or not of a floating-point dtype, or one that is written is frozen or shares
-            its memory.
+        RuntimeError: a tensor is on another device, not dense or not of a floating-point dtype, or one that is written
+            is frozen or shares its memory.
     """
     owners = operands.grads if rule is Rule.PROJECT else operands.params
     for tensors in operands.lists()[:-1]:
         for row, (owner, tensor) in enumerate(zip(owners, tensors, strict=True)):
             if tensor is None:
                 continue
+            if tensor.device != owners[0].device:
+                raise RuntimeError(
+                    f"step: tensors are on {owners[0].device} and {tensor.device}; move them to one device"
+                )
             if tensor.layout is not torch.strided:
                 raise RuntimeError(f"step: tensor {row}, its gradient or moment is {tensor.layout}; it must be dense")
             if tensor.shape != owner.shape:

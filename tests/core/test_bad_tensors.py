@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import unlearn_ext as ux
-from unlearn_ext import ops
+from unlearn_ext import ops, reference
+from unlearn_ext.layout import Rule
+from unlearn_ext.reference import Operands
 
 ones = torch.ones
 PSI = torch.tensor(5.0)
@@ -206,6 +208,13 @@ def test_functional_step(name):
     spoilt, error, sentence = BLOCKS[name]
     with pytest.raises(error, match=sentence):
         torch.ops.unlearn_ext.sgd_step_(**{**STEP, **spoilt})
+
+
+def test_the_reference_refuses_several_devices():
+    none = [None]
+    operands = Operands(none, [ones(3)], [ones(3, device="meta")], none, none, none, [0])
+    with pytest.raises(RuntimeError, match="cpu and meta; move them to one device"):
+        reference.check(Rule.PROJECT, operands)
 
 
 @pytest.mark.parametrize("psi", [torch.tensor(1j), ones(4), ones((), device="meta"), None])

@@ -194,7 +194,7 @@ class EpsilonOptimizer(Optimizer):
         params = self._params()
         grads, held = [p.grad for p in params], self._constraint.held(params)
         groups = list(chain.from_iterable(repeat(index, len(mine)) for index, mine in enumerate(self._lists)))
-        if [grad for grad in grads if grad is None]:  # those without any gradient take no part
+        if [grad for grad in grads if grad is None]:  # those without any take no part; any() would cost twice as much
             rows = [
                 row for row in zip(params, grads, held, groups, strict=True) if row[1] is not None or row[2] is not None
             ]
