@@ -92,6 +92,7 @@ class Side:
     def _moved(self, *tensors: torch.Tensor) -> Inputs:
         """On the model's device, without waiting for the copy."""
         device = self.model.device
+        tensors = tuple(t.contiguous() for t in tensors)  # a mask expanded over a minibatch cannot be pinned
         if device.type == "cuda":
             tensors = tuple(t.pin_memory() if t.device.type == "cpu" else t for t in tensors)
         return tuple(t.to(device, non_blocking=True) for t in tensors)

@@ -5,10 +5,11 @@ import threading
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
 import unlearn_ext as ux
-from unlearn_ext import draws
+from unlearn_ext import demo, draws
 from unlearn_ext.batches import Shuffled, Side, ahead, pairs, pixels
 from unlearn_ext.data import augment, storage
 from unlearn_ext.errors import UserError
@@ -70,6 +71,14 @@ def test_minibatches_are_the_corrupted_images_and_the_seed_decides_which(model, 
     again, other = (next(pairs(*sides(model, images), size=8, seed=seed)) for seed in (0, 1))
     assert torch.equal(again[1].inputs[0], retain.inputs[0])
     assert not torch.equal(other[1].inputs[0], retain.inputs[0])
+
+
+@pytest.mark.parametrize("family", demo.CHOICES)
+def test_what_goes_to_a_gpu_can_be_pinned(family, images):
+    """Which an expanded tensor cannot: its elements share memory."""
+    forget, _ = sides(tiny.model(family), images, noises=1)
+    batch = forget.batch(torch.arange(8), draw=1)
+    assert all(tensor.is_contiguous() for tensor in (*batch.inputs, *batch.noise))
 
 
 def test_bytes_are_the_same_images_as_floats(model):
