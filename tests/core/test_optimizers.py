@@ -242,6 +242,31 @@ def test_state_of_torchs_adamw_can_be_copied_and_optimizer_survives_deepcopy():
     assert copy.deepcopy(opt.state_dict())["param_groups"][0]["lr"] == 1e-3
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [(ux.EpsilonAdamW, {}), (ux.EpsilonAdamW, {"constraint_grad_ema": 0.5}), (ux.EpsilonSGD, {"momentum": 0.9})],
+)
+def test_state_belongs_to_its_parameter_in_whatever_order_it_lies(optimizer, options):
+    models = network(), network()
+    plain, mixed = (optimizer(model.parameters(), lr=1e-2, control=GAP, **options) for model in models)
+    for index in range(6):
+        for model, opt in zip(models, (plain, mixed), strict=True):
+            forget, keep = two_losses(model, torch.Generator().manual_seed(index))
+            forget.backward()
+            opt.hold_constraint(forget)
+            keep.backward()
+            opt.step()
+            opt.zero_grad()
+        entries = list(mixed.state.items())
+        mixed.state.clear()
+        if index == 3:
+            plain.state.clear()  # whoever throws state away begins anew
+        else:
+            mixed.state.update(reversed(entries))
+        for p, q in zip(*(model.parameters() for model in models), strict=True):
+            assert torch.equal(p, q)
+
+
 def test_a_callable_control_sees_the_stats():
     p = nn.Parameter(torch.ones(4))
     seen = []

@@ -91,7 +91,7 @@ class EpsilonAdamW(EpsilonOptimizer):
         ]
 
     def _state_of(self, params: list[Tensor], groups: list[int]) -> tuple[list[Tensor | None], ...]:
-        states = [self.state[param] for param in params]
+        states = self._states(params)
         for param, state in zip(params, states, strict=True):
             if not state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from itertools import chain, repeat
+from operator import is_
 
 import torch
 from torch import Tensor
@@ -181,7 +182,7 @@ class EpsilonOptimizer(Optimizer):
         """Of g1, where it is smoothed; zeros where they are first asked for."""
         if not self._constraint.smoothing.grad_decay:
             return None
-        states = [self.state[param] for param in params]
+        states = self._states(params)
         for param, state in zip(params, states, strict=True):
             if "constraint_ema" not in state:
                 state["constraint_ema"] = torch.zeros_like(param, memory_format=torch.preserve_format)
@@ -189,6 +190,13 @@ class EpsilonOptimizer(Optimizer):
 
     def _params(self) -> list[Tensor]:
         return list(chain.from_iterable(self._lists))
+
+    def _states(self, params: list[Tensor]) -> list[dict]:
+        """The state of each parameter; as they lie where that is in the same order, for a tensor is dear to look up."""
+        ordered = not torch.compiler.is_compiling() and len(self.state) == len(params)
+        if ordered and all(map(is_, self.state, params)):
+            return list(self.state.values())
+        return [self.state[param] for param in params]
 
     def _operands(self) -> Operands:
         params = self._params()

@@ -91,7 +91,10 @@ class EpsilonSGD(EpsilonOptimizer):
         none = [None] * len(params)
         if not any(self._keeps):
             return none, none, none
-        states = [self.state[p] if self._keeps[g] else {} for p, g in zip(params, groups, strict=True)]
+        if all(self._keeps):
+            states = self._states(params)
+        else:
+            states = [self.state[p] if self._keeps[g] else {} for p, g in zip(params, groups, strict=True)]
         for param, group, state in zip(params, groups, states, strict=True):
             if self._keeps[group] and "momentum_buffer" not in state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
