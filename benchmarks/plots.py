@@ -47,9 +47,13 @@ def scaling(axes: Axes, cases: list[dict]) -> None:
     by_total = sorted((r for r in cases if r["count"] == 100), key=lambda r: r["total"])
     axes.plot([r["total"] for r in by_total], [bandwidth(r, r["ours"]["median"]) for r in by_total], "o-", color=OURS)
     axes.plot([r["total"] for r in by_total], [roof(r) for r in by_total], "--", color=INK)
-    for row in (r for r in cases if r["count"] != 100):
-        axes.plot(row["total"], bandwidth(row, row["ours"]["median"]), "s", color=PEERS[0], markersize=4)
-        axes.annotate(f" {row['count']}", (row["total"], bandwidth(row, row["ours"]["median"])), fontsize=7)
+    others = {
+        row["count"]: (row["total"], bandwidth(row, row["ours"]["median"])) for row in cases if row["count"] != 100
+    }
+    for place, count in enumerate(sorted(others, key=others.get)):  # labels left and right in turn: they lie close
+        axes.plot(*others[count], "s", color=PEERS[0], markersize=4)
+        aside, align = ((-5, 0), "right") if place % 2 else ((5, 0), "left")
+        axes.annotate(count, others[count], aside, textcoords="offset points", ha=align, va="center", fontsize=7)
     axes.set_xscale("log")
     axes.set_xlabel("parameters in 100 tensors (squares: in that many)")
     axes.set_ylabel("GB/s")
