@@ -9,6 +9,7 @@ import torch
 
 import unlearn_ext as ux
 from unlearn_ext import demo, models
+from unlearn_ext.baselines import METHODS, train
 from unlearn_ext.objectives import Objectives
 from unlearn_ext.settings import Settings
 
@@ -59,3 +60,14 @@ def test_epsilon_is_met_in_mixed_precision(precision, images):
     original = objectives.evaluate_f1(objectives.frozen)
     unlearned = ux.unlearn(model, *images, task=demo.TASK, epsilon=original / 2, settings=settings)
     assert objectives.evaluate_f1(unlearned.encode) == pytest.approx(original / 2, abs=0.02 * original)
+
+
+@pytest.mark.parametrize("family", demo.CHOICES)
+@pytest.mark.parametrize("name", METHODS)
+def test_baselines_train(name, family, images):
+    model = on_gpu(family)
+    objectives = Objectives.freeze(model, *images, demo.TASK, settings=Settings(steps=2, batch_size=16))
+    if family == "diffusion" and METHODS[name].needs_pictures:
+        pytest.skip("not defined for diffusion models")
+    trained = train(METHODS[name], model, objectives, value=0.2)
+    assert all(p.device.type == DEVICE.type and p.isfinite().all() for p in trained.encoder_parameters())
