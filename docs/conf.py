@@ -10,7 +10,6 @@ from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import unlearn_ext
-from unlearn_ext import ops
 
 project = "unlearn_ext"
 author = "the unlearn_ext authors"
@@ -67,7 +66,3 @@ def setup(app: Sphinx) -> None:
         "mathml", inline_renderers=(_inline, None), block_renderers=(_block, None)
     )
     app.connect("autodoc-process-docstring", _bars)
-    for name in ("halfspace_stats", "halfspace_project_", "sgd_step_", "adamw_step_"):
-        setattr(
-            ops, name, getattr(ops, name)._init_fn
-        )  # a custom operator hides its signature and docstring

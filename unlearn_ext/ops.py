@@ -1,7 +1,7 @@
 """Lists of tensors to kernels: the two phases of a step, on the compiled module or on the reference.
 
-The optimizers use :class:`TwoPhase`. The functions at the end are the functional layer, one call each, registered with
-``torch.library`` as ``torch.ops.unlearn_ext.*``.
+The optimizers use :class:`TwoPhase`. The functions at the end are the functional layer, one call each, registered as
+``torch.ops.unlearn_ext.*``; none has a derivative.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from . import memory, reference
 from .binary import kernels, why_not
 from .layout import Control, Hyper, Kind, Report, Rule, Sum
 from .reference import WRITES, Operands
+from .registration import operator
 
 
 class TwoPhase:
@@ -40,6 +41,17 @@ class TwoPhase:
         if fused and reason:
             raise RuntimeError(f"fused=True, but {reason}.")
         self._kernels = None if reason else (_Cuda if device.type == "cuda" else _Cpu)(self)
+
+    def on(self, hyper: Tensor, control: Tensor, report: Tensor) -> "TwoPhase":
+        """Itself, with the caller's numbers in the place of its own.
+
+        Raises:
+            ValueError: of another shape, dtype or device, or not contiguous.
+        """
+        self.hyper = _checked("hyper", hyper, self.hyper)
+        self.control = _checked("control", control, self.control)
+        self.report = _checked("report", report, self.report)
+        return self
 
     def begin(self, rule: Rule, operands: Operands, constraint: Tensor | None = None) -> None:
         """Checks the operands and fixes the path for this step.
@@ -221,7 +233,7 @@ def _check_lists(directions: Sequence[Tensor], constraint_grads: Sequence[Tensor
         )
 
 
-def _check_devices(*tensors: Tensor | None) -> None:
+def check_devices(*tensors: Tensor | None) -> None:
     """Of a fake step: with one meta tensor among real ones, torch runs that and leaves all as they were."""
     devices = {tensor.device for tensor in tensors if tensor is not None}
     if len(devices) > 1:
@@ -239,7 +251,7 @@ def _projection(directions: Sequence[Tensor], constraint_grads: Sequence[Tensor]
     return step
 
 
-@torch.library.custom_op("unlearn_ext::halfspace_stats", mutates_args=())
+@operator()
 def halfspace_stats(directions: Sequence[Tensor], constraint_grads: Sequence[Tensor]) -> Tensor:
     """⟨g1, d⟩, ‖g1‖² and ‖d‖² over all tensors: float64 ``[3]`` on their device.
 
@@ -252,14 +264,14 @@ def halfspace_stats(directions: Sequence[Tensor], constraint_grads: Sequence[Ten
     return step.sums[0, : Sum.RAW_CONSTRAINT].clone()
 
 
-@halfspace_stats.register_fake
+@torch.library.register_fake("unlearn_ext::halfspace_stats")
 def _(directions, constraint_grads):
     _check_lists(directions, constraint_grads)
-    _check_devices(*directions, *constraint_grads)
+    check_devices(*directions, *constraint_grads)
     return directions[0].new_empty(3, dtype=torch.float64)
 
 
-@torch.library.custom_op("unlearn_ext::halfspace_project_", mutates_args=("directions",))
+@operator(mutates=["directions"])
 def halfspace_project_(directions: Sequence[Tensor], constraint_grads: Sequence[Tensor], psi: Tensor) -> Tensor:
     """d ← argmin ‖g − d‖² s.t. ⟨g1, g⟩ ≥ ψ, in place over all tensors at once.
 
@@ -282,14 +294,14 @@ def halfspace_project_(directions: Sequence[Tensor], constraint_grads: Sequence[
     return torch.stack((step.report[Report.LAMBDA], step.report[Report.SKIPPED]))
 
 
-@halfspace_project_.register_fake
+@torch.library.register_fake("unlearn_ext::halfspace_project_")
 def _(directions, constraint_grads, psi):
     _check_lists(directions, constraint_grads)
-    _check_devices(*directions, *constraint_grads, *([psi] if psi.is_meta else []))
+    check_devices(*directions, *constraint_grads, *([psi] if psi.is_meta else []))
     return directions[0].new_empty(2, dtype=torch.float64)
 
 
-@torch.library.custom_op("unlearn_ext::sgd_step_", mutates_args=("params", "momentum_buffers", "steps", "report"))
+@operator(mutates=["params", "momentum_buffers", "steps", "report"])
 def sgd_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor | None],
@@ -320,9 +332,7 @@ def sgd_step_(
     _step(Rule.SGD, operands, hyper, control, report, fused)
 
 
-@torch.library.custom_op(
-    "unlearn_ext::adamw_step_", mutates_args=("params", "exp_avgs", "exp_avg_sqs", "steps", "report")
-)
+@operator(mutates=["params", "exp_avgs", "exp_avg_sqs", "steps", "report"])
 def adamw_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor | None],
@@ -341,14 +351,14 @@ def adamw_step_(
     _step(Rule.ADAMW, operands, hyper, control, report, fused)
 
 
-@sgd_step_.register_fake
+@torch.library.register_fake("unlearn_ext::sgd_step_")
 def _(params, grads, constraint_grads, momentum_buffers, steps, groups, hyper, control, report, fused=None):
-    _check_devices(*params, *grads, *constraint_grads, *momentum_buffers, *steps, hyper, control, report)
+    check_devices(*params, *grads, *constraint_grads, *momentum_buffers, *steps, hyper, control, report)
 
 
-@adamw_step_.register_fake
+@torch.library.register_fake("unlearn_ext::adamw_step_")
 def _(params, grads, constraint_grads, exp_avgs, exp_avg_sqs, steps, groups, hyper, control, report, fused=None):
-    _check_devices(*params, *grads, *constraint_grads, *exp_avgs, *exp_avg_sqs, *steps, hyper, control, report)
+    check_devices(*params, *grads, *constraint_grads, *exp_avgs, *exp_avg_sqs, *steps, hyper, control, report)
 
 
 def _step(rule: Rule, operands: Operands, hyper: Tensor, control: Tensor, report: Tensor, fused: bool | None) -> None:
@@ -357,10 +367,7 @@ def _step(rule: Rule, operands: Operands, hyper: Tensor, control: Tensor, report
     n_groups, groups = len(hyper), operands.groups
     if groups and not (groups[0] >= 0 and list(groups) == sorted(groups) and groups[-1] < n_groups):
         raise ValueError(f"step: groups must ascend from 0 or above and stay below the {n_groups} rows of hyper")
-    step = TwoPhase(report.device, n_groups, fused)
-    step.hyper = _checked("hyper", hyper, step.hyper)
-    step.control = _checked("control", control, step.control)
-    step.report = _checked("report", report, step.report)
+    step = TwoPhase(report.device, n_groups, fused).on(hyper, control, report)
     step.begin(rule, operands)
     step.stats()
     step.apply_()

@@ -75,6 +75,23 @@ def test_a_whole_training_step():
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("momenta", [(0.0, 0.9), (0.9, 0.0)])
+def test_a_group_without_momentum_beside_one_with(momenta):
+    torch._dynamo.reset()
+    nets, optimizers = (model(), model()), []
+    for net in nets:
+        groups = [{"params": net[i].parameters(), "momentum": m} for i, m in zip((0, 2), momenta, strict=True)]
+        optimizers.append(ux.EpsilonSGD(groups, lr=1e-2, control=ux.EpsilonGap(0.3)))
+    compiled = torch.compile(optimizers[0].step, backend="aot_eager", fullgraph=True)
+    for index in range(5):
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            gradients(net, optimizer, index)
+            compiled() if index and net is nets[0] else optimizer.step()
+            optimizer.zero_grad()
+    for mine, theirs in zip(*(net.parameters() for net in nets), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_what_cannot_be_compiled_runs_uncompiled():
     torch._dynamo.reset()
     net = model()
@@ -101,21 +118,22 @@ def step_arguments(rule: str) -> tuple:
 
 @needs_kernels
 @pytest.mark.parametrize(
-    "name", ["halfspace_stats", "halfspace_project_", "sgd_step_", "adamw_step_", "current_values_"]
+    "name", ["halfspace_stats", "halfspace_project_", "sgd_step_", "adamw_step_", "optimizer_step_"]
 )
 def test_opcheck(name):
     pytest.importorskip("expecttest", reason="torch's opcheck imports expecttest")
     generator = torch.Generator().manual_seed(0)
     directions, constraint_grads = ([torch.randn(n, generator=generator) for n in (7, 33)] for _ in range(2))
-    optimizer = ux.EpsilonSGD([nn.Parameter(torch.ones(2))], control=ux.EpsilonGap(0.1))
+    optimizer = ux.EpsilonSGD([nn.Parameter(torch.ones(2))], control=ux.EpsilonGap(0.1), momentum=0.9)
+    params, grads, held, firsts, counters, groups, *blocks = step_arguments("sgd")
     arguments = {
         "halfspace_stats": (directions, constraint_grads),
         "halfspace_project_": (directions, constraint_grads, torch.tensor(0.5)),
         "sgd_step_": step_arguments("sgd"),
         "adamw_step_": step_arguments("adamw"),
-        "current_values_": (
-            optimizer._number, True,
-            torch.zeros(1, len(Hyper), dtype=torch.float64), torch.zeros(10, dtype=torch.float64),
+        "optimizer_step_": (
+            optimizer._number, params, grads, held, firsts, [0, 1], [], [], counters, [0, 1], groups, torch.tensor(1.0),
+            *blocks,
         ),
     }[name]  # fmt: skip
     torch.library.opcheck(getattr(torch.ops.unlearn_ext, name).default, arguments)

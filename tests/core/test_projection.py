@@ -173,14 +173,32 @@ def test_functional_layer():
     assert ops.halfspace_stats(d, g1)[0].item() == pytest.approx(dot + 1, rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # float64 has no kernel
+@pytest.mark.parametrize("op", ["halfspace_project_", "sgd_step_"])
+def test_autograd_learns_of_what_is_written(op, dtype):
+    inputs, kept, g1 = torch.randn(5, dtype=dtype, requires_grad=True), torch.ones(5, dtype=dtype), -torch.ones(5)
+    hyper = torch.tensor([[0.1, 0, 0, 0, 0, 0, 0, 1]], dtype=torch.float64)
+    control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
+    others = {
+        "halfspace_project_": [torch.tensor(1.0)],
+        "sgd_step_": [[g1.to(dtype)], [], [], [0], hyper, control, torch.zeros(10, dtype=torch.float64)],
+    }
+    outputs = (inputs * kept).sum()
+    getattr(torch.ops.unlearn_ext, op)([kept], [g1.to(dtype)], *others[op])
+    assert not torch.equal(kept, torch.ones(5, dtype=dtype))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        outputs.backward()
+
+
 def test_registered_ops_pass_torchs_own_check():
+    registered = torch.ops.unlearn_ext
     d, g1 = [torch.randn(5), torch.randn(3)], [torch.randn(5), torch.randn(3)]
-    torch.library.opcheck(ops.halfspace_stats, (d, g1))
-    torch.library.opcheck(ops.halfspace_project_, (d, g1, torch.tensor(1.0)))
+    torch.library.opcheck(registered.halfspace_stats.default, (d, g1))
+    torch.library.opcheck(registered.halfspace_project_.default, (d, g1, torch.tensor(1.0)))
     hyper = torch.tensor([[0.1, 0.9, 0.0, 1e-8, 0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
     control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
     p, m, v, steps = ([torch.rand(5), torch.rand(3)] for _ in range(4))
     steps = [torch.tensor(1.0), torch.tensor(1.0)]
     report = torch.zeros(10, dtype=torch.float64)
-    torch.library.opcheck(ops.sgd_step_, (p, d, g1, m, steps, [0, 0], hyper, control, report))
-    torch.library.opcheck(ops.adamw_step_, (p, d, g1, m, v, steps, [0, 0], hyper, control, report))
+    torch.library.opcheck(registered.sgd_step_.default, (p, d, g1, m, steps, [0, 0], hyper, control, report))
+    torch.library.opcheck(registered.adamw_step_.default, (p, d, g1, m, v, steps, [0, 0], hyper, control, report))

@@ -1,77 +1,116 @@
-"""The step as torch.compile sees it: custom operators on tensors, and none of the Python between them.
+"""The step as torch.compile sees it: one operator on tensors, and none of the Python in it.
 
-Learning rate, ε and the other numbers are read by an operator when it runs, so no guard is set on them and a change
+Learning rate, ε and the other numbers are read by the operator when it runs, so no guard is set on them and a change
 compiles nothing anew.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from itertools import count
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from ..layout import Report, Rule
+from ..ops import TwoPhase, check_devices
+from ..reference import Operands
+from ..registration import operator
 from . import distributed
 
 if TYPE_CHECKING:
     from .base import EpsilonOptimizer
 
-_owners: WeakValueDictionary[int, EpsilonOptimizer] = WeakValueDictionary()
+_owners: WeakValueDictionary[int, "EpsilonOptimizer"] = WeakValueDictionary()
+_phases: WeakKeyDictionary["EpsilonOptimizer", TwoPhase] = WeakKeyDictionary()
 _numbers = count()
 
 
-def register(optimizer: EpsilonOptimizer) -> int:
+def register(optimizer: "EpsilonOptimizer") -> int:
     """A number by which compiled code finds the optimizer again."""
     number = next(_numbers)
     _owners[number] = optimizer
     return number
 
 
-@torch.library.custom_op("unlearn_ext::current_values_", mutates_args=("hyper", "control"))
-def current_values_(owner: int, constrained: bool, hyper: Tensor, control: Tensor) -> None:
-    """Writes an optimizer's numbers as they are now.
+@operator(mutates=["params", "firsts", "seconds", "steps", "hyper", "control", "report"])
+def optimizer_step_(
+    owner: int,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    constraint_grads: Sequence[Tensor | None],
+    firsts: Sequence[Tensor],
+    first_rows: Sequence[int],
+    seconds: Sequence[Tensor],
+    second_rows: Sequence[int],
+    steps: Sequence[Tensor],
+    step_rows: Sequence[int],
+    groups: Sequence[int],
+    constraint: Tensor | None,
+    hyper: Tensor,
+    control: Tensor,
+    report: Tensor,
+) -> None:
+    """Both phases of an optimizer's step, with its numbers as they are now.
 
     Args:
         owner: number of the optimizer.
-        constrained: whether a constraint is held.
-        hyper: float64 ``[groups, 8]``, columns as in ``layout.Hyper``.
-        control: float64 ``[10]``, entries as in ``layout.Control``.
+        params, grads, constraint_grads: θ, g2, g1; a gradient that is ``None`` reads as zero.
+        firsts, seconds, steps: the moments and counters that there are, and beside each list the rows they belong to.
+        groups: index of each parameter's group.
+        constraint: f1, one element; ``None`` where no constraint is held.
+        hyper, control: of :class:`~unlearn_ext.ops.TwoPhase`; written before the step.
+        report: likewise; written by the step.
     """
-    _owners[owner].write_values(constrained, hyper, control)
+    optimizer, n = _owners[owner], len(params)
+    optimizer.write_values(constraint is not None, hyper, control)
+    states = _spread(firsts, first_rows, n), _spread(seconds, second_rows, n), _spread(steps, step_rows, n)
+    phases = _phases.get(optimizer)  # not those of eager steps, whose tensors a compiler may have put others for
+    if phases is None or phases.device != report.device or len(phases.hyper) != len(hyper):
+        phases = _phases[optimizer] = TwoPhase(report.device, len(hyper), optimizer._constraint.fused)
+    phases.on(hyper, control, report)
+    phases.begin(optimizer._rule, Operands(params, grads, constraint_grads, *states, groups), constraint)
+    phases.stats()
+    phases.apply_()
 
 
-@current_values_.register_fake
-def _(owner, constrained, hyper, control):
-    return None
+@torch.library.register_fake("unlearn_ext::optimizer_step_")
+def _(owner, params, grads, constraint_grads, firsts, first_rows, seconds, second_rows, steps, step_rows, *others):
+    _groups, _constraint, *blocks = others
+    check_devices(*params, *grads, *constraint_grads, *firsts, *seconds, *steps, *blocks)
 
 
-def step(optimizer: EpsilonOptimizer, number: int) -> None:
-    """Both phases, as two operators; only where :func:`can_compile` says so."""
+def step(optimizer: "EpsilonOptimizer", number: int) -> None:
+    """Only where :func:`can_compile` says so."""
     constraint = optimizer._constraint
     phases = constraint.phases
     operands = optimizer._operands()
-    constrained = constraint.value is not None
-    torch.ops.unlearn_ext.current_values_(number, constrained, phases.hyper, phases.control)
-    if constrained:
-        phases.report[Report.CONSTRAINT].copy_(constraint.value)
-    lists = (operands.params, operands.grads, operands.constraint_grads)
-    numbers = (operands.groups, phases.hyper, phases.control, phases.report, constraint.fused)
-    steps = [] if operands.steps[0] is None else operands.steps
-    if optimizer._rule is Rule.SGD:
-        buffers = [] if operands.firsts[0] is None else operands.firsts
-        torch.ops.unlearn_ext.sgd_step_(*lists, buffers, steps, *numbers)
-    else:
-        torch.ops.unlearn_ext.adamw_step_(*lists, operands.firsts, operands.seconds, steps, *numbers)
+    states = (*_packed(operands.firsts), *_packed(operands.seconds), *_packed(operands.steps))
+    lists = (operands.params, operands.grads, operands.constraint_grads, *states, operands.groups)
+    value = None if constraint.value is None else constraint.value.to(phases.device)
+    torch.ops.unlearn_ext.optimizer_step_(number, *lists, value, phases.hyper, phases.control, phases.report)
     constraint.release()
 
 
-def can_compile(optimizer: EpsilonOptimizer) -> bool:
+def can_compile(optimizer: "EpsilonOptimizer") -> bool:
     """Not the first step, which makes state; not a ψ by a Python callable, moving averages, a ``GradScaler``, or
     several processes."""
     constraint = optimizer._constraint
     plain = hasattr(constraint.control, "coefficients") and not constraint.smoothing.on
     alone = not distributed.initialised()
     return constraint.phases is not None and plain and alone and not hasattr(optimizer, "grad_scale")
+
+
+def _packed(tensors: list[Tensor | None]) -> tuple[list[Tensor], list[int]]:
+    """Those that are none but a tensor, as an operator must be given what it writes to; and where they were."""
+    rows = [row for row, tensor in enumerate(tensors) if tensor is not None]
+    return [tensors[row] for row in rows], rows
+
+
+def _spread(tensors: list[Tensor], rows: list[int], count: int) -> list[Tensor | None]:
+    """What :func:`_packed` packed."""
+    if len(rows) == count:
+        return tensors
+    spread: list[Tensor | None] = [None] * count
+    for row, tensor in zip(rows, tensors, strict=True):
+        spread[row] = tensor
+    return spread
