@@ -92,6 +92,23 @@ def test_a_group_without_momentum_beside_one_with(momenta):
         assert torch.equal(mine, theirs)
 
 
+def test_momentum_that_is_turned_on_needs_a_step_outside():
+    torch._dynamo.reset()
+    net = model()
+    optimizer = ux.EpsilonSGD(net.parameters(), lr=1e-2, control=ux.EpsilonGap(0.3))
+    compiled = torch.compile(optimizer.step, backend="eager", fullgraph=True)
+    gradients(net, optimizer, 0)
+    optimizer.step()
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer.param_groups[0]["momentum"] = 0.9
+    gradients(net, optimizer, 1)
+    # torch leaves gradients off where compiled code raises
+    with torch.enable_grad(), pytest.raises(RuntimeError, match="take one step outside"):
+        compiled()
+    for param, was in zip(net.parameters(), before, strict=True):
+        assert torch.equal(param, was)
+
+
 def test_what_cannot_be_compiled_runs_uncompiled():
     torch._dynamo.reset()
     net = model()
@@ -124,7 +141,10 @@ def test_opcheck(name):
     pytest.importorskip("expecttest", reason="torch's opcheck imports expecttest")
     generator = torch.Generator().manual_seed(0)
     directions, constraint_grads = ([torch.randn(n, generator=generator) for n in (7, 33)] for _ in range(2))
-    optimizer = ux.EpsilonSGD([nn.Parameter(torch.ones(2))], control=ux.EpsilonGap(0.1), momentum=0.9)
+    param = nn.Parameter(torch.ones(2))
+    param.grad = torch.ones(2)
+    optimizer = ux.EpsilonSGD([param], control=ux.EpsilonGap(0.1), momentum=0.9)
+    optimizer.step()
     params, grads, held, firsts, counters, groups, *blocks = step_arguments("sgd")
     arguments = {
         "halfspace_stats": (directions, constraint_grads),

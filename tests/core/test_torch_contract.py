@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 pytest.importorskip("expecttest", reason="torch's optimizer database imports expecttest")
 from torch.testing._internal.common_optimizers import (
@@ -212,6 +213,26 @@ class TestHooks:
         optimizer.register_step_post_hook(lambda *_: seen.append("after"))
         train(net, optimizer, range(1))
         assert seen == ["before", "after"]
+
+    def test_hooks_of_all_optimizers_run(self, cls):
+        net, seen = model(), []
+        optimizer = cls(net.parameters(), control=GAP)
+        handles = [
+            register_optimizer_step_pre_hook(lambda *_: seen.append("before")),
+            register_optimizer_step_post_hook(lambda *_: seen.append("after")),
+        ]
+        train(net, optimizer, range(1))
+        for handle in handles:
+            handle.remove()
+        train(net, optimizer, range(1))
+        assert seen == ["before", "after"]
+
+    def test_a_profiler_is_told(self, cls):
+        net = model()
+        optimizer = cls(net.parameters(), control=GAP)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            train(net, optimizer, range(2))
+        assert [e.name for e in profile.events()].count(f"Optimizer.step#{cls.__name__}.step") == 2
 
     def test_state_dict_hooks_run(self, cls):
         net = model()

@@ -2,13 +2,16 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
+from functools import wraps
 from itertools import chain, repeat
 from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ..control import StepStats
 from ..layout import Report, Rule
@@ -49,6 +52,24 @@ class EpsilonOptimizer(Optimizer):
         self._number = compiled.register(self)
         self._lists: list[list[Tensor]] = []
         super().__init__(params, defaults)
+
+    @staticmethod
+    def profile_hook_step(func: Callable) -> Callable:
+        """Torch's wrapper of ``step()``, where a hook is to be run or a profiler to be told.
+
+        Where neither is, it would take a sixth of a step of 300 small tensors.
+        """
+        observed = Optimizer.profile_hook_step(func)
+
+        @wraps(func)
+        def step(self: "EpsilonOptimizer", *args: Any, **kwargs: Any) -> Any:
+            hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+            hooks = hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks
+            if hooks or torch.compiler.is_compiling() or torch.autograd._profiler_enabled():
+                return observed(self, *args, **kwargs)
+            return func(self, *args, **kwargs)
+
+        return step
 
     def add_param_group(self, param_group: dict) -> None:
         super().add_param_group(param_group)

@@ -83,9 +83,20 @@ class EpsilonSGD(EpsilonOptimizer):
             0.0,
         ]
 
+    def _has_momentum(self) -> list[bool]:
+        return [group["momentum"] != 0 for group in self.param_groups]
+
     def _step(self) -> None:
-        self._keeps = [group["momentum"] != 0 for group in self.param_groups]
+        self._keeps = self._has_momentum()
         super()._step()
+
+    def write_values(self, constrained: bool, hyper: Tensor, control: Tensor) -> None:
+        if self._keeps != self._has_momentum():
+            raise RuntimeError(
+                "step: momentum was turned on or off since the last step that was not compiled, and a compiled one "
+                "cannot make or drop its buffers; take one step outside of torch.compile"
+            )
+        super().write_values(constrained, hyper, control)
 
     def _state_of(self, params: list[Tensor], groups: list[int]) -> tuple[list[Tensor | None], ...]:
         none = [None] * len(params)
