@@ -64,7 +64,7 @@ def optimizer_step_(
     optimizer, n = _owners[owner], len(params)
     optimizer.write_values(constraint is not None, hyper, control)
     states = _spread(firsts, first_rows, n), _spread(seconds, second_rows, n), _spread(steps, step_rows, n)
-    phases = _phases.get(optimizer)  # not those of eager steps, whose tensors a compiler may have put others for
+    phases = _phases.get(optimizer)  # not the eager steps' own: a compiler may hand in other tensors for its numbers
     if phases is None or phases.device != report.device or len(phases.hyper) != len(hyper):
         phases = _phases[optimizer] = TwoPhase(report.device, len(hyper), optimizer._constraint.fused)
     phases.on(hyper, control, report)
