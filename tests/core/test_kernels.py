@@ -161,6 +161,32 @@ def test_rounding_to_half_is_torchs(dtype, values):
     assert (sums.grads[0] == nearest).float().mean() > 0.99  # the rest: float32 rounding met a tie
 
 
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_any_number_is_rounded_as_torch_rounds_it(dtype):
+    """θ = 0 and lr = 1: the step writes −g2, by every instruction set; ties and what lies beside them among it."""
+    generator = torch.Generator().manual_seed(12)
+    bits = torch.randint(-(2**31), 2**31, (1 << 18,), generator=generator).to(torch.int32)
+    ties = (bits & ~0x1FFFF) | torch.randint(-1, 2, bits.shape, generator=generator, dtype=torch.int32)
+    numbers = torch.cat([bits, ties, ties + 0x8000, ties + 0x18000, ties + 0x1000, ties + 0x3000]).view(F32)
+    numbers = numbers[numbers.abs() < (1e15 if dtype is BF16 else 60000)]  # NaN is not; squares are summed as floats
+    hyper = torch.zeros(1, len(Hyper), dtype=torch.float64)
+    hyper[0, Hyper.LR] = 1
+    control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
+    best = binary.kernels.cpu_isa()
+    try:
+        for isa in binary.kernels.cpu_isas():
+            binary.kernels.use_cpu_isa(isa)
+            params, report = [torch.zeros_like(numbers, dtype=dtype)], torch.zeros(len(Report), dtype=torch.float64)
+            ops.sgd_step_(params, [-numbers], [None], [], [], [0], hyper, control, report, fused=True)
+            assert report[Report.SKIPPED] == 0
+            assert torch.equal(params[0], numbers.to(dtype)), isa
+            params[0][::3] = torch.nan
+            ops.sgd_step_(params, [-numbers], [None], [], [], [0], hyper, control, report, fused=True)
+            assert torch.equal(params[0].isnan(), torch.arange(len(numbers)) % 3 == 0), isa
+    finally:
+        binary.kernels.use_cpu_isa(best)
+
+
 def test_groups_keep_their_own_sums_and_rates():
     operands = operands_like(Rule.SGD, [torch.empty(20_000), torch.empty(9)], (F32,) * 5, seed=10)
     operands.groups = [0, 1]
