@@ -190,6 +190,23 @@ def test_autograd_learns_of_what_is_written(op, dtype):
         outputs.backward()
 
 
+def test_there_is_no_derivative_and_who_asks_for_it_is_told():
+    d, g1 = torch.randn(5, requires_grad=True), torch.randn(5)
+
+    def both() -> torch.Tensor:
+        doubled = d * 2
+        lam, _ = ops.halfspace_project_([doubled], [g1], torch.tensor(100.0))
+        return ops.halfspace_stats([doubled], [g1])[0] + lam
+
+    value = both()
+    dot, square = torch.dot(2 * d, g1).item(), torch.dot(g1, g1).item()
+    assert value.item() == pytest.approx(100 + (100 - dot) / square, rel=1e-4)
+    with pytest.raises(RuntimeError, match="has no derivative; detach what it is given"):
+        value.backward()
+    with torch.no_grad():
+        assert not both().requires_grad
+
+
 def test_registered_ops_pass_torchs_own_check():
     registered = torch.ops.unlearn_ext
     d, g1 = [torch.randn(5), torch.randn(3)], [torch.randn(5), torch.randn(3)]
