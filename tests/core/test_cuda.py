@@ -237,3 +237,16 @@ def test_more_than_two_to_the_31_elements():
     assert (lam.item(), skipped.item()) == (2.0, 0.0)  # (40 − 8) / 16
     assert g2.sum(dtype=torch.float64).item() == 4 * 5.0
     assert g2[n - 1].item() == 5.0
+
+
+@pytest.mark.parametrize("optimizer", [ux.EpsilonSGD, ux.EpsilonAdamW])
+def test_a_compiled_step_is_the_eager_one(optimizer):
+    torch._dynamo.reset()
+    loops = Loop(optimizer, 20), Loop(optimizer, 20)
+    compiled = torch.compile(loops[0].optimizer.step, backend="aot_eager", fullgraph=True)
+    for index in range(4):
+        for loop in loops:
+            loop.hold()
+            compiled() if index and loop is loops[0] else loop.optimizer.step()  # the first makes the state
+    for mine, theirs in zip(loops[0].params, loops[1].params, strict=True):
+        assert torch.equal(mine, theirs)
