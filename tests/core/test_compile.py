@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from steps import needs_kernels
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -109,6 +108,23 @@ def test_momentum_that_is_turned_on_needs_a_step_outside():
         assert torch.equal(param, was)
 
 
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_the_first_step_of_a_new_group_runs_uncompiled(make):
+    torch._dynamo.reset()
+    nets = model(), model()
+    optimizers = [OPTIMIZERS[make](net[0].parameters(), lr=1e-2, control=ux.EpsilonGap(0.3)) for net in nets]
+    compiled = torch.compile(optimizers[0].step, backend="eager")
+    for index in range(5):
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            if index == 2:
+                optimizer.add_param_group({"params": net[2].parameters(), "lr": 1e-3})
+            gradients(net, optimizer, index)
+            compiled() if net is nets[0] else optimizer.step()
+            net.zero_grad()
+    for mine, theirs in zip(*(net.parameters() for net in nets), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_what_cannot_be_compiled_runs_uncompiled():
     torch._dynamo.reset()
     net = model()
@@ -133,7 +149,6 @@ def step_arguments(rule: str) -> tuple:
     return (params, grads, constraint_grads, *moments, counters, [0, 0], hyper, control, report)
 
 
-@needs_kernels
 @pytest.mark.parametrize(
     "name", ["halfspace_stats", "halfspace_project_", "sgd_step_", "adamw_step_", "optimizer_step_"]
 )

@@ -205,17 +205,3 @@ def test_there_is_no_derivative_and_who_asks_for_it_is_told():
         value.backward()
     with torch.no_grad():
         assert not both().requires_grad
-
-
-def test_registered_ops_pass_torchs_own_check():
-    registered = torch.ops.unlearn_ext
-    d, g1 = [torch.randn(5), torch.randn(3)], [torch.randn(5), torch.randn(3)]
-    torch.library.opcheck(registered.halfspace_stats.default, (d, g1))
-    torch.library.opcheck(registered.halfspace_project_.default, (d, g1, torch.tensor(1.0)))
-    hyper = torch.tensor([[0.1, 0.9, 0.0, 1e-8, 0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
-    control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
-    p, m, v, steps = ([torch.rand(5), torch.rand(3)] for _ in range(4))
-    steps = [torch.tensor(1.0), torch.tensor(1.0)]
-    report = torch.zeros(10, dtype=torch.float64)
-    torch.library.opcheck(registered.sgd_step_.default, (p, d, g1, m, steps, [0, 0], hyper, control, report))
-    torch.library.opcheck(registered.adamw_step_.default, (p, d, g1, m, v, steps, [0, 0], hyper, control, report))

@@ -57,7 +57,7 @@ class EpsilonOptimizer(Optimizer):
     def profile_hook_step(func: Callable) -> Callable:
         """Torch's wrapper of ``step()``, where a hook is to be run or a profiler to be told.
 
-        Where neither is, it would take a sixth of a step of 300 small tensors.
+        Where neither is, it would take a tenth of a step of 300 small tensors.
         """
         observed = Optimizer.profile_hook_step(func)
 

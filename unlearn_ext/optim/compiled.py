@@ -92,12 +92,13 @@ def step(optimizer: "EpsilonOptimizer", number: int) -> None:
 
 
 def can_compile(optimizer: "EpsilonOptimizer") -> bool:
-    """Not the first step, which makes state; not a ψ by a Python callable, moving averages, a ``GradScaler``, or
-    several processes."""
+    """Not the first step, of all or of a new group, which makes state; not a ψ by a Python callable, moving averages, a
+    ``GradScaler``, or several processes."""
     constraint = optimizer._constraint
+    begun = constraint.phases is not None and len(constraint.phases.hyper) == len(optimizer._lists)
     plain = hasattr(constraint.control, "coefficients") and not constraint.smoothing.on
     alone = not distributed.initialised()
-    return constraint.phases is not None and plain and alone and not hasattr(optimizer, "grad_scale")
+    return begun and plain and alone and not hasattr(optimizer, "grad_scale")
 
 
 def _packed(tensors: list[Tensor | None]) -> tuple[list[Tensor], list[int]]:
