@@ -171,11 +171,6 @@ def test_no_control_function(control):
         optimizer.step()
 
 
-def test_what_is_no_tensor_cannot_be_projected():
-    with pytest.raises(TypeError, match="one of the params is 3"):
-        ux.EpsilonProjection([3], control=ux.GradientNorm())
-
-
 def test_one_beta():
     with pytest.raises(ValueError, match="must be two numbers"):
         ux.EpsilonAdamW([ones(1)], betas=(0.9,), control=ux.GradientNorm())

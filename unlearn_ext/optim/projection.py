@@ -8,6 +8,7 @@ from torch import Tensor
 from ..control import StepStats
 from ..layout import Hyper, Rule
 from ..reference import Operands
+from .base import not_negative
 from .constraint import Constraint, ControlFunction
 from .distributed import Replicas
 from .smoothing import Smoothing
@@ -38,12 +39,9 @@ class EpsilonProjection:
         fused: bool | None = None,
         process_group: Replicas = "default",
     ) -> None:
-        entries = list(params)
-        groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
+        not_negative("EpsilonProjection", lr=lr)
+        groups = torch.optim.Optimizer(params, {}).param_groups  # tensors, groups, names: as torch reads them
         self.params: list[Tensor] = [param for group in groups for param in group["params"]]
-        for param in self.params:
-            if not isinstance(param, Tensor):
-                raise TypeError(f"EpsilonProjection can only project tensors, but one of the params is {param!r}")
         self.lr = lr
         self._constraint = Constraint(control, max_norm, lambda_max, fused, Smoothing(0.0, 0.0), process_group)
 
