@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from steps import run_step
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -34,6 +35,7 @@ PROJECTIONS = {
     "one tensor twice": ([BUFFER, BUFFER], [ones(8)] * 2, RuntimeError, "tensor 1 shares memory with tensor 0"),
     "crosswise": ([BUFFER[:4], BUFFER[4:]], [BUFFER[4:], BUFFER[:4]], RuntimeError, "shares memory"),
     "an overlap": ([BUFFER[:5]], [BUFFER[3:]], RuntimeError, "shares memory"),
+    "an overlap from behind": ([BUFFER[3:]], [BUFFER[:5]], RuntimeError, "shares memory"),
     "overlapping columns": (
         [BUFFER.view(4, 2)[:, 0], BUFFER.view(2, 4)[0]],
         [ones(4), ones(4)],
@@ -75,6 +77,16 @@ def test_an_expanded_parameter_leaves_the_others_alone():
     with pytest.raises(RuntimeError, match="share their memory"):
         ux.EpsilonSGD([first, second], lr=0.1, control=ux.GradientNorm()).step()
     assert torch.equal(first, ones(2))
+
+
+def test_a_frozen_parameter_is_refused_by_the_reference_before_anything_is_written():
+    with torch.inference_mode():
+        frozen = ones(3)
+    params, none = [ones(3), frozen], [None] * 2
+    operands = Operands(params, [ones(3)] * 2, none, none, none, none, [0, 0])
+    with pytest.raises(RuntimeError, match=r"tensor 1 was made in inference mode .* clone\(\) it"):
+        run_step(Rule.SGD, operands, psi=0.0, fused=False)
+    assert torch.equal(params[0], ones(3))
 
 
 def test_an_expanded_gradient_is_read_as_it_is():
@@ -123,6 +135,15 @@ def test_a_negated_f1_is_read_as_what_it_shows():
     param.grad = ones(3)
     optimizer = ux.EpsilonSGD([param], lr=0.1, control=ux.EpsilonGap(0.3))
     optimizer.hold_constraint(torch._neg_view(torch.tensor(-2.0)))
+    optimizer.step()
+    assert optimizer.stats.constraint == 2
+
+
+def test_an_f1_that_is_a_whole_number():
+    param = nn.Parameter(ones(3))
+    param.grad = ones(3)
+    optimizer = ux.EpsilonSGD([param], lr=0.1, control=ux.EpsilonGap(0.3))
+    optimizer.hold_constraint(torch.tensor(2))
     optimizer.step()
     assert optimizer.stats.constraint == 2
 
@@ -189,6 +210,12 @@ STEP = {
 }
 BLOCKS = {
     "a group beyond hyper": ({"groups": [1_000_000]}, ValueError, "stay below the 1 rows of hyper"),
+    "a group just beyond hyper": ({"groups": [1]}, ValueError, "stay below the 1 rows of hyper"),
+    "groups out of order": (
+        {"params": [ones(3)] * 2, "groups": [1, 0], "hyper": torch.zeros(2, 8, dtype=torch.float64)},
+        ValueError,
+        "groups must ascend",
+    ),
     "a negative group": ({"groups": [-1]}, ValueError, "groups must ascend"),
     "hyper in float32": ({"hyper": torch.zeros(1, 8)}, ValueError, "hyper must be a contiguous torch.float64 tensor"),
     "a short report": ({"report": torch.zeros(3, dtype=torch.float64)}, ValueError, r"report must be .* shape \(10,\)"),

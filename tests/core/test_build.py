@@ -4,11 +4,14 @@ import runpy
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+import torch
 
 import unlearn_ext as ux
+from unlearn_ext import binary
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = ("diffusers", "typer", "rich", "matplotlib", "mlxtend", "PIL", "jinja2", "safetensors")
@@ -59,3 +62,29 @@ def test_build_info_names_the_paths_not_taken():
     assert info["cpu_isa"] in {"baseline", "avx2", "avx512"}
     assert info["cuda_compiled"] == bool(info["cuda_archs"])
     assert all(sentence.endswith(".") for sentence in info["why"])
+
+
+SENTENCES = {
+    "no module": (
+        {"kernels": None, "missing": "it is not there"},
+        ["CPU kernels are not used: it is not there.", "CUDA kernels are not used: it is not there."],
+    ),
+    "no CUDA in it": ({"archs": ""}, ["CUDA kernels are not used: the module was built without CUDA; reinstall with"]),
+    "ROCm": ({"hip": "6.0"}, ["CUDA kernels are not used: there are no kernels for ROCm."]),
+    "no device": ({"device": False}, ["CUDA kernels are not used: torch sees no CUDA device here."]),
+    "all there": ({"device": True}, []),
+}
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_build_info_says_why_in_a_sentence_each(name, monkeypatch):
+    found, sentences = SENTENCES[name]
+    kernels = types.SimpleNamespace(CUDA_ARCHS=found.get("archs", "90"), cpu_isa=lambda: "baseline")
+    monkeypatch.setattr(binary, "kernels", found.get("kernels", kernels))
+    monkeypatch.setattr(binary, "missing", found.get("missing", ""))
+    monkeypatch.setattr(torch.version, "hip", found.get("hip"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: found.get("device", True))
+    info = ux.build_info()
+    assert all(said.startswith(sentence) for said, sentence in zip(info["why"], sentences, strict=True)), info["why"]
+    assert info["cpu_kernels"] == (name != "no module")
+    assert info["cuda_compiled"] == bool(info["cuda_archs"]) == (name not in ("no module", "no CUDA in it"))

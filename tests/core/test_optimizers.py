@@ -164,6 +164,39 @@ def test_a_bad_value_skips_the_step_and_is_counted(fused):
 
 
 @pytest.mark.parametrize("fused", PATHS)
+@pytest.mark.parametrize("control", [ux.GradientNorm(), lambda stats: stats.sq_constraint], ids=["norm", "callable"])
+def test_an_f1_that_is_not_finite_skips_the_step_though_psi_does_not_need_it(control, fused):
+    p = nn.Parameter(torch.ones(4))
+    opt = ux.EpsilonSGD([p], control=control, fused=fused)
+    p.sum().backward()
+    opt.hold_constraint(torch.tensor(float("nan")))
+    opt.step()
+    assert opt.skipped_steps.item() == 1
+    assert torch.equal(p, torch.ones(4))
+
+
+@pytest.mark.parametrize("fused", PATHS)
+def test_the_count_of_skipped_steps_goes_on_with_a_new_group(fused):
+    p, q = (nn.Parameter(torch.ones(4)) for _ in range(2))
+    opt = ux.EpsilonSGD([p], control=GAP, fused=fused)
+    p.grad = torch.full((4,), float("nan"))
+    opt.step()
+    opt.add_param_group({"params": [q]})
+    opt.step()
+    assert opt.skipped_steps.item() == 2
+
+
+@pytest.mark.parametrize("fused", PATHS)
+def test_numbers_reach_the_step_in_double_precision(fused):
+    p = nn.Parameter(torch.ones(4))
+    opt = ux.EpsilonSGD([p], lr=0.1, control=ux.EpsilonGap(0.0, alpha=0.1), fused=fused)
+    p.sum().backward()
+    opt.hold_constraint(torch.tensor(1.0))
+    opt.step()
+    assert opt.stats.psi.item() == pytest.approx(0.1, rel=1e-14)
+
+
+@pytest.mark.parametrize("fused", PATHS)
 def test_lambda_is_global_over_groups_and_weighted_by_their_rates(fused):
     a, b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
     opt = ux.EpsilonSGD([{"params": [a], "lr": 0.1}, {"params": [b], "lr": 0.01}], control=GAP, fused=fused)
@@ -216,9 +249,10 @@ def _under_units(unit, weight, fused):
     return model, optimizer
 
 
-def test_a_negative_constraint_weight_is_refused():
-    with pytest.raises(ValueError, match=r"constraint_weight=-1\.0 must not be negative"):
-        ux.EpsilonAdamW(network().parameters(), control=GAP, constraint_weight=-1.0)
+@pytest.mark.parametrize("option", ["lr", "eps", "weight_decay", "constraint_weight"])
+def test_a_negative_option_is_refused(option):
+    with pytest.raises(ValueError, match=rf"{option}=-1\.0 must not be negative"):
+        ux.EpsilonAdamW(network().parameters(), control=GAP, **{option: -1.0})
 
 
 @pytest.mark.parametrize("fused", PATHS)
@@ -282,6 +316,14 @@ def test_a_callable_control_sees_the_stats():
     assert seen[0].sq_constraint.item() == 4
     assert opt.stats.psi.item() == pytest.approx(3.75)
     assert opt.skipped_steps.item() == 0
+
+
+def test_a_callable_control_is_not_asked_where_nothing_is_held():
+    p = nn.Parameter(torch.ones(4))
+    opt = ux.EpsilonSGD([p], lr=0.1, control=lambda stats: pytest.fail("asked"))
+    p.sum().backward()
+    opt.step()
+    assert p.tolist() == pytest.approx([0.9] * 4)
 
 
 @pytest.mark.parametrize("cls", [ux.EpsilonSGD, ux.EpsilonAdamW])

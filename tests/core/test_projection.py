@@ -160,6 +160,13 @@ def test_a_psi_that_is_not_finite_skips_the_step(psi, fused):
     assert torch.equal(g, d)
 
 
+def test_the_reference_runs_where_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(ops, "kernels", None)
+    (g,), lam, _ = project([torch.zeros(3)], [torch.ones(3)], 6.0)
+    assert lam == 2
+    assert torch.equal(g, torch.full((3,), 2.0))
+
+
 def test_functional_layer():
     d, g1 = [torch.randn(5), torch.randn(3, 2)], [torch.randn(5), torch.randn(3, 2)]
     dot, sq1, sqd = ops.halfspace_stats(d, g1).tolist()
@@ -188,6 +195,46 @@ def test_autograd_learns_of_what_is_written(op, dtype):
     assert not torch.equal(kept, torch.ones(5, dtype=dtype))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         outputs.backward()
+
+
+def functional_step(op, *states):
+    """One step of θ = 1 under g2 = 2 at the rate 0.1, on the functional layer; θ and the states."""
+    params, grads, g1 = ([torch.full((3,), value)] for value in (1.0, 2.0, 0.0))
+    hyper = torch.tensor([[0.1, 0.9, 0.5, 1e-8, 0, 0, 0, 1]], dtype=torch.float64)
+    control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
+    op(params, grads, g1, *states, [0], hyper, control, torch.zeros(10, dtype=torch.float64))
+    return params[0]
+
+
+def test_functional_sgd_has_momentum_and_counts_its_steps():
+    first, steps = torch.full((3,), 7.0), torch.tensor(0.0)
+    outputs = (first.clone().requires_grad_() * first).sum()
+    theta = functional_step(ops.sgd_step_, [first], [steps])
+    assert steps == 1
+    torch.testing.assert_close(first, torch.full((3,), 2.0))  # as torch begins it: with the gradient itself
+    torch.testing.assert_close(theta, torch.full((3,), 0.8))
+    functional_step(ops.sgd_step_, [first], [steps])
+    assert steps == 2
+    torch.testing.assert_close(first, torch.full((3,), 0.9 * 2 + 0.5 * 2))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        outputs.backward()
+
+
+def test_functional_adamw_has_moments_and_counts_its_steps():
+    first, second, steps = torch.zeros(3), torch.zeros(3), torch.tensor(0.0)
+    theta = functional_step(ops.adamw_step_, [first], [second], [steps])
+    assert steps == 1
+    torch.testing.assert_close(first, torch.full((3,), 0.2))
+    torch.testing.assert_close(second, torch.full((3,), 2.0))
+    torch.testing.assert_close(theta, torch.full((3,), 0.9))
+
+
+def test_a_functional_step_of_no_tensors():
+    hyper = torch.zeros(1, 8, dtype=torch.float64)
+    control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
+    report = torch.zeros(10, dtype=torch.float64)
+    ops.sgd_step_([], [], [], [], [], [], hyper, control, report)
+    assert report[Report.SKIPPED] == 0
 
 
 def test_there_is_no_derivative_and_who_asks_for_it_is_told():
