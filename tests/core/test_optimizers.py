@@ -143,6 +143,16 @@ def test_held_gradient_is_taken_without_a_copy_and_accumulates():
     assert p.tolist() == pytest.approx([1 - 0.1 * 5] * 4)  # δ = 2, α = 1: the gradient step on f1
 
 
+def test_what_is_held_stays_where_a_later_micro_batch_has_no_gradient():
+    a, b = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    opt = ux.EpsilonSGD([a, b], lr=0.1, control=ux.GradientNorm())
+    for loss in (a.sum() * 2, b.sum() * 3):
+        loss.backward()
+        opt.hold_constraint(loss)
+    opt.step()
+    assert opt.stats.sq_constraint.item() == pytest.approx(2 * 4 + 2 * 9)
+
+
 @pytest.mark.parametrize("fused", PATHS)
 def test_a_bad_value_skips_the_step_and_is_counted(fused):
     p = nn.Parameter(torch.ones(4))
@@ -247,6 +257,11 @@ def _under_units(unit, weight, fused):
         optimizer.step()
         optimizer.zero_grad()
     return model, optimizer
+
+
+def test_nesterov_refuses_dampening():
+    with pytest.raises(ValueError, match="nesterov needs a momentum and no dampening"):
+        ux.EpsilonSGD(network().parameters(), momentum=0.9, dampening=0.1, nesterov=True, control=GAP)
 
 
 @pytest.mark.parametrize("option", ["lr", "eps", "weight_decay", "constraint_weight"])
