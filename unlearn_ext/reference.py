@@ -165,7 +165,7 @@ def apply_(rule: Rule, operands: Operands, hyper: Tensor, report: Tensor) -> Non
 
 
 def _write(target: Tensor | None, value: Tensor | None, keep: Tensor) -> None:
-    if target is not None and value is not None:
+    if target is not None:
         target.copy_(torch.where(keep, target, value.to(target.dtype)))
 
 

@@ -68,6 +68,26 @@ def test_scaled_training_is_the_unscaled(cls, unscale_first, fused):
 
 
 @pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_gradients_are_unscaled_where_some_are_missing_and_some_are_half(cls):
+    both, f1_alone, f2_alone, half = params = [nn.Parameter(torch.zeros(2)) for _ in range(4)]
+    half.data = half.data.bfloat16()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = cls(params, lr=1.0, control=ux.EpsilonGap(0.5, alpha=1e-9))
+    f1 = sum((p.float() + 1).sum() for p in (both, f1_alone, half))
+    scaler.scale(f1).backward()
+    optimizer.hold_constraint(f1, scaler)
+    scaler.scale(sum(p.float().sum() * 3 for p in (both, f2_alone, half))).backward()
+    scaler.step(optimizer)
+    if cls is ux.EpsilonSGD:
+        stats = optimizer.stats
+        assert stats.sq_constraint.item() == 6
+        assert stats.sq_direction.item() == 9 * 6
+        assert stats.dot.item() == 3 * 4
+        assert [p.tolist() for p in params] == [[-3] * 2, [0] * 2, [-3] * 2, [-3] * 2]
+    assert optimizer.skipped_steps.item() == 0
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS)
 @pytest.mark.parametrize("spoil", ["g1", "g2"])
 def test_an_overflow_on_either_side_skips_and_backs_off(cls, spoil):
     net, before = model(), model()

@@ -29,6 +29,15 @@ def test_what_is_held_between_the_two_backward_passes_survives():
     assert second.stats.constraint.item() == first.stats.constraint.item() != 0
 
 
+def test_what_is_not_held_leaves_no_trace():
+    params = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = ux.EpsilonSGD(params, lr=0.1, control=ux.GradientNorm())
+    held(optimizer, params[1], 1.0)
+    assert {number: list(state) for number, state in optimizer.state_dict()["state"].items()} == {
+        1: ["constraint_grad"]
+    }
+
+
 def test_a_fresh_optimizer_survives_its_own_checkpoint():
     """As frameworks do when they take an optimizer over, before any step."""
     p, q = (nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(2))

@@ -327,8 +327,11 @@ def test_a_callable_control_sees_the_stats():
     opt = ux.EpsilonSGD([p], lr=0.1, control=control)
     p.sum().backward()
     opt.hold_constraint(p.sum())
+    (-2 * p.sum()).backward()
     opt.step()
     assert seen[0].sq_constraint.item() == 4
+    assert seen[0].psi.item() == 0
+    assert seen[0].lam.item() == 2  # of ψ = 0
     assert opt.stats.psi.item() == pytest.approx(3.75)
     assert opt.skipped_steps.item() == 0
 
@@ -339,6 +342,35 @@ def test_a_callable_control_is_not_asked_where_nothing_is_held():
     p.sum().backward()
     opt.step()
     assert p.tolist() == pytest.approx([0.9] * 4)
+
+
+@pytest.mark.parametrize("fused", PATHS)
+@pytest.mark.parametrize("make", [lambda p, **o: ux.EpsilonSGD(p, momentum=0.9, **o), ux.EpsilonAdamW])
+def test_states_do_not_depend_on_the_default_dtype(make, fused):
+    p = nn.Parameter(torch.ones(4))
+    opt = make([p], control=GAP, fused=fused)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        p.sum().backward()
+        opt.step()
+    finally:
+        torch.set_default_dtype(default)
+    assert {state.dtype for state in opt.state[p].values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("fused", PATHS)
+def test_two_parameters_may_have_one_gradient(fused):
+    """What is read alone may be shared."""
+    params, both = [nn.Parameter(torch.ones(4)) for _ in range(2)], torch.ones(4)
+    opt = ux.EpsilonSGD(params, lr=0.1, control=ux.GradientNorm(), fused=fused)
+    for p in params:
+        p.grad = both
+    opt.hold_constraint(torch.tensor(1.0))
+    for p in params:
+        p.grad = both
+    opt.step()
+    assert all(p.tolist() == pytest.approx([0.9] * 4) for p in params)
 
 
 @pytest.mark.parametrize("cls", [ux.EpsilonSGD, ux.EpsilonAdamW])
@@ -371,6 +403,23 @@ class TestBadInput:
         opt = ux.EpsilonSGD([nn.Parameter(torch.ones(4))], control=GAP)
         with pytest.raises(RuntimeError, match=r"call f1\.backward\(\) first"):
             opt.hold_constraint(torch.tensor(1.0))
+
+    def test_kernels_that_are_not_there(self, monkeypatch):
+        monkeypatch.setattr(binary, "kernels", None)
+        monkeypatch.setattr(binary, "missing", "they were not built")
+        p = nn.Parameter(torch.ones(4))
+        opt = ux.EpsilonSGD([p], control=GAP, fused=True)
+        p.sum().backward()
+        with pytest.raises(RuntimeError, match=r"fused=True, but they were not built\."):
+            opt.step()
+
+    def test_a_device_without_kernels(self):
+        assert binary.why_not(torch.device("mps")) == "there are no kernels for mps tensors"
+
+    def test_a_value_that_is_no_tensor(self):
+        opt = ux.EpsilonSGD([nn.Parameter(torch.ones(4))], control=GAP)
+        with pytest.raises(ValueError, match="f1 must be a real tensor with one element"):
+            opt.hold_constraint(0.5)
 
     def test_a_value_that_is_no_scalar(self):
         opt = ux.EpsilonSGD([nn.Parameter(torch.ones(4))], control=GAP)

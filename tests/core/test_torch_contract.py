@@ -176,6 +176,20 @@ class TestGroups:
         assert_same(split, whole, rtol=1e-5, atol=1e-6)
 
 
+def test_a_group_may_have_momentum_beside_one_without_and_either_may_change():
+    ours, theirs = model(), model()
+    optimizers = []
+    for net, make in ((ours, lambda groups: ux.EpsilonSGD(groups, lr=1e-2, control=GAP)), (theirs, torch.optim.SGD)):
+        groups = [{"params": net[0].parameters(), "momentum": 0.9}, {"params": net[2].parameters()}]
+        optimizers.append(make(groups))
+    for momenta in ((0.9, 0.0), (0.0, 0.5), (0.9, 0.5)):  # a buffer rests where its momentum is off
+        for net, optimizer in zip((ours, theirs), optimizers, strict=True):
+            for group, momentum in zip(optimizer.param_groups, momenta, strict=True):
+                group.update(lr=1e-2, momentum=momentum)
+            train(net, optimizer, range(4))
+        assert_same(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 SCHEDULERS = {
     "StepLR": lambda o: torch.optim.lr_scheduler.StepLR(o, gamma=0.9, step_size=10),
     "OneCycleLR": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=1e-2, total_steps=30),
@@ -209,23 +223,26 @@ class TestHooks:
     def test_step_hooks_run_in_order(self, cls):
         net, seen = model(), []
         optimizer = cls(net.parameters(), control=GAP)
-        optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+        before = optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+        train(net, optimizer, range(1))
         optimizer.register_step_post_hook(lambda *_: seen.append("after"))
         train(net, optimizer, range(1))
-        assert seen == ["before", "after"]
+        before.remove()
+        train(net, optimizer, range(1))
+        assert seen == ["before", "before", "after", "after"]
 
     def test_hooks_of_all_optimizers_run(self, cls):
         net, seen = model(), []
         optimizer = cls(net.parameters(), control=GAP)
-        handles = [
-            register_optimizer_step_pre_hook(lambda *_: seen.append("before")),
-            register_optimizer_step_post_hook(lambda *_: seen.append("after")),
-        ]
+        before = register_optimizer_step_pre_hook(lambda *_: seen.append("before"))
         train(net, optimizer, range(1))
-        for handle in handles:
-            handle.remove()
+        after = register_optimizer_step_post_hook(lambda *_: seen.append("after"))
         train(net, optimizer, range(1))
-        assert seen == ["before", "after"]
+        before.remove()
+        train(net, optimizer, range(1))
+        after.remove()
+        train(net, optimizer, range(1))
+        assert seen == ["before", "before", "after", "after"]
 
     def test_a_profiler_is_told(self, cls):
         net = model()
