@@ -92,6 +92,15 @@ def test_what_is_decoded_is_what_the_class_predicts(mae, pictures):
     torch.testing.assert_close(mae.decode(mae.encode(images, visible), images, visible), 2 * (theirs * std + mean) - 1)
 
 
+def test_normalised_patches_are_given_the_mean_and_spread_of_what_is_visible(pictures):
+    mae = MAE(vitmae(norm_pix_loss=True))
+    inputs = mae.inputs(pictures[0], Reconstruct())
+    latents = mae.encode(*inputs)
+    predicted = mae.module.unpatchify(mae.module.decoder(latents, torch.arange(GRID**2).expand(24, -1)).logits)
+    mean, std = (value[:, None, None, None] for value in (pictures[0].mean((1, 2, 3)), pictures[0].std((1, 2, 3))))
+    torch.testing.assert_close(mae.decode(latents, *inputs), predicted * std + mean)
+
+
 @pytest.mark.parametrize("task", [CenterCrop(0.5), RandomMask(0.75, GRID)], ids=str)
 def test_the_noise_target_is_noise_under_the_same_masks(mae, pictures, task):
     objectives = Objectives.freeze(mae, *pictures, task)

@@ -300,6 +300,16 @@ def test_rows_that_cannot_be_decoded_are_named(table, animals):
         data.load_dataset_columns(table, ["cat"], size=8, channels=3)
 
 
+def test_of_a_saved_data_set_one_split_is_opened(table, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    table.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=table, test=table.select(range(3))).save_to_disk(tmp_path / "several")
+    assert len(data.open_dataset(tmp_path / "one", "any")) == len(data.open_dataset(tmp_path / "several")) == len(table)
+    assert len(data.open_dataset(tmp_path / "several", "test")) == 3
+    with pytest.raises(UserError, match=r"no split `dev` of a data set could be opened from .*several"):
+        data.open_dataset(tmp_path / "several", "dev")
+
+
 @pytest.mark.parametrize(
     ("change", "options", "sentence"),
     [
