@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from unlearn_ext.errors import UserError
+from unlearn_ext.objectives import Objectives
 from unlearn_ext.pareto import ParetoFront
 from unlearn_ext.phases import F2_TOLERANCE, sweep
-from unlearn_ext.run import WORTH
+from unlearn_ext.run import WORTH, Run
 from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
 
@@ -77,6 +78,36 @@ def test_the_lowest_boundary_costs_nothing_but_forgets(swept):
     assert "f2 verified" in metrics["boundary_low_method"]
 
 
+@pytest.mark.parametrize(
+    ("costs", "share", "probes"),
+    [
+        (lambda gap: 4 * F2_TOLERANCE * (gap / 0.15) ** 2, 0.15 * math.sqrt(0.8 / 4), 2),  # too dear: back at once
+        (lambda gap: 0.9 * F2_TOLERANCE * (gap / 0.15) ** 2, 0.15, 1),  # next to all of the tolerance
+        (lambda gap: (0.3 if gap < 0.2 else 5) * F2_TOLERANCE, 0.15, 2),  # a cliff: back to the one before it
+        (lambda gap: 0.1 * F2_TOLERANCE * (gap / 0.15) ** 2, 0.3 * math.sqrt(0.8 / 0.4), 3),  # at most twice as far
+        (lambda gap: 0.0, 0.5, 3),  # never more than half of the way
+        (lambda gap: 1.0, 0.0, 6),  # nothing is within the tolerance: the unmodified model
+    ],
+)
+def test_the_lowest_boundary_is_searched_for_where_f2_says(model, images, monkeypatch, costs, share, probes):
+    asked = []
+    monkeypatch.setattr(Run, "descend", lambda run, steps: None)
+    monkeypatch.setattr(Run, "evaluate_f1", lambda run: 0.0)
+
+    def meet(run, epsilon, original, steps=None):
+        asked.append(1 - epsilon / original)
+        return epsilon, costs(asked[-1])
+
+    monkeypatch.setattr(Run, "meet", meet)
+    low = sweep(model, *images, task=CenterCrop(0.5), points=0, settings=Settings(steps=3)).points[-1]
+    assert len(asked) == probes + 1  # and the highest boundary
+    original = low.epsilon / (1 - share)
+    assert asked[0] == pytest.approx(0.15)
+    assert low.f1 == pytest.approx(low.epsilon)
+    assert low.f2 <= F2_TOLERANCE * (1 + 1e-9)
+    assert original == pytest.approx(Objectives.freeze(model, *images, CenterCrop(0.5)).evaluate_f1(model.encode))
+
+
 def test_every_point_loads_and_is_what_the_table_says(swept, tiny_images):
     front, out, _, _ = swept
     vq_model = importlib.import_module("diffusers").VQModel
@@ -102,6 +133,7 @@ def test_the_tables_are_complete(swept):
         steps = [int(row["step"]) for row in rows if row["point"] == point.name]
         assert steps == list(range(len(steps)))
         assert len(steps) >= point.steps >= QUICK.steps
+        assert 0 < point.seconds < metrics["seconds"]
     assert {row["skipped"] for row in rows} == {"0"}
     expected = {
         "version", "family", "dataset", "task", "seed", "settings", "f1_original", "f2_original", "f1_star",

@@ -133,6 +133,22 @@ def test_skipped_steps_are_counted_and_shown(model, images):
         warn_if_skipped([history])
 
 
+def test_unlearn_augments_and_says_what_was_skipped(model, images):
+    def spoilt(images, draw):
+        return images * math.inf if draw == 2 else images
+
+    few = Settings(steps=4, batch_size=16, tolerance=1.0)
+    with pytest.warns(UserWarning, match=r"1 of \d+ steps met a number that is not finite, and were skipped"):
+        ux.unlearn(model, *images, task=TASK, epsilon=0.5, augment=spoilt, settings=few)
+
+
+def test_noise_of_minibatches_is_averaged_out_of_the_gradient(model, images):
+    run = Run(model, Objectives.freeze(model, *images, TASK), Settings(steps=1, batch_size=16), History())
+    run.descend(1)
+    assert all("constraint_ema" in state for state in run.optimizer.state.values())
+    assert run.optimizer.param_groups[0]["weight_decay"] == 0
+
+
 def test_an_epsilon_out_of_reach_is_said(model, images):
     with pytest.warns(UserWarning, match=r"ε = 0 was not reached: f1 is 0\.\d+"):
         ux.unlearn(model, *images, task=TASK, epsilon=0.0, settings=Settings(steps=6, batch_size=16))
