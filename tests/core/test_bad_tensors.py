@@ -111,6 +111,18 @@ def test_a_gradient_may_be_its_parameter(fused):
 
 
 @pytest.mark.parametrize("fused", [None, False])
+def test_a_gradient_may_be_its_momentum_buffer(fused):
+    param = nn.Parameter(ones(3))
+    optimizer = ux.EpsilonSGD([param], lr=0.1, momentum=0.5, control=ux.GradientNorm(), fused=fused)
+    param.grad = ones(3)
+    optimizer.step()
+    param.grad = optimizer.state[param]["momentum_buffer"]
+    optimizer.step()
+    torch.testing.assert_close(param.data, torch.full((3,), 1 - 0.1 - 0.1 * 1.5))
+    torch.testing.assert_close(param.grad, torch.full((3,), 1.5))
+
+
+@pytest.mark.parametrize("fused", [None, False])
 def test_a_parameter_given_twice(fused):
     param = nn.Parameter(ones(3))
     param.grad = ones(3)

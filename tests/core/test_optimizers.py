@@ -149,8 +149,10 @@ def test_what_is_held_stays_where_a_later_micro_batch_has_no_gradient():
     for loss in (a.sum() * 2, b.sum() * 3):
         loss.backward()
         opt.hold_constraint(loss)
+    opt.hold_constraint(torch.tensor(1.0))  # one that reaches no parameter adds to f1 alone
     opt.step()
     assert opt.stats.sq_constraint.item() == pytest.approx(2 * 4 + 2 * 9)
+    assert opt.stats.constraint.item() == 4 + 6 + 1
 
 
 @pytest.mark.parametrize("fused", PATHS)

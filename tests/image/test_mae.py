@@ -120,6 +120,13 @@ def test_the_noise_target_is_noise_under_the_same_masks(mae, pictures, task):
     assert held_out.evaluate(mae.encode)[1] == pytest.approx(0, abs=1e-9)
 
 
+def test_held_out_images_with_other_masks_have_noise_targets_of_their_own(mae, pictures):
+    objectives = Objectives.freeze(mae, pictures[0][:1], pictures[1], RandomMask(0.75, GRID))
+    assert len(objectives.forget.targets) == 1
+    assert len(objectives.held_out(pictures[0][1:6], pictures[1]).forget.targets) == 5
+    assert len(objectives.held_out(pictures[0][:1], pictures[1]).forget.targets) == 1
+
+
 @pytest.mark.parametrize("task", [CenterCrop(0.5), RandomMask(0.75, GRID)], ids=str)
 def test_what_is_unlearned_loads_in_transformers_and_differs_only_in_the_encoder(mae, pictures, task, tmp_path):
     settings = Settings(steps=40, batch_size=24, lr=1e-3)
