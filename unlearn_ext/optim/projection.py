@@ -40,7 +40,7 @@ class EpsilonProjection:
         process_group: Replicas = "default",
     ) -> None:
         not_negative("EpsilonProjection", lr=lr)
-        groups = torch.optim.Optimizer(params, {}).param_groups  # tensors, groups, names: as torch reads them
+        groups = torch.optim.SGD(params).param_groups  # tensors, groups, names: as torch reads them
         self.params: list[Tensor] = [param for group in groups for param in group["params"]]
         self.lr = lr
         self._constraint = Constraint(control, max_norm, lambda_max, fused, Smoothing(0.0, 0.0), process_group)
