@@ -22,10 +22,14 @@ class EpsilonProjection:
     :class:`EpsilonSGD` or :class:`EpsilonAdamW` where they will do.
 
     Args:
-        params: tensors or parameter groups as ``torch.optim`` takes them (groups' options are ignored).
+        params: tensors, named or not, or parameter groups, as ``torch.optim`` takes them (groups' options are ignored).
         control: ψ; ``EpsilonGap(rate=…)`` needs the learning rate to turn a share of the gap into ψ: give it as ``lr``.
         lr: learning rate of the optimizer that will step.
         max_norm, lambda_max, fused, process_group: as in :class:`EpsilonSGD`.
+
+    Raises:
+        TypeError: parameters that no optimizer of torch would take.
+        ValueError: no parameters, or an argument out of range.
     """
 
     def __init__(
