@@ -189,9 +189,9 @@ def _sgd(operands: Operands, row: int, param: Tensor, grad: Tensor, g1: Tensor, 
     decayed = _decayed(grad, param, h[Hyper.WEIGHT_DECAY])
     if operands.firsts[row] is None:
         return _Element(grad, g1, decayed, g1)
-    # torch starts the buffer with the gradient itself, undampened
-    started = operands.steps[row] != 0
-    first = torch.where(started, first * h[Hyper.BETA1] + decayed * (1 - h[Hyper.BETA2]), decayed)
+    first = first * h[Hyper.BETA1] + decayed * (1 - h[Hyper.BETA2])
+    if (step := operands.steps[row]) is not None:  # none beside a buffer that torch's SGD has begun
+        first = torch.where(step != 0, first, decayed)  # it begins with the gradient itself, undampened
     direction = torch.where(h[Hyper.NESTEROV] != 0, decayed + first * h[Hyper.BETA1], first)
     return _Element(grad, g1, direction, g1, first=first)
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from steps import run_step
+from steps import needs_kernels, run_step
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import unlearn_ext as ux
-from unlearn_ext import ops, reference
+from unlearn_ext import binary, ops, reference
 from unlearn_ext.layout import Rule
 from unlearn_ext.reference import Operands
 
@@ -18,7 +18,7 @@ BUFFER = ones(8)
 PROJECTIONS = {
     "no tensors": ([], [], ValueError, "at least one"),
     "lists of unlike length": ([ones(3)], [], ValueError, "as many constraint gradients as directions"),
-    "unlike shapes": ([ones(3)], [ones(4)], ValueError, r"shape \(3,\) but a constraint gradient of shape \(4,\)"),
+    "unlike shapes": ([ones(3)], [ones(4)], ValueError, r"shape \(3,\) but a .*gradient.* of shape \(4,\)"),
     "integers": ([ones(3, dtype=torch.int32)], [ones(3)], RuntimeError, "only real floating-point"),
     "booleans": ([ones(3) > 0], [ones(3)], RuntimeError, "only real floating-point"),
     "complex": ([ones(3, dtype=torch.cfloat)], [ones(3, dtype=torch.cfloat)], RuntimeError, "only real floating-point"),
@@ -53,6 +53,8 @@ PROJECTIONS = {
 
 @pytest.mark.parametrize("name", PROJECTIONS)
 def test_projection(name):
+    if name == "misaligned" and binary.kernels is None:
+        pytest.skip("the reference reads it")
     directions, constraint_grads, error, sentence = PROJECTIONS[name]
     with pytest.raises(error, match=sentence):
         torch.ops.unlearn_ext.halfspace_project_(directions, constraint_grads, PSI)
@@ -134,6 +136,7 @@ def test_a_parameter_given_twice(fused):
     assert torch.equal(param, ones(3))
 
 
+@needs_kernels
 @pytest.mark.parametrize("place", ["param", "grad"])
 def test_a_negated_view(place):
     tensors = {"param": ones(3), "grad": ones(3)}
@@ -167,6 +170,7 @@ def test_a_complex_f1():
         ux.EpsilonSGD([param], lr=0.1, control=ux.EpsilonGap(0.3)).hold_constraint(torch.tensor(1 + 2j))
 
 
+@needs_kernels
 def test_an_f1_without_memory():
     with FakeTensorMode():
         f1 = torch.tensor(1.0)

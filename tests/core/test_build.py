@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from steps import needs_kernels
 
 import unlearn_ext as ux
 from unlearn_ext import binary
@@ -56,6 +57,7 @@ def test_the_core_imports_without_any_extra():
     assert result.returncode == 0, result.stderr
 
 
+@needs_kernels
 def test_build_info_names_the_paths_not_taken():
     info = ux.build_info()
     assert info["cpu_kernels"]

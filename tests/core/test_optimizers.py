@@ -398,7 +398,7 @@ class TestBadInput:
         opt = ux.EpsilonSGD([p], control=GAP)
         p.sum().backward()
         p.data = torch.ones(5)
-        with pytest.raises(ValueError, match=r"tensor 0 has shape \(5,\) but a gradient of shape \(4,\)"):
+        with pytest.raises(ValueError, match=r"tensor 0 has shape \(5,\) but a gradient.* of shape \(4,\)"):
             opt.step()
 
     def test_holding_before_backward(self):
@@ -415,7 +415,8 @@ class TestBadInput:
         with pytest.raises(RuntimeError, match=r"fused=True, but they were not built\."):
             opt.step()
 
-    def test_a_device_without_kernels(self):
+    def test_a_device_without_kernels(self, monkeypatch):
+        monkeypatch.setattr(binary, "kernels", object())
         assert binary.why_not(torch.device("mps")) == "there are no kernels for mps tensors"
 
     def test_a_value_that_is_no_tensor(self):

@@ -290,26 +290,28 @@ def test_zero_grad_both_ways(cls, set_to_none):
     assert_same(*nets, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("fused", [None, False])
 @pytest.mark.parametrize("cls", list(NAMESAKE))
-def test_a_torch_checkpoint_can_be_taken_up(cls):
+def test_a_torch_checkpoint_can_be_taken_up(cls, fused):
     ours, theirs = model(), model()
     extra = {"momentum": 0.9} if cls is ux.EpsilonSGD else {}
     torch_optimizer = NAMESAKE[cls](theirs.parameters(), lr=1e-2, **extra)
     train(theirs, torch_optimizer, range(10))
     ours.load_state_dict(theirs.state_dict())
-    optimizer = cls(ours.parameters(), lr=1e-2, control=GAP, **extra)
+    optimizer = cls(ours.parameters(), lr=1e-2, control=GAP, fused=fused, **extra)
     optimizer.load_state_dict(torch_optimizer.state_dict())
     train(ours, optimizer, range(10, 20))
     train(theirs, torch_optimizer, range(10, 20))
     assert_same(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("fused", [None, False])
 @pytest.mark.parametrize("cls", list(NAMESAKE))
-def test_an_old_torch_checkpoint_can_be_taken_up(cls):
+def test_an_old_torch_checkpoint_can_be_taken_up(cls, fused):
     """Of the years when a step was a number, and a buffer not yet there was ``None``."""
     new, old = model(), model()
     extra = {"momentum": 0.9} if cls is ux.EpsilonSGD else {}
-    optimizers = [cls(net.parameters(), lr=1e-2, control=GAP, **extra) for net in (new, old)]
+    optimizers = [cls(net.parameters(), lr=1e-2, control=GAP, fused=fused, **extra) for net in (new, old)]
     train(new, optimizers[0], range(5))
     old.load_state_dict(new.state_dict())
     saved = copy.deepcopy(optimizers[0].state_dict())
