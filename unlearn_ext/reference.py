@@ -165,6 +165,7 @@ def apply_(rule: Rule, operands: Operands, hyper: Tensor, report: Tensor) -> Non
 
 
 def _write(target: Tensor | None, value: Tensor | None, keep: Tensor) -> None:
+    """Where there is a target, there is a value for it."""
     if target is not None:
         target.copy_(torch.where(keep, target, value.to(target.dtype)))
 

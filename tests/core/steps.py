@@ -14,6 +14,8 @@ from unlearn_ext.ops import TwoPhase
 from unlearn_ext.reference import Operands
 
 needs_kernels = pytest.mark.skipif(bool(why_not(torch.device("cpu"))), reason=why_not(torch.device("cpu")))
+#: Values of ``fused``: both ways to take a step.
+PATHS = [pytest.param(True, marks=needs_kernels, id="kernels"), pytest.param(False, id="reference")]
 
 HYPER = {
     Rule.PROJECT: {Hyper.LR: 1.0},

@@ -4,15 +4,10 @@ import math
 
 import pytest
 import torch
+from steps import PATHS
 from torch import nn
 
 import unlearn_ext as ux
-from unlearn_ext import binary
-
-PATHS = [
-    pytest.param(True, marks=pytest.mark.skipif(binary.kernels is None, reason=binary.missing), id="kernels"),
-    pytest.param(False, id="reference"),
-]
 
 
 def psi_of(control, f1, g1=2.0, lr=0.1, fused=False, steps=1):

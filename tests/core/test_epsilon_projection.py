@@ -2,15 +2,11 @@
 
 import pytest
 import torch
+from steps import PATHS
 from torch import nn
 
 import unlearn_ext as ux
-from unlearn_ext import binary
 
-PATHS = [
-    pytest.param(True, marks=pytest.mark.skipif(binary.kernels is None, reason=binary.missing), id="kernels"),
-    pytest.param(False, id="reference"),
-]
 G1, G2 = torch.tensor([3.0, 0.0, 4.0]), torch.tensor([-1.0, 2.0, 0.5])  # ‖g1‖² = 25, ⟨g1, g2⟩ = -1
 
 

@@ -5,15 +5,12 @@ import weakref
 
 import pytest
 import torch
+from steps import PATHS, needs_kernels
 from torch import nn
 
 import unlearn_ext as ux
 from unlearn_ext import binary
 
-PATHS = [
-    pytest.param(True, marks=pytest.mark.skipif(binary.kernels is None, reason=binary.missing), id="kernels"),
-    pytest.param(False, id="reference"),
-]
 GAP = ux.EpsilonGap(epsilon=0.3)
 SGD_OPTIONS = [
     {},
@@ -434,7 +431,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=next(iter(options))):
             ux.EpsilonSGD([nn.Parameter(torch.ones(4))], control=GAP, **options)
 
-    @pytest.mark.skipif(binary.kernels is None, reason=binary.missing)
+    @needs_kernels
     def test_fused_true_says_why_it_cannot(self):
         p = nn.Parameter(torch.ones(4, dtype=torch.float64))
         opt = ux.EpsilonSGD([p], control=GAP, fused=True)

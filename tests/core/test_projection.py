@@ -198,7 +198,7 @@ def test_autograd_learns_of_what_is_written(op, dtype):
 
 
 def functional_step(op, *states):
-    """One step of θ = 1 under g2 = 2 at the rate 0.1, on the functional layer; θ and the states."""
+    """One step of θ = 1 under g2 = 2 at the rate 0.1, on the functional layer, the states in place; θ."""
     params, grads, g1 = ([torch.full((3,), value)] for value in (1.0, 2.0, 0.0))
     hyper = torch.tensor([[0.1, 0.9, 0.5, 1e-8, 0, 0, 0, 1]], dtype=torch.float64)
     control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
