@@ -26,6 +26,8 @@ Rule rule_of(int rule) {
 
 // `blocks`: addresses of hyper, control, partials, sums and report, as ops.py made them.
 Job make_job(int rule, const Table& table, int64_t n_groups, std::array<uintptr_t, 5> blocks, py::handle constraint) {
+    if (!groups_fit(table.rows(), n_groups))
+        throw py::value_error("step: groups must ascend from 0 and stay below the " + std::to_string(n_groups) + " rows of hyper");
     const auto [address, dtype] =
         constraint.is_none() ? std::pair<const void*, DType>{nullptr, DType::f64} : table.scalar(constraint, "f1", 0);
     const auto [chunk, turns] = table.cut();

@@ -85,6 +85,15 @@ Loads loads_of(const Row& row, int head) {
     return floats ? Loads::floats : halves ? Loads::halves : Loads::mixed;
 }
 
+bool groups_fit(const std::vector<Row>& rows, int64_t n_groups) {
+    int64_t last = 0;
+    for (const Row& row : rows) {
+        if (row.group() < last || row.group() >= n_groups) return false;
+        last = row.group();
+    }
+    return true;
+}
+
 bool crossing(const std::vector<Row>& rows, Rule rule) {
     const auto spans = spans_of(rows, writes_of(rule));
     int64_t reached = 0, written = 0;  // how far the spans before this place go, and those of them that are written

@@ -19,6 +19,9 @@ int head_of(const Row& row);
 // Whether all operands are alike and begin, after the head, where 16-byte loads may.
 Loads loads_of(const Row& row, int head);
 
+// Whether the rows' groups ascend from 0 or above and stay below `n_groups`: a step writes sums for each group.
+bool groups_fit(const std::vector<Row>& rows, int64_t n_groups);
+
 // Whether memory that the rule writes may be reached by a second way. An operand read from the very place where its own
 // row is written is none: every element is read before it is written.
 bool crossing(const std::vector<Row>& rows, Rule rule);

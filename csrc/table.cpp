@@ -84,6 +84,16 @@ bool dense(const dlpack::Tensor& t) {
     return true;
 }
 
+// The layout where it is not dense, else the first line of the Python error that is set; torch adds frames of C++ to it.
+std::string why_unreadable(PyObject* object) {
+    const py::error_already_set error;
+    const auto layout = py::str(py::getattr(object, "layout", py::str("torch.strided"))).cast<std::string>();
+    if (layout != "torch.strided")
+        return " is " + layout + "; it must be dense: to_dense() it, or make what it comes from with sparse=False";
+    const auto said = py::str(error.value()).cast<std::string>();
+    return " cannot be read; every tensor must be dense and have memory of its own (" + said.substr(0, said.find('\n')) + ")";
+}
+
 // Fake tensors have no memory; a view of a buffer of bytes may begin anywhere in it.
 void check_memory(const dlpack::Tensor& t, const char* what, int64_t index) {
     if (!t.data) throw std::runtime_error(name_of(what, index) + " has no memory");
@@ -103,11 +113,7 @@ Table::Table(py::capsule exchange, py::object is_neg, int gpu)
 
 dlpack::Tensor Table::view(PyObject* object, const char* what, int64_t row) const {
     dlpack::Tensor t;
-    if (api_->tensor_from_object(object, &t) != 0) {
-        const py::error_already_set error;
-        throw std::runtime_error(name_of(what, row) + " cannot be read; every tensor must be dense and have memory of its own" +
-                                 " (" + error.what() + ")");
-    }
+    if (api_->tensor_from_object(object, &t) != 0) throw std::runtime_error(name_of(what, row) + why_unreadable(object));
     if (!is_on(t, gpu_))
         throw std::runtime_error(name_of(what, row) + " is on another device; every tensor must be dense on " +
                                  (gpu_ < 0 ? "the CPU" : "GPU " + std::to_string(gpu_)));
@@ -175,6 +181,18 @@ std::pair<const void*, DType> Table::scalar(py::handle tensor, const char* what,
     return {t.data, *dtype};
 }
 
+namespace {
+
+int64_t group_of(const py::list& groups, int64_t row) {
+    int overflow = 0;
+    const long group = PyLong_AsLongAndOverflow(PyList_GET_ITEM(groups.ptr(), row), &overflow);
+    if (group == -1 && PyErr_Occurred()) throw py::error_already_set();
+    if (overflow || group < 0 || group > INT32_MAX) throw py::value_error(name_of("group", row) + " is out of range");
+    return group;
+}
+
+}  // namespace
+
 std::string Table::read(Rule rule, const py::tuple& lists, const py::list& groups) {
     constexpr int kLists = kOperands + 1;
     const auto n = static_cast<int64_t>(groups.size());
@@ -190,7 +208,7 @@ std::string Table::read(Rule rule, const py::tuple& lists, const py::list& group
         PyObject* objects[kLists];
         for (int l = 0; l < kLists; ++l) objects[l] = PyList_GET_ITEM(PyTuple_GET_ITEM(lists.ptr(), l), r);
         rows_.push_back(read_row(rule, objects, r));
-        rows_.back().tags |= static_cast<int64_t>(PyLong_AsLong(PyList_GET_ITEM(groups.ptr(), r))) << 32;
+        rows_.back().tags |= group_of(groups, r) << 32;
     }
     cut_ = ux::cut(rows_, kLeastChunk[gpu_ >= 0]);
     rule_ = rule;

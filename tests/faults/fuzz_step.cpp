@@ -99,10 +99,13 @@ class Case {
         f1_ = std::make_unique<Buffer>(bytes, DType(bytes.below(3)), 1);
         const int n_rows = bytes.below(9);
         for (int r = 0, group = 0; r < n_rows; ++r) add_row(bytes, group = std::min<int>(n_groups_ - 1, group + bytes.below(2)));
+        if (n_rows && bytes.below(4) == 0) put_anywhere(rows_[bytes.below(n_rows)], bytes);
         cut_ = cut(rows_, chunk);
     }
 
     void check() {
+        CHECK(groups_fit(rows_, n_groups_) == groups_are_in_order());
+        if (!groups_fit(rows_, n_groups_)) return;  // the border refuses it
         const auto available = cpu::available();
         cpu::chosen() = available.front();
         const Outcome first = run();
@@ -137,6 +140,19 @@ class Case {
         row.tags |= int64_t(bytes.below(8)) << 24 | int64_t(group) << 32;
         rows_.push_back(row);
         owners_.push_back(mine);
+    }
+
+    // A group that others chose: removed, of another order, or no group at all.
+    static void put_anywhere(Row& row, Bytes& bytes) {
+        const int64_t group = bytes.below(4) ? bytes.below(5) : (int64_t(bytes.next()) << 23 | bytes.next());
+        row.tags = (row.tags & 0xffffffff) | (bytes.below(8) ? group : -group) * (int64_t(1) << 32);
+    }
+
+    bool groups_are_in_order() const {
+        std::vector<int> groups{0};
+        for (const Row& row : rows_) groups.push_back(row.group());
+        groups.push_back(int(n_groups_) - 1);
+        return std::is_sorted(groups.begin(), groups.end());
     }
 
     Outcome run() {
