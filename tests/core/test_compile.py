@@ -98,6 +98,7 @@ def test_momentum_that_is_turned_on_needs_a_step_outside():
     compiled = torch.compile(optimizer.step, backend="eager", fullgraph=True)
     gradients(net, optimizer, 0)
     optimizer.step()
+    optimizer.zero_grad()
     before = [p.detach().clone() for p in net.parameters()]
     optimizer.param_groups[0]["momentum"] = 0.9
     gradients(net, optimizer, 1)

@@ -127,10 +127,10 @@ def test_held_gradient_is_taken_without_a_copy_and_accumulates():
     p = nn.Parameter(torch.ones(4))
     opt = ux.EpsilonSGD([p], lr=0.1, control=ux.GradientNorm())
     (p.sum() * 2).backward()
-    grad = p.grad
+    address = p.grad.data_ptr()
     opt.hold_constraint(torch.tensor(1.0))
     assert p.grad is None
-    assert opt._constraint.grads[0].data_ptr() == grad.data_ptr()
+    assert opt._constraint.grads[0].data_ptr() == address
     (p.sum() * 3).backward()
     opt.hold_constraint(torch.tensor(0.5))
     opt.step()

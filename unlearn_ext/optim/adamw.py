@@ -24,7 +24,7 @@ class EpsilonAdamW(EpsilonOptimizer):
         lr, betas, eps, weight_decay, maximize: as in ``torch.optim.AdamW``; ``lr`` may be a tensor. ``maximize``
             concerns the objective f2 alone.
         control: ψ: :class:`~unlearn_ext.EpsilonGap`, :class:`~unlearn_ext.GradientNorm`, or a callable
-            ``(StepStats) -> 0-d tensor``.
+            ``(StepStats) -> 0-d tensor``. ``None``: no constraint can be held until ``optimizer.control`` is set.
         constraint_weight: w ≥ 0. Where ∇f1 is much larger than ∇f2, it alone makes the metric, in which f2 then falls
             slowly; a smaller w lets it fall. Counting f1 in units of 1/√w does the same.
         max_norm: clips ‖g‖_P. A clipped step may fall short of ψ.
@@ -50,7 +50,7 @@ class EpsilonAdamW(EpsilonOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         *,
-        control: ControlFunction,
+        control: ControlFunction | None = None,
         constraint_weight: float = 1.0,
         maximize: bool = False,
         max_norm: float | None = None,
@@ -78,6 +78,15 @@ class EpsilonAdamW(EpsilonOptimizer):
         super().__setstate__(state)
         for group in self.param_groups:  # a checkpoint of torch's namesake has none
             group.setdefault("constraint_weight", self.defaults["constraint_weight"])
+
+    def _check_loadable(self, group: dict) -> None:
+        coupled = group.get("weight_decay") and not group.get("decoupled_weight_decay", True)
+        if group.get("amsgrad") or coupled:
+            option = "amsgrad=True" if group.get("amsgrad") else "weight decay that is part of the gradient"
+            raise ValueError(
+                f"load_state_dict: the state was made with {option}, which EpsilonAdamW does not have; load the state "
+                "of a torch.optim.AdamW without it"
+            )
 
     def _hyper(self, group: dict) -> list[float | Tensor]:
         return [

@@ -3,6 +3,22 @@
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
+from torch.amp.grad_scaler import OptState
+from torch.optim import Optimizer
+
+
+def refuse_unscaled(optimizer: Optimizer, scaler: GradScaler) -> None:
+    """Raise where ``scaler.unscale_(optimizer)`` divided the gradients already, as torch does for a second time.
+
+    Raises:
+        RuntimeError: with what to do instead.
+    """
+    state = scaler._per_optimizer_states.get(id(optimizer))
+    if state is not None and state["stage"] is OptState.UNSCALED:
+        raise RuntimeError(
+            "hold_constraint: scaler.unscale_(optimizer) was called before, and hold_constraint(f1, scaler) would "
+            "divide ∇f1 by the scale again; call unscale_ after it, for ∇f2, or not at all"
+        )
 
 
 @torch.no_grad()
@@ -24,6 +40,6 @@ def unscale_held_(params: list[Tensor], grads: list[Tensor | None], scaler: Grad
 
 
 def unscale_(grads: list[Tensor | None], scale: Tensor) -> None:
-    """Divides ∇f2 by the scale, in place, as ``GradScaler.unscale_`` would have."""
-    present = [g for g in grads if g is not None]
+    """Divide ∇f2 by the scale, in place and each tensor once, as ``GradScaler.unscale_`` would have."""
+    present = list({id(g): g for g in grads if g is not None}.values())
     torch._foreach_mul_(present, scale.double().reciprocal().float().to(present[0].device))

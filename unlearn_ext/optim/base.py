@@ -1,11 +1,13 @@
 """What the optimizers share, as torch.optim has it: groups, steps, state, checkpoints."""
 
+import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from itertools import chain, repeat
 from operator import is_
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,10 +16,10 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ..control import StepStats
-from ..layout import Report, Rule
+from ..layout import Rule
 from ..reference import Operands
-from . import compiled
-from .amp import unscale_
+from . import compiled, distributed
+from .amp import refuse_unscaled, unscale_
 from .constraint import Constraint, ControlFunction
 
 
@@ -28,6 +30,17 @@ def not_negative(owner: str, **options: float | Tensor) -> None:
             raise ValueError(f"{owner}: {name} as a tensor must have one element, not shape {tuple(value.shape)}")
         if not value >= 0:
             raise ValueError(f"{owner}: {name}={value!r} must not be negative")
+
+
+#: The key under which every group has the numbers of the constraint that outlive a step.
+KEPT = "constraint"
+
+
+def _keep_adapted(optimizer: "EpsilonOptimizer", state_dict: dict) -> None:
+    """Remember what is loaded, for :meth:`EpsilonOptimizer.__setstate__`: a hook that runs after all others."""
+    for group in state_dict["param_groups"]:
+        optimizer._check_loadable(group)
+    optimizer._loading = state_dict
 
 
 def _kept(value: Tensor | float | None, device: torch.device) -> Tensor | None:
@@ -45,13 +58,25 @@ class EpsilonOptimizer(Optimizer):
     """
 
     _rule: Rule
-    _step_supports_amp_scaling = True  # GradScaler leaves unscaling and skipping to step(), and does not wait for it
+    #: Options that checkpoints of older versions of torch lack, with the value that they had then.
+    _former_options: ClassVar[dict[str, Any]] = {"maximize": False}
 
     def __init__(self, params: Iterable, defaults: dict, constraint: Constraint) -> None:
+        if constraint.control is not None:
+            distributed.refuse_zero(type(self).__name__)
         self._constraint = constraint
         self._number = compiled.register(self)
-        self._lists: list[list[Tensor]] = []
+        self._loading: dict | None = None
         super().__init__(params, defaults)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Tell ``GradScaler`` to leave unscaling and skipping to ``step()``, which then waits for no device.
+
+        Only ``GradScaler`` gets a yes. Lightning reads the same attribute as "a fused optimizer, whose gradients cannot
+        be clipped", which is wrong here: ``step()`` also takes gradients that were unscaled before.
+        """
+        return sys._getframe(1).f_globals.get("__name__") == GradScaler.__module__
 
     @staticmethod
     def profile_hook_step(func: Callable) -> Callable:
@@ -71,18 +96,27 @@ class EpsilonOptimizer(Optimizer):
 
         return step
 
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups, as torch has them; others may change the list, its dicts and their lists."""
+        return self._groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        # The same list by another name: torch.compile guards every number of what an optimizer calls param_groups.
+        self._groups = groups
+
     def add_param_group(self, param_group: dict) -> None:
         super().add_param_group(param_group)
-        # Apart from the groups: compiled code that read those would be guarded by every number in them.
-        self._lists.append(self.param_groups[-1]["params"])
+        self.param_groups[-1][KEPT] = self._constraint.kept
 
     @property
-    def control(self) -> ControlFunction:
+    def control(self) -> ControlFunction | None:
         """The control function; its attributes may be changed between steps, or another one set."""
         return self._constraint.control
 
     @control.setter
-    def control(self, control: ControlFunction) -> None:
+    def control(self, control: ControlFunction | None) -> None:
         self._constraint.control = control
 
     @property
@@ -93,13 +127,19 @@ class EpsilonOptimizer(Optimizer):
     @property
     def skipped_steps(self) -> Tensor:
         """Number of steps that wrote nothing because a value was not finite. 0-d tensor on the parameters' device."""
-        return self._constraint.report[Report.SKIPPED_STEPS].clone()
+        self._adopt()
+        return self._constraint.kept["skipped_steps"].clone()
 
+    @torch._disable_dynamo  # it looks at who has the gradients, which a compiler cannot trace
     def hold_constraint(self, value: Tensor, scaler: GradScaler | None = None) -> None:
-        """Takes every ``p.grad`` as ∇f1, without a copy, and leaves ``p.grad`` ``None`` for the objective.
+        """Take every ``p.grad`` as ∇f1, and leave ``p.grad`` ``None`` for the objective.
 
         Call it after ``f1.backward()``. Further calls before ``step()`` add to what is held: scale each micro-batch's
         loss as for ordinary gradient accumulation. A step with no constraint held is the plain optimizer's.
+
+        What is held is f1 and ∇f1 as they are at this call: f1 is copied, and so is a gradient that somebody else may
+        still write to (one that another object, view or buffer shares). A gradient that is only ``p.grad`` is taken
+        without a copy.
 
         In several processes, call it where the gradients are already averaged or reduced: under ``no_sync`` once, after
         the last micro-batch's backward pass, with the sum of their f1. Every process hands in its own f1.
@@ -111,8 +151,11 @@ class EpsilonOptimizer(Optimizer):
 
         Raises:
             ValueError: ``value`` is not a tensor with one element.
-            RuntimeError: no parameter has a gradient.
+            RuntimeError: no parameter has a gradient; the optimizer has no ``control``; ``p.grad`` still holds what the
+                last step used; ``scaler.unscale_`` was called before; or FSDP1 flattened the parameters.
         """
+        if scaler is not None:
+            refuse_unscaled(self, scaler)
         self._constraint.hold(value, self._params(), scaler)
 
     @torch.no_grad()
@@ -127,7 +170,8 @@ class EpsilonOptimizer(Optimizer):
 
         Raises:
             ValueError: a gradient's shape is not its parameter's.
-            RuntimeError: sparse tensors, several devices, or ``fused=True`` where no kernel serves.
+            RuntimeError: sparse tensors, several devices, ``fused=True`` where no kernel serves, or a gradient is held
+                for a parameter that is in no group any more.
         """
         loss = None
         if closure is not None:
@@ -142,6 +186,7 @@ class EpsilonOptimizer(Optimizer):
         return loss
 
     def _step(self) -> None:
+        self._adopt()
         operands = self._operands()
         if len(operands):
             self._unscale(operands.grads)
@@ -154,38 +199,89 @@ class EpsilonOptimizer(Optimizer):
         self._constraint.write_values([self._hyper(group) for group in self.param_groups], constrained, hyper, control)
 
     def state_dict(self) -> dict:
-        """As torch's, with what is held: ``state[i]["constraint_grad"]`` and, in the first group, ``constraint``."""
-        saved = super().state_dict()
-        for index, grad in enumerate(self._constraint.grads):
-            if grad is not None:
-                saved["state"][index] = {**saved["state"].get(index, {}), "constraint_grad": grad}
-        saved["param_groups"][0]["constraint"] = self._constraint.memory()
-        return saved
+        """Return torch's state dict, with what the constraint keeps.
+
+        Every group has ``"constraint"``, a dict of 0-d tensors that is the same for all groups: the count of skipped
+        steps, the integral, the averages, and f1 where it is held. ``state[i]["constraint_grad"]`` is ∇f1 where it is
+        held.
+        """
+        with self._held_in_public():
+            return super().state_dict()
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """As torch's, but a state keeps the dtype that it was saved in, and what was held is held again."""
-        super().load_state_dict(state_dict)
-        params = self._params()
-        names = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        for name, param in zip(names, params, strict=True):
-            for key, value in state_dict["state"].get(name, {}).items():
-                self.state[param][key] = _kept(value, param.device)
-            if param in self.state:
-                self.state[param] = {key: value for key, value in self.state[param].items() if value is not None}
-        held = [self.state[p].pop("constraint_grad", None) if p in self.state else None for p in params]
-        if memory := self.param_groups[0].pop("constraint", None):  # a checkpoint of torch's namesake has none
-            self._constraint.remember(memory, held)
+        """Load a state dict as torch does, but keep the dtype that a state was saved in; hold what was held.
+
+        Raises:
+            ValueError: other parameter groups than this optimizer's, or an option of torch's namesake that changes its
+                steps and is not served here, such as ``amsgrad``. Nothing is loaded then.
+        """
+        handle = self.register_load_state_dict_pre_hook(_keep_adapted)  # after the user's, which may have adapted it
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self._loading = None
+
+    def _check_loadable(self, group: dict) -> None:
+        """Raise ``ValueError`` for a saved group whose state would mean something else here."""
 
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_constraint": self._constraint}
 
     def __setstate__(self, state: dict) -> None:
+        state = dict(state)
+        self.param_groups = state.pop("param_groups")  # torch would put it beside the property
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch's own addition: a new group would have it, the others not
         self._number = compiled.register(self)
-        self._lists = [group["params"] for group in self.param_groups]
+        for group in self.param_groups:
+            for option, value in self._former_options.items():
+                group.setdefault(option, value)
+        if self.__dict__.setdefault("_loading", None) is not None:  # here, since hooks after loading have the last word
+            self._take_up(self._loading)
+        for group in self.param_groups:
+            group[KEPT] = self._constraint.kept
+
+    def _take_up(self, saved: dict) -> None:
+        """Take the state over in the dtype that it was saved in, and what the constraint keeps and holds."""
+        params = self._params()
+        names = chain.from_iterable(group["params"] for group in saved["param_groups"])
+        for name, param in zip(names, params, strict=True):
+            if param in self.state:
+                state = {key: _kept(value, param.device) for key, value in saved["state"].get(name, {}).items()}
+                self.state[param] = {key: value for key, value in state.items() if value is not None}
+        held = [self.state[p].pop("constraint_grad", None) if p in self.state else None for p in params]
+        kept = self.param_groups[0].get(KEPT) if self.param_groups else None
+        if kept:  # a checkpoint of torch's namesake has none
+            self._constraint.remember(kept, params, held)
 
     def __repr__(self) -> str:
         return f"{super().__repr__()}\ncontrol: {self.control!r}"
+
+    def _adopt(self) -> None:
+        """Take the numbers that the groups have now: torch lets others exchange what is in them for a while."""
+        if self._groups:
+            self._constraint.adopt(self._groups[0].get(KEPT))
+
+    @contextmanager
+    def _held_in_public(self) -> Iterator[None]:
+        """Put what is held where torch looks for what to save."""
+        self._adopt()
+        constraint = self._constraint
+        kept = constraint.kept if constraint.value is None else {**constraint.kept, "held": constraint.value}
+        pairs = zip(constraint.params, constraint.grads, strict=True)
+        held = [(param, grad, self.state.get(param)) for param, grad in pairs if grad is not None]
+        for group in self.param_groups:
+            group[KEPT] = kept
+        for param, grad, before in held:
+            self.state[param] = {**(before or {}), "constraint_grad": grad}
+        try:
+            yield
+        finally:
+            for group in self.param_groups:
+                group[KEPT] = constraint.kept
+            for param, _, before in held:
+                self.state.pop(param) if before is None else self.state.update({param: before})
 
     def _unscale(self, grads: list[Tensor | None]) -> None:
         """What ``GradScaler.step`` left to do: it sets ``grad_scale`` unless ∇f2 was unscaled before."""
@@ -210,7 +306,7 @@ class EpsilonOptimizer(Optimizer):
         return [state["constraint_ema"] for state in states]
 
     def _params(self) -> list[Tensor]:
-        return list(chain.from_iterable(self._lists))
+        return list(chain.from_iterable([group["params"] for group in self._groups]))
 
     def _states(self, params: list[Tensor]) -> list[dict]:
         """The state of each parameter; as they lie where that is in the same order, for a tensor is dear to look up."""
@@ -222,7 +318,8 @@ class EpsilonOptimizer(Optimizer):
     def _operands(self) -> Operands:
         params = self._params()
         grads, held = [p.grad for p in params], self._constraint.held(params)
-        groups = list(chain.from_iterable(repeat(index, len(mine)) for index, mine in enumerate(self._lists)))
+        sizes = [len(group["params"]) for group in self._groups]
+        groups = list(chain.from_iterable(repeat(index, size) for index, size in enumerate(sizes)))
         if [grad for grad in grads if grad is None]:  # those without any take no part; any() would cost twice as much
             rows = [
                 row for row in zip(params, grads, held, groups, strict=True) if row[1] is not None or row[2] is not None

@@ -71,6 +71,7 @@ def optimizer_step_(
     phases.begin(optimizer._rule, Operands(params, grads, constraint_grads, *states, groups), constraint)
     phases.stats()
     phases.apply_()
+    optimizer._constraint.consume(grads, constraint_grads)
 
 
 @torch.library.register_fake("unlearn_ext::optimizer_step_")
@@ -95,7 +96,7 @@ def can_compile(optimizer: "EpsilonOptimizer") -> bool:
     """Not the first step, of all or of a new group, which makes state; not a ψ by a Python callable, moving averages, a
     ``GradScaler``, or several processes."""
     constraint = optimizer._constraint
-    begun = constraint.phases is not None and len(constraint.phases.hyper) == len(optimizer._lists)
+    begun = constraint.phases is not None and len(constraint.phases.hyper) == len(optimizer._groups)
     plain = hasattr(constraint.control, "coefficients") and not constraint.smoothing.on
     alone = not distributed.initialised()
     return begun and plain and alone and not hasattr(optimizer, "grad_scale")

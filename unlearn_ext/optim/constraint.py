@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from itertools import chain, repeat
-from operator import is_not
+from operator import is_, is_not
 
 import torch
 from torch import Tensor
@@ -18,23 +19,29 @@ from ..reference import Operands
 from . import distributed
 from .amp import unscale_held_
 from .distributed import Replicas
+from .ownership import owned
 from .smoothing import Smoothing
 
 ControlFunction = GradientNorm | EpsilonGap | Callable[[StepStats], Tensor]
+
+#: Where the report has the numbers that outlive a step.
+OUTLIVING = {"skipped_steps": Report.SKIPPED_STEPS, "integral": Report.INTEGRAL}
 
 
 class Constraint:
     """What is held, what was asked, and the numbers that outlive a step.
 
     Attributes:
-        grads: g1 of each parameter, in the optimizer's order; empty where nothing is held.
+        params: the parameters whose gradients are held; empty where nothing is.
+        grads: g1 of each of them.
         value: f1, 0-d; ``None`` where nothing is held.
         scaled: whether a ``GradScaler`` scaled what is held; g1 itself is unscaled already.
+        kept: the numbers that outlive a step, 0-d tensors: what a checkpoint has under ``"constraint"``.
     """
 
     def __init__(
         self,
-        control: ControlFunction,
+        control: ControlFunction | None,
         max_norm: float | None,
         lambda_max: float | None,
         fused: bool | None,
@@ -47,38 +54,59 @@ class Constraint:
         self.control, self.max_norm, self.lambda_max, self.fused = control, max_norm, lambda_max, fused
         self.smoothing, self.process_group = smoothing, distributed.checked(process_group)
         self.phases: TwoPhase | None = None
-        self.carried: Tensor | None = None  # the report of phases that were left behind
+        self.kept = {name: torch.zeros((), dtype=torch.float64) for name in (*OUTLIVING, *smoothing.KEPT)}
         self._written_to: Tensor | None = None
+        self._consumed: tuple[weakref.ref[Tensor], int] | None = None
         self.release()
 
     def hold(self, value: Tensor, params: list[Tensor], scaler: GradScaler | None = None) -> None:
-        """Moves every ``p.grad`` to g1; a second call before the step adds to it, as gradient accumulation does."""
+        """Move every ``p.grad`` to g1; a second call before the step adds to it, as gradient accumulation does."""
+        if self.control is None:
+            raise RuntimeError(
+                "hold_constraint: the optimizer has no control, which says how fast f1 is to fall; make it with "
+                "control=EpsilonGap(epsilon=...), or set optimizer.control"
+            )
         if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
             raise ValueError(
                 "hold_constraint: f1 must be a real tensor with one element, the loss whose backward() you called"
             )
+        several = distributed.initialised()
+        if several:
+            distributed.refuse_fsdp1(params)
         grads = [p.grad for p in params]
-        if distributed.initialised():
-            grads = distributed.owned(grads)
-        if self.value is None and not any(map(is_not, grads, repeat(None))):
-            raise RuntimeError("hold_constraint: no parameter has a gradient; call f1.backward() first")
+        if self.value is None:
+            if not any(map(is_not, grads, repeat(None))):
+                raise RuntimeError("hold_constraint: no parameter has a gradient; call f1.backward() first")
+            self._refuse_consumed(grads)
+        before = self.held(params)
         for param in params:
             param.grad = None
+        grads = owned(grads)
         if scaler is not None and scaler.is_enabled():
             unscale_held_(params, grads, scaler)
             self.scaled = True
-        held = self.held(params)
-        self.grads = grads if self.value is None else list(map(_added, held, grads))
+        self.params, self.grads = params, grads if self.value is None else list(map(_added, before, grads))
         value = value.detach().reshape(()).resolve_neg()
-        if not value.is_floating_point():
-            value = value.double()
+        value = value.clone() if value.is_floating_point() else value.double()
         self.value = value if self.value is None else self.value + value
 
     def held(self, params: list[Tensor]) -> list[Tensor | None]:
         """g1 of each parameter; those of a group added since it was held have none."""
-        return self.grads + [None] * (len(params) - len(self.grads))
+        if self.value is None:
+            return [None] * len(params)
+        if len(params) == len(self.params) and all(map(is_, params, self.params)):
+            return self.grads
+        mine = {id(p): g for p, g in zip(self.params, self.grads, strict=True) if g is not None}
+        grads = [mine.pop(id(param), None) for param in params]
+        if mine:
+            raise RuntimeError(
+                f"∇f1 is held for {len(mine)} parameter{'s' if len(mine) > 1 else ''} that no group has any more; "
+                "change param_groups before hold_constraint, not between it and step()"
+            )
+        return grads
 
     def release(self) -> None:
+        self.params: list[Tensor] = []
         self.grads: list[Tensor | None] = []
         self.value: Tensor | None = None
         self.scaled = False
@@ -95,8 +123,11 @@ class Constraint:
         if self.value is not None and self.value.device != device:
             self.value = self.value.to(device)
         smooth = self.smoothing if self.value is not None and self.smoothing.on else None
+        grads, held = operands.grads, operands.constraint_grads
         if smooth:
-            self.value = smooth.apply(self.value, operands.constraint_grads, averages or [None] * len(operands))
+            self.value = smooth.apply(
+                self.value, operands.constraint_grads, averages or [None] * len(operands), self.kept
+            )
         several, shards = distributed.initialised(), None
         if several and distributed.has_shards(operands):
             shards = distributed.Shards(operands, hyper, self.process_group)
@@ -116,8 +147,35 @@ class Constraint:
             phases.solve()
         phases.apply_()
         if smooth:
-            smooth.keep(phases.report[Report.SKIPPED] != 0)
+            smooth.keep(phases.report[Report.SKIPPED] != 0, self.kept)
+        self.consume(grads, held)
         self.release()
+
+    def consume(self, grads: list[Tensor | None], held: list[Tensor | None]) -> None:
+        """Note a gradient that a step uses up, to tell whether it is still there when the next f1 is held."""
+        both = (grad for grad, g1 in zip(grads, held, strict=True) if grad is not None and g1 is not None)
+        witness = next(both, None)
+        if witness is None:
+            witness = next((grad for grad in grads if grad is not None), None)
+        self._consumed = None if witness is None else (weakref.ref(witness), witness._version)
+
+    def _refuse_consumed(self, grads: list[Tensor | None]) -> None:
+        """Raise where ``p.grad`` has what the last step used: ∇f2 would be taken along as ∇f1.
+
+        A backward pass adds to ``p.grad`` in place, once: one that was zeroed before was written to twice.
+        """
+        witness, version = self._consumed or (lambda: None, 0)
+        grad = witness()
+        self._consumed = None
+        if grad is None or not any(map(is_, grads, repeat(grad))):
+            return
+        writes = grad._version - version
+        plain = type(grad) is Tensor  # a sharded gradient is added to below its wrapper, which counts no write
+        if writes == 0 or (plain and writes == 1 and bool(grad.any())):
+            raise RuntimeError(
+                "hold_constraint: p.grad still has what the last step used, and f1.backward() added ∇f1 to it; call "
+                "optimizer.zero_grad() before f1.backward()"
+            )
 
     def stats(self) -> StepStats:
         if self.phases is None:
@@ -134,39 +192,31 @@ class Constraint:
         )
         return StepStats(*(report[column] for column in columns), skipped=report[Report.SKIPPED] != 0)
 
-    @property
-    def report(self) -> Tensor:
-        """The numbers that outlive a step: the count of skipped steps and the integral are among them."""
-        if self.phases is not None:
-            return self.phases.report
-        return torch.zeros(len(Report), dtype=torch.float64) if self.carried is None else self.carried
+    def adopt(self, kept: dict[str, Tensor] | None) -> None:
+        """Use these numbers from now on, as a group has them, unless they are the ones in use."""
+        if kept is not None and kept is not self.kept:
+            self.kept, self.phases = kept, None
 
-    def memory(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps besides the held gradients: 0-d tensors."""
-        kept = {"skipped_steps": self.report[Report.SKIPPED_STEPS], "integral": self.report[Report.INTEGRAL]}
-        kept |= self.smoothing.memory()
-        return {name: tensor.clone() for name, tensor in kept.items()} | (
-            {} if self.value is None else {"held": self.value}
-        )
-
-    def remember(self, memory: dict[str, Tensor], grads: list[Tensor | None]) -> None:
-        """Takes up what :meth:`memory` kept, and gradients that were held with it."""
-        report = self.report.clone()
-        report[Report.SKIPPED_STEPS], report[Report.INTEGRAL] = memory["skipped_steps"], memory["integral"]
-        self.phases, self.carried = None, report
-        self.smoothing.remember(memory)
+    def remember(self, kept: dict[str, Tensor], params: list[Tensor], grads: list[Tensor | None]) -> None:
+        """Take up what a checkpoint has under ``"constraint"``, and gradients that were held with it."""
         self.release()
-        if "held" in memory:
-            self.value, self.grads = memory["held"], grads
+        if "held" in kept:
+            self.value, self.params, self.grads = kept["held"], params, grads
+        self.adopt({name: kept[name] for name in self.kept})
 
     def __getstate__(self) -> dict[str, object]:
         # Addresses and tables are made anew, and all numbers are written again.
-        return {**self.__dict__, "phases": None, "carried": self.report, "_written_to": None}
+        return {**self.__dict__, "phases": None, "_written_to": None, "_consumed": None}
 
     def _phases_on(self, device: torch.device, groups: int) -> TwoPhase:
         if self.phases is None or self.phases.device != device or len(self.phases.hyper) != groups:
-            before, self.phases = self.report, TwoPhase(device, groups, self.fused)
-            self.phases.report.copy_(before)
+            before = None if self.phases is None else self.phases.report
+            self.phases = TwoPhase(device, groups, self.fused)
+            if before is not None:
+                self.phases.report.copy_(before)
+            for name, entry in OUTLIVING.items():
+                number = self.phases.report[entry]
+                self.kept[name] = number.copy_(self.kept[name])
         return self.phases
 
     def write_values(self, rows: list[list[float | Tensor]], constrained: bool, hyper: Tensor, control: Tensor) -> None:

@@ -9,6 +9,7 @@ is not finite on one of them makes all of them skip the step.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from itertools import repeat
 from typing import Any, TypeAlias
@@ -42,18 +43,39 @@ def checked(process_group: Replicas) -> Replicas:
     )
 
 
-def owned(grads: list[Tensor | None]) -> list[Tensor | None]:
-    """Gradients that the next backward pass leaves alone: copies of those that are views of somebody's buffer.
+def refuse_zero(owner: str) -> None:
+    """Raise where ``ZeroRedundancyOptimizer`` makes this optimizer, of a part of the parameters.
 
-    With ``gradient_as_bucket_view=True`` a plain gradient lies in a bucket of DDP's, which the next pass overwrites. A
-    DTensor's gradient has memory of its own every time.
+    Each process would solve a programme of its own: λ needs the sums over all parameters, and ``hold_constraint`` the
+    gradients of all.
+
+    Raises:
+        RuntimeError: with what to use instead.
     """
-    return [grad.clone() if type(grad) is Tensor and _is_view(grad) else grad for grad in grads]
+    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    if module is None:
+        return
+    frame = sys._getframe(1)  # it gives no other sign of itself to what it makes
+    while frame is not None:
+        if frame.f_globals.get("__name__") == module.__name__:
+            raise RuntimeError(
+                f"{owner}: ZeroRedundancyOptimizer gives every process a part of the parameters, and each would solve "
+                "for its own λ; use fully_shard (FSDP2), which divides the optimizer's state too, or leave control out"
+            )
+        frame = frame.f_back
 
 
-def _is_view(grad: Tensor) -> bool:
-    """A gradient that fills a bucket alone is as large as its storage: then only torch's own note gives it away."""
-    return grad._is_view() or grad.untyped_storage().nbytes() > grad.nbytes
+def refuse_fsdp1(params: list[Tensor]) -> None:
+    """Raise where ``FullyShardedDataParallel`` (FSDP1) flattened parameters: their parts are plain tensors.
+
+    Raises:
+        RuntimeError: with what to use instead.
+    """
+    if any(getattr(param, "_fsdp_flattened", False) for param in params):
+        raise RuntimeError(
+            "hold_constraint: the parameters are parts that FullyShardedDataParallel (FSDP1) made, and every process "
+            "would solve for its own λ; use fully_shard (FSDP2), whose DTensors say how they are divided"
+        )
 
 
 def averaged(value: Tensor, process_group: Replicas) -> Tensor:

@@ -1,6 +1,7 @@
 """SGD, constrained: P = I."""
 
 from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class EpsilonSGD(EpsilonOptimizer):
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in ``torch.optim.SGD``; ``lr`` may be a tensor.
             ``maximize`` concerns the objective f2 alone.
         control: ψ: :class:`~unlearn_ext.EpsilonGap`, :class:`~unlearn_ext.GradientNorm`, or a callable
-            ``(StepStats) -> 0-d tensor``.
+            ``(StepStats) -> 0-d tensor``. ``None``: no constraint can be held until ``optimizer.control`` is set.
         max_norm: clips the global norm of g. A clipped step may fall short of ψ.
         lambda_max: bounds λ. A bounded step may fall short of ψ.
         fused: ``None``: kernels where they serve; ``True``: kernels or an error; ``False``: the reference.
@@ -38,6 +39,7 @@ class EpsilonSGD(EpsilonOptimizer):
     """
 
     _rule = Rule.SGD
+    _former_options: ClassVar[dict[str, Any]] = {"maximize": False, "nesterov": False}
 
     def __init__(
         self,
@@ -48,7 +50,7 @@ class EpsilonSGD(EpsilonOptimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
         *,
-        control: ControlFunction,
+        control: ControlFunction | None = None,
         maximize: bool = False,
         max_norm: float | None = None,
         lambda_max: float | None = None,

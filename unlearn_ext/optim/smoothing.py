@@ -16,52 +16,52 @@ class Smoothing:
         grad: decay of g1's average, in [0, 1); 0: none.
     """
 
+    #: Names of the numbers that outlive a step, which the caller keeps: 0-d float64 tensors, zero at first.
+    KEPT = ("smoothed_steps", "smoothed_constraint")
+
     def __init__(self, value: float, grad: float) -> None:
         for name, decay in (("constraint_ema", value), ("constraint_grad_ema", grad)):
             if not 0 <= decay < 1:
                 raise ValueError(f"{name}={decay!r} must lie in [0, 1); 0 is no averaging")
         self.value_decay, self.grad_decay = value, grad
-        self.steps = torch.zeros((), dtype=torch.float64)
-        self.value = torch.zeros((), dtype=torch.float64)
 
     @property
     def on(self) -> bool:
         return self.value_decay > 0 or self.grad_decay > 0
 
-    def apply(self, value: Tensor, grads: list[Tensor | None], averages: list[Tensor | None]) -> Tensor:
-        """The averages with this step's f1 and g1 in them; to be confirmed by :meth:`keep`.
+    def apply(
+        self, value: Tensor, grads: list[Tensor | None], averages: list[Tensor | None], kept: dict[str, Tensor]
+    ) -> Tensor:
+        """Return the averages with this step's f1 and g1 in them; :meth:`keep` confirms them.
 
         Args:
             value: f1, 0-d.
             grads: g1, overwritten with its corrected average where there is one.
             averages: of each parameter's g1, uncorrected; ``None`` where none is kept.
+            kept: the numbers that outlive a step.
 
         Returns:
             f1's corrected average, 0-d.
         """
-        self.steps, self.value = self.steps.to(value.device), self.value.to(value.device)
-        self._next = self.value.lerp(value.to(self.value.dtype), 1 - self.value_decay)
+        for name in self.KEPT:
+            kept[name] = kept[name].to(value.device)
+        self._next = kept["smoothed_constraint"].lerp(value.to(torch.float64), 1 - self.value_decay)
         self._pairs = [(a, g) for a, g in zip(averages, grads, strict=True) if a is not None and g is not None]
-        correction = self._correction(self.grad_decay)
+        correction = _correction(self.grad_decay, kept)
         for average, grad in self._pairs:
             grad.mul_(1 - self.grad_decay).add_(average, alpha=self.grad_decay).div_(correction.to(grad.dtype))
-        return self._next / self._correction(self.value_decay)
+        return self._next / _correction(self.value_decay, kept)
 
-    def keep(self, skipped: Tensor) -> None:
-        """Takes the averages over, unless the step was skipped (bool, 0-d)."""
-        correction = self._correction(self.grad_decay)
+    def keep(self, skipped: Tensor, kept: dict[str, Tensor]) -> None:
+        """Take the averages over, unless the step was skipped (bool, 0-d)."""
+        correction = _correction(self.grad_decay, kept)
         for average, grad in self._pairs:
             average.copy_(torch.where(skipped, average, grad * correction.to(grad.dtype)))
-        self.value = torch.where(skipped, self.value, self._next)
-        self.steps = torch.where(skipped, self.steps, self.steps + 1)
+        value, steps = kept["smoothed_constraint"], kept["smoothed_steps"]
+        value.copy_(torch.where(skipped, value, self._next))
+        steps.add_(torch.where(skipped, 0.0, 1.0))
         self._pairs = []
 
-    def memory(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: 0-d tensors."""
-        return {"smoothed_steps": self.steps, "smoothed_constraint": self.value}
 
-    def remember(self, memory: dict[str, Tensor]) -> None:
-        self.steps, self.value = memory["smoothed_steps"], memory["smoothed_constraint"]
-
-    def _correction(self, decay: float) -> Tensor:
-        return 1 - decay ** (self.steps + 1)
+def _correction(decay: float, kept: dict[str, Tensor]) -> Tensor:
+    return 1 - decay ** (kept["smoothed_steps"] + 1)

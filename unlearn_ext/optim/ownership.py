@@ -1,0 +1,36 @@
+"""Whose memory a gradient is: what is held until the step must not change when somebody else writes."""
+
+from __future__ import annotations
+
+from sys import getrefcount
+
+import torch
+from torch import Tensor
+
+_ALONE = next(map(getrefcount, [object()]))  # references to an object that one list holds, as map() passes it
+
+
+def owned(grads: list[Tensor | None]) -> list[Tensor | None]:
+    """Copy those gradients that somebody else may still write to; the others are taken as they are.
+
+    Others may have the tensor itself (a buffer that is ``p.grad`` of several parameters, or of several losses), a view
+    of it, or it may be a view: of a bucket of DDP's, of a flat buffer, of one element that was expanded. A gradient
+    that the backward pass made belongs to nobody else.
+
+    Args:
+        grads: gradients that are no parameter's ``.grad`` any more.
+    """
+    references = list(map(getrefcount, grads))  # before a name of ours adds one
+    return [
+        grad.clone() if grad is not None and (count > _ALONE or _is_shared(grad)) else grad
+        for grad, count in zip(grads, references, strict=True)
+    ]
+
+
+def _is_shared(grad: Tensor) -> bool:
+    if grad._use_count() > 1:  # a view keeps its base alive
+        return True
+    if type(grad) is not Tensor or grad.layout is not torch.strided:  # a DTensor's has memory of its own every time
+        return False
+    # A view that fills its buffer alone is as large as its storage: then only torch's own note gives it away.
+    return grad._is_view() or grad.untyped_storage().nbytes() > grad.nbytes
