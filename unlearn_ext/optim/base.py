@@ -62,8 +62,9 @@ class EpsilonOptimizer(Optimizer):
     _former_options: ClassVar[dict[str, Any]] = {"maximize": False}
 
     def __init__(self, params: Iterable, defaults: dict, constraint: Constraint) -> None:
-        if constraint.control is not None:
-            distributed.refuse_zero(type(self).__name__)
+        constraint.under_zero = distributed.made_by_zero()
+        if constraint.under_zero and constraint.control is not None:
+            distributed.refuse_zero()
         self._constraint = constraint
         self._number = compiled.register(self)
         self._loading: dict | None = None

@@ -36,6 +36,7 @@ class Constraint:
         grads: g1 of each of them.
         value: f1, 0-d; ``None`` where nothing is held.
         scaled: whether a ``GradScaler`` scaled what is held; g1 itself is unscaled already.
+        under_zero: whether ``ZeroRedundancyOptimizer`` made the optimizer, of a part of the parameters.
         kept: the numbers that outlive a step, 0-d tensors: what a checkpoint has under ``"constraint"``.
     """
 
@@ -53,6 +54,7 @@ class Constraint:
                 raise ValueError(f"{name}={limit!r} must be positive, or None for no limit")
         self.control, self.max_norm, self.lambda_max, self.fused = control, max_norm, lambda_max, fused
         self.smoothing, self.process_group = smoothing, distributed.checked(process_group)
+        self.under_zero = False
         self.phases: TwoPhase | None = None
         self.kept = {name: torch.zeros((), dtype=torch.float64) for name in (*OUTLIVING, *smoothing.KEPT)}
         self._written_to: Tensor | None = None
@@ -70,8 +72,9 @@ class Constraint:
             raise ValueError(
                 "hold_constraint: f1 must be a real tensor with one element, the loss whose backward() you called"
             )
-        several = distributed.initialised()
-        if several:
+        if self.under_zero:
+            distributed.refuse_zero()
+        if distributed.initialised():
             distributed.refuse_fsdp1(params)
         grads = [p.grad for p in params]
         if self.value is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from itertools import repeat
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -43,26 +43,27 @@ def checked(process_group: Replicas) -> Replicas:
     )
 
 
-def refuse_zero(owner: str) -> None:
-    """Raise where ``ZeroRedundancyOptimizer`` makes this optimizer, of a part of the parameters.
+def made_by_zero() -> bool:
+    """Whether ``ZeroRedundancyOptimizer`` is at work: it makes an optimizer of a part of the parameters.
 
-    Each process would solve a programme of its own: λ needs the sums over all parameters, and ``hold_constraint`` the
-    gradients of all.
-
-    Raises:
-        RuntimeError: with what to use instead.
+    Each process would then solve a programme of its own: λ needs the sums over all parameters, and ``hold_constraint``
+    the gradients of all.
     """
     module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
-    if module is None:
-        return
-    frame = sys._getframe(1)  # it gives no other sign of itself to what it makes
+    frame = None if module is None else sys._getframe(1)  # it gives no other sign of itself to what it makes
     while frame is not None:
-        if frame.f_globals.get("__name__") == module.__name__:
-            raise RuntimeError(
-                f"{owner}: ZeroRedundancyOptimizer gives every process a part of the parameters, and each would solve "
-                "for its own λ; use fully_shard (FSDP2), which divides the optimizer's state too, or leave control out"
-            )
+        if frame.f_globals is vars(module):
+            return True
         frame = frame.f_back
+    return False
+
+
+def refuse_zero() -> NoReturn:
+    """Raise ``RuntimeError`` with what to use instead of ``ZeroRedundancyOptimizer``."""
+    raise RuntimeError(
+        "ZeroRedundancyOptimizer gives every process a part of the parameters, and each would solve for its own λ; use "
+        "fully_shard (FSDP2), which divides the optimizer's state too, or leave control out"
+    )
 
 
 def refuse_fsdp1(params: list[Tensor]) -> None:

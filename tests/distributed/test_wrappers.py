@@ -1,0 +1,163 @@
+"""What others make of the optimizers in several processes: it is right, or refused in one sentence."""
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from training import CONTROL, OPTIMIZERS, batches, forget_loss, network, retain_loss, share, train, whole
+
+import unlearn_ext as ux
+
+NAMESAKES = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+
+
+def accelerated(name, constrained, namesake=False):
+    """accelerate's own preparation for FSDP2, which puts other parameters into ``param_groups``."""
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+    from accelerate.utils import DistributedType
+
+    try:
+        accelerator = Accelerator(cpu=True)
+        # accelerate offers FSDP2 only where there is an accelerator; its code serves gloo on CPUs as well.
+        state = AcceleratorState._shared_state
+        state["distributed_type"] = DistributedType.FSDP
+        state["fsdp_plugin"] = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="NO_WRAP")
+        model = network()
+        optimizer = NAMESAKES[name](model.parameters(), lr=0.01) if namesake else made(name, model.parameters())
+        model, prepared = accelerator.prepare(model, optimizer)
+        for forget, retain in batches():
+            if constrained:
+                f1 = forget_loss(model, share(forget))
+                accelerator.backward(f1)
+                optimizer.hold_constraint(f1)
+            accelerator.backward(retain_loss(model, share(retain)))
+            prepared.step()
+            prepared.zero_grad()
+        sharded = all(hasattr(p, "full_tensor") for p in optimizer.param_groups[0]["params"])
+        return whole(model), sharded
+    finally:
+        for shared in (AcceleratorState, PartialState, GradientState):
+            shared._reset_state()
+
+
+def made(name, params):
+    cls = {"sgd": ux.EpsilonSGD, "adamw": ux.EpsilonAdamW}[name]
+    return cls(params, lr=0.01, control=CONTROL)
+
+
+@pytest.mark.parametrize("name", NAMESAKES)
+def test_accelerates_fsdp2_moves_what_torchs_optimizer_would(processes, name):
+    pytest.importorskip("accelerate", reason="accelerate comes with the extra `examples`")
+    ours, theirs = (processes.run(2, accelerated, name, False, namesake)[0] for namesake in (False, True))
+    assert ours[1] and theirs[1]  # its parameters are the divided ones
+    start = whole(network())
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(theirs[0], start, strict=True))
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMESAKES)
+def test_accelerates_fsdp2_solves_what_one_process_solves(processes, name):
+    pytest.importorskip("accelerate", reason="accelerate comes with the extra `examples`")
+    parameters, _ = processes.run(2, accelerated, name, True)[0]
+    model = network()
+    optimizer = made(name, model.parameters())
+    assert max(train(model, optimizer)) > 0
+    torch.testing.assert_close(parameters, whole(model), rtol=1e-5, atol=1e-6)
+
+
+def divided_by_zero(name, **options):
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    model = DistributedDataParallel(network())
+    cls = {"sgd": ux.EpsilonSGD, "adamw": ux.EpsilonAdamW}[name]
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=cls, lr=0.01, **options)
+    for _, retain in batches():
+        retain_loss(model, share(retain)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return whole(model)
+
+
+def what_is_said(work, *args, **options):
+    try:
+        work(*args, **options)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", NAMESAKES)
+def test_zero_is_refused_where_a_constraint_is_to_be_held(processes, name):
+    for said in processes.run(2, what_is_said, divided_by_zero, name, control=CONTROL):
+        assert "ZeroRedundancyOptimizer" in said
+        assert "fully_shard" in said
+        assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", NAMESAKES)
+def test_zero_may_have_an_optimizer_without_control(processes, name):
+    parameters = processes.run(2, divided_by_zero, name)[0]
+    model = network()
+    optimizer = NAMESAKES[name](model.parameters(), lr=0.01)
+    for _, retain in batches():
+        retain_loss(model, retain).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.testing.assert_close(parameters, whole(model), rtol=1e-5, atol=1e-6)
+
+
+def a_control_set_afterwards():
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    model = DistributedDataParallel(network())
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=ux.EpsilonSGD, lr=0.01)
+    optimizer.optim.control = CONTROL
+    f1 = forget_loss(model, share(next(batches())[0]))
+    f1.backward()
+    optimizer.optim.hold_constraint(f1)
+
+
+def test_zero_is_refused_where_a_control_is_set_afterwards(processes):
+    for said in processes.run(2, what_is_said, a_control_set_afterwards):
+        assert "ZeroRedundancyOptimizer" in said
+
+
+def fully_sharded(name, original, constrained=True):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = FullyShardedDataParallel(network(), device_id=torch.device("cpu"), use_orig_params=original)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    for forget, retain in batches():
+        if constrained:
+            f1 = forget_loss(model, share(forget))
+            f1.backward()
+            optimizer.hold_constraint(f1)
+        retain_loss(model, share(retain)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with FullyShardedDataParallel.summon_full_params(model):
+        return whole(model)
+
+
+@pytest.mark.parametrize("original", [True, False])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.filterwarnings("ignore")
+def test_fsdp1_is_refused_where_a_constraint_is_held(processes, name, original):
+    for said in processes.run(2, what_is_said, fully_sharded, name, original):
+        assert "FSDP1" in said
+        assert "fully_shard" in said
+        assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("original", [True, False])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.filterwarnings("ignore")
+def test_fsdp1_may_have_an_optimizer_that_holds_nothing(processes, name, original):
+    parameters = processes.run(2, fully_sharded, name, original, constrained=False)[0]
+    model = network()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    for _, retain in batches():
+        retain_loss(model, retain).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.testing.assert_close(parameters, whole(model), rtol=1e-5, atol=1e-6)

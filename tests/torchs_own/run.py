@@ -1,0 +1,125 @@
+"""Run torch's own tests of optimizers, schedulers, SWA, GradScaler and optimizers in backward on this package's.
+
+    python tests/torchs_own/run.py PATH [pytest's options]
+
+PATH is the folder ``test`` of a source tree of torch, best of the version that is installed: torch's wheels leave it out,
+Debian's source package has it. Nothing is fetched. In the test files ``torch.optim.SGD`` and ``AdamW`` are
+``EpsilonSGD`` and ``EpsilonAdamW`` without a control; the database of optimizers has these two alone. A failure that is
+not in ``EXPECTED`` is a failure, and so is a test there that passes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing._internal import common_optimizers
+
+import unlearn_ext as ux
+
+#: File, and which of its tests.
+FILES = {
+    "test_optim.py": "TestOptimRenewed",
+    "optim/test_lrscheduler.py": "",
+    "optim/test_swa_utils.py": "",
+    "optim/test_swap_in_optimizer_state.py": "",
+    "test_torch.py": "grad_scal",
+    "distributed/optim/test_named_optimizer.py": "",
+    "distributed/optim/test_apply_optimizer_in_backward.py": "",
+}
+
+#: Pattern of a test's name, and why it must fail.
+EXPECTED: dict[str, str] = {}
+
+OURS = {"SGD": ux.EpsilonSGD, "AdamW": ux.EpsilonAdamW}
+OPTIONS = {
+    name: set(inspect.signature(cls).parameters) | {"foreach", "capturable", "differentiable"} for name, cls in OURS.items()
+}
+
+
+def drop_in(cls: type) -> type:
+    """Return a class that also takes torch's options which choose an implementation, where they choose none."""
+
+    class DropIn(cls):
+        def __init__(self, params, *args, foreach=None, capturable=False, differentiable=False, **options):
+            if capturable or differentiable or options.get("amsgrad"):
+                raise TypeError("no such option")
+            options.pop("amsgrad", None)
+            super().__init__(params, *args, **options)
+
+    DropIn.__name__ = DropIn.__qualname__ = cls.__name__
+    return DropIn
+
+
+def known(inputs: Callable, name: str) -> Callable:
+    """Leave out inputs with options that the class does not have, and tensors in the place of betas."""
+
+    def filtered(*args, **kwargs) -> list:
+        return [given for given in inputs(*args, **kwargs) if set(options_of(given)) <= OPTIONS[name] and plain(given)]
+
+    return filtered
+
+
+def options_of(given) -> dict:
+    return getattr(given, "optimizer_error_input", given).kwargs
+
+
+def plain(given) -> bool:
+    betas = options_of(given).get("betas", ())
+    return not (isinstance(betas, tuple) and any(isinstance(beta, torch.Tensor) for beta in betas))
+
+
+def infos() -> Iterator[common_optimizers.OptimizerInfo]:
+    for info in common_optimizers.optim_db:
+        name = info.optim_cls.__name__
+        if name in OURS:
+            info.optim_cls = OURS[name]
+            info.optim_inputs_func = known(info.optim_inputs_func, name)
+            info.optim_error_inputs_func = known(info.optim_error_inputs_func, name)
+            info.supported_impls = ("fused",)
+            info.supports_fused_on = ("cpu", "cuda")
+            info.supports_sparse = info.supports_complex = info.has_capturable_arg = False
+            info.supports_multiple_devices = False
+            yield info
+
+
+class Verdicts:
+    """Marks what must fail, and selects the tests of each file."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def pytest_collection_modifyitems(self, config, items) -> None:
+        chosen = []
+        for item in items:
+            wanted = FILES[str(item.path.relative_to(self.root))]
+            if wanted in item.nodeid:
+                chosen.append(item)
+            for pattern, reason in EXPECTED.items():
+                if re.search(pattern, item.name):
+                    item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+        items[:] = chosen
+
+
+def main(root: Path, options: list[str]) -> int:
+    common_optimizers.optim_db[:] = list(infos())
+    for name, cls in OURS.items():
+        for module in (torch.optim, sys.modules[f"torch.optim.{name.lower()}"]):
+            setattr(module, name, drop_in(cls))
+    files = [str(root / name) for name in FILES if (root / name).exists()]
+    if not files:
+        sys.exit(f"{root} has none of {', '.join(FILES)}: give the folder `test` of a source tree of torch.")
+    sys.path.insert(0, str(root))
+    plugins = ["-p", "no:cacheprovider", "--rootdir", str(root), "-c", "/dev/null"]
+    return pytest.main([*plugins, *files, *options], plugins=[Verdicts(root)])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    sys.exit(main(Path(sys.argv[1]).resolve(), sys.argv[2:]))
