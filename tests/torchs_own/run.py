@@ -33,12 +33,19 @@ FILES = {
     "distributed/optim/test_apply_optimizer_in_backward.py": "",
 }
 
-#: Pattern of a test's name, and why it must fail.
-EXPECTED: dict[str, str] = {}
+#: Pattern of a test's id, and why it must fail.
+EXPECTED = {
+    r"test_errors_": "the errors are of the same kinds, in this package's words; test_torch_contract.py has the kinds",
+    r"test_fused_error_on_params_on_meta": "the same error in other words",
+    r"test_fused_matches_forloop_.*float64": "fused=True refuses float64, for which there are no kernels",
+    r"NamedOptimizerTest::test_load_state_dict$": "it wants every state to differ, and a momentum has a step counter here",
+    r"in_backward_shared_params": "a parameter given twice is refused, and not stepped twice",
+}
 
 OURS = {"SGD": ux.EpsilonSGD, "AdamW": ux.EpsilonAdamW}
 OPTIONS = {
-    name: set(inspect.signature(cls).parameters) | {"foreach", "capturable", "differentiable"} for name, cls in OURS.items()
+    name: set(inspect.signature(cls).parameters) | {"foreach", "capturable", "differentiable"}
+    for name, cls in OURS.items()
 }
 
 
@@ -52,7 +59,7 @@ def drop_in(cls: type) -> type:
             options.pop("amsgrad", None)
             super().__init__(params, *args, **options)
 
-    DropIn.__name__ = DropIn.__qualname__ = cls.__name__
+    DropIn.__name__ = DropIn.__qualname__ = cls.__name__.removeprefix("Epsilon")  # by which the tests know them
     return DropIn
 
 
@@ -78,7 +85,7 @@ def infos() -> Iterator[common_optimizers.OptimizerInfo]:
     for info in common_optimizers.optim_db:
         name = info.optim_cls.__name__
         if name in OURS:
-            info.optim_cls = OURS[name]
+            info.optim_cls = getattr(torch.optim, name)
             info.optim_inputs_func = known(info.optim_inputs_func, name)
             info.optim_error_inputs_func = known(info.optim_error_inputs_func, name)
             info.supported_impls = ("fused",)
@@ -101,16 +108,17 @@ class Verdicts:
             if wanted in item.nodeid:
                 chosen.append(item)
             for pattern, reason in EXPECTED.items():
-                if re.search(pattern, item.name):
+                if re.search(pattern, item.nodeid):
                     item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
         items[:] = chosen
 
 
 def main(root: Path, options: list[str]) -> int:
-    common_optimizers.optim_db[:] = list(infos())
     for name, cls in OURS.items():
+        made = drop_in(cls)
         for module in (torch.optim, sys.modules[f"torch.optim.{name.lower()}"]):
-            setattr(module, name, drop_in(cls))
+            setattr(module, name, made)
+    common_optimizers.optim_db[:] = list(infos())
     files = [str(root / name) for name in FILES if (root / name).exists()]
     if not files:
         sys.exit(f"{root} has none of {', '.join(FILES)}: give the folder `test` of a source tree of torch.")
