@@ -5,11 +5,11 @@ import warnings
 import pytest
 import torch
 from torch import nn
-
-lightning = pytest.importorskip("lightning", reason="lightning comes with the extra `examples`")
 from torch.utils.data import DataLoader, TensorDataset
 
 import unlearn_ext as ux
+
+lightning = pytest.importorskip("lightning", reason="lightning comes with the extra `examples`")
 
 OPTIMIZERS = {"EpsilonAdamW": torch.optim.AdamW, "EpsilonSGD": torch.optim.SGD}
 DATA = torch.randn(2, 32, 8, generator=torch.Generator().manual_seed(0))

@@ -2,8 +2,8 @@
 
     python tests/torchs_own/run.py PATH [pytest's options]
 
-PATH is the folder ``test`` of a source tree of torch, best of the version that is installed: torch's wheels leave it out,
-Debian's source package has it. Nothing is fetched. In the test files ``torch.optim.SGD`` and ``AdamW`` are
+PATH is the folder ``test`` of a source tree of torch, best of the version that is installed: torch's wheels leave it
+out, Debian's source package has it. Nothing is fetched. In the test files ``torch.optim.SGD`` and ``AdamW`` are
 ``EpsilonSGD`` and ``EpsilonAdamW`` without a control; the database of optimizers has these two alone. A failure that is
 not in ``EXPECTED`` is a failure, and so is a test there that passes.
 """
@@ -38,7 +38,7 @@ EXPECTED = {
     r"test_errors_": "the errors are of the same kinds, in this package's words; test_torch_contract.py has the kinds",
     r"test_fused_error_on_params_on_meta": "the same error in other words",
     r"test_fused_matches_forloop_.*float64": "fused=True refuses float64, for which there are no kernels",
-    r"NamedOptimizerTest::test_load_state_dict$": "it wants every state to differ, and a momentum has a step counter here",
+    r"NamedOptimizerTest::test_load_state_dict$": "it wants all states to differ; a momentum has a step counter here",
     r"in_backward_shared_params": "a parameter given twice is refused, and not stepped twice",
 }
 
