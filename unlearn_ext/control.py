@@ -21,7 +21,7 @@ class StepStats(NamedTuple):
 
     constraint: Tensor  #: f1, as handed to ``hold_constraint``; of several processes, their mean
     psi: Tensor  #: ψ, the required ⟨g1, g⟩
-    lam: Tensor  #: λ ≥ 0; zero where d already satisfies the constraint
+    lam: Tensor  #: λ ≥ 0; zero where d satisfies the constraint. With momentum β, 1/(1 − β) times the multiplier
     dot: Tensor  #: ⟨g1, d⟩
     sq_constraint: Tensor  #: ⟨g1, P⁻¹g1⟩
     sq_direction: Tensor  #: ‖d‖²_P
@@ -56,6 +56,8 @@ class GradientNorm:
 class EpsilonGap:
     """ψ = α·sign(f1 − ε)·|f1 − ε|^δ: settles f1 at ε (Feng et al., ICLR 2025, Phase II; δ = 1, α = 1 is eq. 6).
 
+    Where ∇f1 is noisy, f1 settles beside ε unless the optimizer averages it (``constraint_grad_ema``).
+
     One step of learning rate μ changes f1 by about −μψ, so by default α = rate/μ: the gap shrinks by ``rate`` a step
     whatever the learning rate. Below ε, ψ < 0: the step may give forgetting back.
 
@@ -67,7 +69,8 @@ class EpsilonGap:
         alpha: α > 0, in place of rate/μ.
         integral: k ≥ 0. ψ also carries k·Σ(f1 − ε), summed while |f1 − ε| ≤ |ε|/2 and held within ±|ε|/k (anti-windup).
             It removes the offset that gradient noise or curvature leaves.
-        cap: β of the dynamic barrier's cap ψ ≤ β‖g1‖² (Gong, Liu, Liu, NeurIPS 2021); ``None``: uncapped.
+        cap: β of the dynamic barrier's cap ψ ≤ β‖g1‖² (Gong, Liu, Liu, NeurIPS 2021); ``None``: uncapped. Where no
+            parameters reach ε, steps without a cap grow, and f1 itself may rise.
     """
 
     epsilon: float | Tensor
