@@ -145,6 +145,32 @@ class TestGradientsThatWereUsed:
         assert optimizer.stats.lam.item() > 0
 
     @pytest.mark.parametrize("cls", OPTIMIZERS)
+    @pytest.mark.parametrize("parts", [False, True])
+    def test_buffers_of_others_are_filled_anew(self, cls, parts):
+        """The same tensor with one write since the step, as where nothing was zeroed: but the write was a copy."""
+        nets, lams = (network(), network()), []
+        for net in nets:
+            params = list(net.parameters())
+            flat = torch.zeros(sum(p.numel() for p in params))
+            buffers = [torch.zeros_like(p) for p in params]
+            if parts:
+                views = flat.split([p.numel() for p in params])
+                buffers = [view.view_as(p) for view, p in zip(views, params, strict=True)]
+            optimizer, mine = cls(params, lr=0.01, control=ux.EpsilonGap(0.01)), []
+            for _ in range(3):
+                for loss in (f1_of, f2_of):
+                    value = loss(net)
+                    for param, buffer, grad in zip(params, buffers, torch.autograd.grad(value, params), strict=True):
+                        param.grad = buffer.copy_(grad) if net is nets[0] else grad.clone()
+                    if loss is f1_of:
+                        optimizer.hold_constraint(value)
+                optimizer.step()
+                mine.append(optimizer.stats.lam.item())
+            lams.append(mine)
+        assert lams[0] == lams[1]
+        assert max(lams[0]) > 0
+
+    @pytest.mark.parametrize("cls", OPTIMIZERS)
     def test_a_loop_that_was_refused_goes_on_after_zero_grad(self, cls):
         net = network()
         optimizer = cls(net.parameters(), lr=0.1, control=ux.EpsilonGap(0.01))

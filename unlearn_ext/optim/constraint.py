@@ -19,7 +19,7 @@ from ..reference import Operands
 from . import distributed
 from .amp import unscale_held_
 from .distributed import Replicas
-from .ownership import owned
+from .ownership import is_grad_alone, owned
 from .smoothing import Smoothing
 
 ControlFunction = GradientNorm | EpsilonGap | Callable[[StepStats], Tensor]
@@ -80,7 +80,7 @@ class Constraint:
         if self.value is None:
             if not any(map(is_not, grads, repeat(None))):
                 raise RuntimeError("hold_constraint: no parameter has a gradient; call f1.backward() first")
-            self._refuse_consumed(grads)
+            self._refuse_consumed(params, grads)
         before = self.held(params)
         for param in params:
             param.grad = None
@@ -162,7 +162,7 @@ class Constraint:
             witness = next((grad for grad in grads if grad is not None), None)
         self._consumed = None if witness is None else (weakref.ref(witness), witness._version)
 
-    def _refuse_consumed(self, grads: list[Tensor | None]) -> None:
+    def _refuse_consumed(self, params: list[Tensor], grads: list[Tensor | None]) -> None:
         """Raise where ``p.grad`` has what the last step used: ∇f2 would be taken along as ∇f1.
 
         A backward pass adds to ``p.grad`` in place, once: one that was zeroed before was written to twice.
@@ -170,7 +170,8 @@ class Constraint:
         witness, version = self._consumed or (lambda: None, 0)
         grad = witness()
         self._consumed = None
-        if grad is None or not any(map(is_, grads, repeat(grad))):
+        row = None if grad is None else next((row for row, g in enumerate(grads) if g is grad), None)
+        if row is None or not is_grad_alone(params[row], known=2):  # known: grads and grad
             return
         writes = grad._version - version
         plain = type(grad) is Tensor  # a sharded gradient is added to below its wrapper, which counts no write

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sys import getrefcount
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _ALONE = next(map(getrefcount, [object()]))  # references to an object that one list holds, as map() passes it
 
@@ -27,10 +27,28 @@ def owned(grads: list[Tensor | None]) -> list[Tensor | None]:
     ]
 
 
-def _is_shared(grad: Tensor) -> bool:
-    if grad._use_count() > 1:  # a view keeps its base alive
+def is_grad_alone(param: Tensor, known: int) -> bool:
+    """Whether nobody has ``param.grad`` but the parameter, and as many others as the caller knows of.
+
+    Only then is the same tensor in the same place the same gradient: buffers of others are filled and put there anew.
+    """
+    return getrefcount(param.grad) <= _OF_A_PARAMETER + known and not _is_shared(param.grad, owners=2)
+
+
+def _is_shared(grad: Tensor, owners: int = 1) -> bool:
+    if grad._use_count() > owners:  # a view keeps its base alive
         return True
     if type(grad) is not Tensor or grad.layout is not torch.strided:  # a DTensor's has memory of its own every time
         return False
     # A view that fills its buffer alone is as large as its storage: then only torch's own note gives it away.
     return grad._is_view() or grad.untyped_storage().nbytes() > grad.nbytes
+
+
+def _references_to_a_gradient() -> int:
+    """Count what :func:`is_grad_alone` counts where there is nobody else."""
+    param = nn.Parameter(torch.zeros(1))
+    param.grad = torch.zeros(1)
+    return getrefcount(param.grad)
+
+
+_OF_A_PARAMETER = _references_to_a_gradient()
