@@ -45,15 +45,20 @@ def unet(**options: Any) -> Any:
 
 def model(family: str) -> Any:
     """One of each family."""
+    return wrapped(family)
+
+
+def wrapped(family: str, **options: Any) -> Any:
+    """One of a family, with options of its configuration."""
     from unlearn_ext.models.autoencoder import AutoencoderKL
     from unlearn_ext.models.diffusion import Diffusion
     from unlearn_ext.models.mae import MAE
     from unlearn_ext.models.vqgan import VQGAN
 
     if family == "diffusion":
-        return Diffusion(unet(), pytest.importorskip("diffusers").DDPMScheduler(num_train_timesteps=100))
-    wrapped, module = {"vqgan": (VQGAN, vqmodel), "autoencoder": (AutoencoderKL, kl), "mae": (MAE, vitmae)}[family]
-    return wrapped(module())
+        return Diffusion(unet(**options), pytest.importorskip("diffusers").DDPMScheduler(num_train_timesteps=100))
+    kind, module = {"vqgan": (VQGAN, vqmodel), "autoencoder": (AutoencoderKL, kl), "mae": (MAE, vitmae)}[family]
+    return kind(module(**options))
 
 
 _autoencoder = {

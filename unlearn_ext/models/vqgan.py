@@ -14,19 +14,20 @@ class VQGAN(DiffusersAutoencoder):
     D is the quantiser, ``post_quant_conv`` and the decoder; it is frozen.
 
     Args:
-        module: the model; put in evaluation mode, and all but E frozen.
+        module: the model; wrappers such as ``torch.compile``'s are taken off; put in evaluation mode, and all but E
+            frozen.
 
     Raises:
-        UserError: the module is not a ``VQModel``, or takes neither one nor three channels.
+        UserError: as for :class:`~unlearn_ext.models.from_diffusers.DiffusersAutoencoder`.
     """
 
     family = "vqgan"
     class_name = "VQModel"
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Latents [N, vq_embed_dim, h, w] before quantisation, of images [N, C, H, W] in [-1, 1]."""
+        """Return latents [N, vq_embed_dim, h, w] before quantisation, of images [N, C, H, W] in [-1, 1]."""
         return self.module.encode(images).latents
 
     def decode(self, latents: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
-        """Images [N, C, H, W] of latents [N, vq_embed_dim, h, w], quantised first; the inputs are not needed."""
+        """Return images [N, C, H, W] of latents [N, vq_embed_dim, h, w], quantised first; the inputs are not needed."""
         return self.module.decode(latents).sample

@@ -1,0 +1,155 @@
+"""Noise schedules of DDPM (Ho et al., arXiv 2006.11239), whichever scheduler of `diffusers` holds one."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import UserError, require
+from .checkpoint import loading
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
+
+# They differ in how they sample; the U-Net beside any of them was trained on √ᾱ·image + √(1 − ᾱ)·noise at whole
+# timesteps. Flow matching, EDM, score SDEs and consistency models were not, nor models distilled to few steps.
+KNOWN = (
+    "DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler",
+    "LMSDiscreteScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSinglestepScheduler",
+    "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler",
+    "SASolverScheduler",
+)  # fmt: skip
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+
+
+def read_scheduler(path_or_id: str | os.PathLike[str]) -> SchedulerMixin:
+    """Load the scheduler beside a U-Net, as the class that its configuration names.
+
+    Raises:
+        UserError: nothing there, or a configuration that names no class of ``KNOWN``.
+    """
+    diffusers = require("diffusers", "images")
+    with loading("scheduler beside the U-Net", path_or_id):
+        config = diffusers.DDPMScheduler.load_config(path_or_id)
+        name = config.get("_class_name")
+        if name is None:
+            raise UserError(
+                f"scheduler_config.json in {path_or_id} names no class: write into it the scheduler that the U-Net was "
+                'trained with, such as "_class_name": "DDPMScheduler".'
+            )
+        check_known(name)
+        old = {"prediction_type": "sample"} if config.get("predict_epsilon") is False else {}  # diffusers before 0.10
+        return getattr(diffusers, name).from_pretrained(path_or_id, **old)
+
+
+def check_known(name: str) -> None:
+    """Check that the schedulers of a class have a noise schedule of DDPM.
+
+    Raises:
+        UserError: no such class is known.
+    """
+    if name not in KNOWN:
+        raise UserError(
+            f"the scheduler is a {name}, and family diffusion knows those that share DDPM's noise schedule: "
+            f"{', '.join(KNOWN)}; give the one that the U-Net was trained with."
+        )
+
+
+def noise_schedule(scheduler: SchedulerMixin) -> DDPMScheduler:
+    """Return a scheduler whose ``add_noise`` is what the U-Net was trained on.
+
+    Args:
+        scheduler: of a class of ``KNOWN``; only its betas and its configuration are read.
+
+    Returns:
+        A ``DDPMScheduler`` with the same betas.
+
+    Raises:
+        UserError: another class; settings that make another process of it; betas that are not one number above 0, at
+            most 1, for each timestep, or that leave nothing of the image before the last timestep.
+    """
+    check_known(type(scheduler).__name__)
+    config, betas = scheduler.config, scheduler.betas
+    if config.prediction_type not in PREDICTIONS:
+        raise UserError(
+            f"the U-Net predicts {config.prediction_type} according to its scheduler; known are "
+            f"{', '.join(PREDICTIONS)}."
+        )
+    if config.get("use_flow_sigmas") or config.get("timestep_type", "discrete") != "discrete":
+        raise UserError(
+            "the scheduler has use_flow_sigmas or continuous timesteps; family diffusion knows DDPM's noise schedule "
+            "alone, on whole timesteps: give the scheduler that the U-Net was trained with."
+        )
+    if config.get("thresholding"):
+        raise UserError(
+            "the scheduler has thresholding, which looks at the whole predicted image, and a U-Net that fills in "
+            "predicts nothing outside the hole: set thresholding to false in scheduler_config.json."
+        )
+    steps, left = config.num_train_timesteps, 1 - betas  # so rounded, each must take something away
+    if len(betas) != steps or not ((left >= 0) & (left < 1)).all():
+        raise UserError(
+            f"the scheduler has {len(betas)} betas from {betas.min():.3g} to {betas.max():.3g} for {steps} timesteps; "
+            "it must have one for each, above 0 and at most 1: correct num_train_timesteps, trained_betas, beta_start "
+            "or beta_end in scheduler_config.json."
+        )
+    ddpm = require("diffusers", "images").DDPMScheduler(num_train_timesteps=steps, trained_betas=betas.tolist())
+    if not (ddpm.alphas_cumprod[:-1] > 0).all():
+        raise UserError(
+            "the scheduler's betas leave nothing of the image before the last timestep: correct beta_start or beta_end "
+            "in scheduler_config.json."
+        )
+    return ddpm
+
+
+def sampler(scheduler: SchedulerMixin, ddpm: DDPMScheduler, steps: int) -> tuple[DDIMScheduler, torch.Tensor]:
+    """Return DDIM (Song et al., arXiv 2010.02502) over some of the timesteps that a U-Net was trained on.
+
+    DDIM of `diffusers` is exact only where the number of steps divides that of timesteps, since it computes the
+    timestep before. Here its schedule consists of the chosen timesteps alone, so that it steps from each to the next.
+
+    Args:
+        scheduler: says what the U-Net predicts, which timesteps suit it (``timestep_spacing``, ``steps_offset``) and
+            whether images are clipped.
+        ddpm: its noise schedule.
+        steps: at most so many.
+
+    Returns:
+        DDIM, whose own timesteps are 0, 1, …; and for each of them that of the U-Net, int64 [S], rising.
+
+    Raises:
+        UserError: an unknown spacing; or the noise is predicted where nothing of the image is left.
+    """
+    config = scheduler.config
+    timesteps = _chosen(len(ddpm.alphas_cumprod), steps, config)
+    kept = ddpm.alphas_cumprod[timesteps]
+    if config.prediction_type == "epsilon" and kept[-1] == 0:
+        raise UserError(
+            "sampling begins where nothing of the image is left (rescale_betas_zero_snr), and the predicted noise says "
+            'nothing of it there: set timestep_spacing to "leading" in scheduler_config.json, or use other betas.'
+        )
+    ddim = require("diffusers", "images").DDIMScheduler(
+        num_train_timesteps=len(kept), prediction_type=config.prediction_type,
+        clip_sample=config.get("clip_sample", True), clip_sample_range=config.get("clip_sample_range", 1.0),
+    )  # fmt: skip
+    ddim.alphas_cumprod = kept
+    ddim.set_timesteps(len(kept))
+    return ddim, timesteps
+
+
+def _chosen(count: int, steps: int, config: dict) -> torch.Tensor:
+    """Return at most so many of the timesteps 0 … count − 1, int64, rising, spaced as a configuration says."""
+    spacing, stride = config.get("timestep_spacing", "leading"), math.ceil(count / steps)
+    if spacing == "linspace":
+        return torch.linspace(0, count - 1, min(steps, count)).round().long()
+    if spacing == "trailing":
+        return torch.arange(count - 1, -1, -stride).flip(0)
+    if spacing == "leading":
+        return (torch.arange(0, count, stride) + config.get("steps_offset", 0)).clamp(0, count - 1).unique()
+    raise UserError(
+        f"the scheduler's timestep_spacing is {spacing}; known are leading, trailing and linspace: correct it in "
+        "scheduler_config.json."
+    )

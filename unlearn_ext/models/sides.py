@@ -1,0 +1,28 @@
+"""Sizes of images and patches, as configurations give them: a number, a pair of numbers, or nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import UserError
+
+
+def read_sides(name: str, value: Any) -> tuple[int, int] | None:
+    """Return (height, width) in pixels of an entry of a configuration, None where it is None.
+
+    Args:
+        name: of the entry, for the message.
+        value: a whole number for both, or a list or tuple of two.
+
+    Raises:
+        UserError: the value is anything else, or a number is less than 1.
+    """
+    if value is None:
+        return None
+    sides = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        raise UserError(
+            f"{name} in the model's configuration is {value!r}; it must be a whole number of pixels, or a pair of "
+            "them, such as 256 or [256, 256]."
+        )
+    return sides
