@@ -10,24 +10,22 @@ import torch
 
 from .errors import UserError
 from .models import I2IModel
-from .settings import PRECISIONS, Settings
+from .models.adopt import check_float32
 
 _SLACK = 0.1  # by which pixels may be outside [-1, 1], as sharp ways to resize leave them
 
 
-def check_model(model: I2IModel, settings: Settings) -> None:
-    """Raises ``UserError`` where it is no model that can be trained in the settings' precision."""
+def check_model(model: I2IModel) -> None:
+    """Check that it is a model that can be trained.
+
+    Raises:
+        UserError: it is none of a family, or its weights are not float32.
+    """
     if not hasattr(model, "encoder_parameters"):
         raise UserError(
             f"the model is a {type(model).__name__}; wrap it in the class of its family in unlearn_ext.models."
         )
-    for parameter in model.encoder_parameters():
-        if parameter.dtype not in (torch.float32, PRECISIONS[settings.precision]):
-            kind = str(parameter.dtype).removeprefix("torch.")
-            raise UserError(
-                f"the encoder's weights are {kind}; make them float32 (model.module.float()), and choose {kind} by the "
-                "precision of the settings."
-            )
+    check_float32(model.module)
 
 
 def check_task(task: Any) -> None:

@@ -113,7 +113,7 @@ def sweep(
     count = points if epsilons is None else len(epsilons)
     if wrong := [number for number in only or () if not 1 <= number <= count]:
         raise UserError(f"there is no point number {wrong[0]}; the numbers are 1 to {count}.")
-    check_model(model, settings)
+    check_model(model)
     check_task(task)
     asked = {"points": points} if epsilons is None else {"epsilons": _distinct(epsilons)}
     asked |= {"cold": cold or only is not None, "only": None if only is None else sorted(set(only))}

@@ -53,7 +53,7 @@ def unlearn(
         A copy of the model, with the encoder trained.
     """
     check_epsilon(epsilon)
-    check_model(model, settings or Settings())
+    check_model(model)
     objectives = Objectives.freeze(model, forget, retain, task, augment=augment, settings=settings)
     return reach(epsilon, model, objectives, history=history, progress=progress)
 

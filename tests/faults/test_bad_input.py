@@ -525,8 +525,8 @@ DTYPES = {
     "NaN": (lambda: unlearned(forget=torch.full((4, 1, 8, 8), math.nan)),
             "the forget images reach from nan to nan; float images must be in [-1, 1]."),
     "weights of half precision": (lambda: unlearned(model=half()),
-                                  "the encoder's weights are float16; make them float32 (model.module.float()), and "
-                                  "choose float16 by the precision of the settings."),
+                                  "the model's weights are float16; make them float32 (module.float()), and choose "
+                                  "the precision to compute in by the settings."),
     "a module": (lambda: unlearned(model=tiny.vqmodel()),
                  "the model is a VQModel; wrap it in the class of its family in unlearn_ext.models."),
     "a task in words": (lambda: unlearned(task="center-crop:0.5"),

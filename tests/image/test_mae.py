@@ -204,3 +204,76 @@ def test_models_that_are_none(model, tmp_path):
     config.save_pretrained(tmp_path / "vit")
     with pytest.raises(UserError, match="checkpoint of vit"):
         models.load("mae", tmp_path / "vit")
+
+
+def configured(folder, **entries):
+    """Save a tiny ViTMAE of 16x16 images in patches of 4 pixels, and change entries of its config.json."""
+    MAE(vitmae()).save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:ε = ")
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"image_size": [16, 16]},
+        {"patch_size": [4, 4]},
+        {"image_size": [16, 16], "patch_size": [4, 4]},
+        {"image_size": 16, "patch_size": [4, 4], "norm_pix_loss": True},
+    ],
+)
+def test_sizes_of_images_and_patches_may_be_pairs(entries, pictures, tmp_path):
+    plain = {name: value for name, value in entries.items() if name == "norm_pix_loss"}
+    expected = models.load("mae", configured(tmp_path / "plain", **plain))
+    loaded = models.load("mae", configured(tmp_path / "pairs", **entries))
+    assert (loaded.size, loaded.module.config.patch_size) == (16, 4)
+    inputs = loaded.inputs(pictures[0], CenterCrop(0.5))
+    latents = loaded.encode(*inputs)
+    assert torch.equal(latents, expected.encode(*inputs))
+    assert torch.equal(loaded.decode(latents, *inputs), expected.decode(latents, *inputs))
+    settings = Settings(steps=1, batch_size=8)
+    unlearned = ux.unlearn(loaded, *pictures, task=CenterCrop(0.5), epsilon=0.3, settings=settings)
+    unlearned.save_pretrained(tmp_path / "out")
+    assert transformers.ViTMAEForPreTraining.from_pretrained(tmp_path / "out").config.image_size == 16
+
+
+@pytest.mark.parametrize("size", [[16, 16], (16, 16)])
+def test_a_module_may_have_its_size_as_a_pair(size, pictures):
+    mae, plain = MAE(vitmae(image_size=size)), MAE(vitmae())
+    inputs = mae.inputs(pictures[0], CenterCrop(0.5))
+    assert mae.size == 16
+    assert torch.equal(mae.encode(*inputs), plain.encode(*inputs))
+
+
+@pytest.mark.parametrize("name", ["image_size", "patch_size"])
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (None, "is None; the class takes apart and puts together squares only"),
+        ([8, 16], r"is \[8, 16\]; the class takes apart and puts together squares only"),
+        ([16, 8], r"is \[16, 8\]; the class takes apart and puts together squares only"),
+        (0, "is 0; it must be a whole number of pixels"),
+        (-4, "is -4; it must be a whole number of pixels"),
+        (4.0, "is 4.0; it must be a whole number of pixels"),
+        ("16", "is '16'; it must be a whole number of pixels"),
+        ([], r"is \[\]; it must be a whole number of pixels"),
+        ([4, 4, 4], r"is \[4, 4, 4\]; it must be a whole number of pixels"),
+    ],
+)
+def test_sizes_that_make_no_model_are_refused_at_load_time(name, value, sentence, tmp_path):
+    with pytest.raises(UserError, match=f"{name} in the model's configuration {sentence}"):
+        models.load("mae", configured(tmp_path, **{name: value}))
+
+
+@pytest.mark.parametrize(("image", "patch"), [(16, 3), (18, 4), ([17, 17], [4, 4]), (8, 16)])
+def test_patches_that_do_not_divide_the_images_are_refused_at_load_time(image, patch, tmp_path):
+    with pytest.raises(UserError, match=r"images of \d+ pixels a side, which patches of \d+ do not divide"):
+        models.load("mae", configured(tmp_path, image_size=image, patch_size=patch))
+
+
+@pytest.mark.parametrize("entries", [{"image_size": 32}, {"patch_size": 8}, {"hidden_size": 16}])
+def test_weights_of_another_shape_than_the_configuration_asks_for_are_refused(entries, tmp_path):
+    with pytest.raises(UserError, match=r"holds \S+ in the shape \[.*\], and its config.json asks for \[.*\]"):
+        models.load("mae", configured(tmp_path, **entries))

@@ -57,7 +57,7 @@ def prepare(sources: Sources, training: Training, machine: Machine, progress: Ca
     channels = images.forget.shape[1]
     if model.channels != channels:
         raise UserError(f"the model takes images of {model.channels} channels; those of {images.name} have {channels}.")
-    check_model(model, settings)
+    check_model(model)
     _place(model, device, machine)
     count = sum(parameter.numel() for parameter in model.encoder_parameters())
     out.print(f"{model.family}: {count:,} parameters to train, on {model.device}, in {settings.precision}")

@@ -25,7 +25,8 @@ class I2IModel(Protocol):
     Attributes:
         family: name of the family, for :func:`load`.
         channels: of the images it takes, 1 or 3.
-        size: side in pixels of the images it was made for.
+        size: side in pixels of the square images it was made for, to which files are resized; reading it raises
+            ``UserError`` where the checkpoint gives no such side.
         device: where its parameters are.
         random: whether E is given random numbers beside the image, as a diffusion model is.
         module: all of its parameters, of a class of its own library; for ``.to(device)`` and the like.
@@ -63,16 +64,19 @@ class I2IModel(Protocol):
 
 
 def load(family: str, path_or_id: str | os.PathLike[str]) -> I2IModel:
-    """A model from a folder or a hub id, through its own library's ``from_pretrained``, safetensors only.
+    """Load a model from a folder or a hub id, through its own library's ``from_pretrained``, safetensors only.
+
+    Weights are loaded in float32, however they were saved.
 
     Args:
         family: ``"vqgan"``, a checkpoint of ``diffusers.VQModel``; ``"autoencoder"``, one of
             ``diffusers.AutoencoderKL``; ``"mae"``, one of ``transformers.ViTMAEForPreTraining``; or ``"diffusion"``,
-            one of ``diffusers.UNet2DModel`` with its scheduler.
+            one of ``diffusers.UNet2DModel`` with a scheduler that has DDPM's noise schedule.
         path_or_id: folder that ``save_pretrained`` wrote, or hub id.
 
     Raises:
-        UserError: unknown family, a checkpoint of another family, nothing there, or a missing extra.
+        UserError: unknown family, a checkpoint of another family or of a kind that the family does not know, one that
+            lacks weights, nothing there, or a missing extra.
     """
     check_family(family)
     module = importlib.import_module(f".{family}", __name__)

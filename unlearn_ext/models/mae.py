@@ -7,22 +7,24 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
 from ..errors import UserError, require
 from ..tasks import Task
-from .adopt import adopt
-from .checkpoint import loading
+from .adopt import adopt, unwrapped
+from .checkpoint import check_complete, loading, variant
+from .sides import read_sides
 
 if TYPE_CHECKING:
-    from transformers import ViTMAEForPreTraining
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 _PROCESSOR = "preprocessor_config.json"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _GREY = ((0.5,), (0.5,))
+_SIZES = {"image_size", "patch_size"}
 
 
 class MAE:
@@ -35,14 +37,17 @@ class MAE:
     nothing is hidden is its own answer the whole picture. D is frozen.
 
     Args:
-        module: the model; put in evaluation mode, and all but E frozen. Position embeddings are no parameters of E.
+        module: the model; wrappers such as ``torch.compile``'s are taken off; put in evaluation mode, and all but E
+            frozen. Position embeddings are no parameters of E. Where its configuration gives sizes of images and
+            patches as pairs, these become single numbers.
         mean: of the pixels in [0, 1], a number a channel, by which the model expects them normalised; ImageNet's by
             default, 0.5 for grey images.
         std: likewise; 0.5 for grey images.
 
     Raises:
-        UserError: the module is no ``ViTMAEForPreTraining``, takes neither one nor three channels, or the mean and the
-            standard deviation are of another number of channels or no such numbers.
+        UserError: the module is no ``ViTMAEForPreTraining``, takes neither one nor three channels, its images or
+            patches are no squares or the patches do not divide the images, or the mean and the standard deviation are
+            of another number of channels or no such numbers.
     """
 
     family = "mae"
@@ -51,12 +56,14 @@ class MAE:
     def __init__(
         self, module: ViTMAEForPreTraining, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
     ) -> None:
+        module = unwrapped(module)
         if not isinstance(module, require("transformers", "images").ViTMAEForPreTraining):
             raise UserError(
                 f"family mae is transformers.ViTMAEForPreTraining; this model is a {type(module).__name__}."
             )
+        _make_square(module.config)
         self.module = module
-        self.channels, self.size = int(module.config.num_channels), int(module.config.image_size)
+        self.channels, self.size = int(module.config.num_channels), module.config.image_size
         usual_mean, usual_std = _IMAGENET if self.channels == 3 else _GREY
         self.mean, self.std = tuple(mean or usual_mean), tuple(std or usual_std)
         numbers = all(isinstance(value, (int, float)) for value in (*self.mean, *self.std)) and min(self.std) > 0
@@ -151,21 +158,32 @@ class MAE:
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | os.PathLike[str]) -> MAE:
-        """From a folder or a hub id; safetensors only, since a pickle runs code.
+        """Load a model from a folder or a hub id; safetensors only, since a pickle runs code.
 
-        Mean and standard deviation are those of ``preprocessor_config.json`` where there is one, 0 and 1 where it says
-        that pixels are not normalised.
+        The weights are loaded in float32, however they were saved. Mean and standard deviation are those of
+        ``preprocessor_config.json`` where there is one, 0 and 1 where it says that pixels are not normalised.
 
         Raises:
-            UserError: nothing there, a checkpoint of another class, or a missing extra.
+            UserError: nothing there, a checkpoint of another class, sizes of which the class makes no model, or a
+                missing extra.
         """
         transformers = require("transformers", "images")
         with loading("ViTMAEForPreTraining", path_or_id):
-            saved = transformers.AutoConfig.from_pretrained(path_or_id).model_type
-            if saved != "vit_mae":
-                raise UserError(f"family mae is ViTMAEForPreTraining; {path_or_id} is a checkpoint of {saved}.")
+            saved, _ = transformers.PreTrainedConfig.get_config_dict(path_or_id)
+            for name in _SIZES & saved.keys():
+                _square(name, saved[name])  # the library's own sentence takes twenty lines
+            config = transformers.AutoConfig.from_pretrained(path_or_id)
+            if config.model_type != "vit_mae":
+                raise UserError(
+                    f"family mae is ViTMAEForPreTraining; {path_or_id} is a checkpoint of {config.model_type}."
+                )
+            _make_square(config)  # before the class sees it, which computes with single numbers alone
             with _without_bars():
-                module = transformers.ViTMAEForPreTraining.from_pretrained(path_or_id, use_safetensors=True)
+                module, info = transformers.ViTMAEForPreTraining.from_pretrained(
+                    path_or_id, config=config, use_safetensors=True, dtype=torch.float32, variant=variant(path_or_id),
+                    output_loading_info=True, ignore_mismatched_sizes=True,
+                )  # fmt: skip
+            check_complete(path_or_id, info)
             processor = transformers.utils.cached_file(
                 path_or_id, _PROCESSOR, _raise_exceptions_for_missing_entries=False
             )
@@ -195,6 +213,36 @@ class MAE:
         hidden = torch.ones(len(visible), self._side**2, dtype=torch.int64, device=visible.device)
         hidden.scatter_(1, visible, 0)
         return hidden.argsort(dim=1, stable=True).argsort(dim=1)
+
+
+def _make_square(config: ViTMAEConfig) -> None:
+    """Write the sides of images and of patches as one number each into a configuration.
+
+    Raises:
+        UserError: one of them is missing or no square, or images are not a whole number of patches wide.
+    """
+    for name in _SIZES:
+        setattr(config, name, _square(name, getattr(config, name)))
+    if config.image_size % config.patch_size:
+        raise UserError(
+            f"the model's configuration has images of {config.image_size} pixels a side, which patches of "
+            f"{config.patch_size} do not divide: correct image_size or patch_size."
+        )
+
+
+def _square(name: str, value: Any) -> int:
+    """Return the side in pixels of an entry of a configuration.
+
+    Raises:
+        UserError: it is missing or no square.
+    """
+    sides = read_sides(name, value)
+    if sides is None or sides[0] != sides[1]:
+        raise UserError(
+            f"{name} in the model's configuration is {value}; the class takes apart and puts together squares only, "
+            "so it must be one number of pixels."
+        )
+    return sides[0]
 
 
 @contextmanager
