@@ -72,7 +72,7 @@ def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(member, 
 
 
 def test_checkpointing_of_ones_own_modules_is_refused():
-    pair = Autoencoder(torch.nn.Linear(4, 2), torch.nn.Linear(2, 4), channels=1, size=2)
+    pair = Autoencoder(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2), channels=1, size=2)
     with pytest.raises(UserError, match="written in its forward"):
         pair.enable_gradient_checkpointing()
 

@@ -1,0 +1,47 @@
+"""The one tensor in what a module returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+def only_tensor(output: Any) -> torch.Tensor | None:
+    """Return the tensor that an output stands for, or None where it is not obvious which.
+
+    A tensor stands for itself; a distribution, or whatever else has a tensor called ``mean``, for its mean; and a
+    tuple, list, dictionary or ``ModelOutput`` of one thing for what that stands for.
+
+    Args:
+        output: anything.
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    named = output if isinstance(output, Mapping) else {}
+    mean = named["mean"] if "mean" in named else _mean(output)
+    if isinstance(mean, torch.Tensor):
+        return mean
+    if not isinstance(output, (Mapping, tuple, list)):
+        return None
+    parts = [part for part in (named.values() if named else output) if part is not None]
+    return only_tensor(parts[0]) if len(parts) == 1 else None
+
+
+def described(output: Any) -> str:
+    """Return what an output is, in words for a message, such as ``a tuple of 2 (Tensor, Tensor)``."""
+    name = type(output).__name__
+    if isinstance(output, Mapping):
+        return f"a {name} of {', '.join(map(str, output))}" if output else f"an empty {name}"
+    if isinstance(output, (tuple, list)):
+        return f"a {name} of {len(output)} ({', '.join(type(part).__name__ for part in output)})"
+    return f"a {name}"
+
+
+def _mean(output: Any) -> Any:
+    """Return the mean of a distribution; not every one has one."""
+    try:
+        return getattr(output, "mean", None)
+    except NotImplementedError:
+        return None
