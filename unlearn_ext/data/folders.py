@@ -1,22 +1,22 @@
-"""Images in folders: one folder a side, or one a class."""
+"""Read images in folders: one folder for each side, or one for each class."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
-from ..errors import UserError, require
+from ..errors import UserError, first_ten
+from . import formats
 from .reading import Source, read
 from .sets import ForgetRetain, check_classes
 from .storage import MEMORY
 
-# Images that Pillow needs a plug-in for, or cannot read: they must not be overlooked.
-_ALSO_IMAGES = (".heic", ".heif", ".avif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf",
-                ".rw2")  # fmt: skip
-_NO_IMAGES = ("BUFR", "GRIB", "HDF5", "MPEG", "PDF")  # suffixes that Pillow knows of measurements, films and documents
-_SIGNED = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "JPEG2000")  # known by their first bytes, whatever the suffix
+_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # what Windows leaves in folders of photographs
+_APPLE_LITTER = "._"  # how the names begin of what macOS puts beside each file
 
 
 def load_folders(
@@ -30,14 +30,15 @@ def load_folders(
     skip_bad: bool = False,
     memory: float = MEMORY,
 ) -> ForgetRetain:
-    """Two folders of images (searched with the folders in them), brought to the model's size.
+    """Read two folders of images, and the folders in them, at the model's size.
 
     The order is that of the paths. Files are images by their suffix or, where it is none of an image, by their content;
-    others are ignored, and so is what is hidden. Transparent parts are laid on white, EXIF orientation is followed, and
-    of several frames the first is taken, with a warning. Copies within a folder are kept, with a warning.
+    others are left out, and so is what is hidden, with a warning that counts them. Transparent parts are laid on white,
+    EXIF orientation is followed, and of several frames the first is taken, with a warning. Copies within a folder are
+    kept, with a warning.
 
     Args:
-        forget: folder of the images to forget.
+        forget: folder of the images to forget; ``~`` is the home folder.
         retain: folder of the images to retain.
         size: side in pixels that the model works at; images are resized to it, antialiased, without keeping the aspect.
         channels: 1 for grey, 3 for RGB.
@@ -50,10 +51,20 @@ def load_folders(
         UserError: a folder is missing or holds no image, images cannot be decoded (all are counted, ten are named), or
             the same picture, at the model's size, is in both sets.
     """
-    sides = [_sources(Path(folder)) for folder in (forget, retain)]
-    name = f"{Path(forget).name} / {Path(retain).name}"
+    folders = [_folder(place) for place in (forget, retain)]
+    sides = [_find(folder) for folder in folders]
+    for folder, found in zip(folders, sides, strict=True):
+        _check_some(folder, found)
+        _mention_left_out(folder, found.left_out)
     return read(
-        name, *sides, size=size, channels=channels, validation=validation, seed=seed, skip_bad=skip_bad, memory=memory
+        " / ".join(folder.name for folder in folders),
+        *(_sources(found.images) for found in sides),
+        size=size,
+        channels=channels,
+        validation=validation,
+        seed=seed,
+        skip_bad=skip_bad,
+        memory=memory,
     )
 
 
@@ -68,12 +79,13 @@ def load_class_folders(
     skip_bad: bool = False,
     memory: float = MEMORY,
 ) -> ForgetRetain:
-    """A folder with one sub-folder a class, as torchvision's ``ImageFolder`` has it.
+    """Read a folder with one sub-folder for each class, as torchvision's ``ImageFolder`` has it.
 
-    Images beside the sub-folders belong to no class and are not used. All else is as in :func:`load_folders`.
+    Images beside the sub-folders belong to no class: they are in neither set, and a warning counts them. All else is as
+    in :func:`load_folders`.
 
     Args:
-        folder: the folder of classes.
+        folder: the folder of classes; ``~`` is the home folder.
         forget_classes: names of the sub-folders to forget; all others are retained.
         size: side in pixels that the model works at.
         channels: 1 for grey, 3 for RGB.
@@ -86,19 +98,25 @@ def load_class_folders(
         UserError: the folder has no such class, nothing is left to retain, a class to forget holds no image, or the
             images cannot be used.
     """
-    folder = Path(folder)
-    _check_folder(folder)
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not classes:
-        raise UserError(f"the folder {folder} has no sub-folders: a folder of classes has one for each.")
-    check_classes(forget_classes, classes, str(folder))
-    forget = [source for name in classes if name in forget_classes for source in _sources(folder / name)]
-    retain = [_source(path) for name in classes if name not in forget_classes for path in _find(folder / name)]
-    name = f"{folder.name}, forgetting {', '.join(forget_classes)}"
+    root = _folder(folder)
+    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not _is_hidden(path))
+    if not names:
+        raise UserError(f"the folder {root} has no sub-folders: a folder of classes has one for each.")
+    check_classes(forget_classes, names, str(root))
+    classes = {name: _find(root / name) for name in names}
+    for name in forget_classes:
+        _check_some(root / name, classes[name])
+    beside = _sort(path for path in root.iterdir() if path.name not in classes)
+    _mention_left_out(root, sum((found.left_out for found in classes.values()), beside.left_out))
+    _mention_unclassed(root, beside.images)
+    forget, retain = (
+        [path for name in names if (name in forget_classes) is side for path in classes[name].images]
+        for side in (True, False)
+    )
     return read(
-        name,
-        forget,
-        retain,
+        f"{root.name}, forgetting {', '.join(forget_classes)}",
+        _sources(forget),
+        _sources(retain),
         size=size,
         channels=channels,
         validation=validation,
@@ -108,59 +126,112 @@ def load_class_folders(
     )
 
 
-def _sources(folder: Path) -> list[Source]:
-    """The images of a folder that must have some."""
-    _check_folder(folder)
-    sources = [_source(path) for path in _find(folder)]
-    if not sources:
-        raise UserError(f"the folder {folder} holds no image (nor do the folders in it).")
-    return sources
+def find_images(folder: Path) -> list[Path]:
+    """Return the paths of all images below a folder, sorted by their parts, whatever the file system's order.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    return _find(folder).images
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What lies in a folder.
+
+    Attributes:
+        images: their paths, sorted by their parts.
+        left_out: how many there are of every other kind, such as ``".txt"``.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def _folder(place: str | os.PathLike[str]) -> Path:
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}.")
+    return folder
+
+
+def _check_some(folder: Path, found: _Found) -> None:
+    if not found.images:
+        more = f"; it holds {_counts(found.left_out)}" if found.left_out else ""
+        raise UserError(f"the folder {folder} holds no image (nor do the folders in it){more}.")
+
+
+def _sources(images: Iterable[Path]) -> list[Source]:
+    return [_source(path) for path in images]
 
 
 def _source(path: Path) -> Source:
     return Source(str(path), lambda: path)
 
 
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}.")
+def _find(folder: Path) -> _Found:
+    return _sort(_entries(folder))
 
 
-def _find(folder: Path) -> list[Path]:
-    """All images below a folder, sorted by the parts of their paths, whatever the file system's order."""
-    return sorted(filter(_is_image, _files(folder)), key=lambda path: path.parts)
+def _sort(entries: Iterable[Path]) -> _Found:
+    """Sort files, and hidden folders, into images and what is left out."""
+    found = _Found()
+    for path in sorted(entries, key=lambda path: path.parts):
+        what = _left_out_as(path)
+        if what is None:
+            found.images.append(path)
+        elif what:
+            found.left_out[what] += 1
+    return found
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """All files that are not hidden; linked folders are entered too, and every folder once."""
+def _left_out_as(path: Path) -> str | None:
+    """Return what a file or a hidden folder is counted as: empty if as nothing, None if it is an image to be used."""
+    if path.name.lower() in _LITTER or path.name.startswith(_APPLE_LITTER):
+        return ""
+    if not _is_hidden(path):
+        return formats.other_kind(path)
+    if path.is_dir():
+        return "hidden folder"
+    return "hidden image" if formats.other_kind(path) is None else ""
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".")
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """Yield all files, and hidden folders, which are not entered; linked folders are, and every folder once."""
     entered = set()
-    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}.") from error
+
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(place)
         if real in entered:
             folders.clear()
             continue
         entered.add(real)
+        yield from (Path(place, name) for name in files)
+        yield from (Path(place, name) for name in folders if name.startswith("."))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(place, name) for name in files if not name.startswith("."))
 
 
-def _refuse(error: OSError) -> NoReturn:
-    raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}.") from error
+def _mention_left_out(folder: Path, left_out: Counter[str]) -> None:
+    if left_out:
+        many = left_out.total()
+        start = f"1 entry below {folder} is" if many == 1 else f"{many} entries below {folder} are"
+        warnings.warn(f"{start} left out as hidden or no image: {_counts(left_out)}.", stacklevel=3)
 
 
-def _is_image(path: Path) -> bool:
-    pillow = require("PIL.Image", "images")
-    suffix = path.suffix.lower()
-    known = pillow.registered_extensions().get(suffix)
-    if known in _NO_IMAGES:
-        return False
-    return known is not None or suffix in _ALSO_IMAGES or _has_signature(path)
+def _counts(left_out: Counter[str]) -> str:
+    kinds = [f"{kind} ({count})" for kind, count in left_out.most_common()]
+    return ", ".join(kinds[:10]) + (f" and {len(kinds) - 10} more kinds" if len(kinds) > 10 else "")
 
 
-def _has_signature(path: Path) -> bool:
-    pillow = require("PIL.Image", "images")
-    try:
-        with pillow.open(path, formats=[name for name in _SIGNED if name in pillow.OPEN]):
-            return True
-    except Exception:  # not an image, whatever it made of the decoders
-        return False
+def _mention_unclassed(folder: Path, images: Sequence[Path]) -> None:
+    if images:
+        many = "1 image lies" if len(images) == 1 else f"{len(images)} images lie"
+        names = first_ten([path.name for path in images])
+        warnings.warn(f"{many} in {folder} itself, in no class, and so in neither set:{names}", stacklevel=3)

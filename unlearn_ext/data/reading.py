@@ -15,7 +15,8 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from ..errors import UserError, first_ten, require
+from ..errors import UserError, first_ten
+from . import formats
 from .decode import decode
 from .sets import ForgetRetain, divide
 from .storage import empty, gather
@@ -36,11 +37,12 @@ class Source:
 
 @dataclass(frozen=True)
 class _Read:
-    """What became of one source: the SHA-256 of its pixels, or why there are none."""
+    """What became of one source: the SHA-256 of its pixels, or the reason why there are none."""
 
     name: str
     digest: bytes = b""
     several_frames: bool = False
+    guessed: int | None = None
     reason: str = ""
 
 
@@ -58,8 +60,8 @@ def read(
 ) -> ForgetRetain:
     """Decode both sets in threads, and divide them.
 
-    Warns, once for each, of images left out, of images of which only the first frame is used, and of copies within a
-    set, which are kept.
+    Warns, once for each, of images left out, of images of which only the first frame is used, of numbers whose range is
+    guessed, and of copies within a set, which are kept.
 
     Args:
         name: what the images are, for reports.
@@ -73,13 +75,15 @@ def read(
         memory: GiB past which a set lies in a file.
 
     Raises:
-        UserError: an image cannot be decoded, an image is in both sets, or a set has fewer than two.
+        UserError: an image cannot be decoded, different ranges would be guessed, an image is in both sets, or a set has
+            fewer than two.
     """
-    require("PIL.Image", "images").init()  # here, since its plug-ins are not to be loaded by several threads at once
+    formats.pillow()  # here, since its plug-ins are not to be loaded by several threads at once
     sides = [_read_side(sources, size, channels, memory) for sources in (forget, retain)]
     results = [result for results, _ in sides for result in results]
     _report_bad([result for result in results if result.reason], skip_bad)
     _mention_frames([result.name for result in results if result.several_frames])
+    _mention_guesses([result for result in results if result.guessed])
     images, good = zip(*(_good(*side, memory) for side in sides), strict=True)
     names = [[result.name for result in side] for side in good]
     divided = divide(name, *images, validation=validation, seed=seed, names=(names[0], names[1]), memory=memory)
@@ -97,10 +101,11 @@ def _read_side(sources: Sequence[Source], size: int, channels: int, memory: floa
 
 def _read_one(source: Source, row: np.ndarray, size: int, channels: int) -> _Read:
     try:
-        row[...], several_frames = decode(source.open(), size, channels)
+        decoded = decode(source.open(), size, channels)
     except Exception as error:  # decoders raise nearly everything on broken input
         return _Read(source.name, reason=_reason(error))
-    return _Read(source.name, hashlib.sha256(row.tobytes()).digest(), several_frames)
+    row[...] = decoded.pixels
+    return _Read(source.name, hashlib.sha256(row.tobytes()).digest(), decoded.several_frames, decoded.guessed)
 
 
 def _good(results: Sequence[_Read], pixels: torch.Tensor, memory: float) -> tuple[torch.Tensor, list[_Read]]:
@@ -112,8 +117,6 @@ def _good(results: Sequence[_Read], pixels: torch.Tensor, memory: float) -> tupl
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, require("PIL", "images").UnidentifiedImageError):
-        return "its content is of no format that Pillow reads"
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
@@ -131,6 +134,23 @@ def _mention_frames(names: Sequence[str]) -> None:
     if names:
         many = f"{len(names)} images have" if len(names) > 1 else "1 image has"
         warnings.warn(f"{many} several frames or pages; only the first is used:{first_ten(names)}", stacklevel=4)
+
+
+def _mention_guesses(guesses: Sequence[_Read]) -> None:
+    """Warn of guessed ranges; they must agree, or some pictures might be 257 times as bright as they should be."""
+    lines = first_ten([f"{result.name}: 0 to {result.guessed}" for result in guesses])
+    if len({result.guessed for result in guesses}) > 1:
+        raise UserError(
+            "images hold whole numbers of 32 bits or floats, whose range their files do not say, and seem to be of "
+            f"different ones: save them with 8 or 16 bits.{lines}"
+        )
+    if guesses:
+        many = f"{len(guesses)} images hold" if len(guesses) > 1 else "1 image holds"
+        warnings.warn(
+            f"{many} whole numbers of 32 bits or floats, whose range the file does not say; they are taken to reach "
+            f"from 0 to {guesses[0].guessed}:{first_ten([result.name for result in guesses])}",
+            stacklevel=4,
+        )
 
 
 def _mention_copies(side: str, results: Sequence[_Read]) -> None:

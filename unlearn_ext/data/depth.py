@@ -1,0 +1,84 @@
+"""Scale greys of more than 8 bits to 8."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import require
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+_SCALED = ("PNG", "PPM")  # where Pillow's 32-bit mode holds 16 bits: releases before 11 read PNG so
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
+_WHITE_IS_ZERO, _SIGNED = 0, 2  # values of the second and of the third
+
+
+def is_deep(image: Image) -> bool:
+    """Return whether the numbers of an image need :func:`scaled`: more than 8 bits a channel, or signed."""
+    return image.mode in _MODES or (image.mode == "L" and _tag(image, _SAMPLE_FORMAT) == _SIGNED)
+
+
+def scaled(image: Image) -> tuple[Image, int | None]:
+    """Scale a deep grey image to 8 bits; a transparent grey becomes white.
+
+    The range is that of the file's bits: 0 to 65535 for 16, to 4095 for 12, to 32767 for 16 with a sign. Files of 32
+    bits say nothing of their range. Floats up to 1 reach from 0 to 1; whole numbers are guessed to reach to 255, or, if
+    one is larger, to 65535.
+
+    Args:
+        image: loaded, of a mode that :func:`is_deep` accepts.
+
+    Returns:
+        the image in mode ``"L"``, and the end of the range if it was guessed.
+
+    Raises:
+        ValueError: a value is outside the range, or no range can be guessed.
+    """
+    values = np.asarray(image)
+    if image.mode == "L":
+        values = values.view(np.int8)
+    values = values.astype(np.float64)
+    most = _most(image)
+    guessed = None
+    if most is None and not (image.mode == "F" and values.max() <= 1):
+        most = guessed = _guess(values)
+    most = most or 1
+    if not (values.min() >= 0 and values.max() <= most):
+        raise ValueError(f"its values reach from {values.min():g} to {values.max():g}, and not from 0 to {most}")
+    grey = np.rint(values * (255 / most)).astype(np.uint8)
+    if _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO:
+        grey = 255 - grey
+    if (clear := image.info.get("transparency")) is not None:
+        grey[values == clear] = 255
+    return require("PIL.Image", "images").fromarray(grey), guessed
+
+
+def _most(image: Image) -> int | None:
+    """Return the largest value that the format allows; None where that says nothing of the picture's range."""
+    bits = _tag(image, _BITS)
+    if bits is None:
+        return 65535 if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SCALED) else None
+    if bits > 16:
+        return None
+    return 2 ** (bits - (_tag(image, _SAMPLE_FORMAT) == _SIGNED)) - 1
+
+
+def _guess(values: np.ndarray) -> int:
+    if np.array_equal(values, np.rint(values)):  # not so where one is NaN
+        for most in (255, 65535):
+            if values.max() <= most:
+                return most
+    raise ValueError(
+        f"its values reach from {values.min():g} to {values.max():g}, and the file does not say of what range: save it "
+        "with 8 or 16 bits, or as floats from 0 to 1"
+    )
+
+
+def _tag(image: Image, number: int) -> int | None:
+    """Return the first value of a tag, where the image is a TIFF and has it."""
+    value = getattr(image, "tag_v2", {}).get(number) if image.format == "TIFF" else None
+    return value[0] if isinstance(value, tuple) else value
