@@ -309,8 +309,9 @@ def test_of_a_saved_data_set_one_split_is_opened(table, tmp_path):
     [
         (lambda t: {"train": t}, {}, r"dataset\['train'\]"),
         (lambda t: t.to_iterable_dataset(), {}, "streaming"),
-        (lambda t: t.remove_columns("img"), {}, "image_column"),
-        (lambda t: t.remove_columns("kind"), {}, "label_column"),
+        (lambda t: t.remove_columns("img"), {}, "no column is of type Image: name one with --image-column"),
+        (lambda t: t.remove_columns("kind"), {}, "no column is of type ClassLabel: name one with --label-column"),
+        (lambda t: t.add_column("other", t["kind"], feature=t.features["kind"]), {}, "columns kind, other are of type"),
         (lambda t: t, {"image_column": "kind"}, "not of type datasets.Image"),
         (lambda t: t, {"label_column": "sort"}, "no column `sort`; there are img, kind"),
         (lambda t: t, {"forget_classes": ["cot"]}, "no class cot; it has cat, cow"),

@@ -269,6 +269,22 @@ def test_what_the_machine_cannot_do_is_one_sentence(
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("typed", ["salt, pepper,caf\u00e9", "caf\u00e9 , salt, pepper", "salt, pepper,cafe\u0301"])
+def test_classes_as_they_are_typed(place: Path, tmp_path: Path, typed: str) -> None:
+    """One has a comma in its name, and the accent of another is decomposed."""
+    theirs = sorted((place / "theirs").iterdir())
+    images = {"salt, pepper": (place / "ours").iterdir(), "cafe\u0301": theirs[:20], "dog": theirs[20:]}
+    for name, paths in images.items():
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for path in paths:
+            shutil.copy(path, tmp_path / "photos" / name)
+    code, said = call(
+        "run", "--epsilon", "0.5", "--model", str(place / "checkpoint"), "--steps", "1", "--out", str(tmp_path / "run"),
+        "--data-dir", str(tmp_path / "photos"), "--forget-classes", typed,
+    )  # fmt: skip
+    assert code == 0, said
+
+
 def test_a_data_set_with_a_column_of_images(place: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     paths = [str(path) for side in ("ours", "theirs") for path in sorted((place / side).iterdir())]

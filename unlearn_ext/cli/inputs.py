@@ -118,7 +118,7 @@ def _images(sources: Sources, size: int, channels: int, settings: Settings) -> t
         "size": size, "channels": channels, "seed": settings.seed, "skip_bad": sources.skip_bad,
         "memory": settings.memory,
     }  # fmt: skip
-    classes = [name.strip() for name in (sources.forget_classes or "").split(",")]
+    classes = sources.forget_classes or ""
     if sources.data_dir:
         images = data.load_class_folders(sources.data_dir, classes, **how)
     elif sources.dataset:

@@ -42,7 +42,8 @@ class Small:
     forget_classes: Annotated[
         str | None,
         _option("Images", "What to forget: labels of the built-in images, names of sub-folders or of a data set's "
-                "classes.", metavar="CLASSES", show_default="0,1 of the built-in images"),
+                "classes, with commas between them; names may contain commas.", metavar="CLASSES",
+                show_default="0,1 of the built-in images"),
     ] = None  # fmt: skip
     task: Annotated[
         str,

@@ -1,16 +1,19 @@
-"""Images in a column of a Hugging Face data set."""
+"""Read images in a column of a Hugging Face data set."""
 
 from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import UserError, require
+from .classes import Label, choose
+from .labels import class_names, read_labels
 from .reading import Source, read
-from .sets import ForgetRetain, check_classes
+from .sets import ForgetRetain
 from .storage import MEMORY
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ def open_dataset(path_or_id: str | os.PathLike[str], split: str = "train") -> Da
 
 def load_dataset_columns(
     dataset: Dataset,
-    forget_classes: Sequence[str | int],
+    forget_classes: str | Sequence[Label],
     *,
     size: int,
     channels: int,
@@ -51,17 +54,22 @@ def load_dataset_columns(
     skip_bad: bool = False,
     memory: float = MEMORY,
 ) -> ForgetRetain:
-    """One loaded split of a ``datasets.Dataset``, divided by class.
+    """Divide one loaded split of a ``datasets.Dataset`` by class.
 
-    What becomes of transparency, frames and copies is as in :func:`~unlearn_ext.data.load_folders`.
+    An image with several labels is forgotten if one of them is to be. An image without a label is in neither set, and a
+    warning counts them: its label is None, NaN, an empty text or list, or -1 where the classes count from 0. What
+    becomes of transparency, frames and copies is as in :func:`~unlearn_ext.data.load_folders`.
 
     Args:
         dataset: a split, for example ``datasets.load_dataset("cifar10", split="train")``.
-        forget_classes: names or numbers of the classes to forget; all others are retained.
+        forget_classes: names, numbers or booleans of the classes to forget, or one text of them with commas between
+            them, as it is typed; all others are retained. Names are equal if they look the same (in Unicode's form
+            NFC). A class of a ``ClassLabel`` may be given by its number too; a text is its name first.
         size: side in pixels that the model works at.
         channels: 1 for grey, 3 for RGB.
         image_column: the column of images; by default the only one that there is.
-        label_column: the column of classes; by default the only one of type ``ClassLabel``, else ``label``.
+        label_column: the column of classes, or of lists of classes; by default the only one of type ``ClassLabel``, or
+            of lists of it, else ``label``.
         validation: share of each side held out.
         seed: of the division into training and validation part.
         skip_bad: leave images that cannot be decoded out, with a warning, rather than stop.
@@ -75,20 +83,26 @@ def load_dataset_columns(
         raise UserError(f"choose one split of the data set, such as dataset[{next(iter(dataset), 'train')!r}].")
     if not isinstance(dataset, datasets.Dataset):
         raise UserError(f"a loaded datasets.Dataset is needed, not {type(dataset).__name__} (streaming is not served).")
-    images = image_column or _only_column(dataset, datasets.Image, "image_column")
-    labels = label_column or _label_column(dataset, datasets.ClassLabel)
-    for column in (images, labels):
+    image = image_column or _image_column(dataset)
+    label = label_column or _label_column(dataset)
+    for column in (image, label):
         if column not in dataset.column_names:
             raise UserError(f"there is no column `{column}`; there are {', '.join(dataset.column_names)}.")
-    if not isinstance(dataset.features[images], datasets.Image):
-        raise UserError(f"the column `{images}` is not of type datasets.Image.")
-    encoded = dataset.with_format(None).select_columns([images]).cast_column(images, datasets.Image(decode=False))
-    chosen = _chosen(dataset, labels, forget_classes)
+    if not isinstance(dataset.features[image], datasets.Image):
+        raise UserError(f"the column `{image}` is not of type datasets.Image.")
+    encoded = dataset.with_format(None).select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    labels = read_labels(dataset, label)
+    chosen = choose(forget_classes, labels.classes, labels.where, numbered=labels.numbered)
+    _mention_unlabelled(labels.rows.count(()))
     forget, retain = (
-        [Source(f"row {i}", _opener(encoded, i, images)) for i, is_chosen in enumerate(chosen) if is_chosen is side]
+        [
+            Source(f"row {number}", _opener(encoded, number, image))
+            for number, row in enumerate(labels.rows)
+            if row and any(each in chosen for each in row) is side
+        ]
         for side in (True, False)
     )
-    name = f"{dataset.info.dataset_name or 'data set'}, forgetting {', '.join(map(str, forget_classes))}"
+    name = f"{dataset.info.dataset_name or 'data set'}, forgetting {', '.join(map(str, chosen))}"
     return read(
         name,
         forget,
@@ -102,30 +116,31 @@ def load_dataset_columns(
     )
 
 
-def _only_column(dataset: Dataset, kind: type, argument: str) -> str:
-    found = [name for name, feature in dataset.features.items() if isinstance(feature, kind)]
+def _only_column(dataset: Dataset, is_one: Callable[[Any], bool], kind: str, argument: str) -> str:
+    found = [name for name, feature in dataset.features.items() if is_one(feature)]
     if len(found) != 1:
-        which = f"which of {', '.join(found)} it is" if found else f"which; none is of type {kind.__name__}"
-        raise UserError(f"say with {argument} {which}.")
+        which = f"the columns {', '.join(found)} are" if found else "no column is"
+        option = argument.replace("_", "-")
+        raise UserError(f"{which} of type {kind}: name one with --{option} (from Python, {argument}).")
     return found[0]
 
 
-def _label_column(dataset: Dataset, kind: type) -> str:
-    typed = any(isinstance(feature, kind) for feature in dataset.features.values())
-    return "label" if not typed and "label" in dataset.column_names else _only_column(dataset, kind, "label_column")
+def _image_column(dataset: Dataset) -> str:
+    kind = require("datasets", "datasets").Image
+    return _only_column(dataset, lambda feature: isinstance(feature, kind), "Image", "image_column")
 
 
-def _chosen(dataset: Dataset, column: str, forget_classes: Sequence[str | int]) -> list[bool]:
-    """Whether each row is of a class to forget."""
-    values = list(dataset.with_format(None)[column])
-    names = getattr(dataset.features[column], "names", None)
-    if names is None:
-        check_classes(forget_classes, sorted(set(values)), f"the column `{column}`")
-        return [value in forget_classes for value in values]
-    wanted = [names[entry] if isinstance(entry, int) and 0 <= entry < len(names) else entry for entry in forget_classes]
-    check_classes(wanted, names, f"the column `{column}`")
-    numbers = {names.index(entry) for entry in wanted}
-    return [value in numbers for value in values]
+def _label_column(dataset: Dataset) -> str:
+    typed = any(class_names(feature) for feature in dataset.features.values())
+    if not typed and "label" in dataset.column_names:
+        return "label"
+    return _only_column(dataset, class_names, "ClassLabel", "label_column")
+
+
+def _mention_unlabelled(count: int) -> None:
+    if count:
+        rows = "1 row without a label is" if count == 1 else f"{count} rows without a label are"
+        warnings.warn(f"{rows} in neither set.", stacklevel=3)
 
 
 def _opener(encoded: Dataset, row: int, column: str) -> Callable[[], Path | BinaryIO]:

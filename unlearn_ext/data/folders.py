@@ -11,8 +11,9 @@ from pathlib import Path
 
 from ..errors import UserError, first_ten
 from . import formats
+from .classes import Label, choose
 from .reading import Source, read
-from .sets import ForgetRetain, check_classes
+from .sets import ForgetRetain
 from .storage import MEMORY
 
 _LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # what Windows leaves in folders of photographs
@@ -70,7 +71,7 @@ def load_folders(
 
 def load_class_folders(
     folder: str | os.PathLike[str],
-    forget_classes: Sequence[str],
+    forget_classes: str | Sequence[Label],
     *,
     size: int,
     channels: int,
@@ -86,7 +87,8 @@ def load_class_folders(
 
     Args:
         folder: the folder of classes; ``~`` is the home folder.
-        forget_classes: names of the sub-folders to forget; all others are retained.
+        forget_classes: names of the sub-folders to forget, or one text of names with commas between them, as it is
+            typed; all others are retained. Names are equal if they look the same (in Unicode's form NFC).
         size: side in pixels that the model works at.
         channels: 1 for grey, 3 for RGB.
         validation: share of each side held out.
@@ -102,19 +104,18 @@ def load_class_folders(
     names = sorted(path.name for path in root.iterdir() if path.is_dir() and not _is_hidden(path))
     if not names:
         raise UserError(f"the folder {root} has no sub-folders: a folder of classes has one for each.")
-    check_classes(forget_classes, names, str(root))
+    chosen = choose(forget_classes, names, str(root))
     classes = {name: _find(root / name) for name in names}
-    for name in forget_classes:
+    for name in chosen:
         _check_some(root / name, classes[name])
     beside = _sort(path for path in root.iterdir() if path.name not in classes)
     _mention_left_out(root, sum((found.left_out for found in classes.values()), beside.left_out))
     _mention_unclassed(root, beside.images)
     forget, retain = (
-        [path for name in names if (name in forget_classes) is side for path in classes[name].images]
-        for side in (True, False)
+        [path for name in names if (name in chosen) is side for path in classes[name].images] for side in (True, False)
     )
     return read(
-        f"{root.name}, forgetting {', '.join(forget_classes)}",
+        f"{root.name}, forgetting {', '.join(chosen)}",
         _sources(forget),
         _sources(retain),
         size=size,

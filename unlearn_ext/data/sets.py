@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,25 +73,6 @@ def divide(
 
 def _digests(images: torch.Tensor) -> Iterator[bytes]:
     return (hashlib.sha256(image.numpy().tobytes()).digest() for image in images)
-
-
-def check_classes(wanted: Collection[str | int], there: Sequence[str | int], where: str) -> None:
-    """Refuse classes that are not there, and a choice that leaves one side empty.
-
-    Args:
-        wanted: classes to forget.
-        there: classes that there are, in the order to name them.
-        where: what holds them.
-
-    Raises:
-        UserError: with one sentence that lists what there is.
-    """
-    known = f"it has {', '.join(map(str, there[:10]))}{f' and {len(there) - 10} more' if len(there) > 10 else ''}"
-    missing = [name for name in wanted if name not in there]
-    if missing:
-        raise UserError(f"{where} has no class {', '.join(map(str, missing))}; {known}.")
-    if not wanted or len(set(wanted)) == len(there):
-        raise UserError(f"forget at least one class of {where}, and leave at least one to retain; {known}.")
 
 
 def _refuse_shared(
