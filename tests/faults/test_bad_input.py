@@ -129,6 +129,11 @@ def nothing(place: Path) -> None:
 # How what was made is spoiled, the command, and the sentence; where it ends with …, another library says the rest.
 FILES = {
     "no checkpoint": (nothing, RUN.replace("checkpoint", "nowhere"), "there is no folder {place}/nowhere."),
+    "one word for a checkpoint": (
+        nothing,
+        RUN.replace("{place}/checkpoint", "checkpoint-of-nobody"),
+        "there is no folder checkpoint-of-nobody; an id of the Hugging Face hub would be written as owner/name.",
+    ),
     "an empty folder for a checkpoint": (
         lambda p: (p / "empty").mkdir(),
         RUN.replace("checkpoint", "empty"),
@@ -221,7 +226,34 @@ FILES = {
     "no such data set": (
         nothing,
         RUN.replace(IMAGES, " --dataset {place}/nowhere --forget-classes cat"),
-        "no split `train` of a data set could be opened from {place}/nowhere: …",
+        "there is no folder {place}/nowhere.",
+    ),
+    "a file for a data set": (
+        nothing,
+        RUN.replace(IMAGES, " --dataset {place}/ours/0.png --forget-classes cat"),
+        "{place}/ours/0.png is a file; give the folder that holds the data set.",
+    ),
+    "a data set that runs code": (
+        text("rows/rows.py", "import datasets"),
+        RUN.replace(IMAGES, " --dataset {place}/rows --forget-classes cat"),
+        "no split `train` of a data set could be opened from {place}/rows: it has a loading script, which the library "
+        "datasets does not run any more: give a folder of images with --data-dir, or have the data set saved with "
+        "save_to_disk.",
+    ),
+    "a data set without images": (
+        text("rows/rows.csv", "name,label\na,1\n"),
+        RUN.replace(IMAGES, " --dataset {place}/rows --forget-classes 1"),
+        "no column is of type Image: name one with --image-column (from Python, image_column).",
+    ),
+    "half of a data set": (
+        text("rows/dataset_dict.json", "{"),
+        RUN.replace(IMAGES, " --dataset {place}/rows --forget-classes 1"),
+        "no split `train` of a data set could be opened from {place}/rows: its JSON files are not what save_to_disk …",
+    ),
+    "films for images": (
+        text("films/a.mp4", "film"),
+        RUN.replace("ours", "films"),
+        "the folder {place}/films holds no image (nor do the folders in it); it holds .mp4 (1).",
     ),
     "no such run": (nothing, "report {place}/nowhere", "there is no run folder at {place}/nowhere."),
     "half of metrics.json": (

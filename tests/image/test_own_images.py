@@ -300,7 +300,7 @@ def test_of_a_saved_data_set_one_split_is_opened(table, tmp_path):
     datasets.DatasetDict(train=table, test=table.select(range(3))).save_to_disk(tmp_path / "several")
     assert len(data.open_dataset(tmp_path / "one", "any")) == len(data.open_dataset(tmp_path / "several")) == len(table)
     assert len(data.open_dataset(tmp_path / "several", "test")) == 3
-    with pytest.raises(UserError, match=r"no split `dev` of a data set could be opened from .*several"):
+    with pytest.raises(UserError, match=r"the data set in .*several has no split `dev`; it has train, test\."):
         data.open_dataset(tmp_path / "several", "dev")
 
 

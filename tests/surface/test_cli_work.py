@@ -298,7 +298,7 @@ def test_a_data_set_with_a_column_of_images(place: Path, tmp_path: Path) -> None
     assert (code, said) == (1, "Error: there is no column `photo`; there are picture, label.")
     code, said = call(*arguments[:-1], str(tmp_path / "nothing"), "--forget-classes", "ours")
     assert code == 1
-    assert "no split `train` of a data set could be opened from" in said
+    assert said == f"Error: there is no folder {tmp_path / 'nothing'}."
     assert call(*arguments)[0] == 2
 
 

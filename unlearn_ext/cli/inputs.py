@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,8 +68,8 @@ def prepare(sources: Sources, training: Training, machine: Machine, progress: Ca
 def keep_apart(out: Path, sources: Sources) -> None:
     """Raises ``UserError`` where what is read lies in the folder that is written to, or that in it."""
     for read in (sources.model, sources.data_dir, sources.dataset, sources.forget, sources.retain):
-        if read is not None and Path(read).exists():
-            written, original = out.resolve(), Path(read).resolve()
+        if read is not None and os.path.exists(original := Path(read).expanduser()):
+            written, original = out.resolve(), original.resolve()
             if written == original or written in original.parents or original in written.parents:
                 raise UserError(
                     f"{out}, which is written to, and {read}, which is only read, are one folder or one lies in the "

@@ -62,7 +62,11 @@ class Sources(Small):
     retain: Annotated[Path | None, _option("Images", "Your own images to retain, a folder.")] = None
     dataset: Annotated[
         str | None,
-        _option("Images", "A data set of Hugging Face's library datasets: a folder, or a hub id.", metavar="DIR"),
+        _option(
+            "Images",
+            "A data set of Hugging Face's library datasets: a folder, or an id of its hub (a name, or owner/name).",
+            metavar="DIR",
+        ),
     ] = None
     split: Annotated[str, _option("Images", "Of --dataset.")] = "train"
     image_column: Annotated[
@@ -79,7 +83,7 @@ class Sources(Small):
     ] = field(default_factory=list)  # fmt: skip
     model: Annotated[
         str | None,
-        _option("Model", "Checkpoint, a folder or hub id.", metavar="DIR",
+        _option("Model", "Checkpoint: a folder, or an id of the Hugging Face hub, owner/name.", metavar="DIR",
                 show_default="a small one, trained once and cached"),
     ] = None  # fmt: skip
 

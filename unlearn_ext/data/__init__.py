@@ -1,8 +1,9 @@
 """Images to forget and images to retain: the built-in sets, and the user's own."""
 
 from .builtin import BUILT_IN, SIDE, labelled, load
-from .columns import load_dataset_columns, open_dataset
+from .columns import load_dataset_columns
 from .folders import load_class_folders, load_folders
+from .opening import open_dataset
 from .sets import ForgetRetain, divide
 
 __all__ = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,27 +17,6 @@ from .storage import MEMORY
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-def open_dataset(path_or_id: str | os.PathLike[str], split: str = "train") -> Dataset:
-    """One split of a data set, from a folder that ``save_to_disk`` wrote, or any that ``load_dataset`` knows.
-
-    Args:
-        path_or_id: folder or hub id.
-        split: which; of a folder with one split alone, that one, whatever its name.
-
-    Raises:
-        UserError: it cannot be opened, there is no such split, or a missing extra.
-    """
-    datasets = require("datasets", "datasets")
-    try:
-        if not any((Path(path_or_id) / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            return datasets.load_dataset(os.fspath(path_or_id), split=split)
-        saved = datasets.load_from_disk(path_or_id)
-        return saved[split] if isinstance(saved, dict) else saved
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError, ConnectionError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise UserError(f"no split `{split}` of a data set could be opened from {path_or_id}: {said}") from error
 
 
 def load_dataset_columns(

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from ..errors import UserError
+from ..places import expanded
 
 Inputs = tuple[torch.Tensor, ...]
 
@@ -72,7 +73,7 @@ def load(family: str, path_or_id: str | os.PathLike[str]) -> I2IModel:
         family: ``"vqgan"``, a checkpoint of ``diffusers.VQModel``; ``"autoencoder"``, one of
             ``diffusers.AutoencoderKL``; ``"mae"``, one of ``transformers.ViTMAEForPreTraining``; or ``"diffusion"``,
             one of ``diffusers.UNet2DModel`` with a scheduler that has DDPM's noise schedule.
-        path_or_id: folder that ``save_pretrained`` wrote, or hub id.
+        path_or_id: folder that ``save_pretrained`` wrote (``~`` is the home folder), or hub id.
 
     Raises:
         UserError: unknown family, a checkpoint of another family or of a kind that the family does not know, one that
@@ -80,7 +81,7 @@ def load(family: str, path_or_id: str | os.PathLike[str]) -> I2IModel:
     """
     check_family(family)
     module = importlib.import_module(f".{family}", __name__)
-    return getattr(module, FAMILIES[family]).from_pretrained(path_or_id)
+    return getattr(module, FAMILIES[family]).from_pretrained(expanded(path_or_id))
 
 
 def check_family(family: str) -> None:

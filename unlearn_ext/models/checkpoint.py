@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..places import check_model
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 
@@ -26,7 +27,8 @@ def loading(class_name: str, path_or_id: str | os.PathLike[str]) -> Iterator[Non
         UserError: there is no such folder; it has no weights but pickled ones, which are not opened; or whatever the
             libraries made of it, since they raise all kinds of errors.
     """
-    path = Path(path_or_id)
+    check_model(path_or_id)
+    path = Path(path_or_id).expanduser()
     files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
     pickles = [file.name for file in files if file.suffix in _PICKLES]
     if pickles and not any(file.suffix == ".safetensors" for file in files):
@@ -34,8 +36,6 @@ def loading(class_name: str, path_or_id: str | os.PathLike[str]) -> Iterator[Non
             f"{path} holds its weights as a pickle, {pickles[0]}, which would run any code that is in it: have it "
             "written as safetensors by somebody who trusts it."
         )
-    if not path.exists() and (path.is_absolute() or str(path_or_id).startswith(".") or len(path.parts) > 2):
-        raise UserError(f"there is no folder {path_or_id}.")  # a hub id is never written like this
     if path.is_file():
         raise UserError(f"{path} is a file; give the folder that the model's library saved.")
     try:

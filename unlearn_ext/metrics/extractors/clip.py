@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ...errors import UserError, require
+from ...places import check_model, expanded
 from .pixels import resized, rgb
 
 
@@ -17,7 +18,7 @@ class CLIP:
     Pixels are normalised as ``preprocessor_config.json`` beside the weights says, or as OpenAI trained CLIP.
 
     Args:
-        path_or_id: folder or hub id; safetensors only, since a pickle runs code.
+        path_or_id: folder (``~`` is the home folder) or hub id; safetensors only, since a pickle runs code.
 
     Raises:
         UserError: nothing there, a checkpoint of another class, or a missing extra.
@@ -25,6 +26,9 @@ class CLIP:
 
     def __init__(self, path_or_id: str) -> None:
         transformers = require("transformers", "images")
+        check_model(path_or_id)
+        self.name = f"clip:{path_or_id}"
+        path_or_id = expanded(path_or_id)
         try:
             saved = transformers.AutoConfig.from_pretrained(path_or_id).model_type
             if saved != "clip":
@@ -43,7 +47,6 @@ class CLIP:
             for key, default in (("image_mean", usual.OPENAI_CLIP_MEAN), ("image_std", usual.OPENAI_CLIP_STD))
         )
         self.module = module.eval().requires_grad_(False)
-        self.name = f"clip:{path_or_id}"
         self.size = module.config.vision_config.image_size
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:

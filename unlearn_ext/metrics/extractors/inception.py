@@ -32,7 +32,7 @@ class InceptionV3:
     size = 299
 
     def __init__(self, file: str | None = None) -> None:
-        path = Path(file) if file else _downloaded()
+        path = Path(file).expanduser() if file else _downloaded()
         _check(path)  # before torch-fidelity unpickles it, which runs what is in it
         module = require("torch_fidelity.feature_extractor_inceptionv3", "inception").FeatureExtractorInceptionV3
         self.module = module(self.name, ["2048"], feature_extractor_weights_path=str(path))
