@@ -236,7 +236,8 @@ def test_nothing_is_held_once_it_is_written(tmp_path):
     """A run's state is larger than its model: were it part of a cycle, it would stay until Python looks for those."""
 
     def held():
-        return [o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.shape == (12, 34, 5)]
+        # By the type, since dead proxies, as torch.compile leaves, raise when isinstance asks for their class.
+        return [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.shape == (12, 34, 5)]
 
     gc.disable()
     try:
