@@ -208,6 +208,14 @@ class TestUnscaledTwice:
         with pytest.raises(RuntimeError, match="unscale_"):
             optimizer.hold_constraint(f1, scaler)
 
+    def test_a_scaler_that_is_switched_off_is_none(self, cls):
+        net, scaler = network(), torch.amp.GradScaler("cpu", enabled=False)
+        optimizer = cls(net.parameters(), lr=0.1, control=ux.EpsilonGap(0.01))
+        optimizer.hold_constraint(self.scaled(net, scaler, f1_of(net)), scaler)
+        self.scaled(net, scaler, f2_of(net))
+        scaler.step(optimizer)
+        assert optimizer.stats.sq_constraint.item() > 0
+
     def test_of_another_optimizer_matters_not(self, cls):
         net, other, scaler = network(), network(), torch.amp.GradScaler("cpu")
         optimizer, others = (cls(n.parameters(), lr=0.1, control=ux.EpsilonGap(0.01)) for n in (net, other))

@@ -155,7 +155,7 @@ class EpsilonOptimizer(Optimizer):
             RuntimeError: no parameter has a gradient; the optimizer has no ``control``; ``p.grad`` still holds what the
                 last step used; ``scaler.unscale_`` was called before; or FSDP1 flattened the parameters.
         """
-        if scaler is not None:
+        if scaler is not None and scaler.is_enabled():
             refuse_unscaled(self, scaler)
         self._constraint.hold(value, self._params(), scaler)
 
