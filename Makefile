@@ -40,8 +40,9 @@ $(STAMP): pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 	$(BIN)/python -m pip install --quiet --editable '.[all,test]'
 	@touch $@
 
+# --resume: a demo that was interrupted goes on, and a finished one is shown again rather than refused.
 demo: $(STAMP)
-	$(BIN)/unlearn-ext demo --out runs/demo
+	$(BIN)/unlearn-ext demo --out runs/demo --resume
 
 # Two processes take two thirds of the time, and a gigabyte each; a file stays in one, for what its tests share.
 test: $(STAMP)

@@ -1,11 +1,49 @@
-"""What is kept between runs: downloads and pretrained models."""
+"""The folder that downloads and pretrained models are kept in between runs."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
+
+from .errors import UserError
+from .writing import check_encodable
 
 
 def cache_folder() -> Path:
-    """Where downloads and pretrained models are kept: ``$UNLEARN_EXT_CACHE``, else ``~/.cache/unlearn_ext``."""
-    return Path(os.environ.get("UNLEARN_EXT_CACHE") or Path.home() / ".cache" / "unlearn_ext")
+    """Return the cache folder, which need not exist.
+
+    It is ``$UNLEARN_EXT_CACHE``, else ``unlearn_ext`` in ``$XDG_CACHE_HOME``, else ``~/.cache/unlearn_ext``.
+
+    Raises:
+        UserError: neither variable is set, and there is no home folder.
+    """
+    if chosen := os.environ.get("UNLEARN_EXT_CACHE"):
+        return Path(chosen)
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(shared):  # the XDG specification says to ignore a relative one
+        return Path(shared) / "unlearn_ext"
+    try:
+        return Path.home() / ".cache" / "unlearn_ext"
+    except RuntimeError:
+        raise UserError(
+            "there is no home folder to keep downloads and small models in: set UNLEARN_EXT_CACHE to a folder for them."
+        ) from None
+
+
+def writable_cache_folder() -> Path:
+    """Return the cache folder, after making it and a file in it; call it before computing what is to be kept there.
+
+    Raises:
+        UserError: there is none, it cannot be written to, or models could not be loaded from it.
+    """
+    folder = cache_folder()
+    check_encodable(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {folder} cannot be written to: {error.strerror}; set UNLEARN_EXT_CACHE to one that can."
+        ) from error
+    return folder

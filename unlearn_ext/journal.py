@@ -8,14 +8,12 @@ order in which it was asked for.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,13 +21,11 @@ from typing import Any, TypeVar
 import torch
 
 from . import parallel
-from .batches import Task, pixels
-from .data.augment import Augment
 from .errors import UserError, require
+from .lock import FILE as LOCK
 from .lock import locked
-from .models import I2IModel
-from .settings import Settings
-from .writing import UNFINISHED, save_file
+from .outputs import Outputs, refuse_foreign, refuse_other_commands
+from .writing import check_encodable, remove, save_file, tidy
 
 SECONDS = 60.0  # of work that a run may lose
 
@@ -42,24 +38,28 @@ class Journal:
 
     Args:
         path: of the file.
-        identity: of the run, see :func:`identity`.
+        identity: of the run, see :func:`unlearn_ext.identity.identity`.
         kept: what an earlier process left in the file, if it did.
 
     Attributes:
         finished: there is nothing left to do.
-        begun: an earlier process left something to go on from.
     """
 
     def __init__(
         self, path: Path | None = None, identity: Mapping[str, Any] | None = None, kept: Tree | None = None
     ) -> None:
-        self.finished, self.begun = kept is not None and kept["finished"], kept is not None
+        self.finished = kept is not None and kept["finished"]
         self._path, self._identity = path, identity
         self._entries: list[Tree] = kept["entries"] if kept else []
         self._aside: Tree = kept["aside"] if kept else None
         self._state: Tree | None = kept["state"] if kept else None  # of the segment to take up; None once it was
         self._next = 0
-        self._written = time.monotonic()
+        self._written, self._is_empty = time.monotonic(), kept is None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether its file says nothing but whose the folder is."""
+        return self._path is not None and self._is_empty
 
     def recall(self, compute: Callable[[], T]) -> T:
         """What was computed at this place before, else what is computed now: numbers, tensors, lists and dicts."""
@@ -98,60 +98,75 @@ class Journal:
             self._write(finished=True, entries=[], aside=None, state=None)
 
     def _write(self, **content: Tree) -> None:
-        save_file(self._path, lambda place: pack({"identity": self._identity, **content}, place))
-        self._written = time.monotonic()
+        _write(self._path, self._identity, **content)
+        self._written, self._is_empty = time.monotonic(), False
 
 
 @contextmanager
 def journal(
-    folder: str | PathLike[str] | None, result: str, identity: Mapping[str, Any], *, resume: bool
+    folder: str | PathLike[str] | None, outputs: Outputs, identity: Mapping[str, Any], *, resume: bool, force: bool
 ) -> Iterator[Journal]:
-    """The journal of a run, which no other process may work on meanwhile; of several processes, the first keeps it.
+    """Open the journal of a run, and keep other processes out of its folder; of several processes, the first does.
+
+    A run that begins removes what an earlier one wrote, after its own journal says whose folder it is.
 
     Args:
         folder: of the run; None for a run that writes nothing.
-        result: name of what the run leaves there when it has finished.
-        identity: see :func:`identity`.
-        resume: go on with what is there, if anything is.
+        outputs: what the run writes there.
+        identity: of the run, see :func:`unlearn_ext.identity.identity`.
+        resume: go on with the run that is there, if one is.
+        force: replace the run that is there, if one is.
 
     Raises:
-        UserError: another process is at work there; there is an unfinished run, and it is not to be resumed or is
-            another one.
+        UserError: in every process; see :func:`check`.
     """
     if folder is None:
         yield Journal()
         return
-    path = Path(folder) / f".{result}.journal"
-    with locked(path.parent) if parallel.is_first() else nullcontext():
-        yield _opened(path, result, identity, resume)
+    path = _path(folder, outputs)
+    with ExitStack() as held:
+
+        def opened() -> bytes | None:
+            decide = partial(_decide, path, outputs, identity, resume=resume, force=force, complete=True)
+            if not (path.parent / LOCK).exists():
+                decide()  # a folder that is refused gets not even a lock
+            held.enter_context(locked(path.parent))
+            tidy(path.parent)
+            resumed, replaced = decide()
+            if resumed:
+                return path.read_bytes()
+            _write(path, identity, finished=False, entries=[], aside=None, state=None)
+            remove(replaced, path.parent)
+            return None
+
+        content = parallel.from_first(opened)
+        kept = None if content is None else _read(path, lambda: unpacked(content))
+        run = Journal(path if parallel.is_first() else None, identity, kept)
+        try:
+            yield run
+        finally:
+            if run.is_empty and outputs.find(path.parent, has_journal=True) == ([], []):
+                path.unlink(missing_ok=True)  # else a run that failed at once would keep the next one out
 
 
-def identity(
-    model: I2IModel,
-    images: Mapping[str, torch.Tensor],
-    task: Task,
-    augment: Augment | None,
-    settings: Settings,
-    **asked: Any,
-) -> dict[str, Any]:
-    """All that the outcome of a run depends on, by the name that a person knows it by.
+def check(folder: str | PathLike[str], outputs: Outputs, part: Mapping[str, Any], *, resume: bool, force: bool) -> None:
+    """Check that a run may write to a folder, before anything is loaded or trained for it.
 
     Args:
-        model: before unlearning.
-        images: of every kind, uint8 [N, C, H, W], or float32 in [-1, 1].
-        task: T; it is known by what it makes of some images, and so is the augmentation.
-        augment: of training images.
-        settings: of the training.
-        asked: what else was asked for; numbers, strings and lists of them.
-    """
-    from . import __version__
+        folder: of the run; nothing is written to it.
+        outputs: what the run writes there.
+        part: of the run's identity, as much as is known; see :mod:`unlearn_ext.identity`.
+        resume: go on with the run that is there, if one is.
+        force: replace the run that is there, if one is.
 
-    some = pixels(next(iter(images.values()))[:4])
-    trained = {name: value for name, value in asdict(settings).items() if name != "memory"}
-    things = {"model": _digest(*model.module.state_dict().values()), "task": _digest(task(some))}
-    things |= {"augmentation": None if augment is None else _digest(augment(some, 1))}
-    things |= {name: _digest(part) for name, part in images.items()}
-    return {"version of unlearn_ext": __version__, "family": model.family, **trained, **things, **asked}
+    Raises:
+        UserError: the folder holds a run, finished or not, and neither ``resume`` nor ``force`` is given; or the run
+            that is to be resumed differs; or the folder holds files of these names that no run wrote, or what another
+            command wrote; or another process is at work there; or both ``resume`` and ``force`` are given.
+    """
+    path = _path(folder, outputs)
+    with locked(path.parent) if (path.parent / LOCK).exists() else nullcontext():
+        _decide(path, outputs, part, resume=resume, force=force, complete=False)
 
 
 def pack(tree: Tree, path: Path) -> None:
@@ -168,7 +183,12 @@ def unpacked(content: bytes) -> Tree:
     """What :func:`pack` wrote; tuples as lists, tensors on the CPU."""
     tensors = require("safetensors.torch", "images").load(content)
     length = int.from_bytes(content[:8], "little")  # of the header, which the library gives only of files
-    return _whole(json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["tree"]), tensors)
+    return _whole(_tree(content[8 : 8 + length]), tensors)
+
+
+def _tree(header: bytes) -> Any:
+    """Return the tree as JSON knows it, from the header of a file of safetensors."""
+    return json.loads(json.loads(header)["__metadata__"]["tree"])
 
 
 def _plain(part: Tree, tensors: dict[str, torch.Tensor]) -> Any:
@@ -190,51 +210,87 @@ def _whole(part: Any, tensors: Mapping[str, torch.Tensor]) -> Tree:
     return [_whole(value, tensors) for value in part] if isinstance(part, list) else part
 
 
-def _opened(path: Path, result: str, identity: Mapping[str, Any], resume: bool) -> Journal:
-    """What was kept, which is large, is held by the journal alone."""
-    content = parallel.from_first(lambda: _found(path, result, identity, resume))
-    kept = None if content is None else unpacked(content)
-    return Journal(path if parallel.is_first() else None, identity, kept)
+def _path(folder: str | PathLike[str], outputs: Outputs) -> Path:
+    check_encodable(folder)
+    return Path(folder) / f".{outputs.result}.journal"
 
 
-def _found(path: Path, result: str, identity: Mapping[str, Any], resume: bool) -> bytes | None:
-    """What a run may go on from, after what nobody can go on from is removed."""
-    folder = path.parent
-    _tidy(folder)
-    if not path.exists():
-        return None
+def _decide(
+    path: Path, outputs: Outputs, mine: Mapping[str, Any], *, resume: bool, force: bool, complete: bool
+) -> tuple[bool, list[Path]]:
+    """Return whether to go on with a run, and else what it would replace; raise ``UserError``, see :func:`check`.
+
+    Args:
+        path: of the journal.
+        outputs: what the run writes.
+        mine: its identity.
+        resume: go on with the run that is there, if one is.
+        force: replace the run that is there, if one is.
+        complete: ``mine`` is the whole identity; else keys that are missing in it do not count.
+    """
+    if resume and force:
+        raise UserError("--resume goes on with the run that is there and --force replaces it: give one of them.")
+    folder, result = path.parent, path.parent / outputs.result
+    refuse_other_commands(folder, outputs.command)
+    kept = _read(path, lambda: _header(path)) if path.exists() else None
+    ours, others = outputs.find(folder, has_journal=kept is not None)
+    if not ours and (kept is None or kept["state"] is None):
+        refuse_foreign(folder, others)
+        return False, []
+    finished = result.exists() and (kept is None or kept["finished"])
+    if resume:
+        _refuse_different(path, kept, mine, finished, complete)
+        if finished:
+            return True, []
+    refuse_foreign(folder, others)
+    if resume or force:
+        return resume and kept["state"] is not None, ours
+    if finished:
+        raise UserError(
+            f"{result} is the result of a finished run: choose another folder, give --resume to see it again if the "
+            "command is the same (in Python resume=True), or --force to replace it (force=True)."
+        )
+    raise UserError(
+        f"{folder} holds an unfinished run: give --resume to go on with it (in Python resume=True), choose another "
+        "folder, or give --force to replace it (force=True)."
+    )
+
+
+def _refuse_different(
+    path: Path, kept: Mapping[str, Any] | None, mine: Mapping[str, Any], finished: bool, complete: bool
+) -> None:
+    """Raise ``UserError`` where the run that is there is another one, or nothing says which one it is."""
+    what = f"{path.parent} holds {'a finished' if finished else 'an unfinished'} run"
+    if kept is None:
+        raise UserError(
+            f"{what} without its journal {path.name}, so nothing says whether it is the same: choose another folder, "
+            "or give --force to replace it (in Python force=True)."
+        )
+    theirs = kept["identity"]
+    names = {**mine, **theirs} if complete else mine
+    differing = [name for name in names if name not in theirs or name not in mine or theirs[name] != mine[name]]
+    if differing:
+        raise UserError(
+            f"{what} of something else, it differs in: {', '.join(differing)}; give the command that it was begun "
+            "with, choose another folder, or give --force to replace it (in Python force=True)."
+        )
+
+
+def _read(path: Path, read: Callable[[], T]) -> T:
     try:
-        content = path.read_bytes()
-        kept = unpacked(content)
-        finished, others = kept["finished"], [name for name in identity if kept["identity"].get(name) != identity[name]]
+        return read()
     except Exception as error:
         raise UserError(f"{path} is no journal of a run ({error}): delete it to begin from the beginning.") from error
-    if finished and not (resume and not others and (folder / result).exists()):
-        path.unlink()
-        return None
-    if not resume:
-        raise UserError(
-            f"{folder} holds an unfinished run: give --resume (in Python resume=True) to go on with it, choose another "
-            f"folder, or delete {path} to begin from the beginning."
-        )
-    if others:
-        raise UserError(
-            f"{folder} holds an unfinished run of something else, it differs in: {', '.join(others)}; give the command "
-            "that it was begun with, or choose another folder."
-        )
-    return content
 
 
-def _tidy(folder: Path) -> None:
-    """Removes what processes that were killed had not written to its end."""
-    for path in folder.glob(f"*{UNFINISHED}"):
-        if re.search(r"\.\d+\.part$", path.name):
-            shutil.rmtree(path)
+def _write(path: Path, identity: Mapping[str, Any] | None, **content: Tree) -> None:
+    save_file(path, lambda place: pack({"identity": identity, **content}, place))
 
 
-def _digest(*tensors: torch.Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+def _header(path: Path) -> dict[str, Any]:
+    """Return a journal without its tensors, which are large: ``identity``, ``finished``, and ``state`` or None."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(min(length, path.stat().st_size))  # of a damaged file, the length may be anything
+    kept = _whole(_tree(header), defaultdict(lambda: None))
+    return {name: kept[name] for name in ("identity", "finished", "state")}

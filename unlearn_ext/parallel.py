@@ -11,7 +11,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -56,22 +56,60 @@ def joined() -> Iterator[None]:
     dist.destroy_process_group()
 
 
+class FirstFailed(UserError):
+    """What the first process raised, in the others, which need not say it again."""
+
+
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """The first process does what is inside before the others do: they find in the cache what it left there."""
+    """Let the first process do what is inside before the others do: they find in the cache what it left there.
+
+    Raises:
+        FirstFailed: in the others, where the first raised an exception.
+    """
     if not is_first():
-        dist.barrier()
-    yield
+        _from_first()
+    try:
+        yield
+    except Exception as error:
+        if several() and is_first():
+            _to_others(None, error)
+        raise
     if several() and is_first():
-        dist.barrier()
+        _to_others(None)
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What the first process makes, in every process."""
-    box = [make() if is_first() else None]
+    """Return what the first process makes, in every process.
+
+    Raises:
+        FirstFailed: in the others, where the first raised an exception.
+    """
+    if not is_first():
+        return _from_first()
+    try:
+        made = make()
+    except Exception as error:
+        if several():
+            _to_others(None, error)
+        raise
     if several():
-        dist.broadcast_object_list(box)
-    return box[0]
+        _to_others(made)
+    return made
+
+
+def _to_others(made: Any, error: Exception | None = None) -> None:
+    """Send what the first process made, or why it did not: without a word, the others would wait for ever."""
+    dist.broadcast_object_list([made, None if error is None else str(error)])
+
+
+def _from_first() -> Any:
+    box = [None, None]
+    dist.broadcast_object_list(box)
+    made, failure = box
+    if failure is not None:
+        raise FirstFailed(failure)
+    return made
 
 
 def part(index: torch.Tensor) -> torch.Tensor:

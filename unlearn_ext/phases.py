@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import math
-import shutil
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,17 +24,30 @@ from .data.augment import Augment
 from .encoder import Encoder
 from .errors import UserError
 from .footprint import peak_mb, release
-from .journal import Journal, identity, journal
+from .identity import identity
+from .journal import Journal, journal
 from .models import I2IModel, reconstruct
 from .objectives import Objectives
+from .outputs import Outputs
 from .pareto import ParetoFront, ParetoPoint, point_name
 from .progress import Callback, Progress
 from .run import History, OnStep, Run, warn_if_outside, warn_if_skipped
 from .settings import Settings
-from .writing import save_folder, told, write_arrays, write_atomically, write_table
+from .writing import save_folder, write_arrays, write_table, write_text
 
 HIGH, LOW, EPSILON = "boundary-high", "boundary-low", "epsilon"
 FRONT = "front.csv"  # written last: where it is, the run is whole
+_FIGURES = [f"{name}.{kind}" for name in ("front", "steering", "convergence", "strip") for kind in ("png", "svg")]
+OUTPUTS = Outputs(
+    "sweep",
+    FRONT,
+    models=rf"{HIGH}|{LOW}|eps--?\d+\.\d{{4}}",
+    # The command line, the evaluation and the report add the second line to what a sweep itself writes.
+    files=(
+        FRONT, "history.csv", "samples.npz", "metrics.json",
+        "sources.json", "metrics.csv", "report.html", *(f"figures/{name}" for name in _FIGURES),
+    ),
+)  # fmt: skip
 HELD_OUT = ("forget_validation", "retain_validation")
 F2_TOLERANCE = 1e-3  # f2 that counts as no cost, in variances of the frozen latents
 STALL = 0.02  # f1 is at its infimum when a run lowers it by less than this share of f1 before unlearning …
@@ -63,6 +76,7 @@ def sweep(
     settings: Settings | None = None,
     progress: Callback | None = None,
     resume: bool = False,
+    force: bool = False,
 ) -> ParetoFront:
     """Both boundaries, and min f2 s.t. f1 ≤ ε for ε between them.
 
@@ -90,20 +104,20 @@ def sweep(
             columns are NaN.
         augment: of training images, one of :mod:`unlearn_ext.data.augment` or any function of images and the number of
             a draw. The frozen encoder then works at every step.
-        out: folder for the models, ``front.csv``, ``history.csv``, ``metrics.json`` and ``samples.npz``; what an
-            earlier sweep left there is replaced, if it came to its end.
+        out: folder for the models, ``front.csv``, ``history.csv``, ``metrics.json`` and ``samples.npz``.
         dataset: what the images are, for ``metrics.json``.
         settings: of each run.
         progress: called at most ten times a second.
         resume: go on with this sweep where an earlier process left it in ``out``, and end as that would have ended; one
             that is finished there is returned, with a warning.
+        force: replace an earlier sweep in ``out``, finished or not. What it wrote is removed, and no other file.
 
     Returns:
         The front, from the highest completeness to the lowest.
 
     Raises:
-        UserError: f1 cannot be lowered at all; or ``out`` cannot be written to, another process is at work there, or it
-            holds an unfinished sweep that is not to be resumed, or is another one.
+        UserError: f1 cannot be lowered at all; or ``out`` cannot be written to; or, before anything is trained,
+            :func:`unlearn_ext.journal.check` refuses ``out``: it holds another run, or files that no run wrote.
     """
     settings = settings or Settings()
     if points < 0:
@@ -115,13 +129,12 @@ def sweep(
         raise UserError(f"there is no point number {wrong[0]}; the numbers are 1 to {count}.")
     check_model(model)
     check_task(task)
-    asked = {"points": points} if epsilons is None else {"epsilons": _distinct(epsilons)}
-    asked |= {"cold": cold or only is not None, "only": None if only is None else sorted(set(only))}
+    asked = wanted(points, epsilons, only, cold)
     sets = {"forget": forget, "retain": retain, **dict(zip(HELD_OUT, held_out or (), strict=False))}
     for name, images in sets.items():
         check_images(name.replace("_", " "), images, model)
     run = {} if out is None else identity(model, sets, task, augment, settings, **asked)
-    with journal(out, FRONT, run, resume=resume) as kept:
+    with journal(out, OUTPUTS, run, resume=resume, force=force) as kept:
         if kept.finished:
             warnings.warn(f"the run in {out} is finished: nothing is left to do.", stacklevel=2)
             return ParetoFront.from_csv(Path(out) / FRONT)
@@ -164,8 +177,6 @@ class _Walk:
         self.points: list[ParetoPoint] = []
         self.stage = self.stages = 0
         self.out = None if out is None else Path(out)
-        if self.out is not None and not kept.begun:
-            _empty(self.out)
         shown = [pixels(side.images[:SAMPLES]) for side in (objectives.forget, objectives.retain)]
         self.show, self.is_forget = torch.cat(shown), [True] * len(shown[0]) + [False] * len(shown[1])
         unmodified = reconstruct(model, self.show, self.task)
@@ -258,7 +269,7 @@ class _Walk:
             self._write_history(front)
             self._write_samples()
             metrics = json.dumps(self._metrics(front, dataset), indent=2, ensure_ascii=False)
-            write_atomically(self.out / "metrics.json", f"{metrics}\n".encode())
+            write_text(self.out / "metrics.json", f"{metrics}\n")
             front.to_csv(self.out / FRONT)
         warn_if_skipped(self.histories.values())
         self.journal.finish()
@@ -332,6 +343,12 @@ class _Walk:
         }
 
 
+def wanted(points: int, epsilons: Sequence[float] | None, only: Sequence[int] | None, cold: bool) -> dict[str, Any]:
+    """Return which points a sweep is asked for, as part of its identity; the arguments are those of :func:`sweep`."""
+    which = {"points": points} if epsilons is None else {"epsilons": _distinct(epsilons)}
+    return {**which, "cold": cold or only is not None, "only": None if only is None else sorted(set(only))}
+
+
 def _distinct(epsilons: Sequence[float]) -> list[float]:
     """Falling, to the four decimals that a point's name has: no two points may share a folder."""
     return sorted({round(epsilon, 4) for epsilon in epsilons}, reverse=True)
@@ -345,13 +362,3 @@ def _encoder_state(model: I2IModel) -> list[torch.Tensor]:
 def _restore_encoder(model: I2IModel, state: list[torch.Tensor]) -> None:
     for parameter, value in zip(model.encoder_parameters(), state, strict=True):
         parameter.copy_(value)
-
-
-def _empty(out: Path) -> None:
-    """Removes the models that the front of an earlier sweep names in a folder, and what was said of them."""
-    models = [point.name for point in ParetoFront.from_csv(out / FRONT)] if (out / FRONT).exists() else []
-    with told(out):
-        for name in models:
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in ("sources.json", "metrics.csv", "history.csv", "samples.npz", "metrics.json", FRONT):
-            (out / name).unlink(missing_ok=True)

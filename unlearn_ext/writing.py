@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,9 @@ import numpy as np
 
 from .errors import UserError
 
-UNFINISHED = ".part"  # how the name of what is not whole yet ends
+RECORD = ".unlearn_ext.json"  # in a folder that was saved: the paths of its files, relative to it
+# How the names end of what is not whole yet, and of what was there before; nobody's own files are named like this.
+_UNFINISHED, _REPLACED = ".unlearn_ext.part", ".unlearn_ext.old"
 
 _REMEDIES = {
     errno.ENOSPC: "free some space",
@@ -40,12 +43,21 @@ def write_atomically(path: Path, content: bytes) -> None:
     save_file(path, lambda place: place.write_bytes(content))
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8; as :func:`write_atomically`.
+
+    A file name may hold bytes that are not UTF-8, which Python keeps as lone surrogates. They are written as escapes,
+    such as ``\\udce9``. In JSON this is the escape of that very surrogate, so the name is read back unchanged.
+    """
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
+
+
 def save_file(path: Path, save: Callable[[Path], object]) -> None:
     """As :func:`write_atomically`, by a function that writes the file at the place that it is given.
 
     That is in a folder of its own, for some libraries write a file beside it first, which a kill would leave there.
     """
-    unfinished = _unfinished(path)
+    unfinished = _beside(path, _UNFINISHED)
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -65,7 +77,7 @@ def write_table(path: Path, names: Sequence[str], rows: Iterable[Iterable[Any]])
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
     writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    write_text(path, text.getvalue())
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -81,7 +93,7 @@ def file_name(text: str) -> str:
 
 
 def save_folder(folder: Path, save: Callable[[Path], None], *, replace: bool) -> None:
-    """Write a folder.
+    """Write a folder, and in it ``RECORD``, the list of its files.
 
     Args:
         folder: its place.
@@ -91,19 +103,68 @@ def save_folder(folder: Path, save: Callable[[Path], None], *, replace: bool) ->
     Raises:
         UserError: it cannot be written; what was there is as it was.
     """
-    unfinished = _unfinished(folder)
+    unfinished, replaced = _beside(folder, _UNFINISHED), _beside(folder, _REPLACED)
     with told(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             save(unfinished)
+            files = sorted(str(path.relative_to(unfinished)) for path in unfinished.rglob("*") if path.is_file())
+            (unfinished / RECORD).write_text(json.dumps(files), encoding="utf-8")
             for path in (*unfinished.rglob("*"), unfinished):
                 _sync(path)
             if replace and folder.exists():
-                shutil.rmtree(folder)
+                folder.rename(replaced)  # not removed before the new one is in its place
             _rename(unfinished, folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+            _settle(replaced, folder)
         _sync(folder.parent)
+
+
+def saved_files(folder: Path) -> set[Path] | None:
+    """Return the files that :func:`save_folder` wrote into a folder, ``RECORD`` included; None if it wrote none."""
+    try:
+        names = [Path(name) for name in json.loads((folder / RECORD).read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
+        return None
+    if any(name.is_absolute() or ".." in name.parts for name in names):
+        return None  # not written by save_folder
+    return {folder / name for name in (*names, RECORD)}
+
+
+def remove(files: Iterable[Path], root: Path) -> None:
+    """Remove files below a folder, each ``RECORD`` after the files that it lists, and folders that are empty then.
+
+    Raises:
+        UserError: one cannot be removed.
+    """
+    for file in sorted(files, key=lambda file: file.name == RECORD):
+        with told(file):
+            file.unlink(missing_ok=True)
+        for folder in file.relative_to(root).parents[:-1]:
+            try:
+                (root / folder).rmdir()
+            except OSError:  # something else is in it
+                break
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed processes had not finished writing into a folder, and put back what they had moved aside."""
+    for path in folder.glob(f"*.*{_UNFINISHED}"):
+        shutil.rmtree(path)
+    for path in folder.glob(f"*.*{_REPLACED}"):
+        name, _process = path.name.removesuffix(_REPLACED).rsplit(".", 1)
+        _settle(path, folder / name)
+
+
+def check_encodable(path: str | os.PathLike[str]) -> None:
+    """Raise ``UserError`` where a path is not UTF-8: safetensors writes models to such a path, but cannot read them."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"the path {path} is not UTF-8, so models could not be loaded from it: rename it or choose another folder."
+        ) from None
 
 
 @contextmanager
@@ -138,8 +199,16 @@ def _rename(unfinished: Path, folder: Path) -> None:
             raise
 
 
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}{ending}")
+
+
+def _settle(replaced: Path, folder: Path) -> None:
+    """Remove what was moved aside if its successor is in place, else put it back."""
+    if folder.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+    elif replaced.exists():
+        replaced.rename(folder)
 
 
 def _sync(path: Path) -> None:

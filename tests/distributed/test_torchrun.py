@@ -82,7 +82,12 @@ def test_an_error_ends_all_processes_and_is_said_once(place, tmp_path):
     arguments[arguments.index("--retain") + 1] = str(place / "nowhere")
     done = called(2, *arguments)
     assert done.returncode == 1
-    assert done.stderr.count("Error: there is no folder") == 1
+    (said,) = errors(done)
+    assert said.startswith("Error: there is no folder")
+
+
+def errors(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
 
 
 def sweep_options(place: Path, out: Path) -> list[str]:
@@ -106,6 +111,24 @@ def test_two_processes_sweep_what_one_does(place, swept, tmp_path):
     for one, two in zip(*(ParetoFront.from_csv(out / "front.csv") for out in (tmp_path, swept[0])), strict=True):
         assert two.values == pytest.approx(one.values, rel=1e-2, abs=1e-5)
         assert two.steps == one.steps
+
+
+@pytest.mark.parametrize(
+    ("swapped", "given", "sentence"),
+    [
+        (False, (), "is the result of a finished run"),
+        (True, ("--resume",), "it differs in: forget, retain, forget_validation"),
+    ],
+)
+def test_processes_leave_a_finished_run_alone_and_it_is_said_once(place, swept, swapped, given, sentence):
+    arguments = sweep_options(place, swept[0])
+    if swapped:  # which only shows when the images have been read
+        ours, theirs = (arguments.index(option) + 1 for option in ("--forget", "--retain"))
+        arguments[ours], arguments[theirs] = arguments[theirs], arguments[ours]
+    done = called(2, *arguments, *given)
+    assert done.returncode == 1
+    (said,) = errors(done)
+    assert sentence in said
 
 
 KILLED = """
@@ -174,6 +197,20 @@ def too_small():
 
 def test_more_processes_than_images(processes):
     processes.run(2, too_small)
+
+
+def failing():
+    def fail():
+        raise ValueError("no")
+
+    with pytest.raises(ValueError if parallel.is_first() else UserError, match="no"):
+        parallel.from_first(fail)
+    return parallel.from_first(lambda: 3)
+
+
+def test_what_the_first_process_raises_ends_all(processes):
+    assert processes.run(2, failing) == [3, 3]
+    assert parallel.from_first(lambda: 3) == 3
 
 
 def added_up():

@@ -301,7 +301,7 @@ FILES = {
     ),
     "a point that is the folder above": (
         column("run/front.csv", "boundary-low", ".."),
-        "sweep --points 1 --steps 2 --model {place}/checkpoint --out {place}/run" + IMAGES,
+        "evaluate {place}/run --extractor mnist-cnn",
         "{place}/run/front.csv cannot be read as a Pareto front: '..' is no point's name.",
     ),
     "words for a number in front.csv": (
@@ -475,7 +475,8 @@ STATES = {
     "somebody else's front.csv": (
         text("out/front.csv", "somebody's\n1\n"),
         SWEEP,
-        "{place}/out/front.csv cannot be read as a Pareto front: 'name'.",
+        "{place}/out holds front.csv, which no run wrote and this one would replace: move that away or choose another "
+        "folder.",
     ),
     "no run in a folder": (
         nothing,

@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "image"))
 import tiny
 
-from unlearn_ext import journal
+from unlearn_ext import journal, writing
 from unlearn_ext.errors import UserError
 from unlearn_ext.phases import sweep
 from unlearn_ext.settings import Settings
@@ -66,8 +66,40 @@ def test_a_folder_that_cannot_be_written_leaves_the_one_before(tmp_path, failing
     failing(count, errno.ENOSPC)
     with pytest.raises(UserError, match=r"eps-0\.3000 cannot be written: No space left on device"):
         save_folder(folder, lambda place: _two_files(place, "after"), replace=True)
-    assert {path.read_text() for path in folder.iterdir()} == {"before"}
+    assert _texts(folder) == {"before"}
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_kill_while_a_folder_is_replaced_leaves_the_one_before(tmp_path, monkeypatch):
+    folder = tmp_path / "eps-0.3000"
+    save_folder(folder, lambda place: _two_files(place, "before"), replace=True)
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(writing, "_rename", lambda *_: os._exit(9))  # in place of the new one's last move
+        save_folder(folder, lambda place: _two_files(place, "after"), replace=True)
+    assert os.waitpid(child, 0)[1] == 9 << 8
+    assert not folder.exists()
+    writing.tidy(tmp_path)
+    assert _texts(folder) == {"before"}
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_kill_after_a_folder_was_replaced_leaves_the_new_one(tmp_path, monkeypatch):
+    folder = tmp_path / "eps-0.3000"
+    save_folder(folder, lambda place: _two_files(place, "before"), replace=True)
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(writing, "_settle", lambda *_: os._exit(9))
+        save_folder(folder, lambda place: _two_files(place, "after"), replace=True)
+    assert os.waitpid(child, 0)[1] == 9 << 8
+    assert len(list(tmp_path.iterdir())) == 2
+    writing.tidy(tmp_path)
+    assert _texts(folder) == {"after"}
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def _texts(folder):
+    return {path.read_text() for path in folder.iterdir() if path.name != writing.RECORD}
 
 
 def _two_files(place, text):

@@ -156,22 +156,12 @@ def test_progress_goes_through_every_stage(swept):
         assert after.index > before.index or after.step > before.step
 
 
-def test_own_epsilons_warn_outside_and_replace_an_earlier_sweep(tmp_path, model, images):
+def test_own_epsilons_warn_outside(tmp_path, model, images):
     quick = Settings(steps=3, batch_size=16)
-    sweep(model, *images, task=CenterCrop(0.5), points=1, out=tmp_path, settings=quick)
-    (tmp_path / "notes.txt").write_text("mine")
     with pytest.warns(UserWarning, match="close to unmodified"):
         front = sweep(model, *images, task=CenterCrop(0.5), epsilons=[40.0, 40.00001], out=tmp_path, settings=quick)
     assert all(math.isnan(point.f1_validation) for point in front)
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {*NAMES, "eps-40.0000"}
-    assert (tmp_path / "notes.txt").exists()
-
-
-def test_a_folder_with_a_front_that_is_none_is_not_touched(tmp_path, model, images):
-    (tmp_path / "front.csv").write_text("somebody's\n1\n")
-    with pytest.raises(UserError):
-        sweep(model, *images, task=CenterCrop(0.5), points=1, out=tmp_path, settings=QUICK)
-    assert (tmp_path / "front.csv").read_text() == "somebody's\n1\n"
 
 
 def test_the_package_gives_the_function_whatever_was_imported_before():

@@ -214,16 +214,44 @@ def test_more_seeds_are_added(experiment, tmp_path, monkeypatch):
     assert all(not math.isnan(standing.hypervolume.half) for standing in standings(more))
 
 
-def test_another_plan_is_refused(experiment):
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"plan": replace(PLAN, points=2)}, "points"),
+        ({"plan": replace(PLAN, studies=(Probe(),))}, "studies"),
+        ({"plan": PLAN, "device": "cuda"}, "device"),
+    ],
+)
+def test_another_experiment_is_refused(experiment, changed, named):
     folder, *_ = experiment
-    with pytest.raises(UserError, match="holds an experiment with other settings"):
-        reproduce(folder, plan=replace(PLAN, points=2))
+    with pytest.raises(UserError, match=f"holds an experiment with other settings, it differs in: {named}; see"):
+        reproduce(folder, **changed)
 
 
-def test_rows_of_another_kind_of_device_are_refused(experiment):
-    folder, *_ = experiment
-    with pytest.raises(UserError, match="holds an experiment with other settings"):
-        reproduce(folder, plan=PLAN, device="cuda")
+@pytest.mark.parametrize("name", ["quality.csv", "probe.csv", "figures", "reproduction.html"])
+def test_somebodys_own_files_are_not_replaced(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(demo, "prepare", lambda *_, **__: pytest.fail("too late"))
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"holds {name}, which no run wrote and this one would replace"):
+        reproduce(tmp_path, plan=replace(PLAN, studies=(Probe(),)))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("vqgan-1/front.csv", "vqgan-1 holds front.csv, which no run wrote"),
+        ("vqgan-1/eps-0.3000/cat.png", "vqgan-1 holds eps-0.3000, which no run wrote"),
+        ("vqgan-1/.eps-0.3000.journal", "vqgan-1 holds what `unlearn-ext run` wrote"),
+    ],
+)
+def test_a_front_that_could_not_be_written_is_found_before_the_first(tmp_path, monkeypatch, name, sentence):
+    monkeypatch.setattr(demo, "prepare", lambda *_, **__: pytest.fail("too late"))
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        reproduce(tmp_path, plan=PLAN, seeds=2)
+    assert (tmp_path / name).read_text() == "mine"
 
 
 def test_models_of_the_front_are_brought_to_the_device(experiment):

@@ -7,6 +7,7 @@ import functools
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,15 @@ from .test_cli import call
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from threads, and on a busy machine waiting for each other costs them a lot."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +176,7 @@ def test_classes_are_named_by_their_folders(place: Path, tmp_path: Path) -> None
     own = ["--model", str(place / "checkpoint"), "--data-dir", str(pictures), "--out", str(out), "--steps", "1"]
     code, said = call("run", "--epsilon", "0.5", *own, "--forget-classes", "cat")
     assert code == 0, said
-    code, said = call("run", "--epsilon", "0.5", *own, "--forget-classes", "cot")
+    code, said = call("run", "--epsilon", "0.5", *own, "--forget-classes", "cot", "--out", str(tmp_path / "other"))
     assert code == 1
     assert "has no class cot; it has cat, dog" in said
 
@@ -218,12 +228,11 @@ def test_without_a_checkpoint_every_family_has_a_small_model(quick: Path, tmp_pa
     (folder,) = quick.iterdir()
     assert said.endswith(f"Model: {folder}")
     options = ["--epsilon", "0", "--family", family, "--forget-classes", "7", "--steps", "1"]
-    options += ["--out", str(tmp_path / "run")]
     tables = []
     for named in ([], ["--model", str(folder)]):
-        code, said = call("run", *options, *named)
+        code, said = call("run", *options, *named, "--out", str(tmp_path / f"run-{len(tables)}"))
         assert code == 0, said
-        tables.append(said[said.index("ε = 0 asked") :])
+        tables.append(said[said.index("ε = 0 asked") : said.index("Model: ")])
     assert tables[0] == tables[1]
     assert list(quick.iterdir()) == [folder]
 
@@ -294,6 +303,7 @@ def test_a_data_set_with_a_column_of_images(place: Path, tmp_path: Path) -> None
     arguments += ["--out", str(tmp_path / "run"), "--dataset", str(tmp_path / "set")]
     code, said = call(*arguments, "--forget-classes", "ours")
     assert code == 0, said
+    arguments[arguments.index("--out") + 1] = str(tmp_path / "other")
     code, said = call(*arguments, "--forget-classes", "ours", "--image-column", "photo")
     assert (code, said) == (1, "Error: there is no column `photo`; there are picture, label.")
     code, said = call(*arguments[:-1], str(tmp_path / "nothing"), "--forget-classes", "ours")
@@ -360,3 +370,138 @@ def test_runs_at_several_epsilons_share_a_folder(place: Path, tmp_path: Path) ->
         code, said = call(*arguments)
         assert code == 0
     assert "eps-0.5000 is finished" in said
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Of every file below a folder, without locks, which say nothing."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+FRONT = "{out}/front.csv is the result of a finished run: choose another folder, give --resume to see it again if the "
+FRONT += "command is the same (in Python resume=True), or --force to replace it (force=True)."
+OTHER = "{out} holds what `unlearn-ext {command}` wrote, and each command needs a folder of its own: choose another "
+OTHER += "folder."
+DIFFERS = "{out} holds a finished run of something else, it differs in: {names}; give the command that it was begun "
+DIFFERS += "with, choose another folder, or give --force to replace it (in Python force=True)."
+SWEEP, RUN = ["sweep", "--points", "1", "--steps", "2"], ["run", "--epsilon", "0.5", "--steps", "2"]
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may be loaded or trained any more."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("too late")
+
+    for name in ("models.load", "data.load", "data.load_folders", "pretrain.pretrained"):
+        monkeypatch.setattr(f"unlearn_ext.{name}", fail)
+
+
+# What was done in the folder, what is typed now, and the sentence.
+REFUSED = {
+    "the same sweep": (SWEEP, SWEEP, FRONT),
+    "a sweep of other points": (SWEEP, [*SWEEP, "--points", "3"], FRONT),
+    "a sweep of another family": (SWEEP, [*SWEEP, "--family", "mae"], FRONT),
+    "a sweep that differs by its seed": (
+        SWEEP, [*SWEEP, "--seed", "3", "--lr", "0.1", "--resume"],
+        DIFFERS.replace("{names}", "lr, seed"),
+    ),
+    "a sweep of some points": (
+        SWEEP, [*SWEEP, "--points", "1/1", "--cold", "--resume"],
+        DIFFERS.replace("{names}", "cold, only"),
+    ),
+    "a demo": (SWEEP, ["demo"], FRONT),
+    "a demo of another family": (
+        SWEEP, ["demo", "--family", "mae", "--resume"],
+        DIFFERS.replace("{names}", "family, lr, steps, points"),
+    ),
+    "a model": (SWEEP, RUN, OTHER.replace("{command}", "sweep")),
+    "a model by force": (SWEEP, [*RUN, "--force"], OTHER.replace("{command}", "sweep")),
+    "a comparison": (SWEEP, ["reproduce", "--quick"], OTHER.replace("{command}", "sweep")),
+    "the same model": (RUN, RUN, FRONT.replace("front.csv", "eps-0.5000")),
+    "a model of other settings": (RUN, [*RUN, "--batch-size", "4"], FRONT.replace("front.csv", "eps-0.5000")),
+    "a model at nearly the same ε": (
+        RUN, [*RUN, "--epsilon", "0.50001", "--resume"],
+        DIFFERS.replace("{names}", "epsilon"),
+    ),
+    "a sweep beside models": (RUN, SWEEP, OTHER.replace("{command}", "run")),
+    "a sweep beside models by force": (RUN, [*SWEEP, "--force"], OTHER.replace("{command}", "run")),
+    "a demo beside models": (RUN, ["demo", "--resume"], OTHER.replace("{command}", "run")),
+    "a comparison beside models": (RUN, ["reproduce"], OTHER.replace("{command}", "run")),
+    "resume and force": (
+        RUN, [*RUN, "--resume", "--force"],
+        "--resume goes on with the run that is there and --force replaces it: give one of them.",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(place: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder where `sweep` ran, and one where `run` did; not to be changed."""
+    folders = {command[0]: tmp_path_factory.mktemp(command[0]) / "out" for command in (SWEEP, RUN)}
+    for command in (SWEEP, RUN):
+        assert call(*command, *options(place), "--out", str(folders[command[0]]))[0] == 0
+    return folders
+
+
+@pytest.mark.parametrize(("earlier", "now", "sentence"), REFUSED.values(), ids=REFUSED)
+def test_a_finished_run_is_refused_before_anything_is_loaded(
+    place: Path, done: dict[str, Path], unloaded: None, earlier: list[str], now: list[str], sentence: str
+) -> None:
+    out = done[earlier[0]]
+    before = content(out)
+    sources = options(place) if now[0] in ("sweep", "run") else []
+    code, said = call(*now, *sources, "--out", str(out))
+    assert (code, said) == (1, f"Error: {sentence.format(out=out)}")
+    assert content(out) == before
+
+
+@pytest.mark.parametrize("name", ["eps-0.5000/cat.png", "eps-0.5000"])
+@pytest.mark.parametrize("given", [[], ["--force"], ["--resume"]])
+def test_somebodys_own_folder_is_refused_before_anything_is_loaded(
+    place: Path, tmp_path: Path, unloaded: None, name: str, given: list[str]
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    code, said = call(*RUN, *options(place), "--out", str(tmp_path), *given)
+    assert code == 1
+    assert f"Error: {tmp_path} holds eps-0.5000, which no run wrote" in said
+    assert content(tmp_path) == {name: b"mine"}
+
+
+@pytest.mark.parametrize("command", [SWEEP, RUN])
+def test_force_replaces_a_run(place: Path, done: dict[str, Path], tmp_path: Path, command: list[str]) -> None:
+    out = shutil.copytree(done[command[0]], tmp_path / "out")
+    (out / "notes.txt").write_text("mine")
+    code, said = call(*command, *options(place), "--out", str(out), "--seed", "3", "--force")
+    assert code == 0, said
+    assert (out / "notes.txt").read_text() == "mine"
+    code, said = call(*command, *options(place), "--out", str(out), "--seed", "3", "--resume")
+    assert (code, "nothing is left to do" in said) == (0, True)
+
+
+def test_a_sweep_of_other_classes_is_refused_before_a_small_model_is_trained(
+    quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["sweep", "--points", "1", "--steps", "1", "--out", str(tmp_path / "run")]
+    assert call(*arguments, "--forget-classes", "7")[0] == 0
+    there = list(quick.iterdir())
+    generator = torch.Generator().manual_seed(1)
+    other = data.divide("mnist", *(torch.rand(2, 12, 1, 32, 32, generator=generator) * 2 - 1))
+    monkeypatch.setattr(data, "load", lambda *_, **__: other)
+    code, said = call(*arguments, "--forget-classes", "8", "--resume")
+    assert code == 1
+    assert "holds a finished run of something else, it differs in: forget, retain;" in said
+    assert list(quick.iterdir()) == there
+
+
+def test_a_second_demo_shows_the_first_again(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(demo.CHOICES, "vqgan", demo.Choice(Settings(lr=1e-3, steps=3), points=1))
+    recipe = (Path(__file__).parents[2] / "Makefile").read_text().split("\ndemo:")[1].split("\n")[1]
+    arguments = recipe.split("unlearn-ext ")[1].replace("runs/demo", str(tmp_path / "run")).split()
+    for _ in range(2):
+        code, said = call(*arguments)
+        assert code == 0, said
+        assert "Report: " in said
+    assert "is finished: nothing is left to do" in said

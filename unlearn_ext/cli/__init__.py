@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 
 from ..errors import UserError, require
+from .streams import make_safe
 
 
 def main() -> None:
     """Run `unlearn-ext`; where its libraries are missing, say which extra brings them."""
+    make_safe()
     try:
         for module in ("typer", "rich"):
             require(module, extra="cli")

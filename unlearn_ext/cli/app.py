@@ -11,10 +11,11 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from ..errors import UserError
-from ..parallel import first_alone
+from ..parallel import FirstFailed, first_alone
 from . import work
 from .inputs import Problem, built_in, describe, keep_apart, prepare
 from .options import Device, Family, Machine, Seed, Small, Sources, Training, unfolded
+from .place import Place
 from .points import Points
 from .points import parse as parse_points
 from .terminal import Watch, err, facts_table, out, plain_warnings, together
@@ -42,6 +43,8 @@ class _Commands(TyperGroup):
         except Exception as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
+            elif isinstance(error, FirstFailed):
+                pass
             elif isinstance(error, UserError):
                 err.print(f"[red]Error:[/] {escape(str(error))}", soft_wrap=True)
             else:
@@ -75,6 +78,10 @@ Resume = Annotated[
     bool,
     typer.Option("--resume", help="Go on where an earlier process of the same command was ended."),
 ]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Replace an earlier run in the folder: what it wrote is removed, and no other file."),
+]
 Epsilon = Annotated[float, typer.Option(min=0.0, help="f1 to reach; the smaller, the more is forgotten.")]
 
 
@@ -93,7 +100,7 @@ def options(
 
 
 @app.command()
-def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume = False) -> None:
+def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume = False, force: Force = False) -> None:
     """Everything, on built-in images: train a small model, find both boundaries, walk between them, draw the report.
 
     The trained model is cached: the second demo is quicker.
@@ -105,14 +112,21 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
     - `unlearn-ext demo --family diffusion --out runs/diffusion`
     """
     from .. import demo as chosen
+    from ..identity import known
+    from ..models import check_family
 
+    check_family(family)
+    choice = chosen.CHOICES[family]
+    points = Points(choice.points)
+    place = Place.of_sweep(out_, points, False, resume, force)
     with together():
         with Watch() as watch:
             with first_alone():
+                place.check(known(family, choice.settings))
                 model, images = chosen.prepare(family, watch)
-            description, choice = describe(images.name, chosen.FORGET_CLASSES), chosen.CHOICES[family]
+            description = describe(images.name, chosen.FORGET_CLASSES)
             problem = Problem(model, images, chosen.TASK, description, choice.settings)
-            work.sweep_to(out_, problem, Points(choice.points), False, resume, watch)
+            work.sweep_to(place, problem, points, False, watch)
         classes = ",".join(map(str, chosen.FORGET_CLASSES))
         work.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family))
 
@@ -146,6 +160,7 @@ def sweep(
     points: Wanted = "9",  # typer parses it
     cold: Cold = False,
     resume: Resume = False,
+    force: Force = False,
 ) -> None:
     """The whole Pareto front: both boundaries, and models at ε spaced evenly between them.
 
@@ -164,11 +179,12 @@ def sweep(
     - `torchrun --nproc-per-node 2 -m unlearn_ext sweep` divides every minibatch between two processes.
     """
     keep_apart(out_, sources)
+    place = Place.of_sweep(out_, points, cold, resume, force)
     with together():
         with Watch() as watch:
             with first_alone():
-                problem = prepare(sources, training, machine, watch)
-            work.sweep_to(out_, problem, points, cold, resume, watch)
+                problem = prepare(sources, training, machine, watch, place)
+            work.sweep_to(place, problem, points, cold, watch)
         work.show_run(out_, sources)
 
 
@@ -181,6 +197,7 @@ def run(
     epsilon: Epsilon,
     out_: Out = Path("runs/run"),
     resume: Resume = False,
+    force: Force = False,
 ) -> None:
     """One model, at one ε. Where you do not know which ε you want, `sweep` shows what each would cost.
 
@@ -193,14 +210,15 @@ def run(
     - `torchrun --nproc-per-node 2 -m unlearn_ext run --epsilon 0.3` divides every minibatch between two processes.
     """
     keep_apart(out_, sources)
+    place = Place.of_run(out_, epsilon, resume, force)
     with together():
         with Watch() as watch:
             with first_alone():
-                problem = prepare(sources, training, machine, watch)
-            tables, place = work.unlearn_to(out_, problem, epsilon, resume, watch)
+                problem = prepare(sources, training, machine, watch, place)
+            tables = work.unlearn_to(place, problem, epsilon, watch)
         for table in tables:
             out.print(table)
-        out.print(f"Model: {escape(str(place))}", soft_wrap=True)
+        out.print(f"Model: {escape(str(place.result))}", soft_wrap=True)
 
 
 @app.command()

@@ -11,6 +11,7 @@ import typer
 
 from ..errors import UserError
 from .options import Machine, Small, Sources, Training
+from .place import Place
 from .terminal import out
 
 if TYPE_CHECKING:
@@ -36,11 +37,26 @@ class Problem:
     augment: Augment | None = None
 
 
-def prepare(sources: Sources, training: Training, machine: Machine, progress: Callback) -> Problem:
-    """Read the images, load or train the model, and bring it to where it works."""
+def prepare(
+    sources: Sources, training: Training, machine: Machine, progress: Callback, place: Place | None = None
+) -> Problem:
+    """Read the images, load or train the model, and bring it to where it works.
+
+    Args:
+        sources: images, task and model, as they were typed.
+        training: how the model is trained.
+        machine: where it works.
+        progress: called while a small model is trained.
+        place: where a run is to be written, which is checked as early as it can be; None where nothing is written.
+
+    Raises:
+        UserError: see what is called.
+        typer.BadParameter: options that exclude or need each other.
+    """
     from .. import models, tasks
     from ..checks import check_model
     from ..data import augment
+    from ..identity import known, seen
     from ..pretrain import pretrained
 
     _check(sources)
@@ -48,11 +64,15 @@ def prepare(sources: Sources, training: Training, machine: Machine, progress: Ca
     task, augmentation = tasks.parse(sources.task), augment.parse(sources.augment)
     settings = _settings(training, machine)
     device = device_named(machine.device)
+    if place:
+        place.check(known(sources.family, settings))
     if sources.model:
         model = models.load(sources.family, sources.model)
         images, description = _images(sources, model.size, model.channels, settings)
     else:
         images, description = built_in(sources, settings.seed)
+        if place:
+            place.check(seen({"forget": images.forget, "retain": images.retain}, task, augmentation))
         folder = pretrained(sources.family, images, task, seed=settings.seed, progress=progress)
         model = models.load(sources.family, folder)
     channels = images.forget.shape[1]

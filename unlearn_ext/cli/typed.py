@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..writing import write_atomically
+from ..writing import write_text
 from .options import Sources
 
 FILE = "sources.json"
@@ -20,7 +20,7 @@ def keep(sources: Sources, run: Path) -> None:
     given = {name: Path(place) for name in _FOLDERS if (place := getattr(sources, name))}
     found = {name: place.resolve() for name, place in given.items() if place.exists()}
     text = json.dumps(asdict(sources) | found, indent=2, default=str, ensure_ascii=False)
-    write_atomically(run / FILE, f"{text}\n".encode())
+    write_text(run / FILE, f"{text}\n")
 
 
 def kept(run: Path) -> Sources:

@@ -15,6 +15,7 @@ from ..report import require_drawing
 from ..writing import save_folder
 from .inputs import Problem, device_named, prepare
 from .options import Machine, Sources, Training
+from .place import Place
 from .points import Points
 from .terminal import Watch, front_table, metric_tables, out, outcome_table, standings_table
 from .typed import keep, kept
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from ..progress import Callback
 
 
-def sweep_to(folder: Path, problem: Problem, points: Points, cold: bool, resume: bool, progress: Callback) -> None:
-    """The front, or the points of it that are wanted, into a folder."""
+def sweep_to(place: Place, problem: Problem, points: Points, cold: bool, progress: Callback) -> None:
+    """Write the front, or the points of it that are wanted, to a place."""
     from ..phases import sweep
 
     require_drawing()  # better now than after the last point
@@ -32,8 +33,8 @@ def sweep_to(folder: Path, problem: Problem, points: Points, cold: bool, resume:
     sweep(
         problem.model, images.forget, images.retain, task=problem.task, points=points.count,
         only=points.only, cold=cold, augment=problem.augment,
-        held_out=(images.forget_validation, images.retain_validation), out=folder, dataset=problem.description,
-        settings=problem.settings, progress=progress, resume=resume,
+        held_out=(images.forget_validation, images.retain_validation), out=place.folder, dataset=problem.description,
+        settings=problem.settings, progress=progress, resume=place.resume, force=place.force,
     )  # fmt: skip
 
 
@@ -60,11 +61,11 @@ def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
     from ..report.run_folder import read_run
 
     training = Training(seed=read_run(run).metrics["seed"])
-    with out.status("extractors"):
+    with out.status("extractors", spinner="line"):
         extractors = [load_extractor(name) for name in names]
     with Watch() as watch:
         problem = prepare(kept(run), training, Machine(), watch)
-    with out.status("") as status:
+    with out.status("", spinner="line") as status:
         rows = evaluate(
             run, problem.model, problem.images, task=problem.task, extractors=extractors, limit=limit,
             progress=status.update,
@@ -87,7 +88,7 @@ def reproduce_to(
     machine = {"jobs": jobs or cores(), "device": device_named(device)}
     with Watch() as watch:
         rows, costs = reproduce(folder, families=families, seeds=seeds, plan=plan, progress=watch, **machine)
-    with out.status("quality of the pictures") as status:
+    with out.status("quality of the pictures", spinner="line") as status:
         judge(folder, progress=status.update)
     for name in families:
         mine = [row for row in rows if row.family == name]
@@ -95,24 +96,21 @@ def reproduce_to(
     out.print(f"Report: {escape(str(write_reproduction(folder)))}", soft_wrap=True)
 
 
-def unlearn_to(
-    folder: Path, problem: Problem, epsilon: float, resume: bool, progress: Callback
-) -> tuple[list[Table], Path]:
-    """One model at one ε into a folder of its name; what it reached, unless that was said before, and where it lies."""
-    from ..checks import check_epsilon
+def unlearn_to(place: Place, problem: Problem, epsilon: float, progress: Callback) -> list[Table]:
+    """Write one model at one ε to a place; return what it reached, or nothing if an earlier process said it."""
     from ..encoder import Encoder
-    from ..journal import identity, journal
+    from ..identity import identity
+    from ..journal import journal
     from ..objectives import Objectives
-    from ..unlearn import point_name, reach
+    from ..unlearn import reach
 
-    check_epsilon(epsilon)
-    images, settings, place = problem.images, problem.settings, folder / point_name(epsilon)
+    images, settings = problem.images, problem.settings
     sets = {"forget": images.forget, "retain": images.retain}
-    run = identity(problem.model, sets, problem.task, problem.augment, settings, epsilon=epsilon)
-    with journal(folder, place.name, run, resume=resume) as kept:
+    run = identity(problem.model, sets, problem.task, problem.augment, settings, **place.asked)
+    with journal(place.folder, place.outputs, run, resume=place.resume, force=place.force) as kept:
         if kept.finished:
-            warnings.warn(f"the run in {place} is finished: nothing is left to do.", stacklevel=2)
-            return [], place
+            warnings.warn(f"the run in {place.result} is finished: nothing is left to do.", stacklevel=2)
+            return []
         training = Objectives.freeze(
             problem.model, images.forget, images.retain, problem.task, augment=problem.augment, settings=settings
         )
@@ -123,6 +121,6 @@ def unlearn_to(
             {"training": training.evaluate(e), "validation": validation.evaluate(e)} for e in (training.frozen, encode)
         )
         if is_first():
-            save_folder(place, unlearned.save_pretrained, replace=True)
+            save_folder(place.result, unlearned.save_pretrained, replace=True)
         kept.finish()
-    return [outcome_table(epsilon, before, after)], place
+    return [outcome_table(epsilon, before, after)]

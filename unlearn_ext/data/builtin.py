@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -125,7 +126,7 @@ def _fashion_file(name: str) -> bytes:
 def _fashion_places() -> Iterator[Path]:
     yield Path("/usr/share/datasets/fashion-mnist")
     yield Path("data/FashionMNIST/raw")
-    yield Path.home() / ".cache/torchvision/FashionMNIST/raw"
+    yield Path(os.path.expanduser("~/.cache/torchvision/FashionMNIST/raw"))  # Path.home() needs a home folder
     yield cache_folder() / "fashion-mnist"
 
 

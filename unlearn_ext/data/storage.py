@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..cache import cache_folder
+from ..cache import cache_folder, writable_cache_folder
 from ..errors import UserError
 
 MEMORY = 2.0  # GiB
@@ -25,13 +25,12 @@ def empty(shape: Sequence[int], dtype: torch.dtype, limit: float) -> torch.Tenso
         limit: bytes in GiB past which it is a file.
 
     Raises:
-        UserError: the disk has not enough room for the file.
+        UserError: the cache folder cannot be written to, or its disk has not enough room for the file.
     """
     size = math.prod(shape) * dtype.itemsize
     if size <= limit * 2**30:
         return torch.empty(shape, dtype=dtype)
-    folder = cache_folder()  # not the folder for temporary files, which may itself be memory
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = writable_cache_folder()  # not the folder for temporary files, which may itself be memory
     with tempfile.TemporaryFile(dir=folder) as file:
         _reserve(file.fileno(), size)
         return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(*shape)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..places import check_model
+from ..writing import check_encodable
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 
@@ -24,8 +25,8 @@ def loading(class_name: str, path_or_id: str | os.PathLike[str]) -> Iterator[Non
         path_or_id: folder or hub id.
 
     Raises:
-        UserError: there is no such folder; it has no weights but pickled ones, which are not opened; or whatever the
-            libraries made of it, since they raise all kinds of errors.
+        UserError: there is no such folder; its path is not UTF-8; it has no weights but pickled ones, which are not
+            opened; or whatever the libraries made of it, since they raise all kinds of errors.
     """
     check_model(path_or_id)
     path = Path(path_or_id).expanduser()
@@ -38,6 +39,7 @@ def loading(class_name: str, path_or_id: str | os.PathLike[str]) -> Iterator[Non
         )
     if path.is_file():
         raise UserError(f"{path} is a file; give the folder that the model's library saved.")
+    check_encodable(path)
     try:
         yield
     except UserError:

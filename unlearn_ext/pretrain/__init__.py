@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..batches import Task
-from ..cache import cache_folder
+from ..cache import cache_folder, writable_cache_folder
 from ..data import ForgetRetain
 from ..models import check_family
 from ..progress import Callback
@@ -45,13 +45,15 @@ def pretrained(
         progress: called at most ten times a second while training, with f2 the training loss.
 
     Raises:
-        UserError: unknown family, a task that it cannot take, or a missing extra.
+        UserError: unknown family, a task that it cannot take, a missing extra, or, before anything is trained, a cache
+            folder that cannot be written to.
     """
     check_family(family)
     recipe = recipe or RECIPES[family]()
     images = torch.cat([data.forget, data.retain])
     folder = cache_folder() / f"{family}-{_digest(images, task, seed, recipe)}"
     if not folder.is_dir():
+        writable_cache_folder()
         save_folder(folder, train(images, task, seed, recipe, progress).save_pretrained, replace=False)
     return folder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..writing import write_atomically
+from ..writing import write_text
 from .figures import convergence, front, steering
 from .run_folder import read_run
 from .saving import save_figures
@@ -29,7 +29,7 @@ def write_page(run_folder: str | Path) -> Path:
         settings=_flat(run.metrics.get("settings", {})),
         rows=rows,
     )
-    write_atomically(page, html.encode())
+    write_text(page, html)
     return page
 
 

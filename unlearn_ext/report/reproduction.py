@@ -11,7 +11,7 @@ from ..reproduction.compare import WORST_F2, standings
 from ..reproduction.plan import kept
 from ..reproduction.quality import FILE, Quality
 from ..reproduction.table import Cost, Row, Table
-from ..writing import write_atomically
+from ..writing import write_text
 from .comparison import comparison
 from .family import section
 from .hypervolumes import hypervolumes
@@ -57,5 +57,5 @@ def write_page(folder: Path) -> Path:
         studies={name: list(drawn) for name, drawn in studies.items()},
         infill={name: strips[f"infill-{name}"] for name in families},
     )
-    write_atomically(page, html.encode())
+    write_text(page, html)
     return page

@@ -15,6 +15,7 @@ from ..baselines import METHODS, Method
 from ..errors import UserError
 from ..lock import locked
 from ..progress import Callback
+from ..writing import check_encodable
 from .costs import measure
 from .plan import FULL, Plan
 from .studies import fill
@@ -52,31 +53,36 @@ def reproduce(
         The rows of the first two tables, those of earlier calls included.
 
     Raises:
-        UserError: another family, or a folder that holds another experiment.
+        UserError: another family, or a folder that holds another experiment or anything else under the names of its
+            files.
     """
     if unknown := [family for family in families if family not in FAMILIES]:
         raise UserError(f"family {unknown[0]} is not compared; known: {', '.join(FAMILIES)}.")
-    out = Path(out)
-    device = torch.device(device)
-    plan.keep(out, device)
-    with locked(out), Workers(jobs, progress) as workers:
+    out, device = Path(out), torch.device(device)
+    check_encodable(out)
+    plan.check(out, device)
+    with locked(out):
+        plan.keep(out, device)
         table, costs = Table(out / "reproduction.csv", Row), Table(out / "costs.csv", Cost)
         told = progress if jobs == 1 else None
         pairs = itertools.product(families, range(seeds or plan.seeds))
         trials = [Trial(family, seed, plan, out, told, device=device) for family, seed in pairs]
         missing = [trial for trial in trials if not _front(table, trial)]
+        for trial in missing:
+            trial.check()
         for trial in missing:  # here, by all threads: with fewer, as processes have, other last digits would be cached
             demo.prepare(trial.family, progress, seed=trial.seed, task=trial.task)
-        for rows in workers.each(Trial.front, missing, lambda trial: f"front of {trial.family} {trial.seed}"):
-            table.add(rows)
-        runs = [run for trial in trials for run in _runs(table, trial)]
-        for row in workers.each(BaselineRun.row, runs, str):
-            table.add([row])
-        firsts = [trial for trial in trials if trial.seed == 0]
-        for trial in firsts:
-            _measure(costs, trial)
-        for study in plan.studies:
-            fill(study, firsts, out, workers)
+        with Workers(jobs, progress) as workers:
+            for rows in workers.each(Trial.front, missing, lambda trial: f"front of {trial.family} {trial.seed}"):
+                table.add(rows)
+            runs = [run for trial in trials for run in _runs(table, trial)]
+            for row in workers.each(BaselineRun.row, runs, str):
+                table.add([row])
+            firsts = [trial for trial in trials if trial.seed == 0]
+            for trial in firsts:
+                _measure(costs, trial)
+            for study in plan.studies:
+                fill(study, firsts, out, workers)
     return list(table.rows.values()), list(costs.rows.values())
 
 

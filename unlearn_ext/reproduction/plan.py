@@ -11,7 +11,8 @@ import torch
 
 from ..demo import CHOICES, DATASET, FORGET_CLASSES, TASK
 from ..errors import UserError
-from ..writing import write_atomically
+from ..outputs import refuse_foreign, refuse_other_commands
+from ..writing import write_text
 from .studies import Convergence, Crops, Infill, Probe, Resurfacing, Study
 
 FILE = "reproduction.json"
@@ -34,21 +35,46 @@ class Plan:
     points: int
     studies: tuple[Study, ...] = ()
 
-    def keep(self, out: Path, device: torch.device) -> None:
-        """Write it beside the tables, and on what kind of device they are made, which decides their last digits.
+    def check(self, out: Path, device: torch.device) -> None:
+        """Check that the experiment may write to a folder, before anything is written.
+
+        Args:
+            out: the folder.
+            device: what the tables are made on; its kind decides their last digits.
 
         Raises:
-            UserError: the tables there are of another plan.
+            UserError: the tables there are of another plan, or the folder holds files that no experiment wrote, or what
+                another command wrote.
         """
+        refuse_other_commands(out, "reproduce")
+        if not (out / FILE).exists():
+            refuse_foreign(out, [out / name for name in self._names if (out / name).exists()])
+            return
+        theirs, mine = kept(out), json.loads(self._text(device))
+        if differing := [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]:
+            raise UserError(
+                f"{out} holds an experiment with other settings, it differs in: {', '.join(differing)}; see {FILE} "
+                "there, and choose another folder."
+            )
+
+    def keep(self, out: Path, device: torch.device) -> None:
+        """Write it beside the tables; the arguments and errors are those of :meth:`check`."""
+        self.check(out, device)
+        if not (out / FILE).exists():
+            write_text(out / FILE, self._text(device))
+
+    def _text(self, device: torch.device) -> str:
         mine = {"dataset": DATASET, "forget_classes": list(FORGET_CLASSES), "task": str(TASK)}
         mine |= {"points": self.points, "baseline_lr": BASELINE_LR, "device": device.type}
         mine |= {"settings": {family: asdict(choice.settings) for family, choice in CHOICES.items()}}
         mine |= {"studies": {study.name: asdict(study) for study in self.studies}}
-        text = json.dumps(mine, indent=2)
-        if not (out / FILE).exists():
-            write_atomically(out / FILE, f"{text}\n".encode())
-        elif kept(out) != json.loads(text):
-            raise UserError(f"{out} holds an experiment with other settings, see {FILE} there; choose another folder.")
+        return f"{json.dumps(mine, indent=2)}\n"
+
+    @property
+    def _names(self) -> list[str]:
+        """Names of what an experiment writes into its folder, but for the folders of its fronts, which sweeps check."""
+        tables = ("reproduction", "costs", "quality", *(study.name for study in self.studies))
+        return [*(f"{name}.csv" for name in tables), "reproduction.html", "figures"]
 
 
 def kept(out: Path) -> dict[str, Any]:
@@ -58,7 +84,10 @@ def kept(out: Path) -> dict[str, Any]:
         UserError: nothing was kept there.
     """
     try:
-        return json.loads((out / FILE).read_text(encoding="utf-8"))
+        plan = json.loads((out / FILE).read_text(encoding="utf-8"))
+        if not isinstance(plan, dict):
+            raise ValueError("it holds no names with values")
+        return plan
     except (OSError, ValueError) as error:
         raise UserError(f"{out} holds no experiment: its {FILE} cannot be read: {error}.") from error
 

@@ -14,10 +14,12 @@ import torch
 from .. import data, demo
 from ..baselines import Method, train
 from ..encoder import Encoder
+from ..identity import known
+from ..journal import check
 from ..models import I2IModel, load
 from ..objectives import Encode, Objectives
 from ..pareto import ParetoFront, ParetoPoint
-from ..phases import FRONT, sweep
+from ..phases import FRONT, OUTPUTS, sweep, wanted
 from ..progress import Callback, Progress
 from ..settings import Settings
 from ..tasks import Task
@@ -77,6 +79,11 @@ class Trial:
     def is_random(self) -> bool:
         """Whether its models are random by nature, and have no picture of what is encoded; of a front in the folder."""
         return load(self.family, self.folder / self.points()[0].name).random
+
+    def check(self) -> None:
+        """Raise ``UserError`` where :meth:`front` may not write, before anything is trained for it."""
+        asked = wanted(self.plan.points, None, None, cold=False)
+        check(self.folder, OUTPUTS, known(self.family, self.settings, **asked), resume=True, force=False)
 
     def front(self) -> list[Row]:
         """Of the unmodified model, and of ours from the most forgotten to the least."""

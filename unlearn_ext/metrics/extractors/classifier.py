@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...batches import Shuffled, pixels
-from ...cache import cache_folder
+from ...cache import cache_folder, writable_cache_folder
 from ...data import SIDE, labelled
 from ...errors import require
 from ...writing import write_atomically
@@ -90,6 +90,9 @@ def trained(dataset: str, recipe: Recipe | None = None) -> Classifier:
     Args:
         dataset: ``"mnist"`` or ``"fashion-mnist"``.
         recipe: architecture and training.
+
+    Raises:
+        UserError: the images cannot be had, or, before anything is trained, the cache folder cannot be written to.
     """
     recipe = recipe or Recipe()
     safetensors = require("safetensors.torch", "images")
@@ -98,6 +101,7 @@ def trained(dataset: str, recipe: Recipe | None = None) -> Classifier:
     name = f"{dataset}-cnn"
     path = cache_folder() / f"{name}-{_digest(images, labels, recipe)}.safetensors"
     if not path.is_file():
+        writable_cache_folder()
         write_atomically(path, safetensors.save(train(name, images, labels, recipe).state_dict()))
     classifier = Classifier(name, recipe)
     classifier.load_state_dict(safetensors.load_file(path))

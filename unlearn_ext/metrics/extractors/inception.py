@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ...cache import cache_folder
+from ...cache import cache_folder, writable_cache_folder
 from ...errors import UserError, require
 from .pixels import rgb
 
@@ -51,7 +51,7 @@ class InceptionV3:
 def _downloaded() -> Path:
     path = cache_folder() / FILE
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        writable_cache_folder()
         try:
             torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256, progress=False)
         except (OSError, RuntimeError) as error:

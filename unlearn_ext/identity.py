@@ -1,0 +1,91 @@
+"""What a run depends on: two runs of the same identity end with the same models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from .batches import Task
+from .data.augment import Augment
+from .models import I2IModel
+from .settings import Settings
+
+
+def known(family: str, settings: Settings, **asked: Any) -> dict[str, Any]:
+    """Return the part of :func:`identity` that is known before the images and the model are.
+
+    Args:
+        family: of the model.
+        settings: of the training.
+        asked: what else was asked for; numbers, strings and lists of them.
+    """
+    from . import __version__
+
+    trained = {name: value for name, value in asdict(settings).items() if name != "memory"}
+    return {"version of unlearn_ext": __version__, "family": family, **trained, **asked}
+
+
+def seen(images: Mapping[str, torch.Tensor], task: Task, augment: Augment | None) -> dict[str, Any]:
+    """Return the part of :func:`identity` that is known before the model is.
+
+    Args:
+        images: of every kind, uint8 [N, C, H, W], or float32 in [-1, 1].
+        task: T; it is known by what it makes of noise, and so is the augmentation.
+        augment: of training images.
+    """
+    first = next(iter(images.values()))
+    shape, device = first.shape[1:], first.device
+    noise = (torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(device)
+    augmented = None if augment is None else _digest(*(augment(noise, draw) for draw in range(1, 5)))
+    digests = {name: _digest(part) for name, part in images.items()}
+    return {"task": _digest(task(noise)), "augmentation": augmented, **digests}
+
+
+def identity(
+    model: I2IModel,
+    images: Mapping[str, torch.Tensor],
+    task: Task,
+    augment: Augment | None,
+    settings: Settings,
+    **asked: Any,
+) -> dict[str, Any]:
+    """Return all that the outcome of a run depends on, by the name that a person knows it by.
+
+    Args:
+        model: before unlearning.
+        images: of every kind, uint8 [N, C, H, W], or float32 in [-1, 1].
+        task: T.
+        augment: of training images.
+        settings: of the training.
+        asked: what else was asked for; numbers, strings and lists of them.
+    """
+    weights = _digest(*model.module.state_dict().values())
+    whole = {"model": weights, "configuration of the model": _configuration(model)}
+    return {**known(model.family, settings, **asked), **whole, **seen(images, task, augment)}
+
+
+def _configuration(model: I2IModel) -> str:
+    """Return a digest of what a model is beside its weights: configurations of its library, and tuples of numbers."""
+    parts = {**getattr(model, "__dict__", {}), "module": model.module}
+    said = {}
+    for name, part in parts.items():
+        if isinstance(config := getattr(part, "config", None), Mapping):
+            # Keys that begin with an underscore say where it was loaded from, and by which release.
+            said[name] = {key: value for key, value in config.items() if not key.startswith("_")}
+        elif isinstance(part, tuple):
+            said[name] = part
+    text = json.dumps(said, sort_keys=True, default=repr)  # a tuple, which a checkpoint holds as a list, is one here
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _digest(*tensors: torch.Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
