@@ -106,6 +106,7 @@ def save_folder(folder: Path, save: Callable[[Path], None], *, replace: bool) ->
     unfinished, replaced = _beside(folder, _UNFINISHED), _beside(folder, _REPLACED)
     with told(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process that had the same number
         try:
             save(unfinished)
             files = sorted(str(path.relative_to(unfinished)) for path in unfinished.rglob("*") if path.is_file())
