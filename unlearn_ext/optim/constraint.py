@@ -169,7 +169,6 @@ class Constraint:
         """
         witness, version = self._consumed or (lambda: None, 0)
         grad = witness()
-        self._consumed = None
         row = None if grad is None else next((row for row, g in enumerate(grads) if g is grad), None)
         if row is None or not is_grad_alone(params[row], known=2):  # known: grads and grad
             return
