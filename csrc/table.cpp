@@ -84,7 +84,8 @@ bool dense(const dlpack::Tensor& t) {
     return true;
 }
 
-// The layout where it is not dense, else the first line of the Python error that is set; torch adds frames of C++ to it.
+// Says why torch could not export a tensor: its layout if that is not dense, else the first line of the Python error that
+// is set. The other lines are torch's C++ backtrace.
 std::string why_unreadable(PyObject* object) {
     const py::error_already_set error;
     const auto layout = py::str(py::getattr(object, "layout", py::str("torch.strided"))).cast<std::string>();

@@ -86,14 +86,14 @@ def ask_hub(repository: str, kind: str) -> str | None:
     return None
 
 
-def check_model(place: str | os.PathLike[str]) -> None:
-    """Check that a model is there, as a local path, on the hub or in the hub's cache, before a library looks for it.
+def check_reachable(place: str | os.PathLike[str]) -> None:
+    """Check that a model exists locally, on the hub or in the hub's cache, before a library looks for it.
 
     Args:
         place: path or id.
 
     Raises:
-        UserError: it is not.
+        UserError: it exists in none of them, or the hub does not answer and its cache has no copy.
     """
     if is_local(place):
         return

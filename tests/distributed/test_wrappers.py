@@ -3,7 +3,18 @@
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from training import CONTROL, OPTIMIZERS, batches, forget_loss, network, retain_loss, share, train, whole
+from training import (
+    CONTROL,
+    OPTIMIZERS,
+    batches,
+    forget_loss,
+    network,
+    retain_loss,
+    share,
+    train,
+    train_without_constraint,
+    whole,
+)
 
 import unlearn_ext as ux
 
@@ -72,10 +83,7 @@ def divided_by_zero(name, **options):
     model = DistributedDataParallel(network())
     cls = {"sgd": ux.EpsilonSGD, "adamw": ux.EpsilonAdamW}[name]
     optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=cls, lr=0.01, **options)
-    for _, retain in batches():
-        retain_loss(model, share(retain)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    train_without_constraint(model, optimizer, share)
     return whole(model)
 
 
@@ -100,10 +108,7 @@ def test_zero_may_have_an_optimizer_without_control(processes, name):
     parameters = processes.run(2, divided_by_zero, name)[0]
     model = network()
     optimizer = NAMESAKES[name](model.parameters(), lr=0.01)
-    for _, retain in batches():
-        retain_loss(model, retain).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    train_without_constraint(model, optimizer)
     torch.testing.assert_close(parameters, whole(model), rtol=1e-5, atol=1e-6)
 
 
@@ -128,14 +133,7 @@ def fully_sharded(name, original, constrained=True):
 
     model = FullyShardedDataParallel(network(), device_id=torch.device("cpu"), use_orig_params=original)
     optimizer = OPTIMIZERS[name](model.parameters())
-    for forget, retain in batches():
-        if constrained:
-            f1 = forget_loss(model, share(forget))
-            f1.backward()
-            optimizer.hold_constraint(f1)
-        retain_loss(model, share(retain)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    (train if constrained else train_without_constraint)(model, optimizer, share)
     with FullyShardedDataParallel.summon_full_params(model):
         return whole(model)
 
@@ -157,8 +155,5 @@ def test_fsdp1_may_have_an_optimizer_that_holds_nothing(processes, name, origina
     parameters = processes.run(2, fully_sharded, name, original, constrained=False)[0]
     model = network()
     optimizer = OPTIMIZERS[name](model.parameters())
-    for _, retain in batches():
-        retain_loss(model, retain).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    train_without_constraint(model, optimizer)
     torch.testing.assert_close(parameters, whole(model), rtol=1e-5, atol=1e-6)

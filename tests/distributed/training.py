@@ -80,6 +80,14 @@ def train(
     return multipliers
 
 
+def train_without_constraint(model: nn.Module, optimizer: torch.optim.Optimizer, share: Callable = lambda x: x) -> None:
+    """Train on the objective alone."""
+    for _, retain in batches():
+        retain_loss(model, share(retain)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def whole(model: nn.Module) -> list[Tensor]:
     """The parameters, undivided and detached."""
     return [(p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone() for p in model.parameters()]

@@ -7,7 +7,6 @@ import pwd
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,7 +16,6 @@ pytest.importorskip("PIL.Image")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "image"))
 import tiny
-from PIL import Image
 from typer.testing import CliRunner
 
 from unlearn_ext.cache import cache_folder, writable_cache_folder
@@ -98,12 +96,7 @@ def test_arrays_that_would_lie_in_the_cache(homeless: Path) -> None:
 def test_own_images_and_models_need_no_home(homeless: Path, monkeypatch: pytest.MonkeyPatch, home: str | None) -> None:
     if home is not None:
         monkeypatch.setenv("HOME", home)
-    tiny.model("vqgan").save_pretrained(homeless / "checkpoint")
-    rng = np.random.default_rng(0)
-    for side in ("ours", "theirs"):
-        (homeless / side).mkdir()
-        for index in range(4):
-            Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(homeless / side / f"{index}.png")
+    tiny.write_inputs(homeless, images=4)
     options = "--epsilon 0.3 --model checkpoint --forget ours --retain theirs --steps 1 --out run"
     code, said = call("run", *options.split())
     assert code == 0, said

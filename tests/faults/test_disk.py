@@ -70,31 +70,25 @@ def test_a_folder_that_cannot_be_written_leaves_the_one_before(tmp_path, failing
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_kill_while_a_folder_is_replaced_leaves_the_one_before(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("killed_in", "left"),
+    [
+        ("_rename", "before"),  # called to move the new folder into place
+        ("_settle", "after"),  # called when it is there
+    ],
+)
+def test_a_kill_while_a_folder_is_replaced_leaves_one_of_the_two(tmp_path, monkeypatch, killed_in, left):
     folder = tmp_path / "eps-0.3000"
     save_folder(folder, lambda place: _two_files(place, "before"), replace=True)
     child = os.fork()
     if not child:
-        monkeypatch.setattr(writing, "_rename", lambda *_: os._exit(9))  # in place of the new one's last move
+        monkeypatch.setattr(writing, killed_in, lambda *_: os._exit(9))
         save_folder(folder, lambda place: _two_files(place, "after"), replace=True)
     assert os.waitpid(child, 0)[1] == 9 << 8
-    assert not folder.exists()
-    writing.tidy(tmp_path)
-    assert _texts(folder) == {"before"}
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-def test_a_kill_after_a_folder_was_replaced_leaves_the_new_one(tmp_path, monkeypatch):
-    folder = tmp_path / "eps-0.3000"
-    save_folder(folder, lambda place: _two_files(place, "before"), replace=True)
-    child = os.fork()
-    if not child:
-        monkeypatch.setattr(writing, "_settle", lambda *_: os._exit(9))
-        save_folder(folder, lambda place: _two_files(place, "after"), replace=True)
-    assert os.waitpid(child, 0)[1] == 9 << 8
+    assert folder.exists() == (left == "after")
     assert len(list(tmp_path.iterdir())) == 2
     writing.tidy(tmp_path)
-    assert _texts(folder) == {"after"}
+    assert _texts(folder) == {left}
     assert list(tmp_path.iterdir()) == [folder]
 
 

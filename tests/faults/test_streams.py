@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("typer")
@@ -78,14 +77,8 @@ def test_a_stream_of_a_notebook_is_left_alone(monkeypatch: pytest.MonkeyPatch) -
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a checkpoint, images to forget and images to retain."""
     pytest.importorskip("diffusers")
-    image = pytest.importorskip("PIL.Image")
     folder = tmp_path_factory.mktemp("work")
-    tiny.model("vqgan").save_pretrained(folder / "checkpoint")
-    rng = np.random.default_rng(0)
-    for side in ("ours", "theirs"):
-        (folder / side).mkdir()
-        for index in range(8):
-            image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / side / f"{index}.png")
+    tiny.write_inputs(folder, images=8)
     return folder
 
 

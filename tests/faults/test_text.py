@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from unlearn_ext.errors import UserError
 from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
 from unlearn_ext.writing import write_table, write_text
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = [
     os.fsdecode(name) for name in (b"caf\xe9", b"\xff\xfe", b"\x93\xfa\x96\x7b", b"cut \xe2\x82", b"\x80, \"'\\\n")
@@ -71,15 +73,6 @@ def test_what_was_typed_is_found_again(tmp_path: Path, monkeypatch: pytest.Monke
     kept = typed.kept(tmp_path)
     assert Path(kept.data_dir).samefile(tmp_path / name)
     assert (kept.forget_classes, kept.split) == (f"{name},dog", name)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def draw(folder: Path, brightest: int, suffix: str = "") -> None:

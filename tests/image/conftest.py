@@ -7,13 +7,9 @@ import tiny
 import torch
 
 
-@pytest.fixture(autouse=True, scope="package")
-def one_thread():
-    """Images this small gain nothing from threads, and on a busy machine waiting for each other costs them a lot."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(autouse=True, scope="module")
+def in_one_thread(one_thread):
+    """All tests of this folder work on small images."""
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,6 +61,23 @@ def wrapped(family: str, **options: Any) -> Any:
         return Diffusion(unet(**options), pytest.importorskip("diffusers").DDPMScheduler(num_train_timesteps=100))
     kind, module = {"vqgan": (VQGAN, vqmodel), "autoencoder": (AutoencoderKL, kl), "mae": (MAE, vitmae)}[family]
     return kind(module(**options))
+
+
+def write_inputs(folder: Path, images: int) -> None:
+    """Write a VQ-GAN to ``checkpoint``, and random grey images of 8x8 to ``ours`` and ``theirs``.
+
+    Args:
+        folder: where these three folders are made.
+        images: number of images in each of the two.
+    """
+    image = pytest.importorskip("PIL.Image")
+    model("vqgan").save_pretrained(folder / "checkpoint")
+    rng = np.random.default_rng(0)
+    for side in ("ours", "theirs"):
+        (folder / side).mkdir()
+        for index in range(images):
+            pixels = rng.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+            image.fromarray(pixels).save(folder / side / f"{index}.png")
 
 
 _autoencoder = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..places import check_model
+from ..places import check_reachable
 from ..writing import check_encodable
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
@@ -28,7 +28,7 @@ def loading(class_name: str, path_or_id: str | os.PathLike[str]) -> Iterator[Non
         UserError: there is no such folder; its path is not UTF-8; it has no weights but pickled ones, which are not
             opened; or whatever the libraries made of it, since they raise all kinds of errors.
     """
-    check_model(path_or_id)
+    check_reachable(path_or_id)
     path = Path(path_or_id).expanduser()
     files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
     pickles = [file.name for file in files if file.suffix in _PICKLES]
@@ -52,7 +52,7 @@ def loading(class_name: str, path_or_id: str | os.PathLike[str]) -> Iterator[Non
 def variant(path_or_id: str | os.PathLike[str]) -> str | None:
     """Return the variant, such as ``fp16``, that all weights of a folder are of; None where they are of none.
 
-    The libraries look for ``model.fp16.safetensors`` only where they are told of it.
+    The libraries load ``model.fp16.safetensors`` only if the argument ``variant`` names it.
     """
     names = [path.name for path in Path(path_or_id).glob("*.safetensors")]
     variants = {name.split(".")[1].split("-")[0] if name.count(".") > 1 else None for name in names}

@@ -37,14 +37,20 @@ KEPT = "constraint"
 
 
 def _keep_adapted(optimizer: "EpsilonOptimizer", state_dict: dict) -> None:
-    """Remember what is loaded, for :meth:`EpsilonOptimizer.__setstate__`: a hook that runs after all others."""
+    """Check a state dict and remember it for :meth:`EpsilonOptimizer.__setstate__`.
+
+    This is the last hook before loading, so it sees the changes that the user's hooks made to the state dict.
+    """
     for group in state_dict["param_groups"]:
         optimizer._check_loadable(group)
     optimizer._loading = state_dict
 
 
-def _kept(value: Tensor | float | None, device: torch.device) -> Tensor | None:
-    """A state as it was saved, on the parameter's device; checkpoints of old torch hold plain numbers and ``None``."""
+def _as_saved(value: Tensor | float | None, device: torch.device) -> Tensor | None:
+    """Copy a saved state to the parameter's device in its saved dtype.
+
+    Checkpoints of older versions of torch hold plain numbers, which become 0-d tensors, and ``None``, which stays.
+    """
     if value is None:
         return None
     tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
@@ -99,7 +105,11 @@ class EpsilonOptimizer(Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The parameter groups, as torch has them; others may change the list, its dicts and their lists."""
+        """The parameter groups, as in torch.
+
+        User code and frameworks may change the list, the dicts in it and their lists of parameters. Each step uses
+        what is there when it is called.
+        """
         return self._groups
 
     @param_groups.setter
@@ -249,7 +259,7 @@ class EpsilonOptimizer(Optimizer):
         names = chain.from_iterable(group["params"] for group in saved["param_groups"])
         for name, param in zip(names, params, strict=True):
             if param in self.state:
-                state = {key: _kept(value, param.device) for key, value in saved["state"].get(name, {}).items()}
+                state = {key: _as_saved(value, param.device) for key, value in saved["state"].get(name, {}).items()}
                 self.state[param] = {key: value for key, value in state.items() if value is not None}
         held = [self.state[p].pop("constraint_grad", None) if p in self.state else None for p in params]
         kept = self.param_groups[0].get(KEPT) if self.param_groups else None
@@ -260,13 +270,20 @@ class EpsilonOptimizer(Optimizer):
         return f"{super().__repr__()}\ncontrol: {self.control!r}"
 
     def _adopt(self) -> None:
-        """Take the numbers that the groups have now: torch lets others exchange what is in them for a while."""
+        """Use the constraint's numbers that are in the first parameter group.
+
+        They may be others than at the last step: ``torch.optim.swap_in_optimizer_params_and_state``, for example,
+        replaces the contents of the groups for the time of a ``with`` block.
+        """
         if self._groups:
             self._constraint.adopt(self._groups[0].get(KEPT))
 
     @contextmanager
     def _held_in_public(self) -> Iterator[None]:
-        """Put what is held where torch looks for what to save."""
+        """Add f1 and ∇f1, if held, to the groups and states for the time of a ``with`` block.
+
+        ``torch.optim.Optimizer.state_dict`` reads them there.
+        """
         self._adopt()
         constraint = self._constraint
         kept = constraint.kept if constraint.value is None else {**constraint.kept, "held": constraint.value}
@@ -310,7 +327,10 @@ class EpsilonOptimizer(Optimizer):
         return list(chain.from_iterable([group["params"] for group in self._groups]))
 
     def _states(self, params: list[Tensor]) -> list[dict]:
-        """The state of each parameter; as they lie where that is in the same order, for a tensor is dear to look up."""
+        """Return the state of each parameter.
+
+        Skips the lookups if ``self.state`` is in the order of ``params``: looking up a tensor is slow.
+        """
         ordered = not torch.compiler.is_compiling() and len(self.state) == len(params)
         if ordered and all(map(is_, self.state, params)):
             return list(self.state.values())

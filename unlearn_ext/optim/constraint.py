@@ -128,9 +128,7 @@ class Constraint:
         smooth = self.smoothing if self.value is not None and self.smoothing.on else None
         grads, held = operands.grads, operands.constraint_grads
         if smooth:
-            self.value = smooth.apply(
-                self.value, operands.constraint_grads, averages or [None] * len(operands), self.kept
-            )
+            self.value = smooth.apply(self.value, held, averages or [None] * len(operands), self.kept)
         several, shards = distributed.initialised(), None
         if several and distributed.has_shards(operands):
             shards = distributed.Shards(operands, hyper, self.process_group)

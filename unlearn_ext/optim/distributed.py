@@ -46,8 +46,8 @@ def checked(process_group: Replicas) -> Replicas:
 def made_by_zero() -> bool:
     """Whether ``ZeroRedundancyOptimizer`` is at work: it makes an optimizer of a part of the parameters.
 
-    Each process would then solve a programme of its own: λ needs the sums over all parameters, and ``hold_constraint``
-    the gradients of all.
+    Each process would then solve its own QP, but λ needs the sums over all parameters, and ``hold_constraint`` needs
+    all gradients.
     """
     module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
     frame = None if module is None else sys._getframe(1)  # it gives no other sign of itself to what it makes

@@ -1,4 +1,7 @@
-"""Whose memory a gradient is: what is held until the step must not change when somebody else writes."""
+"""Detect gradients whose memory other code can write to.
+
+A gradient that is held from ``hold_constraint`` until the step must not change in between, so a shared one is copied.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,14 @@ def owned(grads: list[Tensor | None]) -> list[Tensor | None]:
 
 
 def is_grad_alone(param: Tensor, known: int) -> bool:
-    """Whether nobody has ``param.grad`` but the parameter, and as many others as the caller knows of.
+    """Return whether only the parameter and the caller refer to ``param.grad``.
 
-    Only then is the same tensor in the same place the same gradient: buffers of others are filled and put there anew.
+    If other code refers to it, such as the owner of a buffer that is filled again for each backward pass, then the same
+    tensor may hold another gradient.
+
+    Args:
+        param: a parameter with a gradient.
+        known: number of references to the gradient that the caller has.
     """
     return getrefcount(param.grad) <= _OF_A_PARAMETER + known and not _is_shared(param.grad, owners=2)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ...errors import UserError, require
-from ...places import check_model, expanded
+from ...places import check_reachable, expanded
 from .pixels import resized, rgb
 
 
@@ -26,7 +26,7 @@ class CLIP:
 
     def __init__(self, path_or_id: str) -> None:
         transformers = require("transformers", "images")
-        check_model(path_or_id)
+        check_reachable(path_or_id)
         self.name = f"clip:{path_or_id}"
         path_or_id = expanded(path_or_id)
         try:
