@@ -1,9 +1,9 @@
-"""What a run has come to, kept in a file of its folder: a run that was killed goes on as if nothing had happened.
+"""The journal of a run: a file in its folder from which a killed run resumes with the same results.
 
-What a run does depends on numbers that it computes on the way. A run that goes on therefore does everything once more,
-but is told what came of each thing, up to the segment of training that it was killed in. That one it takes up at the
-step at which the file was last written. Nothing else is known of how far it was: every kept number has its place by the
-order in which it was asked for.
+A resumed run executes the same code again from the start. Up to the segment of training in which the run was killed, it
+reads each result from the journal instead of computing it. It resumes that segment at the step at which the journal was
+last written. Results are stored in the order in which the run asks for them; the journal has no other record of the
+run's progress.
 """
 
 from __future__ import annotations

@@ -280,7 +280,7 @@ class _Walk:
         return Run(model, self.objectives, self.settings, *self._told(name), self.journal)
 
     def _told(self, name: str) -> tuple[History, OnStep | None]:
-        """Who is told of the steps of a point."""
+        """Return the history and progress callback for a front point."""
         stage = self.stage
 
         def on_step(step: int, steps: int, stats: StepStats, f2: float) -> None:

@@ -54,7 +54,7 @@ def _without_derivative(registered: Callable[..., Tensor]) -> Callable[..., Tens
 
 
 class _NoDerivative(torch.autograd.Function):
-    """The value; whoever asks for its derivative is told that there is none."""
+    """The identity, whose backward pass raises ``RuntimeError``."""
 
     @staticmethod
     def forward(ctx: Any, name: str, value: Tensor, *needed: Tensor) -> Tensor:

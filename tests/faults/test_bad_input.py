@@ -328,13 +328,13 @@ FILES = {
         text("run/sources.json", '{"data": 3, "wrong": 1}'),
         "evaluate {place}/run --extractor mnist-cnn",
         "{place}/run does not say of what images and model it is; a run of `unlearn-ext sweep` says so in "
-        "sources.json, and from Python unlearn_ext.metrics.evaluate is told.",
+        "sources.json. From Python, pass the model and the images to unlearn_ext.metrics.evaluate.",
     ),
     "a number for a task in sources.json": (
         text("run/sources.json", '{"task": 3}'),
         "evaluate {place}/run --extractor mnist-cnn",
         "{place}/run does not say of what images and model it is; a run of `unlearn-ext sweep` says so in "
-        "sources.json, and from Python unlearn_ext.metrics.evaluate is told.",
+        "sources.json. From Python, pass the model and the images to unlearn_ext.metrics.evaluate.",
     ),
     "half of an experiment's settings": (
         text("out/reproduction.json", "{"),
@@ -405,7 +405,7 @@ VALUES = {
     "one of two folders": (
         nothing,
         RUN.replace(" --retain {place}/theirs", ""),
-        "Invalid value: one's own images are two folders: give both --forget and --retain.",
+        "Invalid value: images of your own are two folders: give both --forget and --retain.",
     ),
     "labels in words": (
         nothing,
@@ -422,7 +422,7 @@ VALUES = {
     "own images without a model": (
         nothing,
         RUN.replace(" --model {place}/checkpoint", ""),
-        "Invalid value: one's own images need --model, the checkpoint that is to forget.",
+        "Invalid value: images of your own need --model, the checkpoint that is to forget.",
     ),
     "no points": (nothing, SWEEP.replace("--points 1", "--points 0"), "Invalid value for '--points': …"),
     "no such extractor": (
@@ -487,7 +487,7 @@ STATES = {
         nothing,
         "evaluate {place}/run",
         "{place}/run does not say of what images and model it is; a run of `unlearn-ext sweep` says so in "
-        "sources.json, and from Python unlearn_ext.metrics.evaluate is told.",
+        "sources.json. From Python, pass the model and the images to unlearn_ext.metrics.evaluate.",
     ),
 }
 

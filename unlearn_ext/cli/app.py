@@ -174,7 +174,7 @@ def sweep(
 
     - `unlearn-ext sweep --points 3,4/9 --out runs/3-4` computes two of nine models, as one job of an array may.
 
-    - The same command with `--resume` goes on where this one was killed, and changes nothing of what comes of it.
+    - The same command with `--resume` goes on where this one was killed, with the results of an uninterrupted run.
 
     - `torchrun --nproc-per-node 2 -m unlearn_ext sweep` divides every minibatch between two processes.
     """
@@ -258,7 +258,7 @@ def evaluate(
 def reproduce(
     family: Annotated[str, typer.Option(help="Kind of model, or all.", metavar="FAMILY")] = "vqgan",
     seeds: Annotated[int | None, typer.Option(min=1, help="How many.", show_default="5; with --quick 1")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few points and short runs, to see what comes of it.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Few points and short runs, for a first look.")] = False,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Models trained side by side.", show_default="as many as cores")
     ] = None,

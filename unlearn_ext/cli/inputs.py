@@ -118,7 +118,7 @@ def describe(name: str, classes: list[int] | tuple[int, ...]) -> str:
 def _check(sources: Sources) -> None:
     """Refuse combinations that mean nothing."""
     if (sources.forget is None) != (sources.retain is None):
-        raise typer.BadParameter("one's own images are two folders: give both --forget and --retain.")
+        raise typer.BadParameter("images of your own are two folders: give both --forget and --retain.")
     own = (sources.data_dir, sources.dataset, sources.forget)
     if sum(given is not None for given in (sources.data, *own)) > 1:
         raise typer.BadParameter("give one of --data, --data-dir, --dataset, or --forget and --retain.")
@@ -128,7 +128,7 @@ def _check(sources: Sources) -> None:
     if classed and not sources.forget_classes:
         raise typer.BadParameter(f"{classed} needs --forget-classes, the names of the classes to forget.")
     if any(own) and not sources.model:
-        raise typer.BadParameter("one's own images need --model, the checkpoint that is to forget.")
+        raise typer.BadParameter("images of your own need --model, the checkpoint that is to forget.")
 
 
 def _images(sources: Sources, size: int, channels: int, settings: Settings) -> tuple[ForgetRetain, str]:

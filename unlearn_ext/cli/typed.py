@@ -36,8 +36,8 @@ def kept(run: Path) -> Sources:
         return sources
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{run} does not say of what images and model it is; a run of `unlearn-ext sweep` says so in {FILE}, and "
-            "from Python unlearn_ext.metrics.evaluate is told."
+            f"{run} does not say of what images and model it is; a run of `unlearn-ext sweep` says so in {FILE}. "
+            "From Python, pass the model and the images to unlearn_ext.metrics.evaluate."
         ) from error
 
 

@@ -35,8 +35,8 @@ def load_dataset_columns(
     """Divide one loaded split of a ``datasets.Dataset`` by class.
 
     An image with several labels is forgotten if one of them is to be. An image without a label is in neither set, and a
-    warning counts them: its label is None, NaN, an empty text or list, or -1 where the classes count from 0. What
-    becomes of transparency, frames and copies is as in :func:`~unlearn_ext.data.load_folders`.
+    warning counts them: its label is None, NaN, an empty text or list, or -1 where the classes count from 0.
+    Transparency, frames and copies are treated as in :func:`~unlearn_ext.data.load_folders`.
 
     Args:
         dataset: a split, for example ``datasets.load_dataset("cifar10", split="train")``.

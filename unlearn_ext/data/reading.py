@@ -37,7 +37,7 @@ class Source:
 
 @dataclass(frozen=True)
 class _Read:
-    """What became of one source: the SHA-256 of its pixels, or the reason why there are none."""
+    """The result of decoding one source: the SHA-256 of its pixels, or the reason why it could not be decoded."""
 
     name: str
     digest: bytes = b""
@@ -93,7 +93,7 @@ def read(
 
 
 def _read_side(sources: Sequence[Source], size: int, channels: int, memory: float) -> tuple[list[_Read], torch.Tensor]:
-    """What became of each source, and the pixels, uint8 [N, C, H, W]; rows of bad ones hold anything."""
+    """Return the result of each source, and the pixels, uint8 [N, C, H, W]; rows of failed sources are undefined."""
     pixels = empty((len(sources), channels, size, size), torch.uint8, memory)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(partial(_read_one, size=size, channels=channels), sources, pixels.numpy())), pixels

@@ -129,9 +129,9 @@ class Autoencoder:
         return list(self.encoder.parameters())
 
     def enable_gradient_checkpointing(self) -> None:
-        """Raise ``UserError``: only you know where this encoder may be cut."""
+        """Raise ``UserError``: only the author of this encoder knows which parts of it can be recomputed."""
         raise UserError(
-            "gradient checkpointing of one's own encoder is written in its forward, by torch.utils.checkpoint."
+            "gradient checkpointing of your own encoder must be written in its forward, with torch.utils.checkpoint."
         )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
