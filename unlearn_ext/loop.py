@@ -14,6 +14,8 @@ from .models import I2IModel
 from .objectives import Objectives
 from .settings import Settings
 
+WARMUP = 10
+
 
 class Loop:
     """Trains one model's encoder; in several processes each takes its share of every minibatch.
@@ -39,17 +41,20 @@ class Loop:
         self.scaler = torch.amp.GradScaler(model.device.type) if scales else None
         self.steps_taken = 0
 
-    def minibatches(self, lr: float, steps: int, held: int = 0, *, taken: int = 0) -> Iterator[tuple[Batch, Batch]]:
-        """A minibatch to forget and one to retain for each of so many steps, over which the rate falls to 0.
+    def minibatches(self, lr: float, steps: int, *, taken: int = 0) -> Iterator[tuple[Batch, Batch]]:
+        """Yield a minibatch to forget and one to retain for each of so many steps, and set the learning rate.
+
+        The rate is held for half of the steps and then falls linearly to 0. The first ``WARMUP`` steps of the loop rise
+        to it.
 
         Args:
-            lr: the rate at first.
+            lr: the rate that is held.
             steps: how many.
-            held: of these, until it begins to fall.
-            taken: of these, before.
+            taken: how many of these an earlier process took.
         """
         for step in range(taken, steps):
-            self.optimizer.param_groups[0]["lr"] = lr if step < held else lr * (steps - step) / (steps - held)
+            rising, falling = (self.steps_taken + 1) / WARMUP, 2 * (steps - step) / steps
+            self.optimizer.param_groups[0]["lr"] = lr * min(rising, falling, 1.0)
             yield next(self._batches)
 
     @cached_property

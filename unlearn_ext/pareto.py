@@ -6,14 +6,16 @@ import csv
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
 from .writing import write_table
 
 Values = tuple[float, float]
+TRAINED = "trained"
 
 
 def dominates(a: Values, b: Values) -> bool:
@@ -55,6 +57,8 @@ class ParetoPoint:
         f2_validation: retain objective over held-out images of the retain classes.
         steps: optimizer steps taken for this point, after its warm start.
         seconds: wall clock of these steps and their evaluation.
+        made_of: ``"trained"``, or the models that it is a mixture of, such as
+            ``"0.25*anchor-0.2613 + 0.75*anchor-0.6271"``.
     """
 
     name: str
@@ -66,6 +70,7 @@ class ParetoPoint:
     f2_validation: float
     steps: int
     seconds: float
+    made_of: str = TRAINED
 
     @property
     def values(self) -> Values:
@@ -86,18 +91,37 @@ class ParetoPoint:
 
 @dataclass(frozen=True)
 class ParetoFront:
-    """The points of a sweep, from the highest completeness (least f1) to the lowest."""
+    """The points of a sweep, from the highest completeness (least f1) to the lowest.
+
+    Attributes:
+        points: in this order.
+        dial: makes a model at an ε; None of a front that was read from a table alone.
+    """
 
     points: tuple[ParetoPoint, ...]
+    dial: Callable[[float], Any] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "points", tuple(sorted(self.points, key=lambda point: point.epsilon)))
+        object.__setattr__(self, "points", tuple(sorted(self.points, key=lambda point: point.f1)))
 
     def __iter__(self) -> Iterator[ParetoPoint]:
         return iter(self.points)
 
     def __len__(self) -> int:
         return len(self.points)
+
+    def at(self, epsilon: float) -> Any:
+        """Return a model at any ε, as :meth:`unlearn_ext.dial.Dial.at` makes it.
+
+        Raises:
+            UserError: the front was read from a table, which holds no models.
+        """
+        if self.dial is None:
+            raise UserError(
+                "this front was read from a table, so it has no models: take the front that `sweep` returns; with "
+                "resume=True, it returns that of a finished run."
+            )
+        return self.dial(epsilon)
 
     @property
     def dominated(self) -> list[bool]:
@@ -125,13 +149,18 @@ class ParetoFront:
         try:
             with open(path, newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
-            front = cls(tuple(ParetoPoint(**{c: _COLUMNS[c](row[c]) for c in _COLUMNS}) for row in rows))
+            front = cls(tuple(ParetoPoint(**{c: _COLUMNS[c](row[c]) for c in _COLUMNS}) for row in map(_whole, rows)))
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{Path(path)} cannot be read as a Pareto front: {error}.") from error
         for point in front:
             if not re.fullmatch(r"\w[\w.-]*", point.name):
                 raise UserError(f"{Path(path)} cannot be read as a Pareto front: {point.name!r} is no point's name.")
         return front
+
+
+def _whole(row: dict[str, str]) -> dict[str, str]:
+    """Return a row with the column that tables of earlier versions lack."""
+    return {"made_of": TRAINED, **row}
 
 
 def point_name(epsilon: float) -> str:

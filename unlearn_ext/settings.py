@@ -16,20 +16,18 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a run. The defaults suit the small built-in models.
+    """How one run or sweep is trained. The defaults suit the small built-in models.
 
     Attributes:
-        lr: learning rate of AdamW, held until a run is near its ε and f2 has come to rest; then it falls linearly to
-            0. Where ε gives up less than half of f1 it is lower in proportion. The rate at which ε is approached
-            does not depend on it.
-        steps: optimizer steps in which the learning rate falls, at the end of a run, after half as many where it begins
-            near its ε and up to twice as many where it has far to go. A point of a sweep that is near the one before
-            is given fewer.
+        lr: learning rate of AdamW, held for half of the steps of an anchor; then it falls linearly to 0. It rises to
+            this over the first ten steps of a run.
+        steps: optimizer steps of an anchor of a sweep; a run to one ε takes three times as many. None: see
+            :func:`unlearn_ext.run.steps_per_anchor`.
         batch_size: images in each minibatch, of forget and of retain images alike; four times as many are encoded at
             once where no gradient is needed.
         rate: share of the gap f1 − ε that a step closes.
-        tolerance: |f1 − ε| over the whole forget set below which a run is not corrected, as a share of f1 before
-            unlearning.
+        tolerance: |f1 − ε| over the whole forget set below which a run is not corrected, as a share of the unmodified
+            model's f1.
         seed: of the minibatches, of the noise images and of augmentation.
         precision: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for torch's automatic mixed precision; float16
             scales its losses.
@@ -41,9 +39,9 @@ class Settings:
     """
 
     lr: float = 1e-3
-    steps: int = 24
+    steps: int | None = None
     batch_size: int = 64
-    rate: float = 0.15
+    rate: float = 0.1
     tolerance: float = 0.007
     seed: int = 0
     precision: str = "float32"
@@ -55,6 +53,8 @@ class Settings:
             raise UserError(f"there is no precision `{self.precision}`; known: {', '.join(PRECISIONS)}.")
         for name, is_right, rule in _RULES:
             value = getattr(self, name)
+            if name == "steps" and value is None:
+                continue
             if not isinstance(value, Integral if rule.startswith("a whole") else Real) or not is_right(value):
                 raise UserError(f"{name} is {value!r}; it must be {rule}.")
 

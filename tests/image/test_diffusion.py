@@ -10,8 +10,9 @@ import torch
 import unlearn_ext as ux
 from unlearn_ext import draws, models
 from unlearn_ext.errors import UserError
+from unlearn_ext.history import History
 from unlearn_ext.objectives import Objectives
-from unlearn_ext.run import History, Run
+from unlearn_ext.run import Run
 from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop, Reconstruct
 
@@ -380,10 +381,10 @@ def test_a_task_that_hides_nothing_is_refused(diffusion, images):
 
 def test_only_the_way_down_is_trained_and_saved_changed(diffusion, images, tmp_path):
     before = copy.deepcopy(diffusion.module.state_dict())
-    objectives = Objectives.freeze(diffusion, *images, TASK)
+    settings = Settings(steps=60, batch_size=16, lr=3e-3)
+    objectives = Objectives.freeze(diffusion, *images, TASK, settings=settings)
     start = objectives.evaluate_f1(diffusion.encode)
-    run = Run(diffusion, objectives, Settings(steps=20, batch_size=16, lr=3e-3, tolerance=0.02), History())
-    f1, f2 = run.meet(start / 2, start)
+    f1, f2 = Run(diffusion, objectives, History()).approach(start / 2)
     assert f1 == pytest.approx(start / 2, abs=start / 20)
     assert 0 < f2 < start
     diffusion.save_pretrained(tmp_path)

@@ -69,7 +69,6 @@ def test_a_finished_run_is_not_replaced(finished, images, settings):
         ({"settings": OTHER}, "seed"),
         ({"points": 2}, "points"),
         ({"epsilons": [0.3]}, "epsilons, points"),
-        ({"only": [1]}, "cold, only"),
         ({"task": Outpaint(0.5)}, "task"),
         ({"augment": lambda images, draw: images.flip(-1) if draw == 4 else images}, "augmentation"),
         ({"held_out": (torch.zeros(4, 1, 8, 8), torch.ones(4, 1, 8, 8))}, "forget_validation, retain_validation"),
@@ -104,12 +103,14 @@ def test_force_replaces_what_the_run_wrote_and_nothing_else(finished, images):
     assert not any((finished / name).exists() for name in ("report.html", "metrics.csv", "figures/front.png"))
 
 
-@pytest.mark.parametrize("name", ["boundary-low/notes.txt", "boundary-high/onnx/model.onnx", "eps-0.1234/cat.png"])
+@pytest.mark.parametrize(
+    "name", ["boundary-low/notes.txt", "boundary-high/onnx/model.onnx", "eps-0.1234/cat.png", "anchor-0.1234/cat.png"]
+)
 def test_force_does_not_touch_a_folder_with_somebodys_files_in_a_model(finished, images, name):
     (finished / name).parent.mkdir(exist_ok=True)
     (finished / name).write_text("mine")
     before = content(finished)
-    shown = name if name.startswith("boundary") else "eps-0.1234"
+    shown = name if name.startswith("boundary") else name.removesuffix("/cat.png")
     with pytest.raises(UserError, match=f"holds {re.escape(shown)}, which no run wrote and this one would replace"):
         swept(finished, images, force=True)
     assert content(finished) == before
@@ -154,7 +155,7 @@ def test_a_copy_without_hidden_files_is_not_replaced(finished, images, given, sa
         swept(finished, images, **given)
     assert content(finished) == before
     assert not (finished / ".lock").exists()
-    assert len(swept(finished, images, settings=OTHER, force=True)) == 3
+    assert len(swept(finished, images, settings=OTHER, force=True)) == 6
 
 
 def test_of_a_copy_without_any_hidden_file_nothing_is_removed(finished, images):
@@ -211,7 +212,7 @@ def test_a_run_that_failed_at_once_keeps_no_other_out(tmp_path, images):
     with pytest.raises(UserError, match="f1 did not fall below"):
         swept(tmp_path, images, settings=Settings(steps=1, lr=0.0))
     assert content(tmp_path) == {"notes.txt": b"mine"}
-    assert len(swept(tmp_path, images)) == 3
+    assert len(swept(tmp_path, images)) == 6
 
 
 def test_models_of_a_run_that_was_killed_before_its_first_checkpoint(tmp_path, images, monkeypatch):
@@ -221,16 +222,16 @@ def test_models_of_a_run_that_was_killed_before_its_first_checkpoint(tmp_path, i
         raise Ended
 
     with monkeypatch.context() as patch:
-        patch.setattr(phases._Walk, "step_to", killed)
+        patch.setattr(phases._Sweep, "find_lowest_boundary", killed)
         with pytest.raises(Ended):
             swept(tmp_path / "run", images)
-    assert models_of(tmp_path / "run") == {"boundary-low"}
+    assert len(models_of(tmp_path / "run")) == len(phases.ANCHORS)
     for changed in ({}, {"settings": OTHER}):
         with pytest.raises(UserError, match="holds an unfinished run: give --resume"):
             swept(tmp_path / "run", images, **changed)
     with pytest.raises(UserError, match="differs in: seed;"):
         swept(tmp_path / "run", images, resume=True, settings=OTHER)
-    assert len(swept(tmp_path / "run", images, resume=True)) == 3
+    assert len(swept(tmp_path / "run", images, resume=True)) == 6
 
 
 def test_an_unfinished_run_is_replaced_by_force(tmp_path, images, monkeypatch):

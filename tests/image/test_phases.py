@@ -8,104 +8,192 @@ import math
 import subprocess
 import sys
 import warnings
-from statistics import fmean
 
 import numpy as np
 import pytest
+import torch
 
+from unlearn_ext import dial, phases
 from unlearn_ext.errors import UserError
+from unlearn_ext.models import load
 from unlearn_ext.objectives import Objectives
 from unlearn_ext.pareto import ParetoFront
-from unlearn_ext.phases import F2_TOLERANCE, sweep
-from unlearn_ext.run import WORTH, Run
+from unlearn_ext.phases import ANCHORS, F2_TOLERANCE, add_points, sweep
 from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
 
-QUICK = Settings(steps=40, batch_size=16)
-NAMES = ("boundary-high", "boundary-low")
+TASK = CenterCrop(0.5)
+QUICK = Settings(steps=30, batch_size=16)
+SHORT = Settings(steps=4, batch_size=16)
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory, tiny_model, tiny_images):
+def given(tiny_images):
+    """What a sweep of the module is given besides the model and the folder."""
     forget, retain = tiny_images
+    sets = {"forget": forget[:40], "retain": retain[:40], "held_out": (forget[40:], retain[40:])}
+    return {**sets, "task": TASK, "settings": QUICK}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, tiny_model, given):
     out, seen = tmp_path_factory.mktemp("run"), []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        front = sweep(
-            tiny_model,
-            forget[:40],
-            retain[:40],
-            task=CenterCrop(0.5),
-            points=3,
-            held_out=(forget[40:], retain[40:]),
-            out=out,
-            dataset="stripes",
-            settings=QUICK,
-            progress=seen.append,
-        )
+        front = sweep(tiny_model, **given, points=3, out=out, dataset="stripes", progress=seen.append)
     return front, out, json.loads((out / "metrics.json").read_text()), seen
+
+
+@pytest.fixture(scope="module")
+def objectives(tiny_model, given):
+    return Objectives.freeze(tiny_model, given["forget"], given["retain"], TASK, settings=QUICK)
+
+
+def of_role(front, role):
+    return [point for point in front if point.role == role]
+
+
+def encoder_of(folder):
+    return [p.detach() for p in load("vqgan", folder).encoder_parameters()]
 
 
 def test_every_epsilon_is_met(swept):
     front, _, metrics, _ = swept
     span = metrics["f1_original"] - metrics["f1_star"]
-    for point in front:
-        if point.role == "epsilon":
-            assert abs(point.f1 - point.epsilon) <= 0.03 * span, point
-    assert metrics["max_epsilon_miss"] <= 0.03
+    asked = of_role(front, "epsilon")
+    assert len(asked) == 3
+    assert all(abs(point.miss) <= 0.01 * span for point in asked), asked
+    assert metrics["max_epsilon_miss"] == pytest.approx(max(abs(point.miss) for point in asked) / span)
 
 
-def test_the_highest_boundary_is_as_near_to_the_infimum_as_f1_is_met(swept):
+def test_epsilons_are_spaced_evenly_between_the_boundaries(swept):
+    front, *_ = swept
+    (high,), (low,) = of_role(front, "boundary-high"), of_role(front, "boundary-low")
+    asked = [point.epsilon for point in of_role(front, "epsilon")]
+    assert asked == pytest.approx(np.linspace(high.f1, low.f1, 5)[1:-1].tolist(), abs=1e-4)
+
+
+def test_anchors_are_trained_at_shares_of_f1_and_the_last_comes_to_rest_at_the_infimum(swept):
     front, _, metrics, _ = swept
-    high = metrics["f1_star"] + QUICK.tolerance * metrics["f1_original"]
-    assert front.points[0].epsilon == pytest.approx(high)
+    anchors, (high,) = of_role(front, "anchor"), of_role(front, "boundary-high")
+    assert [a.epsilon for a in reversed(anchors)] == pytest.approx([s * metrics["f1_original"] for s in ANCHORS[:-1]])
+    assert high.f1 == high.epsilon == metrics["f1_star"] == min(point.f1 for point in front)
+    assert {(point.made_of, point.steps) for point in (*anchors, high)} == {("trained", QUICK.steps)}
 
 
 def test_f1_rises_and_f2_falls_along_the_front(swept):
     front, *_ = swept
-    assert [point.role for point in front] == ["boundary-high", "epsilon", "epsilon", "epsilon", "boundary-low"]
     f1, f2 = np.array([point.values for point in front]).T
     assert (np.diff(f1) > 0).all(), f1
-    assert (np.diff(f2) < WORTH).all(), f2  # what a run does not go on for, it may leave
+    assert (np.diff(f2) < 1e-4).all(), f2
     assert f2[0] > 2 * f2[-1]
 
 
-def test_the_lowest_boundary_costs_nothing_but_forgets(swept):
+def test_the_lowest_boundary_costs_next_to_nothing_but_forgets(swept, objectives):
+    front, out, metrics, _ = swept
+    (low,) = of_role(front, "boundary-low")
+    assert 0.85 * F2_TOLERANCE <= low.f2 <= F2_TOLERANCE
+    assert low.f1 == low.epsilon < metrics["f1_original"]
+    f1, f2 = objectives.evaluate(load("vqgan", out / low.name).encode)
+    assert (f1, f2) == pytest.approx(low.values, rel=1e-4)
+
+
+def test_a_mixture_is_what_the_table_says_it_is_made_of(swept, tiny_model, objectives):
+    front, out, _, _ = swept
+    mixtures = [point for point in front if point.made_of != "trained"]
+    assert mixtures
+    for point in mixtures:
+        parts = [part.split("*") for part in point.made_of.split(" + ")]
+        ends = [
+            tiny_model.encoder_parameters() if name == "unmodified" else encoder_of(out / name) for _, name in parts
+        ]
+        mixed = [
+            sum(float(share) * p for (share, _), p in zip(parts, ps, strict=True)) for ps in zip(*ends, strict=True)
+        ]
+        assert sum(float(share) for share, _ in parts) == pytest.approx(1, abs=1e-5)
+        for mine, saved in zip(mixed, encoder_of(out / point.name), strict=True):
+            torch.testing.assert_close(mine, saved, rtol=1e-4, atol=1e-5)
+        assert objectives.evaluate(load("vqgan", out / point.name).encode) == pytest.approx(point.values, rel=1e-3)
+
+
+def test_many_points_take_no_more_steps_than_few(swept, tmp_path, tiny_model, given):
+    front = sweep(tiny_model, **given, points=9)
+    assert sum(point.steps for point in front) == sum(point.steps for point in swept[0]) == len(ANCHORS) * QUICK.steps
+
+
+def test_a_front_gives_a_model_at_any_epsilon(swept, objectives):
+    front, out, metrics, _ = swept
+    before = (out / "front.csv").read_bytes()
+    for share in (0.9, 0.5, 0.2, 0.1):
+        epsilon = share * metrics["f1_original"]
+        made = front.at(epsilon)
+        assert made.f1 == pytest.approx(epsilon, abs=0.003 * metrics["f1_original"])
+        assert objectives.evaluate(made.model.encode) == pytest.approx((made.f1, made.f2), rel=1e-4)
+    assert (out / "front.csv").read_bytes() == before
+
+
+def test_beyond_its_ends_a_front_gives_the_ends_and_warns(swept, tiny_model):
     front, _, metrics, _ = swept
-    low = front.points[-1]
-    assert 0 < low.f2 <= F2_TOLERANCE
-    assert low.f1 < metrics["f1_original"]
-    assert "f2 verified" in metrics["boundary_low_method"]
+    with pytest.warns(UserWarning, match="the least that can be reached"):
+        made = front.at(0.0)
+    assert (made.f1, made.made_of) == (metrics["f1_star"], "1*boundary-high")
+    with pytest.warns(UserWarning, match="the model stays as it is"):
+        made = front.at(2 * metrics["f1_original"])
+    assert (made.f2, made.made_of) == (0.0, "1*unmodified")
+    for a, b in zip(made.model.encoder_parameters(), tiny_model.encoder_parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize(
-    ("costs", "share", "probes"),
-    [
-        (lambda gap: 4 * F2_TOLERANCE * (gap / 0.15) ** 2, 0.15 * math.sqrt(0.8 / 4), 2),  # too dear: back at once
-        (lambda gap: 0.9 * F2_TOLERANCE * (gap / 0.15) ** 2, 0.15, 1),  # next to all of the tolerance
-        (lambda gap: (0.3 if gap < 0.2 else 5) * F2_TOLERANCE, 0.15, 2),  # a cliff: back to the one before it
-        (lambda gap: 0.1 * F2_TOLERANCE * (gap / 0.15) ** 2, 0.3 * math.sqrt(0.8 / 0.4), 3),  # at most twice as far
-        (lambda gap: 0.0, 0.5, 3),  # never more than half of the way
-        (lambda gap: 1.0, 0.0, 6),  # nothing is within the tolerance: the unmodified model
-    ],
-)
-def test_the_lowest_boundary_is_searched_for_where_f2_says(model, images, monkeypatch, costs, share, probes):
-    asked = []
-    monkeypatch.setattr(Run, "descend", lambda run, steps: None)
-    monkeypatch.setattr(Run, "evaluate_f1", lambda run: 0.0)
+def test_a_finished_run_gives_models_too_and_a_table_alone_does_not(swept, tiny_model, given):
+    front, out, metrics, _ = swept
+    with pytest.warns(UserWarning, match="is finished: nothing is left to do"):
+        again = sweep(tiny_model, **given, points=3, out=out, dataset="stripes", resume=True)
+    epsilon = 0.3 * metrics["f1_original"]
+    assert again.at(epsilon)[1:] == front.at(epsilon)[1:]
+    with pytest.raises(UserError, match="this front was read from a table, so it has no models"):
+        ParetoFront.from_csv(out / "front.csv").at(epsilon)
 
-    def meet(run, epsilon, original, steps=None):
-        asked.append(1 - epsilon / original)
-        return epsilon, costs(asked[-1])
 
-    monkeypatch.setattr(Run, "meet", meet)
-    low = sweep(model, *images, task=CenterCrop(0.5), points=0, settings=Settings(steps=3)).points[-1]
-    assert len(asked) == probes + 1  # and the highest boundary
-    original = low.epsilon / (1 - share)
-    assert asked[0] == pytest.approx(0.15)
-    assert low.f1 == pytest.approx(low.epsilon)
-    assert low.f2 <= F2_TOLERANCE * (1 + 1e-9)
-    assert original == pytest.approx(Objectives.freeze(model, *images, CenterCrop(0.5)).evaluate_f1(model.encode))
+def test_where_no_line_is_good_enough_a_model_is_trained(swept, monkeypatch, objectives):
+    front, _, metrics, _ = swept
+    epsilon = 0.3 * metrics["f1_original"]
+    mixed = front.at(epsilon)
+    monkeypatch.setattr(dial, "DEAR", 0.0)
+    trained = front.at(epsilon)
+    assert (mixed.made_of == "trained", trained.made_of) == (False, "trained")
+    assert trained.f1 == pytest.approx(epsilon, abs=0.01 * metrics["f1_original"])
+    assert objectives.evaluate(trained.model.encode) == pytest.approx((trained.f1, trained.f2), rel=1e-4)
+
+
+def test_points_are_added_to_a_finished_run(tmp_path, tiny_model, given, monkeypatch):
+    alone = sweep(tiny_model, **given, epsilons=[0.3], out=tmp_path / "run")
+    sweep(tiny_model, **given, epsilons=[0.3, 0.2, 0.1], out=tmp_path / "whole")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*/*")}
+    added = add_points(tmp_path / "run", tiny_model, **given, epsilons=[0.2])
+    with monkeypatch.context() as patch:
+        patch.setattr(dial, "DEAR", 0.0)
+        added = add_points(tmp_path / "run", tiny_model, **given, epsilons=[0.1])
+    names = [point.name for point in added]
+    assert set(names) == {*(point.name for point in alone), "eps-0.2000", "eps-0.1000"}
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert ParetoFront.from_csv(tmp_path / "run" / "front.csv") == added
+    run, whole = (ParetoFront.from_csv(tmp_path / name / "front.csv") for name in ("run", "whole"))
+    mixed, at_once = (next(point for point in front if point.name == "eps-0.2000") for front in (run, whole))
+    assert (mixed.values, mixed.made_of) == (at_once.values, at_once.made_of)
+    assert next(point for point in run if point.name == "eps-0.1000").made_of == "trained"
+    with np.load(tmp_path / "run" / "samples.npz") as pictures:
+        assert set(names) < set(pictures.files)
+    with open(tmp_path / "run" / "history.csv", newline="") as file:
+        steps = [row["point"] for row in csv.DictReader(file)]
+    assert steps.count("eps-0.1000") == QUICK.steps
+    assert len(steps) == (len(ANCHORS) + 1) * QUICK.steps
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["hypervolume"] == pytest.approx(added.hypervolume(tuple(metrics["reference_point"])))
+
+
+def test_points_are_not_added_where_no_sweep_is(tmp_path, tiny_model, given):
+    with pytest.raises(UserError, match="cannot be read as"):
+        add_points(tmp_path, tiny_model, **given, epsilons=[0.2])
 
 
 def test_every_point_loads_and_is_what_the_table_says(swept, tiny_images):
@@ -132,13 +220,13 @@ def test_the_tables_are_complete(swept):
     for point in front:
         steps = [int(row["step"]) for row in rows if row["point"] == point.name]
         assert steps == list(range(len(steps)))
-        assert len(steps) >= point.steps >= QUICK.steps
+        assert len(steps) == point.steps
         assert 0 < point.seconds < metrics["seconds"]
     assert {row["skipped"] for row in rows} == {"0"}
     expected = {
         "version", "family", "dataset", "task", "seed", "settings", "f1_original", "f2_original", "f1_star",
-        "f2_tolerance", "boundary_low_method", "hypervolume", "reference_point", "max_epsilon_miss", "samples_from",
-        "seconds", "peak_memory_mb", "device",
+        "f2_tolerance", "anchors", "steps_per_anchor", "hypervolume", "reference_point", "max_epsilon_miss",
+        "samples_from", "seconds", "peak_memory_mb", "device",
     }  # fmt: skip
     assert set(metrics) == expected
     assert metrics["hypervolume"] == pytest.approx(front.hypervolume(tuple(metrics["reference_point"])))
@@ -147,21 +235,21 @@ def test_the_tables_are_complete(swept):
 
 
 def test_progress_goes_through_every_stage(swept):
-    *_, seen = swept
+    front, _, _, seen = swept
     assert [event.index for event in seen] == sorted(event.index for event in seen)
-    assert {event.total for event in seen} == {6}
-    assert {event.stage for event in seen} == {point.name for point in swept[0]}
+    assert {event.total for event in seen} == {len(front)}
+    assert {event.stage for event in seen} == {point.name for point in front if point.made_of == "trained"}
     assert all(0 < event.step <= event.steps for event in seen)
     for before, after in itertools.pairwise(seen):
         assert after.index > before.index or after.step > before.step
 
 
 def test_own_epsilons_warn_outside(tmp_path, model, images):
-    quick = Settings(steps=3, batch_size=16)
-    with pytest.warns(UserWarning, match="close to unmodified"):
-        front = sweep(model, *images, task=CenterCrop(0.5), epsilons=[40.0, 40.00001], out=tmp_path, settings=quick)
+    with pytest.warns(UserWarning, match="the model stays as it is"):
+        front = sweep(model, *images, task=TASK, epsilons=[40.0, 40.00001], out=tmp_path, settings=SHORT)
     assert all(math.isnan(point.f1_validation) for point in front)
-    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {*NAMES, "eps-40.0000"}
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {point.name for point in front}
+    assert [point.name for point in of_role(front, "epsilon")] == ["eps-40.0000"]
 
 
 def test_the_package_gives_the_function_whatever_was_imported_before():
@@ -172,45 +260,12 @@ def test_the_package_gives_the_function_whatever_was_imported_before():
 
 def test_where_f1_cannot_be_lowered_there_is_no_front(model, images):
     still = Settings(steps=1, lr=0.0)
-    with pytest.raises(UserError, match=r"f1 did not fall below .* in 1 steps, so there is nothing to walk between"):
-        sweep(model, *images, task=CenterCrop(0.5), settings=still)
+    with pytest.raises(UserError, match=r"f1 did not fall below .* in \d+ steps, so there is no front"):
+        sweep(model, *images, task=TASK, settings=still)
 
 
-@pytest.fixture(scope="module")
-def cold(tmp_path_factory, tiny_model, tiny_images):
-    """A function that sweeps with every point begun at the unmodified model: the front, and the folder."""
-
-    def swept(**some):
-        out, images = tmp_path_factory.mktemp("cold"), (side[:40] for side in tiny_images)
-        quick = Settings(steps=8, batch_size=16)
-        return sweep(tiny_model, *images, task=CenterCrop(0.5), points=3, out=out, settings=quick, **some), out
-
-    return swept
-
-
-def test_points_computed_alone_are_those_of_a_cold_sweep(cold):
-    whole, there = cold(cold=True)
-    some, here = cold(only=(3, 1))
-    assert [point.role for point in some] == ["epsilon", "epsilon", "boundary-low"]
-    of_whole = {point.name: point for point in whole}
-    assert [point.name for point in some] == [whole.points[1].name, whole.points[3].name, "boundary-low"]
-    for point in some:
-        assert point.values == of_whole[point.name].values
-        weights = "diffusion_pytorch_model.safetensors"
-        assert (here / point.name / weights).read_bytes() == (there / point.name / weights).read_bytes()
-
-
-def test_nine_points_of_a_walk_cost_less_than_three_single_runs_and_their_front_is_no_worse(tiny_model, tiny_images):
-    images = [side[:40] for side in tiny_images]
-    how = {"task": CenterCrop(0.5), "points": 9, "settings": Settings(steps=12, batch_size=16)}
-    walk, apart = (sweep(tiny_model, *images, cold=cold, **how) for cold in (False, True))
-    steps, singles = ([p.steps for p in front if p.role == "epsilon"] for front in (walk, apart))
-    assert sum(steps) <= 3 * fmean(singles)
-    reference = (apart.points[-1].f1 / 0.9, max(point.f2 for point in apart))
-    assert walk.hypervolume(reference) >= 0.99 * apart.hypervolume(reference)
-
-
-@pytest.mark.parametrize("number", [0, 4])
-def test_a_point_that_is_not_there_is_refused(cold, number):
-    with pytest.raises(UserError, match=f"there is no point number {number}; the numbers are 1 to 3"):
-        cold(only=(1, number))
+def test_where_nothing_costs_anything_the_lowest_boundary_is_the_highest(model, images, monkeypatch):
+    monkeypatch.setattr(phases, "F2_TOLERANCE", 1e9)
+    front = sweep(model, *images, task=TASK, points=0, settings=SHORT)
+    (high,), (low,) = of_role(front, "boundary-high"), of_role(front, "boundary-low")
+    assert low.values == high.values

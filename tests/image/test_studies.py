@@ -20,6 +20,7 @@ from unlearn_ext.control import GradientNorm
 from unlearn_ext.data import ForgetRetain
 from unlearn_ext.encoder import Encoder
 from unlearn_ext.errors import UserError
+from unlearn_ext.history import History
 from unlearn_ext.models import reconstruct
 from unlearn_ext.objectives import Objectives
 from unlearn_ext.pareto import ParetoFront
@@ -37,7 +38,7 @@ from unlearn_ext.reproduction.studies.resurfacing import FEW_FORGET, RETAIN, rel
 from unlearn_ext.reproduction.table import OURS, UNMODIFIED, Table
 from unlearn_ext.reproduction.trial import Problem, Trial
 from unlearn_ext.reproduction.workers import Workers
-from unlearn_ext.run import History, Run
+from unlearn_ext.run import Run
 from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
 
@@ -190,7 +191,7 @@ def test_the_full_plan_studies_all_of_it_and_the_quick_one_trains_no_further_mod
 def test_all_runs_of_a_phase_begin_with_the_same_demand(folder, tiny_model, images, phase):
     rows = [row for row in answers(folder, Convergence) if row.phase == phase]
     objectives = Objectives.freeze(tiny_model, images.forget, images.retain, demo.TASK, settings=BRIEF.settings)
-    run = Run(copy.deepcopy(tiny_model), objectives, BRIEF.settings, History())
+    run = Run(copy.deepcopy(tiny_model), objectives, History())
     run.train(GradientNorm(alpha=1.0, delta=2.0), BRIEF.settings.lr, 1)
     ((_, _, f1, _, squared_norm, *_),) = run.history.rows()
     epsilon = front(folder)[1].epsilon

@@ -5,18 +5,15 @@ from __future__ import annotations
 import csv
 import functools
 import json
-import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import typer
 from torch.nn import functional
 
 from unlearn_ext import data, demo, journal, models, objectives, pretrain
-from unlearn_ext.cli.points import parse
 from unlearn_ext.models import diffusion
 from unlearn_ext.settings import Settings
 
@@ -57,43 +54,22 @@ def test_sweep_writes_a_run_and_its_report(place: Path, tmp_path: Path) -> None:
     assert "boundary-high" in said
     assert "f1 reached" in said
     assert (tmp_path / "run" / "report.html").is_file()
-    assert len(list((tmp_path / "run").glob("*/config.json"))) == 4
+    assert len(list((tmp_path / "run").glob("*/config.json"))) == 7
 
 
-def test_some_points_are_computed_alone(place: Path, tmp_path: Path) -> None:
-    quick = ["--steps", "3", "--out", str(tmp_path / "run")]
-    code, said = call("sweep", *options(place), *quick, "--points", "2,1/3")
+def test_the_dial_adds_a_model_to_a_run_and_its_report(place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, said = call("sweep", *options(place), "--out", str(run), "--points", "1", "--steps", "5")
     assert code == 0, said
-    assert (tmp_path / "run" / "report.html").is_file()
-    names = {path.parent.name for path in (tmp_path / "run").glob("*/config.json")}
-    assert len(names) == 3
-    assert "boundary-low" in names
-    assert "boundary-high" not in names
-
-
-@pytest.mark.parametrize(
-    ("typed", "understood"),
-    [("9", (9, None)), ("3,4", (9, (3, 4))), ("3/12", (12, (3,))), (" 5,1/6 ", (6, (5, 1)))],
-)
-def test_points_as_they_are_typed(typed: str, understood: object) -> None:
-    points = parse(typed)
-    assert (points.count, points.only) == understood
-    assert parse(str(points)) == points
-
-
-@pytest.mark.parametrize(
-    ("typed", "said"),
-    [
-        ("nine", "`nine` is no count such as 9, and no numbers of points such as 3,4 or 3,4/12."),
-        ("3,", "`3,` is no count"),
-        ("3,10", "there is no point number 10; the numbers are 1 to 9."),
-        ("0/4", "there is no point number 0; the numbers are 1 to 4."),
-        ("0", "0 is not in the range x>=1."),
-    ],
-)
-def test_points_that_cannot_be_understood(typed: str, said: str) -> None:
-    with pytest.raises(typer.BadParameter, match=re.escape(said)):
-        parse(typed)
+    code, said = call("dial", str(run), "--epsilon", "0.4567", "--epsilon", "0.35")
+    assert code == 0, said
+    assert "0.4567" in said
+    for name in ("eps-0.4567", "eps-0.3500"):
+        assert (run / name / "config.json").is_file()
+        assert name in (run / "report.html").read_text(encoding="utf-8")
+    code, said = call("dial", str(tmp_path / "nothing"), "--epsilon", "0.3")
+    assert code == 1
+    assert "there is no run folder at" in said
 
 
 class Pixels:
@@ -125,7 +101,7 @@ def test_a_run_is_judged_from_anywhere(place: Path, tmp_path: Path, monkeypatch:
         assert words in said
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 10
+    assert len(rows) == 16
     assert float(rows[2]["psnr"]) < float(rows[0]["psnr"]) == float("inf")
 
 
@@ -399,9 +375,9 @@ REFUSED = {
         SWEEP, [*SWEEP, "--seed", "3", "--lr", "0.1", "--resume"],
         DIFFERS.replace("{names}", "lr, seed"),
     ),
-    "a sweep of some points": (
-        SWEEP, [*SWEEP, "--points", "1/1", "--cold", "--resume"],
-        DIFFERS.replace("{names}", "cold, only"),
+    "a sweep of more points": (
+        SWEEP, [*SWEEP, "--points", "2", "--resume"],
+        DIFFERS.replace("{names}", "points"),
     ),
     "a demo": (SWEEP, ["demo"], FRONT),
     "a demo of another family": (

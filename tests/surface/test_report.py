@@ -53,7 +53,7 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     evil = "</script><script>alert('x')</script><img src=x onerror=\"alert(1)\">"
     run = write_run(
         tmp_path / "<script>alert('folder')<b>",
-        family=evil, dataset=evil, task=evil, samples_from=evil, boundary_low_method=evil,
+        family=evil, dataset=evil, task=evil, samples_from=evil,
         settings={evil: {"inner": [evil]}},
     )  # fmt: skip
     front = run / "front.csv"

@@ -16,8 +16,6 @@ from . import work
 from .inputs import Problem, built_in, describe, keep_apart, prepare
 from .options import Device, Family, Machine, Seed, Small, Sources, Training, unfolded
 from .place import Place
-from .points import Points
-from .points import parse as parse_points
 from .terminal import Watch, err, facts_table, out, plain_warnings, together
 
 _UsageError = typer.BadParameter.__base__  # typer's own or click's, by typer's release
@@ -63,17 +61,7 @@ app = typer.Typer(
 )
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write the run to.")]
-Wanted = Annotated[
-    Points,
-    typer.Option(
-        "--points", parser=parse_points, metavar="N | I,J,…[/N]",
-        help="How many ε between the boundaries; or numbers of some of 9, or of N, which are computed alone, and cold.",
-    ),
-]  # fmt: skip
-Cold = Annotated[
-    bool,
-    typer.Option("--cold", help="Begin every point at the unmodified model: none depends on another, all cost more."),
-]
+Wanted = Annotated[int, typer.Option("--points", min=1, help="How many ε, spaced evenly between the boundaries.")]
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Go on where an earlier process of the same command was ended."),
@@ -101,7 +89,7 @@ def options(
 
 @app.command()
 def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume = False, force: Force = False) -> None:
-    """Everything, on built-in images: train a small model, find both boundaries, walk between them, draw the report.
+    """Everything, on built-in images: train a small model, unlearn it at several degrees, draw the report.
 
     The trained model is cached: the second demo is quicker.
 
@@ -117,8 +105,7 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
 
     check_family(family)
     choice = chosen.CHOICES[family]
-    points = Points(choice.points)
-    place = Place.of_sweep(out_, points, False, resume, force)
+    place = Place.of_sweep(out_, choice.points, resume, force)
     with together():
         with Watch() as watch:
             with first_alone():
@@ -126,7 +113,7 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
                 model, images = chosen.prepare(family, watch)
             description = describe(images.name, chosen.FORGET_CLASSES)
             problem = Problem(model, images, chosen.TASK, description, choice.settings)
-            work.sweep_to(place, problem, points, False, watch)
+            work.sweep_to(place, problem, choice.points, watch)
         classes = ",".join(map(str, chosen.FORGET_CLASSES))
         work.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family))
 
@@ -157,12 +144,11 @@ def sweep(
     training: Training,
     machine: Machine,
     out_: Out = Path("runs/sweep"),
-    points: Wanted = "9",  # typer parses it
-    cold: Cold = False,
+    points: Wanted = 9,
     resume: Resume = False,
     force: Force = False,
 ) -> None:
-    """The whole Pareto front: both boundaries, and models at ε spaced evenly between them.
+    """The whole Pareto front: a few trained models, both boundaries, and models at ε spaced evenly between them.
 
     Examples:
 
@@ -172,19 +158,17 @@ def sweep(
 
     - `unlearn-ext sweep --data-dir photos/ --forget-classes cat,dog --model checkpoint/ --out runs/mine`
 
-    - `unlearn-ext sweep --points 3,4/9 --out runs/3-4` computes two of nine models, as one job of an array may.
-
     - The same command with `--resume` goes on where this one was killed, with the results of an uninterrupted run.
 
     - `torchrun --nproc-per-node 2 -m unlearn_ext sweep` divides every minibatch between two processes.
     """
     keep_apart(out_, sources)
-    place = Place.of_sweep(out_, points, cold, resume, force)
+    place = Place.of_sweep(out_, points, resume, force)
     with together():
         with Watch() as watch:
             with first_alone():
                 problem = prepare(sources, training, machine, watch, place)
-            work.sweep_to(place, problem, points, cold, watch)
+            work.sweep_to(place, problem, points, watch)
         work.show_run(out_, sources)
 
 
@@ -219,6 +203,22 @@ def run(
         for table in tables:
             out.print(table)
         out.print(f"Model: {escape(str(place.result))}", soft_wrap=True)
+
+
+@app.command()
+def dial(
+    run: Annotated[Path, typer.Argument(help="Folder that `sweep` or `demo` wrote.")],
+    epsilon: Annotated[
+        list[float], typer.Option(min=0.0, help="f1 to reach; the smaller, the more is forgotten. May be given again.")
+    ],
+) -> None:
+    """A model at any other ε, in seconds, from the models of a sweep; it joins the run and its report.
+
+    It lies on a straight line between two of them, and is trained only where no line is good enough.
+
+    Example: `unlearn-ext dial runs/demo --epsilon 0.35`
+    """
+    work.dial_to(run, epsilon)
 
 
 @app.command()

@@ -93,7 +93,11 @@ class Training:
     """What is left out is what suits the small built-in models."""
 
     seed: Seed = 0
-    steps: Annotated[int | None, _option("Training", "Steps a model.", min=1)] = None
+    steps: Annotated[
+        int | None,
+        _option("Training", "Steps per anchor of a sweep; a run takes three times as many.", min=1,
+                show_default="by the number of images"),
+    ] = None  # fmt: skip
     batch_size: Annotated[int | None, _option("Training", "Images a minibatch, of either side.", min=1)] = None
     lr: Annotated[float | None, _option("Training", "Learning rate.")] = None
 

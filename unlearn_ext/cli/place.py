@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..parallel import is_first
-from .points import Points
 
 if TYPE_CHECKING:
     from ..outputs import Outputs
@@ -33,11 +32,11 @@ class Place:
     force: bool
 
     @classmethod
-    def of_sweep(cls, folder: Path, points: Points, cold: bool, resume: bool, force: bool) -> Place:
+    def of_sweep(cls, folder: Path, points: int, resume: bool, force: bool) -> Place:
         """Return the place of a sweep."""
         from ..phases import OUTPUTS, wanted
 
-        return cls(folder, OUTPUTS, wanted(points.count, None, points.only, cold), resume, force)
+        return cls(folder, OUTPUTS, wanted(points, None), resume, force)
 
     @classmethod
     def of_run(cls, folder: Path, epsilon: float, resume: bool, force: bool) -> Place:

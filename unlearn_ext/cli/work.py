@@ -16,7 +16,6 @@ from ..writing import save_folder
 from .inputs import Problem, device_named, prepare
 from .options import Machine, Sources, Training
 from .place import Place
-from .points import Points
 from .terminal import Watch, front_table, metric_tables, out, outcome_table, standings_table
 from .typed import keep, kept
 
@@ -24,15 +23,15 @@ if TYPE_CHECKING:
     from ..progress import Callback
 
 
-def sweep_to(place: Place, problem: Problem, points: Points, cold: bool, progress: Callback) -> None:
-    """Write the front, or the points of it that are wanted, to a place."""
+def sweep_to(place: Place, problem: Problem, points: int, progress: Callback) -> None:
+    """Write the front to a place, with so many points between its boundaries."""
     from ..phases import sweep
 
     require_drawing()  # better now than after the last point
     images = problem.images
     sweep(
-        problem.model, images.forget, images.retain, task=problem.task, points=points.count,
-        only=points.only, cold=cold, augment=problem.augment,
+        problem.model, images.forget, images.retain, task=problem.task, points=points,
+        augment=problem.augment,
         held_out=(images.forget_validation, images.retain_validation), out=place.folder, dataset=problem.description,
         settings=problem.settings, progress=progress, resume=place.resume, force=place.force,
     )  # fmt: skip
@@ -53,6 +52,26 @@ def show_run(folder: Path, sources: Sources) -> None:
         page = write_report(folder)
         out.print(front_table(read_run(folder)))
         out.print(f"Report: {escape(str(page))}", soft_wrap=True)
+
+
+def dial_to(run: Path, epsilons: Sequence[float]) -> None:
+    """Add models at other ε to a run, and draw its report again."""
+    from ..phases import add_points
+    from ..report.run_folder import read_run
+    from ..settings import Settings
+
+    require_drawing()
+    metrics = read_run(run).metrics
+    settings = Settings(**metrics["settings"])
+    with Watch() as watch:
+        problem = prepare(kept(run), Training(seed=settings.seed), Machine(), watch)
+        images = problem.images
+        add_points(
+            run, problem.model, images.forget, images.retain, task=problem.task, epsilons=epsilons,
+            held_out=(images.forget_validation, images.retain_validation), augment=problem.augment, settings=settings,
+            progress=watch,
+        )  # fmt: skip
+    show_run(run, kept(run))
 
 
 def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:

@@ -13,12 +13,12 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ..errors import UserError
-from ..pareto import ParetoFront, ParetoPoint
+from ..pareto import TRAINED, ParetoFront, ParetoPoint
 
 FILES = ("front.csv", "history.csv", "metrics.json", "samples.npz")
 _METRICS = {
     (int, float): ("f1_original", "f1_star", "f2_tolerance", "hypervolume", "seconds", "peak_memory_mb", "seed"),
-    str: ("version", "family", "dataset", "task", "device", "boundary_low_method", "samples_from"),
+    str: ("version", "family", "dataset", "task", "device", "samples_from"),
     list: ("reference_point",),
     dict: ("settings",),
 }
@@ -51,14 +51,24 @@ class RunFolder:
         return float(self.metrics["f1_original"]) - float(self.metrics["f1_star"])
 
     @property
+    def asked(self) -> list[ParetoPoint]:
+        """The models at the ε that were asked for; all, where none was."""
+        return [point for point in self.points if point.role == "epsilon"] or list(self.points)
+
+    @property
+    def trained(self) -> list[ParetoPoint]:
+        """The models that were trained, not mixed."""
+        return [point for point in self.points if point.made_of == TRAINED]
+
+    @property
     def worst_miss(self) -> float:
-        """The largest |f1 − ε|, in f1's own units."""
-        return max(abs(point.miss) for point in self.points)
+        """The largest |f1 − ε| of those that were asked for, in f1's own units."""
+        return max(abs(point.miss) for point in self.asked)
 
     @property
     def worst_miss_unseen(self) -> float:
         """The same on validation images; NaN where the run had none."""
-        return max(abs(point.f1_validation - point.epsilon) for point in self.points)
+        return max(abs(point.f1_validation - point.epsilon) for point in self.asked)
 
     @property
     def skipped_steps(self) -> int:

@@ -10,9 +10,11 @@ import torch
 
 from .. import footprint
 from ..baselines import Method, train
+from ..control import GradientNorm
+from ..history import History
 from ..models import I2IModel
 from ..objectives import Objectives
-from ..run import History, Run
+from ..run import Run
 from .table import OURS, Cost
 from .trial import Trial
 
@@ -33,7 +35,7 @@ def measure(trial: Trial, method: type[Method] | None) -> Cost:
 def _seconds(method: type[Method] | None, model: I2IModel, objectives: Objectives, steps: int) -> float:
     start = time.perf_counter()
     if method is None:
-        Run(copy.deepcopy(model), objectives, objectives.settings, History()).descend(steps)
+        Run(copy.deepcopy(model), objectives, History()).train(GradientNorm(), steps)
     else:
         train(method, model, objectives, value=1.0, steps=steps)
     if model.device.type == "cuda":

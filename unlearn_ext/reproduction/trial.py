@@ -82,7 +82,7 @@ class Trial:
 
     def check(self) -> None:
         """Raise ``UserError`` where :meth:`front` may not write, before anything is trained for it."""
-        asked = wanted(self.plan.points, None, None, cold=False)
+        asked = wanted(self.plan.points, None)
         check(self.folder, OUTPUTS, known(self.family, self.settings, **asked), resume=True, force=False)
 
     def front(self) -> list[Row]:

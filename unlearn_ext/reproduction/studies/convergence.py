@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...control import EpsilonGap, GradientNorm, StepStats
-from ...run import History, Run
+from ...history import History
+from ...run import Run
 from .study import Answer, OnStep, Part, Study, of_run
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Step(Answer):
 class Convergence(Study):
     """δ alone would only say how large the first step is. So α is chosen for each δ such that all runs of a phase begin
     with the same ψ: in Phase I that of δ = 2 and α = 1, in Phase II that of δ = 1 and the settings' rate. From then on
-    they differ as their shapes do. α stays, and the learning rate falls to 0 in every run alike.
+    they differ as their shapes do. α stays, and the learning rate is the same in every run.
 
     Attributes:
         deltas: the values of δ.
@@ -77,10 +78,10 @@ class Convergence(Study):
     def _trained(
         self, trial: Trial, control: EpsilonGap | GradientNorm, steps: int, on_step: OnStep | None = None
     ) -> Run:
-        problem, settings = trial.problem, trial.settings
+        problem = trial.problem
         model = copy.deepcopy(problem.model)
-        run = Run(model, problem.training, settings, History(), of_run(on_step))
-        run.train(control, settings.lr, steps)
+        run = Run(model, problem.training, History(), of_run(on_step))
+        run.train(control, steps)
         return run
 
 

@@ -11,9 +11,10 @@ import torch
 
 from ...batches import Side, pixels
 from ...encoder import Encoder
+from ...history import History
 from ...models import CHUNK, I2IModel, reconstruct
 from ...objectives import Encode, Objectives
-from ...run import History, Run
+from ...run import Run
 from ...tasks import Task
 from ..table import UNMODIFIED
 from .study import Answer, OnStep, Part, Study, of_run
@@ -101,9 +102,9 @@ class Infill(Study):
         """The unmodified model, and one that is trained on whenever the next is asked for."""
         yield WHOLE, trial.problem.model
         whole, model = training.evaluate_f1(training.frozen), copy.deepcopy(trial.problem.model)
-        run = Run(model, training, trial.settings, History(), of_run(on_step))
+        run = Run(model, training, History(), of_run(on_step))
         for share in self.shares:
-            run.meet(share * whole, whole)
+            run.approach(share * whole)
             yield share, model
 
 

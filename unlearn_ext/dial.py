@@ -1,0 +1,227 @@
+"""Models at any ε, by straight lines in weight space between the anchors of a sweep and the unmodified model.
+
+Away from its most forgotten end, a straight line between two neighbours on the front lies about on the front, so one
+pass over the forget set for each step of a bisection takes the place of a training run.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from .encoder import Encoder
+from .footprint import release
+from .history import History
+from .journal import Journal
+from .models import I2IModel
+from .objectives import Objectives
+from .pareto import TRAINED
+from .run import OnStep, Run, warn_if_outside
+
+UNMODIFIED = "unmodified"
+NEAR_F1 = 0.002  # of the unmodified model's f1: how near a mixture's f1 is to ε
+NEAR_F2 = 0.03  # of the root of the f2 that a mixture may cost
+MAX_STEPS = 20  # of the search along a line
+DEAR = 1.25  # times what the chord between the ends says: with more f2, a line is not good enough
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A model on the front.
+
+    Attributes:
+        name: of its folder.
+        encoder: values of the encoder's parameters, on the CPU.
+        f1: over the whole forget set.
+        f2: over the whole retain set.
+    """
+
+    name: str
+    encoder: Sequence[torch.Tensor]
+    f1: float
+    f2: float
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A point on the straight line between two anchors.
+
+    Attributes:
+        less: the end that has forgotten less.
+        more: the other end.
+        share: of the other end, from 0 to 1.
+        f1: over the whole forget set.
+        f2: over the whole retain set.
+    """
+
+    less: Anchor
+    more: Anchor
+    share: float
+    f1: float
+    f2: float
+
+    def __str__(self) -> str:
+        parts = ((self.share, self.more), (1 - self.share, self.less))
+        return " + ".join(f"{share:.6g}*{anchor.name}" for share, anchor in parts if share)
+
+    @property
+    def is_dear(self) -> bool:
+        """Whether f2 is far above the chord between the ends of the line, below which a convex front lies."""
+        if not self.more.f1 < self.f1 < self.less.f1:
+            return False
+        along = (self.less.f1 - self.f1) / (self.less.f1 - self.more.f1)
+        return self.f2 > DEAR * (self.less.f2 + along * (self.more.f2 - self.less.f2))
+
+
+class Unlearned(NamedTuple):
+    """A model at an ε.
+
+    Attributes:
+        model: a copy that is nobody else's.
+        f1: over the whole forget set.
+        f2: over the whole retain set.
+        made_of: the mixture that it is, or ``"trained"``.
+    """
+
+    model: I2IModel
+    f1: float
+    f2: float
+    made_of: str
+
+
+class Dial:
+    """Makes models at any ε from the anchors of a sweep and its unmodified model.
+
+    Args:
+        model: the unmodified one, which the objectives were frozen from; not changed.
+        objectives: f1 and f2.
+        f1_original: f1 of that model.
+        anchors: from the least to the most forgotten.
+    """
+
+    def __init__(self, model: I2IModel, objectives: Objectives, f1_original: float, anchors: Sequence[Anchor]) -> None:
+        self._objectives, self._model = objectives, copy.deepcopy(model)
+        self._encode = Encoder(self._model, objectives.settings)
+        self.anchors = [Anchor(UNMODIFIED, encoder_state(model), f1_original, 0.0), *anchors]
+
+    @property
+    def f1_star(self) -> float:
+        """f1 of the most forgotten model."""
+        return self.anchors[-1].f1
+
+    def at(
+        self, epsilon: float, history: History | None = None, on_step: OnStep | None = None,
+        journal: Journal | None = None,
+    ) -> Unlearned:  # fmt: skip
+        """Return a model with min f2 s.t. f1 ≤ ε: a mixture or, where that is dear, one trained from it.
+
+        Args:
+            epsilon: ε; beyond the ends of the front, the result is the model at that end, with a warning.
+            history: filled with every step, if steps are taken.
+            on_step: called for them, see :class:`unlearn_ext.run.Run`.
+            journal: knows what was trained before.
+        """
+        warn_if_outside(epsilon, self.f1_star, self.anchors[0].f1)
+        mixture = self.mixture(epsilon)
+        made = self.model(mixture)
+        if not mixture.is_dear:
+            return made
+        release()
+        run = Run(made.model, self._objectives, History() if history is None else history, on_step, journal)
+        return Unlearned(made.model, *run.approach(epsilon), TRAINED)
+
+    def mixture(self, epsilon: float) -> Mixture:
+        """Return the mixture with f1 = ε that has the lower f2, both over whole sets.
+
+        Two lines are tried: between the neighbours of ε, and from the next one that has forgotten more to the
+        unmodified model.
+
+        Args:
+            epsilon: ε; beyond the ends of the front, the result is the model at that end.
+        """
+        unmodified, last = self.anchors[0], self.anchors[-1]
+        if not last.f1 < epsilon < unmodified.f1:
+            return _only(last if epsilon <= last.f1 else unmodified)
+        less, more = next(pair for pair in itertools.pairwise(self.anchors) if pair[0].f1 >= epsilon > pair[1].f1)
+        lines = {other.name: other for other in (less, unmodified)}.values()
+        return min((self._meeting(epsilon, other, more) for other in lines), key=lambda mixture: mixture.f2)
+
+    def costing(self, f2: float) -> Mixture:
+        """Return the mixture that has forgotten the most of those whose f2, over the whole retain set, is at most this.
+
+        It is sought from the unmodified model on; f2 grows about with the square of the way, so its root is followed.
+        """
+        pairs = itertools.pairwise(self.anchors)
+        less, more = next((pair for pair in pairs if pair[1].f2 > f2), (None, self.anchors[-1]))
+        if less is None:
+            return _only(more)
+        aim, margin = (1 - NEAR_F2) * math.sqrt(f2), NEAR_F2 * math.sqrt(f2)
+
+        def over(share: float) -> float:
+            self._put(less, more, share)
+            return math.sqrt(self._objectives.evaluate_f2(self._encode)) - aim
+
+        return self._mixture(less, more, _root(over, math.sqrt(less.f2) - aim, math.sqrt(more.f2) - aim, margin))
+
+    def model(self, mixture: Mixture) -> Unlearned:
+        """Return the model at a mixture."""
+        self._put(mixture.less, mixture.more, mixture.share)
+        return Unlearned(copy.deepcopy(self._model), mixture.f1, mixture.f2, str(mixture))
+
+    def _meeting(self, epsilon: float, less: Anchor, more: Anchor) -> Mixture:
+        """Return the mixture of two anchors that has f1 = ε."""
+
+        def over(share: float) -> float:
+            self._put(less, more, share)
+            return self._objectives.evaluate_f1(self._encode) - epsilon
+
+        near = NEAR_F1 * self.anchors[0].f1
+        return self._mixture(less, more, _root(over, less.f1 - epsilon, more.f1 - epsilon, near))
+
+    def _mixture(self, less: Anchor, more: Anchor, share: float) -> Mixture:
+        self._put(less, more, share)
+        return Mixture(less, more, share, *self._objectives.evaluate(self._encode))
+
+    @torch.no_grad()
+    def _put(self, less: Anchor, more: Anchor, share: float) -> None:
+        """Set the model to a mixture."""
+        for parameter, a, b in zip(self._model.encoder_parameters(), less.encoder, more.encoder, strict=True):
+            parameter.copy_(torch.lerp(a, b, share))
+
+
+def encoder_state(model: I2IModel) -> list[torch.Tensor]:
+    """Return copies of the encoder's parameters, on the CPU."""
+    return [parameter.detach().cpu().clone() for parameter in model.encoder_parameters()]
+
+
+def _only(anchor: Anchor) -> Mixture:
+    return Mixture(anchor, anchor, 1.0, anchor.f1, anchor.f2)
+
+
+def _root(function: Callable[[float], float], at_0: float, at_1: float, near: float) -> float:
+    """Return where a function on [0, 1] is within ``near`` of 0: the Illinois variant of regula falsi.
+
+    Args:
+        function: continuous.
+        at_0: its value at 0.
+        at_1: its value at 1, of the other sign.
+        near: 0 is met to this.
+    """
+    (a, at_a), (b, at_b) = (0.0, at_0), (1.0, at_1)
+    for _ in range(MAX_STEPS):
+        share = a + (b - a) * at_a / (at_a - at_b)
+        value = function(share)
+        if abs(value) <= near:
+            break
+        if (value > 0) != (at_b > 0):
+            a, at_a = b, at_b
+        else:
+            at_a /= 2
+        b, at_b = share, value
+    return share

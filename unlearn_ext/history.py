@@ -1,0 +1,43 @@
+"""What every step of a run saw and did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from .control import StepStats
+
+
+@dataclass
+class History:
+    """f1, f2, ψ, λ and whether it was skipped, of every step, kept on the device until they are asked for."""
+
+    epsilons: list[float] = field(default_factory=list)
+    _rows: list[torch.Tensor] = field(default_factory=list)
+
+    def append(self, epsilon: float, stats: StepStats, f2: torch.Tensor) -> None:
+        """Record a step; does not make the host wait."""
+        self.epsilons.append(epsilon)
+        values = (stats.constraint, f2, stats.psi, stats.lam, stats.skipped)
+        self._rows.append(torch.stack([value.to(torch.float64) for value in values]))
+
+    def __len__(self) -> int:
+        return len(self.epsilons)
+
+    def since(self, begin: int, end: int | None = None) -> torch.Tensor:
+        """Return f1, f2, ψ, λ and whether it was skipped, float64 [N, 5], of some steps; one synchronisation."""
+        rows = self._rows[begin:end]
+        return torch.stack(rows).cpu() if rows else torch.empty(0, 5, dtype=torch.float64)
+
+    def extend(self, epsilon: float, rows: torch.Tensor) -> None:
+        """Record steps that :meth:`since` returned in an earlier process."""
+        self.epsilons.extend([epsilon] * len(rows))
+        self._rows.extend(rows)
+
+    def rows(self) -> Iterator[tuple[int, float, float, float, float, float, int]]:
+        """Yield (step, epsilon, f1, f2, psi, lam, skipped) of every step; one synchronisation for all."""
+        values = self.since(0).tolist()
+        for step, (epsilon, (f1, f2, psi, lam, skipped)) in enumerate(zip(self.epsilons, values, strict=True)):
+            yield step, epsilon, f1, f2, psi, lam, int(skipped)
