@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import types
 from dataclasses import replace
 
@@ -12,9 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unlearn_ext.baselines import METHODS, train
+from unlearn_ext.baselines import METHODS, augmented_lagrangian, dual_ascent, nu_pi, pcd, train
 from unlearn_ext.baselines.mgda import MGDA
 from unlearn_ext.baselines.pcgrad import PCGrad
+from unlearn_ext.batches import pairs as minibatch_pairs
 from unlearn_ext.errors import UserError
 from unlearn_ext.objectives import Objectives
 from unlearn_ext.settings import Settings
@@ -23,6 +26,8 @@ from unlearn_ext.tasks import CenterCrop
 TASK = CenterCrop(0.5)
 QUICK = Settings(steps=3, batch_size=16)
 OF_PICTURES = ("max-loss", "noisy-label", "retain-label")
+NEEDS_PICTURES = (*OF_PICTURES, "gradient-difference")
+EPSILON = ("dual-ascent", "nu-pi", "augmented-lagrangian")
 
 
 def flat(tensors):
@@ -53,6 +58,12 @@ def bound(name, model, objectives, value=0.2):
     return METHODS[name](model, objectives, value)
 
 
+def cold(name, model, objectives, value=0.2, **options):
+    """The model that one value of the knob leads to."""
+    (trained,) = train(METHODS[name], model, objectives, values=[value], **options)
+    return trained
+
+
 # ---- both sets
 
 
@@ -62,7 +73,7 @@ def test_other_images_make_another_model(model, images, objectives, name, side):
     other = replace(getattr(objectives, side), images=images[side == "retain"].flip(-1) * 0.5)
     start = moved(model)
     a, b = (
-        flat(train(METHODS[name], start, given, value=0.2).encoder_parameters())
+        flat(cold(name, start, given).encoder_parameters())
         for given in (objectives, replace(objectives, **{side: other}))
     )
     assert not torch.equal(a, b)
@@ -72,7 +83,7 @@ def test_other_images_make_another_model(model, images, objectives, name, side):
 def test_only_a_copy_of_the_encoder_is_trained_and_the_same_every_time(model, objectives, name):
     start = moved(model)
     before = flat(start.module.parameters())
-    first, second = (train(METHODS[name], start, objectives, value=0.2) for _ in range(2))
+    first, second = (cold(name, start, objectives) for _ in range(2))
     assert torch.equal(flat(start.module.parameters()), before)
     assert torch.equal(flat(first.module.parameters()), flat(second.module.parameters()))
     assert not torch.equal(flat(first.encoder_parameters()), flat(start.encoder_parameters()))
@@ -126,7 +137,7 @@ def test_losses(model, images, objectives, batches, name):
 def test_a_step_is_that_of_adamw_on_the_weighted_sum(model, images, name):
     objectives = Objectives.freeze(model, *(side[:16] for side in images), TASK, settings=replace(QUICK, steps=1))
     start = moved(model)
-    stepped = train(METHODS[name], start, objectives, value=0.7)
+    stepped = cold(name, start, objectives, 0.7)
     optimizer = torch.optim.AdamW(start.encoder_parameters(), lr=QUICK.lr, weight_decay=0.0)
     method, (forget, retain) = bound(name, start, objectives), whole_minibatches(objectives)
     loss = method.retain_loss(start.encode, retain) + 0.7 * method.forget_loss(start.encode, forget, retain)
@@ -155,22 +166,68 @@ def test_gradients_pass_through_the_decoder(images, family, name):
         assert sum(reached) > len(reached) / 2
 
 
-@pytest.mark.parametrize("name", [*OF_PICTURES, "gradient-difference"])
+@pytest.mark.parametrize("name", NEEDS_PICTURES)
 def test_no_picture_comes_of_one_step_of_diffusion(images, name):
     model = tiny.model("diffusion")
     objectives = Objectives.freeze(model, *images, TASK, settings=QUICK)
     with pytest.raises(UserError, match=f"{name} compares .* not defined for it"):
-        train(METHODS[name], model, objectives)
+        cold(name, model, objectives)
 
 
-@pytest.mark.parametrize("name", ["random-encoder", "composite", "pcgrad", "mgda", "dual-ascent", "salun"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in NEEDS_PICTURES])
 def test_methods_in_latents_serve_diffusion(images, name):
     model = tiny.model("diffusion")
     objectives = Objectives.freeze(model, *images, TASK, settings=QUICK)
     start = moved(model)
-    trained = train(METHODS[name], start, objectives, value=0.2)
+    trained = cold(name, start, objectives)
     assert torch.isfinite(flat(trained.encoder_parameters())).all()
     assert not torch.equal(flat(trained.encoder_parameters()), flat(start.encoder_parameters()))
+
+
+# ---- sweeps
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_sweep_keeps_the_model_the_optimizer_and_the_method(model, images, name):
+    """Against a loop written out: one AdamW, one method, and the schedule of each value, half held and half falling."""
+    objectives = Objectives.freeze(model, *images, TASK, settings=QUICK)
+    start, values, steps, lr = moved(model), (0.1, 0.4), 4, 2e-3
+    by_hand = copy.deepcopy(start)
+    parameters = by_hand.encoder_parameters()
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
+    method = bound(name, by_hand, objectives, values[0])
+    minibatches = minibatch_pairs(objectives.forget, objectives.retain, QUICK.batch_size, QUICK.seed)
+    sweep = train(METHODS[name], start, objectives, values=values, steps=steps, lr=lr)
+    for value, trained in zip(values, sweep, strict=True):
+        method.value = value
+        for rate in (lr, lr, lr, lr / 2):  # two held; then from all of it to 0 in two
+            forget, retain = next(minibatches)
+            losses = method.forget_loss(by_hand.encode, forget, retain), method.retain_loss(by_hand.encode, retain)
+            g1, g2 = ([*torch.autograd.grad(loss, parameters, materialize_grads=True)] for loss in losses)
+            for parameter, gradient in zip(parameters, method.combine(losses[0].detach(), g1, g2), strict=True):
+                parameter.grad = gradient
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+        torch.testing.assert_close(flat(trained.encoder_parameters()), flat(parameters), atol=2e-6, rtol=0)
+
+
+def test_a_sweep_yields_one_model_and_can_be_looked_at(model, objectives):
+    """Evaluating a model between two values changes nothing that comes after."""
+    undisturbed = [copy.deepcopy(m) for m in train(METHODS["composite"], model, objectives)]
+    assert len(undisturbed) == len(METHODS["composite"].grid)
+    for kept, trained in zip(undisturbed, train(METHODS["composite"], model, objectives), strict=True):
+        assert trained is not model
+        objectives.evaluate(trained.encode)
+        assert torch.equal(flat(kept.encoder_parameters()), flat(trained.encoder_parameters()))
+    yielded = list(train(METHODS["composite"], model, objectives))
+    assert all(trained is yielded[0] for trained in yielded)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_ladders_rise(name):
+    method = METHODS[name]
+    assert list(method.grid) == sorted(method.grid)
+    assert len(method.grid) == (0 if method.knob in (None, "epsilon") else 5)
 
 
 # ---- two gradients into one
@@ -228,21 +285,149 @@ def test_a_loss_scaler_changes_no_weight(kind):
     torch.testing.assert_close(small, large)
 
 
-def test_dual_ascent_ends_at_its_epsilon():
+# ---- multipliers and PCD, against formulas in Python's float64
+
+LOSSES = ((0.9, 0.8), (0.7, 0.8), (0.6, 0.8), (0.65, 0.3), (0.2, 0.3), (0.31, 0.3))  # f1 and ε of successive steps
+
+
+def multipliers(name):
+    """The weight of ∇f1 in each step."""
+    method = METHODS[name](types.SimpleNamespace(device="cpu"), None, LOSSES[0][1])
+    found = []
+    for f1, method.value in LOSSES:
+        weight, one = method.weights(torch.tensor(f1), [], [])
+        assert one == 1
+        found.append(weight.item())
+    return found
+
+
+def test_dual_ascent_is_its_definition():
+    expected, log, before = [], math.log(dual_ascent.START), None
+    for f1, epsilon in LOSSES:
+        error = (f1 - epsilon) / max(f1, epsilon)
+        log += dual_ascent.INTEGRAL * error + dual_ascent.PROPORTIONAL * (0 if before is None else error - before)
+        before = error
+        expected.append(math.exp(log))
+    assert multipliers("dual-ascent") == pytest.approx(expected, rel=1e-5)
+
+
+def test_nu_pi_is_its_definition():
+    expected, multiplier, average = [], 0.0, None
+    for f1, epsilon in LOSSES:
+        error = f1 - epsilon
+        before = error if average is None else average
+        average = nu_pi.AVERAGE * before + (1 - nu_pi.AVERAGE) * error
+        multiplier = max(multiplier + nu_pi.INTEGRAL * error + nu_pi.PROPORTIONAL * (average - before), 0)
+        expected.append(multiplier)
+    assert multipliers("nu-pi") == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    assert 0 in expected
+
+
+def test_augmented_lagrangian_is_its_definition():
+    """∇ of (max(λ + c·e, 0)² − λ²)/2c with respect to e, then λ ← max(λ + η·e, 0)."""
+    expected, multiplier = [], 0.0
+    for f1, epsilon in LOSSES:
+        error = torch.tensor(f1 - epsilon, dtype=torch.float64, requires_grad=True)
+        c = augmented_lagrangian.PENALTY
+        (((multiplier + c * error).clamp(min=0) ** 2 - multiplier**2) / (2 * c)).backward()
+        expected.append(error.grad.item())
+        multiplier = max(multiplier + augmented_lagrangian.RATE * error.item(), 0)
+    assert multipliers("augmented-lagrangian") == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", EPSILON)
+def test_multipliers_end_at_their_epsilon(name):
     """min (θ − 2)² s.t. θ² ≤ 1: θ = 1, λ = 1."""
-    ascent = METHODS["dual-ascent"](types.SimpleNamespace(device="cpu"), None, 1.0)
+    method = METHODS[name](types.SimpleNamespace(device="cpu"), None, 1.0)
     theta = torch.tensor(2.0)
     for _ in range(4000):
-        (g,) = ascent.combine(theta.square(), [2 * theta], [2 * (theta - 2)])
+        (g,) = method.combine(theta.square(), [2 * theta], [2 * (theta - 2)])
         theta = theta - 0.02 * g
     assert theta.item() == pytest.approx(1, abs=1e-3)
-    assert ascent.multiplier.item() == pytest.approx(1, abs=1e-3)
+    assert method.multiplier.item() == pytest.approx(1, abs=1e-3)
 
 
-def test_dual_ascent_asks_for_nothing_above_epsilon():
-    ascent = METHODS["dual-ascent"](types.SimpleNamespace(device="cpu"), None, 5.0)
-    (g,) = ascent.combine(torch.tensor(1.0), [torch.tensor([1.0])], [torch.tensor([7.0])])
-    assert g.item() == 7
+@pytest.mark.parametrize("name", EPSILON)
+def test_multipliers_ask_for_less_and_less_where_f1_is_below_epsilon(name):
+    method = METHODS[name](types.SimpleNamespace(device="cpu"), None, 5.0)
+    weights = [method.weights(torch.tensor(1.0), [], [])[0].item() for _ in range(200)]
+    assert all(later <= earlier for earlier, later in itertools.pairwise(weights))
+    assert weights[-1] < 1e-6
+
+
+@pytest.mark.parametrize("name", EPSILON)
+def test_a_sweep_of_multipliers_approaches_each_epsilon(name, model, images):
+    """λ at rest differs by more than ten times between the two."""
+    objectives = Objectives.freeze(model, *images, TASK, settings=QUICK)
+    original = objectives.evaluate_f1(objectives.frozen)
+    shares = (0.5, 0.1)
+    sweep = train(METHODS[name], model, objectives, values=[share * original for share in shares], steps=40, lr=2e-3)
+    reached = [objectives.evaluate_f1(trained.encode) / original for trained in sweep]
+    assert reached == pytest.approx(shares, abs=0.05, rel=0.2)
+
+
+def pcd_step(averages, count, tau, g1, g2):
+    """PCD in float64: the averages of ‖∇f1‖² and ‖∇f2‖² after ``count`` steps, and the direction."""
+    squares = torch.stack((g1 @ g1, g2 @ g2))
+    averages = pcd.DECAY * averages + (1 - pcd.DECAY) * squares
+    s1, s2 = 1 / (averages / (1 - pcd.DECAY**count) + pcd.EPSILON).sqrt()
+    a, b = s1 * g1, s2 * g2
+    d = b if b @ a >= tau * (a @ a) else b + (tau - (a @ b) / (a @ a)) * a
+    return averages, d * (g2.norm() / d.norm() if d.norm() > 0 else 0)
+
+
+def gradients(count):
+    """Pairs of gradients, float32 [5]: of much different length, as ∇f1 and ∇f2 are, and more and more opposed."""
+    generator = torch.Generator().manual_seed(3)
+    for step in range(count):
+        g1, noise = torch.randn(2, 5, generator=generator)
+        yield g1, 0.02 * (noise + (1 - step) * g1)
+
+
+def test_pcd_is_its_definition():
+    method, averages = METHODS["pcd"](None, None, 0.1), torch.zeros(2, dtype=torch.float64)
+    active = 0
+    for count, (g1, g2) in enumerate(gradients(6), 1):
+        method.value = 0.1 if count < 4 else 0.5
+        averages, expected = pcd_step(averages, count, method.value, g1.double(), g2.double())
+        (found,) = method.combine(torch.tensor(1.0), [g1], [g2])
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+        active += not torch.allclose(expected, g2.double(), rtol=1e-3)
+    assert 0 < active < 6
+
+
+def test_pcd_is_torchjds():
+    aggregation = pytest.importorskip("torchjd.aggregation")
+    if not hasattr(aggregation, "PCD"):
+        pytest.skip("needs TorchJD 0.18")
+    method, theirs = METHODS["pcd"](None, None, 0.1), aggregation.PCD(tau=0.1)
+    for count, (g1, g2) in enumerate(gradients(8), 1):
+        method.value = theirs.tau = 0.1 if count < 4 else 0.5
+        (found,) = method.combine(torch.tensor(1.0), [g1], [g2])
+        expected = theirs(torch.stack((g2, g1)).double())
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_pcd_leaves_the_unmodified_model(model, objectives):
+    original = objectives.evaluate_f1(objectives.frozen)
+    assert objectives.evaluate_f1(cold("pcd", model, objectives, 0.1, steps=10).encode) < original
+
+
+def test_pcd_where_a_gradient_is_zero_or_not_finite():
+    """∇f1 = 0 leaves ∇f2. ∇f2 = 0, as at the unmodified model, leaves a short step along ∇f1."""
+    one, nothing = torch.tensor([1.0, 2.0]), torch.zeros(2)
+
+    def step(method, g1, g2):
+        return method.combine(torch.tensor(1.0), [g1], [g2])[0].float()
+
+    torch.testing.assert_close(step(METHODS["pcd"](None, None), nothing, one), one)
+    method = METHODS["pcd"](None, None)
+    torch.testing.assert_close(step(method, one, nothing), pcd.FLOOR * method.value * one)
+    assert step(method, one * math.inf, one).isnan().all()
+    assert step(method, one, one).isfinite().all()
+
+
+# ---- what methods do
 
 
 def test_salun_leaves_the_less_salient_half_untouched(model, objectives):
@@ -251,14 +436,14 @@ def test_salun_leaves_the_less_salient_half_untouched(model, objectives):
     mask = flat(bound("salun", copy.deepcopy(model), objectives).mask)
     assert mask.float().mean().item() == pytest.approx(0.5, abs=1e-3)
     assert salience[mask].min() >= salience[~mask].max() * (1 - 1e-3)
-    trained = flat(train(METHODS["salun"], model, objectives, value=0.2).encoder_parameters())
+    trained = flat(cold("salun", model, objectives).encoder_parameters())
     assert torch.equal(trained[~mask], flat(model.encoder_parameters())[~mask])
     assert (trained[mask] != flat(model.encoder_parameters())[mask]).float().mean() > 0.9
 
 
 def test_more_weight_forgets_more(model, images):
     objectives = Objectives.freeze(model, *images, TASK, settings=replace(QUICK, steps=25))
-    f1 = [objectives.evaluate_f1(train(METHODS["composite"], model, objectives, value=w).encode) for w in (0.002, 2.0)]
+    f1 = [objectives.evaluate_f1(cold("composite", model, objectives, w).encode) for w in (0.002, 2.0)]
     assert f1[1] < f1[0] < objectives.evaluate_f1(model.encode)
 
 
@@ -272,12 +457,12 @@ def test_mgda_has_nowhere_to_go_from_the_unmodified_model(model, objectives, bat
 
 def test_what_only_the_user_can_say_is_asked_for(model, objectives):
     with pytest.raises(UserError, match="dual-ascent needs a value for its epsilon"):
-        train(METHODS["dual-ascent"], model, objectives)
+        next(train(METHODS["dual-ascent"], model, objectives))
     assert METHODS["composite"](model, objectives).value == 0.2
 
 
 def test_steps_are_reported(model, objectives):
     seen = []
-    train(METHODS["composite"], model, objectives, value=0.2, steps=5, on_step=lambda *said: seen.append(said))
+    cold("composite", model, objectives, steps=5, on_step=lambda *said: seen.append(said))
     assert seen[0][0] == 1
     assert all(torch.isfinite(torch.tensor(said)).all() for said in seen)

@@ -68,5 +68,5 @@ def test_baselines_train(name, family, images):
     objectives = Objectives.freeze(model, *images, demo.TASK, settings=Settings(steps=2, batch_size=16))
     if family == "diffusion" and METHODS[name].needs_pictures:
         pytest.skip("not defined for diffusion models")
-    trained = train(METHODS[name], model, objectives, value=0.2)
+    (trained,) = train(METHODS[name], model, objectives, values=[0.2])
     assert all(p.device.type == DEVICE.type and p.isfinite().all() for p in trained.encoder_parameters())

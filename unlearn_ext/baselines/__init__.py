@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .augmented_lagrangian import AugmentedLagrangian
 from .composite import Composite
 from .dual_ascent import DualAscent
 from .gradient_difference import GradientDifference
@@ -9,6 +10,8 @@ from .max_loss import MaxLoss
 from .method import Method
 from .mgda import MGDA
 from .noisy_label import NoisyLabel
+from .nu_pi import NuPI
+from .pcd import PCD
 from .pcgrad import PCGrad
 from .random_encoder import RandomEncoder
 from .retain_label import RetainLabel
@@ -20,6 +23,7 @@ __all__ = ["METHODS", "Method", "train"]
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
-        MaxLoss, NoisyLabel, RetainLabel, RandomEncoder, Composite, GradientDifference, PCGrad, MGDA, DualAscent, SalUn
+        MaxLoss, NoisyLabel, RetainLabel, RandomEncoder, Composite, GradientDifference, PCGrad, MGDA, PCD, DualAscent,
+        NuPI, AugmentedLagrangian, SalUn
     )
 }  # fmt: skip

@@ -8,4 +8,4 @@ class Composite(Method):
 
     name = "composite"
     default = 0.2
-    grid = (0.002, 0.02, 0.2, 2.0)
+    grid = (0.003, 0.01, 0.03, 0.1, 0.5)

@@ -1,4 +1,4 @@
-"""Lagrangian dual ascent: min over θ, max over λ ≥ 0, of f2 + λ(f1 − ε) (Arrow, Hurwicz and Uzawa, 1958)."""
+"""Dual ascent on the logarithm of the multiplier: min over θ, max over λ > 0, of f2 + λ(f1 − ε)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,33 @@ from ..models import I2IModel
 from ..objectives import Objectives
 from .method import Gradient, Method, Weights
 
-RATE = 0.01  # of λ
+INTEGRAL = 0.2
+PROPORTIONAL = 2.0
+START = 0.003  # λ before the first step
 
 
 class DualAscent(Method):
-    """The same problem as ours: λ ← max(λ + η(f1 − ε), 0), then a step along ∇f2 + λ∇f1. The knob is ε."""
+    """A PI controller on ℓ = log λ, then a step along ∇f2 + λ∇f1. The knob is ε.
+
+    ℓ ← ℓ + 0.2·e + 2·(e − e_before), with the relative error e = (f1 − ε)/max(f1, ε), which is between −1 and 1.
+
+    The saddle point is that of Arrow, Hurwicz and Uzawa (1958), and updates of λ by factors instead of sums are
+    exponentiated gradients (Kivinen and Warmuth, 1997). The λ that holds f1 at ε ranges over decades along a front
+    (0.003 to 0.3); λ ← max(λ + η(f1 − ε), 0) has one step size for all of them and takes hundreds of steps for the
+    largest. λ is never 0: below ε it falls by at most a factor exp(−0.2) per step, plus the proportional term.
+    """
 
     name = "dual-ascent"
     knob = "epsilon"
 
     def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
         super().__init__(model, objectives, value)
-        self.multiplier = torch.zeros((), device=model.device)
+        self.multiplier = torch.full((), START, device=model.device)
+        self._error: torch.Tensor | None = None
 
     def weights(self, loss: torch.Tensor, g1: Gradient, g2: Gradient) -> Weights:
-        self.multiplier = (self.multiplier + RATE * (loss - self.value)).clamp(min=0)
+        error = (loss - self.value) / loss.clamp(min=max(self.value, 1e-12))  # the clamp is max(f1, ε), never 0
+        change = error if self._error is None else error - self._error
+        self._error = error
+        self.multiplier = self.multiplier * (INTEGRAL * error + PROPORTIONAL * change).exp()
         return self.multiplier, 1.0

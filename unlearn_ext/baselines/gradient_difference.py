@@ -18,7 +18,7 @@ class GradientDifference(MaxLoss):
 
     name = "gradient-difference"
     default = 0.02
-    grid = (0.002, 0.02, 0.2)
+    grid = (0.002, 0.006, 0.02, 0.06, 0.2)
 
     def retain_loss(self, encode: Encode, retain: Batch) -> torch.Tensor:
         return Method.retain_loss(self, encode, retain)

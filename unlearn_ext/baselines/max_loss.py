@@ -14,7 +14,7 @@ class MaxLoss(Reconstruction):
 
     name = "max-loss"
     default = 1.0
-    grid = (0.1,)
+    grid = (0.01, 0.03, 0.1, 0.3, 1.0)
 
     def forget_loss(self, encode: Encode, forget: Batch, retain: Batch) -> torch.Tensor:
         return -self.distance(encode, forget, forget.images)

@@ -29,9 +29,11 @@ class Method:
 
     Attributes:
         name: as it is typed.
-        knob: the number that the method leaves its user to choose: ``"weight"``, ``"epsilon"``, or None.
+        knob: the number that the method leaves its user to choose: ``"weight"``, ``"tau"``, ``"epsilon"``, or None.
         default: of the knob; None where only the user can say.
-        grid: values of the knob worth trying; empty where they depend on the model.
+        grid: values of the knob in the order in which they are swept, from the least to the most forgotten; empty where
+            there is no knob, or where they depend on the model, as ε does.
+        value: of the knob; :func:`train` sets it between steps, so nothing may be derived from it before a step.
         needs_pictures: whether D must make a picture of any latents in one go.
     """
 

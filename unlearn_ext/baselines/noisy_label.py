@@ -15,7 +15,7 @@ class NoisyLabel(Reconstruction):
 
     name = "noisy-label"
     default = 1.0
-    grid = (0.1,)
+    grid = (0.01, 0.03, 0.1, 0.3, 1.0)
 
     def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
         super().__init__(model, objectives, value)

@@ -14,7 +14,7 @@ class RetainLabel(Reconstruction):
 
     name = "retain-label"
     default = 1.0
-    grid = (0.1,)
+    grid = (0.01, 0.03, 0.1, 0.3, 1.0)
 
     def forget_loss(self, encode: Encode, forget: Batch, retain: Batch) -> torch.Tensor:
         beside = torch.arange(len(forget.images)) % len(retain.images)

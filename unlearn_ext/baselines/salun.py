@@ -19,7 +19,7 @@ class SalUn(Method):
 
     name = "salun"
     default = 0.2
-    grid = (0.002, 0.02, 0.2, 2.0)
+    grid = (0.003, 0.01, 0.03, 0.1, 0.5)
 
     def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
         super().__init__(model, objectives, value)

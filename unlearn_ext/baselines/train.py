@@ -1,9 +1,9 @@
-"""One model by one method."""
+"""Train one model by one method, from value to value of its knob."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -21,39 +21,56 @@ def train(
     model: I2IModel,
     objectives: Objectives,
     *,
-    value: float | None = None,
+    values: Sequence[float] | None = None,
     steps: int | None = None,
+    lr: float | None = None,
     on_step: OnStep | None = None,
-) -> I2IModel:
-    """Unlearn as :func:`unlearn_ext.unlearn` does, minibatch for minibatch, but by another method.
+) -> Iterator[I2IModel]:
+    """Sweep a method through the values of its knob and yield the model after each of them.
+
+    A sweep has one copy of the model, one optimizer and one ``method``. Parameters, AdamW's moments, the order of the
+    minibatches and the method's own state (multipliers, averages, masks) carry over from value to value. At each value
+    the learning rate is held for half of the steps; then it falls linearly to 0. A cold run is a sweep with one value.
 
     Args:
         method: one of :data:`unlearn_ext.baselines.METHODS`.
-        model: left as it is; the one that the objectives were frozen from.
-        objectives: whose images are trained on, under their settings.
-        value: of the method's knob; its default where None.
-        steps: two gradients each; the settings' by default.
-        on_step: called at most ten times a second.
+        model: left unchanged; the model that the objectives were frozen from.
+        objectives: images to train on, and settings.
+        values: of the method's knob, one or more, in this order; by default the method's ``grid``, or its ``default``
+            where the grid is empty. A method without a knob ignores them and takes ``steps`` steps for each.
+        steps: for each value, two gradients per step; those of the settings by default.
+        lr: learning rate at the start of each value; that of the settings by default.
+        on_step: called at most ten times a second; counts the steps of the whole sweep.
 
-    Returns:
-        A copy of the model, with the encoder trained.
+    Yields:
+        The copy of the model with its encoder trained: the same object for every value. Copy what you want to keep
+        before you ask for the next value.
 
     Raises:
-        UserError: the method is not defined for the model's family, or its knob has no default.
+        UserError: at the first ``next``: the method is not defined for the model's family, or its knob has neither
+            values nor a default.
+
+    Example:
+        ``(unlearned,) = train(METHODS["composite"], model, objectives, values=[0.2])``
     """
-    settings, unlearned, throttle = objectives.settings, copy.deepcopy(model), Throttle()
-    parameters = unlearned.encoder_parameters()
-    chosen = method(unlearned, objectives, value)
-    # As ours: without weight decay, which would pull the encoder away from where f2 is least.
-    loop = Loop(unlearned, objectives, settings, torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0))
-    for forget, retain in loop.minibatches(settings.lr, steps or settings.steps):
-        forget_loss = loop.backward(chosen.forget_loss(loop.encode, forget, retain), forget)
-        g1 = taken(parameters)
-        retain_loss = loop.backward(chosen.retain_loss(loop.encode, retain), retain)
-        g2 = taken(parameters)
-        for parameter, gradient in zip(parameters, chosen.combine(forget_loss, g1, g2), strict=True):
-            parameter.grad = gradient
-        loop.step()
-        if on_step is not None and throttle.due():
-            on_step(loop.steps_taken, forget_loss.item(), retain_loss.item())
-    return unlearned
+    settings, trained, throttle = objectives.settings, copy.deepcopy(model), Throttle()
+    lr = settings.lr if lr is None else lr
+    steps = settings.steps if steps is None else steps
+    if values is None:
+        values = method.grid or [method.default]
+    parameters, chosen = trained.encoder_parameters(), method(trained, objectives, values[0])
+    # No weight decay, as in our runs: it would pull the encoder away from the least f2.
+    loop = Loop(trained, objectives, settings, torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0))
+    for value in values:
+        chosen.value = value
+        for forget, retain in loop.minibatches(lr, steps, held=steps // 2):
+            forget_loss = loop.backward(chosen.forget_loss(loop.encode, forget, retain), forget)
+            g1 = taken(parameters)
+            retain_loss = loop.backward(chosen.retain_loss(loop.encode, retain), retain)
+            g2 = taken(parameters)
+            for parameter, gradient in zip(parameters, chosen.combine(forget_loss, g1, g2), strict=True):
+                parameter.grad = gradient
+            loop.step()
+            if on_step is not None and throttle.due():
+                on_step(loop.steps_taken, forget_loss.item(), retain_loss.item())
+        yield trained

@@ -14,7 +14,7 @@ from ..reproduction.table import OURS, UNMODIFIED, Row
 from .style import INK, style
 
 _LEAST_F2 = 1e-4  # below, the axis is linear: f2 may be 0
-_MARKERS = "vP^sXD<p>*"
+_MARKERS = "vP^sXD<p>*hd8"
 
 
 def comparison(rows: Sequence[Row]) -> Figure:
@@ -26,7 +26,8 @@ def comparison(rows: Sequence[Row]) -> Figure:
         axes = figure.subplots()
         ours = [row for row in shown if row.method == OURS]
         axes.plot(*_places(ours), "o-", color=INK, linewidth=2, markersize=8, label="ours")
-        for name, marker, colour in zip(METHODS, _MARKERS, mpl.colormaps["tab10"].colors, strict=True):
+        colours = mpl.colormaps["tab20"].colors[: len(METHODS)]
+        for name, marker, colour in zip(METHODS, _MARKERS, colours, strict=True):
             if mine := sorted((row for row in shown if row.method == name), key=lambda row: row.value):
                 axes.plot(*_places(mine), marker, linestyle=":", linewidth=0.8, color=colour, markersize=8, label=name)
         axes.axvline(original, color=INK, alpha=0.6, linestyle=":", linewidth=1.6)

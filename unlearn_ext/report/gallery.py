@@ -11,7 +11,7 @@ from ..reproduction.studies.infill import WHOLE, Infilled
 from ..reproduction.table import UNMODIFIED, Row
 from .strip import REFERENCES, StripRow, tiles
 
-_SIGNS = {"weight": "w", "epsilon": "ε"}
+_SIGNS = {"weight": "w", "tau": "τ", "epsilon": "ε"}
 
 
 def gallery_rows(named: Mapping[str, Row], shown: Pictures) -> list[StripRow]:

@@ -37,7 +37,7 @@ def _seconds(method: type[Method] | None, model: I2IModel, objectives: Objective
     if method is None:
         Run(copy.deepcopy(model), objectives, History()).train(GradientNorm(), steps)
     else:
-        train(method, model, objectives, value=1.0, steps=steps)
+        next(train(method, model, objectives, values=[1.0], steps=steps))
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter() - start

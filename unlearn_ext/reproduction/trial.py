@@ -155,10 +155,9 @@ class BaselineRun:
     def row(self) -> Row:
         """Train it, keep its pictures, and judge it."""
         trial, method, value = self.trial, self.method, self.value
-        slower = replace(trial.problem.training, settings=replace(trial.settings, lr=BASELINE_LR))
-        made = train(
-            method, trial.problem.model, slower, value=None if math.isnan(value) else value, steps=self.steps,
-            on_step=None if trial.progress is None else self._told,
+        (made,) = train(
+            method, trial.problem.model, trial.problem.training, values=None if math.isnan(value) else [value],
+            steps=self.steps, lr=BASELINE_LR, on_step=None if trial.progress is None else self._told,
         )  # fmt: skip
         trial.keep_pictures(method.name, point(value), made)
         return trial.row(method.name, point(value), value, Encoder(made, trial.settings), 2 * self.steps)

@@ -1,0 +1,35 @@
+"""Augmented Lagrangian: a multiplier and a quadratic penalty (Hestenes, 1969; Powell, 1969; as in Cooper 1.0.1)."""
+
+from __future__ import annotations
+
+import torch
+
+from ..models import I2IModel
+from ..objectives import Objectives
+from .method import Gradient, Method, Weights
+
+PENALTY = 0.5  # c
+RATE = 0.05  # η, of λ
+
+
+class AugmentedLagrangian(Method):
+    """A step along ∇f2 + max(λ + c·e, 0)·∇f1 with e = f1 − ε, then λ ← max(λ + η·e, 0). The knob is ε.
+
+    The weight of ∇f1 is the derivative of (max(λ + c·e, 0)² − λ²)/2c, Nocedal and Wright's eq. 17.65, which is Cooper's
+    ``AugmentedLagrangian`` for an inequality. As there, one gradient step replaces the inner minimization, λ has a step
+    size of its own, and c is constant unless the user adds an updater. c = 0.5 and η = 0.05 are for f1 of order 1 and λ
+    at rest from 0.003 to 0.3. One step size serves all of that range: small λ overshoot and large λ arrive late.
+    """
+
+    name = "augmented-lagrangian"
+    knob = "epsilon"
+
+    def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
+        super().__init__(model, objectives, value)
+        self.multiplier = torch.zeros((), device=model.device)
+
+    def weights(self, loss: torch.Tensor, g1: Gradient, g2: Gradient) -> Weights:
+        error = loss - self.value
+        weight = (self.multiplier + PENALTY * error).clamp(min=0)
+        self.multiplier = (self.multiplier + RATE * error).clamp(min=0)
+        return weight, 1.0
