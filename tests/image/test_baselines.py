@@ -19,6 +19,7 @@ from unlearn_ext.baselines.mgda import MGDA
 from unlearn_ext.baselines.pcgrad import PCGrad
 from unlearn_ext.batches import pairs as minibatch_pairs
 from unlearn_ext.errors import UserError
+from unlearn_ext.loop import WARMUP
 from unlearn_ext.objectives import Objectives
 from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
@@ -189,7 +190,7 @@ def test_methods_in_latents_serve_diffusion(images, name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_sweep_keeps_the_model_the_optimizer_and_the_method(model, images, name):
-    """Against a loop written out: one AdamW, one method, and the schedule of each value, half held and half falling."""
+    """Against a loop written out: one AdamW, one method, and the schedule of each value after a common warm-up."""
     objectives = Objectives.freeze(model, *images, TASK, settings=QUICK)
     start, values, steps, lr = moved(model), (0.1, 0.4), 4, 2e-3
     by_hand = copy.deepcopy(start)
@@ -198,9 +199,11 @@ def test_a_sweep_keeps_the_model_the_optimizer_and_the_method(model, images, nam
     method = bound(name, by_hand, objectives, values[0])
     minibatches = minibatch_pairs(objectives.forget, objectives.retain, QUICK.batch_size, QUICK.seed)
     sweep = train(METHODS[name], start, objectives, values=values, steps=steps, lr=lr)
+    taken = itertools.count(1)
     for value, trained in zip(values, sweep, strict=True):
         method.value = value
-        for rate in (lr, lr, lr, lr / 2):  # two held; then from all of it to 0 in two
+        for falling in (2.0, 1.5, 1.0, 0.5):
+            rate = lr * min(next(taken) / WARMUP, falling, 1.0)
             forget, retain = next(minibatches)
             losses = method.forget_loss(by_hand.encode, forget, retain), method.retain_loss(by_hand.encode, retain)
             g1, g2 = ([*torch.autograd.grad(loss, parameters, materialize_grads=True)] for loss in losses)

@@ -11,6 +11,7 @@ from ..loop import Loop
 from ..models import I2IModel
 from ..objectives import Objectives
 from ..progress import Throttle
+from ..run import steps_per_anchor
 from .method import Method, taken
 
 OnStep = Callable[[int, float, float], None]  # steps taken, loss on the forget set, loss on the retain set
@@ -29,8 +30,8 @@ def train(
     """Sweep a method through the values of its knob and yield the model after each of them.
 
     A sweep has one copy of the model, one optimizer and one ``method``. Parameters, AdamW's moments, the order of the
-    minibatches and the method's own state (multipliers, averages, masks) carry over from value to value. At each value
-    the learning rate is held for half of the steps; then it falls linearly to 0. A cold run is a sweep with one value.
+    minibatches and the method's own state (multipliers, averages, masks) carry over from value to value. The learning
+    rate goes as in our sweep, see :class:`unlearn_ext.loop.Loop`. A cold run is a sweep with one value.
 
     Args:
         method: one of :data:`unlearn_ext.baselines.METHODS`.
@@ -38,7 +39,7 @@ def train(
         objectives: images to train on, and settings.
         values: of the method's knob, one or more, in this order; by default the method's ``grid``, or its ``default``
             where the grid is empty. A method without a knob ignores them and takes ``steps`` steps for each.
-        steps: for each value, two gradients per step; those of the settings by default.
+        steps: for each value, two gradients per step; those of an anchor of our sweep by default.
         lr: learning rate at the start of each value; that of the settings by default.
         on_step: called at most ten times a second; counts the steps of the whole sweep.
 
@@ -55,7 +56,7 @@ def train(
     """
     settings, trained, throttle = objectives.settings, copy.deepcopy(model), Throttle()
     lr = settings.lr if lr is None else lr
-    steps = settings.steps if steps is None else steps
+    steps = steps_per_anchor(objectives) if steps is None else steps
     if values is None:
         values = method.grid or [method.default]
     parameters, chosen = trained.encoder_parameters(), method(trained, objectives, values[0])
@@ -63,7 +64,7 @@ def train(
     loop = Loop(trained, objectives, settings, torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0))
     for value in values:
         chosen.value = value
-        for forget, retain in loop.minibatches(lr, steps, held=steps // 2):
+        for forget, retain in loop.minibatches(lr, steps):
             forget_loss = loop.backward(chosen.forget_loss(loop.encode, forget, retain), forget)
             g1 = taken(parameters)
             retain_loss = loop.backward(chosen.retain_loss(loop.encode, retain), retain)
