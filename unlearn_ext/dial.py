@@ -1,7 +1,7 @@
-"""Models at any ε, by straight lines in weight space between the anchors of a sweep and the unmodified model.
+"""Models at any ε, on straight lines in weight space between the anchors of a sweep and the unmodified model.
 
-Away from its most forgotten end, a straight line between two neighbours on the front lies about on the front, so one
-pass over the forget set for each step of a bisection takes the place of a training run.
+Such a line lies on the front or near it, so a few passes over the images take the place of a training run. Where it
+does not, f2 of the mixture is higher than that of an anchor that has forgotten more, and a model is trained.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from .history import History
 from .journal import Journal
 from .models import I2IModel
 from .objectives import Objectives
-from .pareto import TRAINED
+from .pareto import TRAINED, dominates
 from .run import OnStep, Run, warn_if_outside
 
 UNMODIFIED = "unmodified"
 NEAR_F1 = 0.002  # of the unmodified model's f1: how near a mixture's f1 is to ε
 NEAR_F2 = 0.03  # of the root of the f2 that a mixture may cost
 MAX_STEPS = 20  # of the search along a line
-DEAR = 1.25  # times what the chord between the ends says: with more f2, a line is not good enough
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,9 @@ class Mixture:
         return " + ".join(f"{share:.6g}*{anchor.name}" for share, anchor in parts if share)
 
     @property
-    def is_dear(self) -> bool:
-        """Whether f2 is far above the chord between the ends of the line, below which a convex front lies."""
-        if not self.more.f1 < self.f1 < self.less.f1:
-            return False
-        along = (self.less.f1 - self.f1) / (self.less.f1 - self.more.f1)
-        return self.f2 > DEAR * (self.less.f2 + along * (self.more.f2 - self.less.f2))
+    def is_dominated(self) -> bool:
+        """Whether the end that has forgotten more is better in both f1 and f2."""
+        return dominates((self.more.f1, self.more.f2), (self.f1, self.f2))
 
 
 class Unlearned(NamedTuple):
@@ -119,7 +115,7 @@ class Dial:
         self, epsilon: float, history: History | None = None, on_step: OnStep | None = None,
         journal: Journal | None = None,
     ) -> Unlearned:  # fmt: skip
-        """Return a model with min f2 s.t. f1 ≤ ε: a mixture or, where that is dear, one trained from it.
+        """Return a model with min f2 s.t. f1 ≤ ε: a mixture or, where that is dominated, one trained from it.
 
         Args:
             epsilon: ε; beyond the ends of the front, the result is the model at that end, with a warning.
@@ -130,7 +126,7 @@ class Dial:
         warn_if_outside(epsilon, self.f1_star, self.anchors[0].f1)
         mixture = self.mixture(epsilon)
         made = self.model(mixture)
-        if not mixture.is_dear:
+        if not mixture.is_dominated:
             return made
         release()
         run = Run(made.model, self._objectives, History() if history is None else history, on_step, journal)
@@ -167,7 +163,7 @@ class Dial:
             self._put(less, more, share)
             return math.sqrt(self._objectives.evaluate_f2(self._encode)) - aim
 
-        return self._mixture(less, more, _root(over, math.sqrt(less.f2) - aim, math.sqrt(more.f2) - aim, margin))
+        return self._mixture(less, more, root(over, math.sqrt(less.f2) - aim, math.sqrt(more.f2) - aim, margin))
 
     def model(self, mixture: Mixture) -> Unlearned:
         """Return the model at a mixture."""
@@ -182,7 +178,7 @@ class Dial:
             return self._objectives.evaluate_f1(self._encode) - epsilon
 
         near = NEAR_F1 * self.anchors[0].f1
-        return self._mixture(less, more, _root(over, less.f1 - epsilon, more.f1 - epsilon, near))
+        return self._mixture(less, more, root(over, less.f1 - epsilon, more.f1 - epsilon, near))
 
     def _mixture(self, less: Anchor, more: Anchor, share: float) -> Mixture:
         self._put(less, more, share)
@@ -204,7 +200,7 @@ def _only(anchor: Anchor) -> Mixture:
     return Mixture(anchor, anchor, 1.0, anchor.f1, anchor.f2)
 
 
-def _root(function: Callable[[float], float], at_0: float, at_1: float, near: float) -> float:
+def root(function: Callable[[float], float], at_0: float, at_1: float, near: float) -> float:
     """Return where a function on [0, 1] is within ``near`` of 0: the Illinois variant of regula falsi.
 
     Args:

@@ -85,8 +85,8 @@ def sweep(
     A few anchors are trained, one after the other from the unmodified model on, with the optimizer's state kept. The
     last one is the highest boundary, where f1 comes to rest at f1* (Phase I). All other models are mixtures on straight
     lines between anchors, see :class:`unlearn_ext.dial.Dial`: the lowest boundary, where f2 first costs more than
-    ``F2_TOLERANCE``, and those at the ε that are asked for (Phase II). Only where f2 of a mixture is far above the
-    front's chord, a model is trained for that ε.
+    ``F2_TOLERANCE``, and those at the ε that are asked for (Phase II). A model is trained for an ε only where the
+    mixture is worse than an anchor in both f1 and f2.
 
     Where ``torch.distributed`` is initialised, call it in every process with the same arguments: each works on its
     share of every minibatch, all find the same models, and the first writes.

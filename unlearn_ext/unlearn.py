@@ -74,7 +74,7 @@ def reach(
     """Do the same as :func:`unlearn`, with objectives that were frozen from the same model and with a journal.
 
     It takes ``LENGTH`` times the steps of an anchor of a sweep, for it starts farther away. Where ε is missed over the
-    whole forget set, it takes half the steps of an anchor more, towards an ε that makes up for the miss.
+    whole forget set, it takes half as many steps as an anchor more, towards an ε that makes up for the miss.
     """
     steps, tolerance, journal = steps_per_anchor(objectives), objectives.settings.tolerance, journal or Journal()
     original = journal.recall(lambda: objectives.evaluate_f1(objectives.frozen))

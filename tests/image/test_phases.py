@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from unlearn_ext import dial, phases
+from unlearn_ext import phases
+from unlearn_ext.dial import Mixture
 from unlearn_ext.errors import UserError
 from unlearn_ext.models import load
 from unlearn_ext.objectives import Objectives
@@ -158,7 +159,7 @@ def test_where_no_line_is_good_enough_a_model_is_trained(swept, monkeypatch, obj
     front, _, metrics, _ = swept
     epsilon = 0.3 * metrics["f1_original"]
     mixed = front.at(epsilon)
-    monkeypatch.setattr(dial, "DEAR", 0.0)
+    monkeypatch.setattr(Mixture, "is_dominated", True)
     trained = front.at(epsilon)
     assert (mixed.made_of == "trained", trained.made_of) == (False, "trained")
     assert trained.f1 == pytest.approx(epsilon, abs=0.01 * metrics["f1_original"])
@@ -171,7 +172,7 @@ def test_points_are_added_to_a_finished_run(tmp_path, tiny_model, given, monkeyp
     before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*/*")}
     added = add_points(tmp_path / "run", tiny_model, **given, epsilons=[0.2])
     with monkeypatch.context() as patch:
-        patch.setattr(dial, "DEAR", 0.0)
+        patch.setattr(Mixture, "is_dominated", True)
         added = add_points(tmp_path / "run", tiny_model, **given, epsilons=[0.1])
     names = [point.name for point in added]
     assert set(names) == {*(point.name for point in alone), "eps-0.2000", "eps-0.1000"}
