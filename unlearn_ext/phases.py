@@ -137,16 +137,16 @@ def sweep(
             dial = cache(lambda: read_dial(Path(out), front, model, freeze()))  # nothing is loaded before it is needed
             return replace(front, dial=lambda epsilon: dial().at(epsilon))
         objectives = freeze()
-        sweep = _Sweep(model, objectives, held_out, out if parallel.is_first() else None, progress, kept)
-        sweep.stages = len(ANCHORS) + 1 + (points if epsilons is None else len(epsilons))
-        sweep.train_anchors()
-        low = sweep.find_lowest_boundary()
+        made = _Sweep(model, objectives, held_out, out if parallel.is_first() else None, progress, kept)
+        made.stages = len(ANCHORS) + 1 + (points if epsilons is None else len(epsilons))
+        made.train_anchors()
+        low = made.find_lowest_boundary()
         if epsilons is None:
-            high = sweep.dial.f1_star
+            high = made.dial.f1_star
             epsilons = [high + (low.epsilon - high) * (i + 1) / (points + 1) for i in range(points)]
         for epsilon in _distinct(epsilons):
-            sweep.add(epsilon)
-        return sweep.finish(dataset)
+            made.add(epsilon)
+        return made.finish(dataset)
 
 
 class _Sweep:
@@ -345,16 +345,16 @@ def add_points(
         except (OSError, ValueError, BadZipFile) as error:
             raise UserError(f"{out} cannot be read as the folder of a finished sweep: {error}.") from error
         objectives = Objectives.freeze(model, forget, retain, task, augment=augment, settings=settings)
-        sweep = _Sweep(model, objectives, held_out, out, progress, Journal())
-        sweep.dial, sweep.stages = read_dial(out, before, model, objectives), len(epsilons)
+        made = _Sweep(model, objectives, held_out, out, progress, Journal())
+        made.dial, made.stages = read_dial(out, before, model, objectives), len(epsilons)
         for epsilon in _distinct(epsilons):
-            sweep.add(epsilon)
-        made = {point.name for point in sweep.points}
-        sweep.points += [point for point in before if point.name not in made]
-        sweep.samples = {**samples, **sweep.samples}
-        sweep.earlier_steps = [row for row in steps if row[0] not in made]
-        front = sweep.front()
-        sweep.write(front, {**metrics, **sweep.judgement(front)})
+            made.add(epsilon)
+        new = {point.name for point in made.points}
+        made.points += [point for point in before if point.name not in new]
+        made.samples = {**samples, **made.samples}
+        made.earlier_steps = [row for row in steps if row[0] not in new]
+        front = made.front()
+        made.write(front, {**metrics, **made.judgement(front)})
         return front
 
 
