@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from ..pareto import TRAINED
 from .run_folder import CURVES, RunFolder
 from .style import GREEN, INK, ORANGE, VERMILION, shades, style
 
@@ -28,9 +29,9 @@ def front(run: RunFolder) -> Figure:
         f1, f2 = [p.f1 for p in points], [p.f2 for p in points]
         axes.plot(f1, f2, color=INK, alpha=0.35, linewidth=1.5, zorder=2)
         for point, shade in zip(points, shades(len(points)), strict=True):
-            boundary = point.role != "epsilon"
+            trained = point.made_of == TRAINED
             axes.scatter(
-                point.f1, point.f2, s=90 if boundary else 64, color=[shade], marker="D" if boundary else "o",
+                point.f1, point.f2, s=90 if trained else 64, color=[shade], marker="D" if trained else "o",
                 edgecolor="white", linewidth=0.8, zorder=4,
             )  # fmt: skip
         axes.plot(
@@ -106,9 +107,9 @@ def convergence(run: RunFolder) -> Figure:
 
 def _legend(axes: Axes, *, dominated: bool) -> None:
     middle = shades(3)[1]
-    axes.plot([], [], "o", color=middle, label="a model at its ε, training images")
-    axes.plot([], [], "D", color=middle, label="a boundary")
-    axes.plot([], [], "o--", color=ORANGE, markerfacecolor="none", label="the same, validation images")
+    axes.plot([], [], "D", color=middle, label="trained; f1 and f2 of training images")
+    axes.plot([], [], "o", color=middle, label="a mixture of two models, likewise")
+    axes.plot([], [], "o--", color=ORANGE, markerfacecolor="none", label="the same models, validation images")
     if dominated:
         axes.plot([], [], "x", color=VERMILION, label="dominated: another is better in both")
     axes.legend(loc="best")
