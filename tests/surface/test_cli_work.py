@@ -207,7 +207,7 @@ def test_without_a_checkpoint_every_family_has_a_small_model(quick: Path, tmp_pa
 
 @pytest.mark.parametrize("family", models.FAMILIES)
 def test_the_demo_shows_every_family(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
-    monkeypatch.setitem(demo.CHOICES, family, demo.Choice(Settings(lr=1e-3, steps=3), points=1, share=0.9))
+    monkeypatch.setitem(demo.CHOICES, family, demo.Choice(Settings(lr=1e-3, steps=12), points=1, share=0.9))
     code, said = call("demo", "--family", family, "--out", str(tmp_path / "run"))
     assert code == 0, said
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["family"] == family
@@ -322,7 +322,7 @@ def test_a_command_goes_on(place: Path, tmp_path: Path, killing: list[int], comm
 
 
 def test_the_demo_goes_on(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killing: list[int]) -> None:
-    monkeypatch.setitem(demo.CHOICES, "vqgan", demo.Choice(Settings(lr=1e-3, steps=3), points=1))
+    monkeypatch.setitem(demo.CHOICES, "vqgan", demo.Choice(Settings(lr=1e-3, steps=12), points=1))
     arguments = ["demo", "--out", str(tmp_path / "run"), "--resume"]
     killing[0] = 4
     with pytest.raises(Killed):
@@ -465,7 +465,7 @@ def test_a_sweep_of_other_classes_is_refused_before_a_small_model_is_trained(
 
 
 def test_a_second_demo_shows_the_first_again(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(demo.CHOICES, "vqgan", demo.Choice(Settings(lr=1e-3, steps=3), points=1))
+    monkeypatch.setitem(demo.CHOICES, "vqgan", demo.Choice(Settings(lr=1e-3, steps=12), points=1))
     recipe = (Path(__file__).parents[2] / "Makefile").read_text().split("\ndemo:")[1].split("\n")[1]
     arguments = recipe.split("unlearn-ext ")[1].replace("runs/demo", str(tmp_path / "run")).split()
     for _ in range(2):
