@@ -154,7 +154,7 @@ def test_processes_that_were_killed_go_on_together(place, swept, tmp_path, monke
         done = launched(2, str(tmp_path / "killed.py"), *sweep_options(place, tmp_path / "run"), "--resume")
         assert (done.returncode == 0) == (kill == 0), done.stderr
     paths = [path.relative_to(swept[0]) for path in swept[0].glob("*/*.safetensors")]
-    assert len(paths) == 3
+    assert len(paths) == 6
     for path in ("history.csv", "samples.npz", *paths):
         assert (tmp_path / "run" / path).read_bytes() == (swept[0] / path).read_bytes(), path
 

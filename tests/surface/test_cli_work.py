@@ -452,7 +452,7 @@ def test_force_replaces_a_run(place: Path, done: dict[str, Path], tmp_path: Path
 def test_a_sweep_of_other_classes_is_refused_before_a_small_model_is_trained(
     quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["sweep", "--points", "1", "--steps", "1", "--out", str(tmp_path / "run")]
+    arguments = ["sweep", "--points", "1", "--steps", "12", "--out", str(tmp_path / "run")]
     assert call(*arguments, "--forget-classes", "7")[0] == 0
     there = list(quick.iterdir())
     generator = torch.Generator().manual_seed(1)
