@@ -14,7 +14,7 @@ from .models import I2IModel
 from .objectives import Objectives
 from .settings import Settings
 
-WARMUP = 10
+WARMUP = 10  # steps: at the unmodified model ∇f2 = 0, so AdamW's first steps are signs of ∇f1, which cost f2
 
 
 class Loop:

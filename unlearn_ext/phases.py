@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
-import json
 import math
 import time
 import warnings
@@ -14,7 +12,6 @@ from functools import cache, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -38,8 +35,9 @@ from .outputs import Outputs
 from .pareto import TRAINED, ParetoFront, ParetoPoint, point_name
 from .progress import Callback, Progress
 from .run import OnStep, Run, steps_per_anchor, warn_if_skipped
+from .run_folder import FRONT, read_run, read_steps, steps_of, write_run
 from .settings import Settings
-from .writing import save_folder, write_arrays, write_table, write_text
+from .writing import save_folder
 
 # ε of the anchors, as shares of the unmodified model's f1, from the least to the most forgotten. The last asks for all
 # and comes to rest at f1*.
@@ -47,7 +45,6 @@ ANCHORS = (0.6, 0.25, 0.06, 0.0)
 F2_TOLERANCE = 1e-3  # f2 that counts as no cost, in variances of the frozen latents
 SAMPLES = 6  # images of each side in samples.npz
 HIGH, LOW, ANCHOR, EPSILON = "boundary-high", "boundary-low", "anchor", "epsilon"  # roles of points
-FRONT = "front.csv"  # written last: where it is, the run is whole
 _FIGURES = [f"{name}.{kind}" for name in ("front", "steering", "convergence", "strip") for kind in ("png", "svg")]
 OUTPUTS = Outputs(
     "sweep",
@@ -59,7 +56,6 @@ OUTPUTS = Outputs(
         "sources.json", "metrics.csv", "report.html", *(f"figures/{name}" for name in _FIGURES),
     ),
 )  # fmt: skip
-HISTORY = ("point", "step", "epsilon", "f1", "f2", "psi", "lam", "skipped")  # columns of ``history.csv``
 HELD_OUT = ("forget_validation", "retain_validation")
 
 
@@ -169,15 +165,15 @@ class _Sweep:
         self.validation = objectives.held_out(*held_out) if held_out else None
         self.f1_original, self.f2_original = kept.recall(lambda: objectives.evaluate(objectives.frozen))
         self.histories: dict[str, History] = {}
-        self.earlier_steps: list[list[str]] = []  # rows of ``history.csv``
         self.points: list[ParetoPoint] = []
         self.stages = 0
         self.out = None if out is None else Path(out)
         shown = [pixels(side.images[:SAMPLES]) for side in (objectives.forget, objectives.retain)]
-        self.show, self.is_forget = torch.cat(shown), [True] * len(shown[0]) + [False] * len(shown[1])
+        self.show = torch.cat(shown)
         unmodified = reconstruct(model, self.show, self.task)
         samples = {"original": self.show, "corrupted": self.task(self.show), "unmodified": unmodified}
-        self.samples = {name: in_bytes(images) for name, images in samples.items()}
+        self.samples = {"is_forget": np.repeat([True, False], [len(side) for side in shown])}
+        self.samples |= {name: in_bytes(images).numpy() for name, images in samples.items()}
 
     def train_anchors(self) -> None:
         """Phase I: from the unmodified model to the highest completeness, anchor by anchor.
@@ -217,38 +213,12 @@ class _Sweep:
 
     def finish(self, dataset: str) -> ParetoFront:
         """Return the front; with a folder to write to, also write its files."""
-        front = self.front()
+        front = ParetoFront(tuple(self.points), self.dial.at)
         if self.out is not None:
-            self.write(front, {**self._metrics(dataset), **self.judgement(front)})
+            write_run(self.out, front, steps_of(self.histories), self.samples, self._metrics(dataset))
         warn_if_skipped(self.histories.values())
         self.journal.finish()
         return front
-
-    def front(self) -> ParetoFront:
-        """Return the points so far, with a dial for others."""
-        return ParetoFront(tuple(self.points), self.dial.at)
-
-    def write(self, front: ParetoFront, metrics: dict[str, Any]) -> None:
-        """Write all tables and pictures into the folder, the front last."""
-        rows = ([name, *row] for name, history in self.histories.items() for row in history.rows())
-        write_table(self.out / "history.csv", HISTORY, [*self.earlier_steps, *rows])
-        pictures = {name: images.numpy() for name, images in self.samples.items()}
-        write_arrays(self.out / "samples.npz", {"is_forget": np.array(self.is_forget), **pictures})
-        write_text(self.out / "metrics.json", f"{json.dumps(metrics, indent=2, ensure_ascii=False)}\n")
-        front.to_csv(self.out / FRONT)
-
-    def judgement(self, front: ParetoFront) -> dict[str, Any]:
-        """Return what ``metrics.json`` says of the points."""
-        # The worst corner: nothing forgotten, and the retained images treated as the highest boundary treats them.
-        reference = (self.f1_original, max(point.f2 for point in front))
-        f1_star = self.dial.f1_star
-        asked = [point for point in front if point.role == EPSILON and f1_star <= point.epsilon <= self.f1_original]
-        miss = max((abs(point.miss) for point in asked), default=0.0)
-        return {
-            "hypervolume": front.hypervolume(reference),
-            "reference_point": reference,
-            "max_epsilon_miss": miss / (self.f1_original - f1_star),
-        }
 
     def _reporting(self, name: str) -> tuple[History, OnStep | None]:
         """Return the history and the progress callback of a point."""
@@ -263,7 +233,8 @@ class _Sweep:
 
     def _note(self, name: str, role: str, epsilon: float, made: Unlearned, start: float) -> ParetoPoint:
         judged = self.journal.recall(lambda: self._judged_and_saved(name, made.model, start))
-        validation, self.samples[name], seconds = judged
+        validation, pictures, seconds = judged
+        self.samples[name] = pictures.numpy()
         steps = len(self.histories.get(name, ()))
         point = ParetoPoint(name, role, epsilon, made.f1, made.f2, *validation, steps, seconds, made.made_of)
         self.points.append(point)
@@ -336,25 +307,17 @@ def add_points(
         check_epsilon(epsilon)
     out = Path(out)
     with locked(out):
-        try:
-            before, metrics = ParetoFront.from_csv(out / FRONT), json.loads((out / "metrics.json").read_bytes())
-            with np.load(out / "samples.npz", allow_pickle=False) as archive:
-                samples = {name: torch.from_numpy(archive[name]) for name in archive.files if name != "is_forget"}
-            with (out / "history.csv").open(newline="", encoding="utf-8") as file:
-                _, *steps = csv.reader(file)
-        except (OSError, ValueError, BadZipFile) as error:
-            raise UserError(f"{out} cannot be read as the folder of a finished sweep: {error}.") from error
+        before = read_run(out)
         objectives = Objectives.freeze(model, forget, retain, task, augment=augment, settings=settings)
         made = _Sweep(model, objectives, held_out, out, progress, Journal())
-        made.dial, made.stages = read_dial(out, before, model, objectives), len(epsilons)
+        made.dial, made.stages = read_dial(out, before.front, model, objectives), len(epsilons)
         for epsilon in _distinct(epsilons):
             made.add(epsilon)
         new = {point.name for point in made.points}
-        made.points += [point for point in before if point.name not in new]
-        made.samples = {**samples, **made.samples}
-        made.earlier_steps = [row for row in steps if row[0] not in new]
-        front = made.front()
-        made.write(front, {**metrics, **made.judgement(front)})
+        front = ParetoFront((*made.points, *(point for point in before.front if point.name not in new)), made.dial.at)
+        steps = [row for row in read_steps(out) if row[0] not in new]
+        samples = {**before.samples, **made.samples}
+        write_run(out, front, [*steps, *steps_of(made.histories)], samples, before.metrics)
         return front
 
 

@@ -20,11 +20,11 @@ from .objectives import Objectives
 from .optim import EpsilonAdamW
 from .progress import Throttle
 
-SMOOTHING = 0.9
-WEIGHT = 0.001
-CAP = 0.3
-EPOCHS = 2.5
-MOST_STEPS = 400
+# What was measured of these, and of the schedule, is in docs/theory.md.
+SMOOTHING = 0.9  # decay of the moving average of ∇f1, whose noise would end in f2
+WEIGHT = 0.001  # of ∇f1² in AdamW's metric: near a front ∇f1 dwarfs ∇f2, and steps on f2 would be short
+CAP = 0.3  # of ψ, in ‖∇f1‖²: at f1* ∇f1 vanishes and the gap does not, so λ would grow without bound
+EPOCHS, MOST_STEPS = 2.5, 400  # of an anchor, where the settings give no number of steps
 
 OnStep = Callable[[int, int, StepStats, float], None]  # steps taken, steps planned so far, what the step saw, f2
 

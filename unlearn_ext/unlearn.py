@@ -20,7 +20,7 @@ from .progress import Callback, Progress
 from .run import Run, steps_per_anchor, warn_if_outside, warn_if_skipped
 from .settings import Settings
 
-LENGTH = 3
+LENGTH = 3  # anchors' steps: see docs/theory.md
 
 
 def unlearn(

@@ -193,7 +193,7 @@ def test_points_are_added_to_a_finished_run(tmp_path, tiny_model, given, monkeyp
 
 
 def test_points_are_not_added_where_no_sweep_is(tmp_path, tiny_model, given):
-    with pytest.raises(UserError, match="cannot be read as"):
+    with pytest.raises(UserError, match=r"is no finished run: it holds no front\.csv"):
         add_points(tmp_path, tiny_model, **given, epsilons=[0.2])
 
 

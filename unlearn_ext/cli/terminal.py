@@ -21,9 +21,9 @@ from .. import parallel
 
 if TYPE_CHECKING:
     from ..progress import Progress
-    from ..report.run_folder import RunFolder
     from ..reproduction.compare import Standing
     from ..reproduction.table import Cost
+    from ..run_folder import RunFolder
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)

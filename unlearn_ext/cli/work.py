@@ -45,7 +45,7 @@ def show_run(folder: Path, sources: Sources) -> None:
         sources: what was typed for it, which is kept there.
     """
     from ..report import write_report
-    from ..report.run_folder import read_run
+    from ..run_folder import read_run
 
     if is_first():
         keep(sources, folder)
@@ -57,7 +57,7 @@ def show_run(folder: Path, sources: Sources) -> None:
 def dial_to(run: Path, epsilons: Sequence[float]) -> None:
     """Add models at other ε to a run, and draw its report again."""
     from ..phases import add_points
-    from ..report.run_folder import read_run
+    from ..run_folder import read_run
     from ..settings import Settings
 
     require_drawing()
@@ -77,7 +77,7 @@ def dial_to(run: Path, epsilons: Sequence[float]) -> None:
 def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
     """Judge every model of a run by the extractors named, and show what they say."""
     from ..metrics import evaluate, load_extractor
-    from ..report.run_folder import read_run
+    from ..run_folder import read_run
 
     training = Training(seed=read_run(run).metrics["seed"])
     with out.status("extractors", spinner="line"):

@@ -11,15 +11,14 @@ from matplotlib.figure import Figure
 from ..baselines.composite import Composite
 from ..metrics import load_extractor
 from ..metrics.evaluate import FLOOR
-from ..phases import FRONT
 from ..reproduction.chosen import MIDDLE, chosen
 from ..reproduction.pictures import Pictures
 from ..reproduction.quality import EXTRACTORS, Quality
 from ..reproduction.table import UNMODIFIED, Row
+from ..run_folder import FRONT, read_run
 from .embedding import embedding
 from .gallery import gallery_rows
 from .quality import Line, quality_lines
-from .run_folder import read_run
 from .strip import StripRow, strip_rows
 
 _MAPPED = (UNMODIFIED, MIDDLE, Composite.name)

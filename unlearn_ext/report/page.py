@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..run_folder import read_run
 from ..writing import write_text
 from .figures import convergence, front, steering
-from .run_folder import read_run
 from .saving import save_figures
 from .strip import strip_figure, strip_rows
 from .template import render

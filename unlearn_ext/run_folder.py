@@ -1,10 +1,10 @@
-"""Read the folder that a sweep wrote."""
+"""The folder of a sweep: its tables and pictures, written and read."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,14 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ..errors import UserError
-from ..pareto import TRAINED, ParetoFront, ParetoPoint
+from .errors import UserError
+from .history import History
+from .pareto import TRAINED, ParetoFront, ParetoPoint
+from .writing import write_arrays, write_table, write_text
 
-FILES = ("front.csv", "history.csv", "metrics.json", "samples.npz")
+FRONT = "front.csv"  # written last: where it is, the run is whole
+FILES = (FRONT, "history.csv", "metrics.json", "samples.npz")
+STEPS = ("point", "step", "epsilon", "f1", "f2", "psi", "lam", "skipped")  # columns of history.csv
 _METRICS = {
     (int, float): ("f1_original", "f1_star", "f2_tolerance", "hypervolume", "seconds", "peak_memory_mb", "seed"),
     str: ("version", "family", "dataset", "task", "device", "samples_from"),
@@ -74,6 +78,56 @@ class RunFolder:
     def skipped_steps(self) -> int:
         """Steps that met a number that was not finite, and therefore wrote nothing."""
         return int(sum(curves["skipped"].sum() for curves in self.history.values()))
+
+
+def write_run(
+    folder: Path,
+    front: ParetoFront,
+    steps: Iterable[Sequence[object]],
+    samples: Mapping[str, np.ndarray],
+    metrics: Mapping[str, Any],
+) -> None:
+    """Write the tables and pictures of a sweep, the front last.
+
+    Args:
+        folder: of the sweep.
+        front: its points.
+        steps: rows of ``history.csv``, with the columns ``STEPS``.
+        samples: ``"is_forget"`` (bool [N]), and uint8 [N, C, H, W] for every point and what it is compared with.
+        metrics: of the sweep; what follows from the points is added.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    write_table(folder / "history.csv", STEPS, steps)
+    write_arrays(folder / "samples.npz", samples)
+    text = json.dumps({**metrics, **_judgement(front, metrics)}, indent=2, ensure_ascii=False)
+    write_text(folder / "metrics.json", f"{text}\n")
+    front.to_csv(folder / FRONT)
+
+
+def steps_of(histories: Mapping[str, History]) -> list[list[object]]:
+    """Return the rows of ``history.csv`` for the histories of some points."""
+    return [[name, *row] for name, history in histories.items() for row in history.rows()]
+
+
+def read_steps(folder: Path) -> list[list[str]]:
+    """Return the rows of ``history.csv``."""
+    with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))[1:]
+
+
+def _judgement(front: ParetoFront, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what follows from the points: hypervolume, its worst corner, and the largest miss of an ε within reach."""
+    original, infimum = metrics["f1_original"], metrics["f1_star"]
+    # The worst corner: nothing forgotten, and the retained images treated as the highest boundary treats them.
+    reference = (original, max(point.f2 for point in front))
+    misses = [abs(point.miss) for point in front if point.role == "epsilon" and infimum <= point.epsilon <= original]
+    return {
+        "hypervolume": front.hypervolume(reference),
+        "reference_point": reference,
+        "max_epsilon_miss": max(misses, default=0.0) / (original - infimum),
+    }
 
 
 def read_run(folder: str | Path) -> RunFolder:
