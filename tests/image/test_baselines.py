@@ -139,7 +139,7 @@ def test_a_step_is_that_of_adamw_on_the_weighted_sum(model, images, name):
     objectives = Objectives.freeze(model, *(side[:16] for side in images), TASK, settings=replace(QUICK, steps=1))
     start = moved(model)
     stepped = cold(name, start, objectives, 0.7)
-    optimizer = torch.optim.AdamW(start.encoder_parameters(), lr=QUICK.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(start.encoder_parameters(), lr=QUICK.lr / WARMUP, weight_decay=0.0)
     method, (forget, retain) = bound(name, start, objectives), whole_minibatches(objectives)
     loss = method.retain_loss(start.encode, retain) + 0.7 * method.forget_loss(start.encode, forget, retain)
     loss.backward()
@@ -233,6 +233,27 @@ def test_ladders_rise(name):
     assert len(method.grid) == (0 if method.knob in (None, "epsilon") else 5)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_search_scales_is_the_ladder_or_the_gains(name):
+    method, scaled = METHODS[name], METHODS[name].scaled(3.0).scaled(2.0)
+    assert scaled.grid == pytest.approx([min(6 * value, 1.0 if name == "pcd" else math.inf) for value in method.grid])
+    assert (scaled.name, scaled.knob, scaled.gain, method.gain) == (name, method.knob, 6.0, 1.0)
+
+
+@pytest.mark.parametrize("name", EPSILON)
+def test_a_gain_multiplies_what_the_multiplier_is_changed_by(name):
+    kinds = METHODS[name], METHODS[name].scaled(3.0)
+    once, thrice = (kind(types.SimpleNamespace(device="cpu"), None, 0.5) for kind in kinds)
+    changed = math.log if name == "dual-ascent" else float
+    start = changed(once.multiplier.item()) if once.multiplier else 0.0
+    for method in (once, thrice):
+        for f1 in (0.7, 0.8):
+            method.weights(torch.tensor(f1), [], [])
+    small, large = (changed(method.multiplier.item()) - start for method in (once, thrice))
+    assert small > 0
+    assert large == pytest.approx(3 * small, rel=1e-5)
+
+
 # ---- two gradients into one
 
 
@@ -305,10 +326,10 @@ def multipliers(name):
 
 
 def test_dual_ascent_is_its_definition():
-    expected, log, before = [], math.log(dual_ascent.START), None
+    expected, log, before = [], math.log(dual_ascent.START), 0.0
     for f1, epsilon in LOSSES:
         error = (f1 - epsilon) / max(f1, epsilon)
-        log += dual_ascent.INTEGRAL * error + dual_ascent.PROPORTIONAL * (0 if before is None else error - before)
+        log += dual_ascent.INTEGRAL * error + dual_ascent.PROPORTIONAL * (error - before)
         before = error
         expected.append(math.exp(log))
     assert multipliers("dual-ascent") == pytest.approx(expected, rel=1e-5)

@@ -8,8 +8,8 @@ from ..models import I2IModel
 from ..objectives import Objectives
 from .method import Gradient, Method, Weights
 
-PENALTY = 0.5  # c
-RATE = 0.05  # η, of λ
+PENALTY = 0.1  # c
+RATE = 0.01  # η, of λ
 
 
 class AugmentedLagrangian(Method):
@@ -17,8 +17,9 @@ class AugmentedLagrangian(Method):
 
     The weight of ∇f1 is the derivative of (max(λ + c·e, 0)² − λ²)/2c, Nocedal and Wright's eq. 17.65, which is Cooper's
     ``AugmentedLagrangian`` for an inequality. As there, one gradient step replaces the inner minimization, λ has a step
-    size of its own, and c is constant unless the user adds an updater. c = 0.5 and η = 0.05 are for f1 of order 1 and λ
-    at rest from 0.003 to 0.3. One step size serves all of that range: small λ overshoot and large λ arrive late.
+    size of its own, and c is constant unless the user adds an updater. c = 0.1 and η = 0.01, times ``gain``, are for f1
+    of order 1: with five times as much, the tiny model of the tests ends at 0.28 of its f1 where 0.5 is asked for, in
+    place of 0.41. One step size serves all λ at rest, from 0.003 to 0.3: small ones overshoot, large ones arrive late.
     """
 
     name = "augmented-lagrangian"
@@ -30,6 +31,6 @@ class AugmentedLagrangian(Method):
 
     def weights(self, loss: torch.Tensor, g1: Gradient, g2: Gradient) -> Weights:
         error = loss - self.value
-        weight = (self.multiplier + PENALTY * error).clamp(min=0)
-        self.multiplier = (self.multiplier + RATE * error).clamp(min=0)
+        weight = (self.multiplier + self.gain * PENALTY * error).clamp(min=0)
+        self.multiplier = (self.multiplier + self.gain * RATE * error).clamp(min=0)
         return weight, 1.0

@@ -16,7 +16,8 @@ START = 0.003  # λ before the first step
 class DualAscent(Method):
     """A PI controller on ℓ = log λ, then a step along ∇f2 + λ∇f1. The knob is ε.
 
-    ℓ ← ℓ + 0.2·e + 2·(e − e_before), with the relative error e = (f1 − ε)/max(f1, ε), which is between −1 and 1.
+    ℓ ← ℓ + 0.2·e + 2·(e − e_before), with the relative error e = (f1 − ε)/max(f1, ε), which is between −1 and 1, and
+    e_before = 0 at the first step. ``gain`` multiplies both constants.
 
     The saddle point is that of Arrow, Hurwicz and Uzawa (1958), and updates of λ by factors instead of sums are
     exponentiated gradients (Kivinen and Warmuth, 1997). The λ that holds f1 at ε ranges over decades along a front
@@ -30,11 +31,11 @@ class DualAscent(Method):
     def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
         super().__init__(model, objectives, value)
         self.multiplier = torch.full((), START, device=model.device)
-        self._error: torch.Tensor | None = None
+        self._error = torch.zeros((), device=model.device)
 
     def weights(self, loss: torch.Tensor, g1: Gradient, g2: Gradient) -> Weights:
         error = (loss - self.value) / loss.clamp(min=max(self.value, 1e-12))  # the clamp is max(f1, ε), never 0
-        change = error if self._error is None else error - self._error
+        change = INTEGRAL * error + PROPORTIONAL * (error - self._error)
         self._error = error
-        self.multiplier = self.multiplier * (INTEGRAL * error + PROPORTIONAL * change).exp()
+        self.multiplier = self.multiplier * (self.gain * change).exp()
         return self.multiplier, 1.0

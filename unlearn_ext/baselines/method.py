@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -33,6 +34,8 @@ class Method:
         default: of the knob; None where only the user can say.
         grid: values of the knob in the order in which they are swept, from the least to the most forgotten; empty where
             there is no knob, or where they depend on the model, as ε does.
+        most: the largest value of the knob that has a meaning.
+        gain: factor on the step sizes of the multiplier, where the knob is ε; see :meth:`scaled`.
         value: of the knob; :func:`train` sets it between steps, so nothing may be derived from it before a step.
         needs_pictures: whether D must make a picture of any latents in one go.
     """
@@ -41,6 +44,8 @@ class Method:
     knob: ClassVar[str | None] = "weight"
     default: ClassVar[float | None] = None
     grid: ClassVar[tuple[float, ...]] = ()
+    most: ClassVar[float] = math.inf
+    gain: ClassVar[float] = 1.0
     needs_pictures: ClassVar[bool] = False
 
     def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
@@ -48,6 +53,16 @@ class Method:
         self.value = self.default if value is None else value
         if self.knob is not None and self.value is None:
             raise UserError(f"{self.name} needs a value for its {self.knob}.")
+
+    @classmethod
+    def scaled(cls, factor: float) -> type[Method]:
+        """Return this method with its ``grid`` and its ``gain`` multiplied, which is what a search can try.
+
+        Args:
+            factor: above 0. A method without a knob has neither, and stays as it is.
+        """
+        grid = tuple(min(factor * value, cls.most) for value in cls.grid)
+        return type(cls.__name__, (cls,), {"grid": grid, "gain": factor * cls.gain, "__doc__": cls.__doc__})
 
     def forget_loss(self, encode: Encode, forget: Batch, retain: Batch) -> torch.Tensor:
         """0-d, of E in training over a step's two minibatches."""

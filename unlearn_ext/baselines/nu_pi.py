@@ -19,8 +19,8 @@ class NuPI(Method):
     λ ← max(λ + η(K_I·e + K_P(ξ − ξ_before)), 0) with ξ = ν·ξ_before + (1 − ν)·e, and ξ_before = e in the first step:
     algorithm 1 of "On PI controllers for updating Lagrange multipliers in constrained optimization", as Cooper
     documents it. (The code of Cooper 1.0.1 has ξ = 0 after its first step, so its second step has an extra
-    (1 − ν)·K_P·e.) Here η·K_I = 0.05, η·K_P = 0.5 and ν = 0, for f1 of order 1 and λ at rest from 0.003 to 0.3. One
-    step size serves all of that range: small λ overshoot and large λ arrive late.
+    (1 − ν)·K_P·e.) Here η·K_I = 0.05 and η·K_P = 0.5, times ``gain``, and ν = 0, for f1 of order 1 and λ at rest from
+    0.003 to 0.3. One step size serves all of that range: small λ overshoot and large λ arrive late.
     """
 
     name = "nu-pi"
@@ -36,5 +36,5 @@ class NuPI(Method):
         before = error if self._average is None else self._average
         self._average = AVERAGE * before + (1 - AVERAGE) * error
         change = INTEGRAL * error + PROPORTIONAL * (self._average - before)
-        self.multiplier = (self.multiplier + change).clamp(min=0)
+        self.multiplier = (self.multiplier + self.gain * change).clamp(min=0)
         return self.multiplier, 1.0

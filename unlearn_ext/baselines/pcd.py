@@ -37,6 +37,7 @@ class PCD(Method):
     knob = "tau"
     default = 0.02
     grid = (0.02, 0.05, 0.1, 0.25, 0.6)
+    most = 1.0
 
     def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
         super().__init__(model, objectives, value)
