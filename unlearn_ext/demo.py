@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import data, models
 from .pretrain import RECIPES, pretrained
@@ -40,7 +40,7 @@ CHOICES = {
 
 
 def prepare(
-    family: str, progress: Callback | None = None, *, seed: int = 0, task: Task = TASK
+    family: str, progress: Callback | None = None, *, seed: int = 0, task: Task = TASK, share: float | None = None
 ) -> tuple[models.I2IModel, data.ForgetRetain]:
     """The demo's data, and the model of a family that fills in their holes: trained now, or from the cache.
 
@@ -49,14 +49,30 @@ def prepare(
         progress: called while training, see :func:`unlearn_ext.pretrain.pretrained`.
         seed: of the division into training and validation images, and of the model.
         task: what the model fills in.
+        share: of the images of each set that are returned; that of ``CHOICES`` by default. The model saw all of them.
 
     Raises:
         UserError: there is no such family.
     """
     models.check_family(family)
-    images = data.load(DATASET, forget_classes=FORGET_CLASSES, size=RECIPES[family].size, seed=seed)
+    images = _images(family, seed)
     model = models.load(family, pretrained(family, images, task, seed=seed, progress=progress))
-    return model, _some(images, CHOICES[family].share)
+    return model, _some(images, CHOICES[family].share if share is None else share)
+
+
+def retrained(family: str, progress: Callback | None = None, *, seed: int = 0, task: Task = TASK) -> models.I2IModel:
+    """Return a model that never saw an image to forget: the same recipe and seed, on the images to retain alone.
+
+    The arguments and errors are those of :func:`prepare`.
+    """
+    models.check_family(family)
+    images = _images(family, seed)
+    kept = replace(images, forget=images.forget[:0])
+    return models.load(family, pretrained(family, kept, task, seed=seed, progress=progress))
+
+
+def _images(family: str, seed: int) -> data.ForgetRetain:
+    return data.load(DATASET, forget_classes=FORGET_CLASSES, size=RECIPES[family].size, seed=seed)
 
 
 def _some(images: data.ForgetRetain, share: float) -> data.ForgetRetain:

@@ -19,8 +19,11 @@ from unlearn_ext import demo, reproduction
 from unlearn_ext.baselines import METHODS
 from unlearn_ext.data import ForgetRetain
 from unlearn_ext.models.vqgan import VQGAN
-from unlearn_ext.reproduction import Plan, experiment, quality
+from unlearn_ext.reproduction import Plan, quality, trial
+from unlearn_ext.reproduction.plan import Effort
 from unlearn_ext.settings import Settings
+
+EFFORTS = {"vqgan": Effort(batch_size=4, pairs=20, search_pairs=20, share=1.0)}
 
 
 @pytest.fixture
@@ -34,23 +37,24 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     )  # fmt: skip
     images = (torch.rand(4, 12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1).unbind()
     monkeypatch.setattr(demo, "prepare", lambda *_, **__: (VQGAN(module), ForgetRetain("noise", *images)))
+    monkeypatch.setattr(demo, "retrained", lambda *_, **__: VQGAN(module))
     monkeypatch.setitem(demo.CHOICES, "vqgan", demo.Choice(Settings(steps=1, batch_size=4)))
-    monkeypatch.setattr(experiment, "METHODS", {name: METHODS[name] for name in ("composite", "pcgrad")})
-    monkeypatch.setattr(reproduction, "QUICK", Plan(seeds=1, points=1))
+    monkeypatch.setattr(trial, "METHODS", {name: METHODS[name] for name in ("composite", "pcgrad")})
+    monkeypatch.setattr(reproduction, "QUICK", Plan(seeds=1, points=1, efforts=EFFORTS))
     monkeypatch.setattr(quality, "EXTRACTORS", quality.EXTRACTORS[:1])  # the other has to be trained
 
 
 def test_tables_a_page_and_a_summary(tiny: None, tmp_path: Path) -> None:
     code, said = call("reproduce", "--quick", "--jobs", "1", "--out", str(tmp_path))
     assert code == 0, said
-    for words in ("epsilon-constraint", "composite", "pcgrad", "beats ours", " of 3"):
+    for words in ("epsilon-constraint", "composite", "pcgrad", "f2 at 0.25", "ms a pair"):
         assert words in said
-    written = {"reproduction.csv", "costs.csv", "quality.csv", "reproduction.html", "figures"}
+    written = {"reproduction.csv", "search.csv", "costs.csv", "quality.csv", "reproduction.html", "figures"}
     assert {path.name for path in tmp_path.iterdir()} >= written
 
 
 def test_another_experiment_in_the_folder_is_one_sentence(tiny: None, tmp_path: Path) -> None:
-    Plan(seeds=1, points=7).keep(tmp_path, torch.device("cpu"))
+    Plan(seeds=1, points=7, efforts=EFFORTS).keep(tmp_path, torch.device("cpu"))
     code, said = call("reproduce", "--quick", "--jobs", "1", "--out", str(tmp_path))
     assert code == 1
     assert said.startswith("Error: ")

@@ -155,18 +155,20 @@ def metric_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
 
 
 def standings_table(family: str, standings: Sequence[Standing], costs: Mapping[str, Cost]) -> Table:
-    """How every method did, from the best down."""
-    title = f"{family}, from the largest hypervolume down"
+    """How every method did, from the best down; f2 is at the given shares of f1, on validation images."""
+    from ..reproduction.compare import SHARES, STRICT_F2
+
+    title = f"{family}, validation images, from the largest hypervolume to f2 = {STRICT_F2:g} down"
     table = Table(title=escape(title), title_style="dim", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
-    for heading in ("hypervolume", "on validation", "beats ours", "gradients", "ms a step"):
+    for heading in ("hypervolume", *(f"f2 at {share:g}" for share in SHARES), "pairs", "ms a pair"):
         table.add_column(heading, justify="right")
     for standing in standings:
-        shares = (standing.hypervolume, standing.hypervolume_validation)
-        said = (f"{i.mean:.4f}" + ("" if math.isnan(i.half) else f" ± {i.half:.4f}") for i in shares)
-        cost = costs.get(standing.method)
+        seen, cost = standing.seen["validation"], costs.get(standing.method)
+        f2 = ("–" if math.isnan(found.mean) else f"{found.mean:.4f}" for found in seen.f2)
+        hypervolume = f"{seen.strict.mean:.3f}" + ("" if math.isnan(seen.strict.half) else f" ± {seen.strict.half:.3f}")
         milliseconds = f"{1000 * cost.seconds:.0f}" if cost else "–"
-        table.add_row(escape(standing.method), *said, str(standing.beaten), str(standing.gradients), milliseconds)
+        table.add_row(escape(standing.method), hypervolume, *f2, str(standing.pairs), milliseconds)
     return table
 
 

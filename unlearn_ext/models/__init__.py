@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -79,9 +79,13 @@ def load(family: str, path_or_id: str | os.PathLike[str]) -> I2IModel:
         UserError: unknown family, a checkpoint of another family or of a kind that the family does not know, one that
             lacks weights, nothing there, or a missing extra.
     """
+    return family_class(family).from_pretrained(expanded(path_or_id))
+
+
+def family_class(family: str) -> Any:
+    """Return the class of a family's models; raises ``UserError`` where there is no such family."""
     check_family(family)
-    module = importlib.import_module(f".{family}", __name__)
-    return getattr(module, FAMILIES[family]).from_pretrained(expanded(path_or_id))
+    return getattr(importlib.import_module(f".{family}", __name__), FAMILIES[family])
 
 
 def check_family(family: str) -> None:

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
 from ..baselines import METHODS
-from ..reproduction.table import OURS, UNMODIFIED, Row
+from ..pareto import TRAINED, nondominated
+from ..reproduction.table import OURS, RETRAINED, UNMODIFIED, Row
 from .style import INK, style
 
 _LEAST_F2 = 1e-4  # below, the axis is linear: f2 may be 0
@@ -18,18 +19,22 @@ _MARKERS = "vP^sXD<p>*hd8"
 
 
 def comparison(rows: Sequence[Row]) -> Figure:
-    """f2 against f1 of all models of one family, those of the first seed; the lower left the better."""
-    shown = [row for row in rows if row.seed == min(row.seed for row in rows)]
+    """f2 against f1 of one family under the first seed: a mark for each trained model, and a line through the models
+    and mixtures of a method that none of its own dominates. The lower left is better.
+    """
+    shown = [row for row in rows if row.seed == min(row.seed for row in rows) and row.method != RETRAINED]
     (original,) = (row.f1 for row in shown if row.method == UNMODIFIED)
     with style():
         figure = Figure(figsize=(10.4, 5.6))
         axes = figure.subplots()
-        ours = [row for row in shown if row.method == OURS]
-        axes.plot(*_places(ours), "o-", color=INK, linewidth=2, markersize=8, label="ours")
         colours = mpl.colormaps["tab20"].colors[: len(METHODS)]
-        for name, marker, colour in zip(METHODS, _MARKERS, colours, strict=True):
-            if mine := sorted((row for row in shown if row.method == name), key=lambda row: row.value):
-                axes.plot(*_places(mine), marker, linestyle=":", linewidth=0.8, color=colour, markersize=8, label=name)
+        looks = [(OURS, "o", INK, 2.0), *zip(METHODS, _MARKERS, colours, [0.8] * len(METHODS), strict=True)]
+        for name, marker, colour, width in looks:
+            if mine := [row for row in shown if row.method == name]:
+                label = "ours" if name == OURS else name
+                trained = [row for row in mine if row.made_of == TRAINED]
+                axes.plot(*_places(_front(mine)), "-", color=colour, linewidth=width)
+                axes.plot(*_places(trained), marker, linestyle="", color=colour, markersize=8, label=label)
         axes.axvline(original, color=INK, alpha=0.6, linestyle=":", linewidth=1.6)
         axes.annotate(
             "unmodified", (original, 0.98), xycoords=("data", "axes fraction"), xytext=(-4, 0),
@@ -41,15 +46,22 @@ def comparison(rows: Sequence[Row]) -> Figure:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set(xlabel="f1   (0 = forgotten)", ylabel="f2   (0 = nothing lost)")
-        axes.set_xlim(0, _room(row.f1 for row in shown))
-        axes.set_ylim(0, _room(row.f2 for row in shown))
+        axes.set_xlim(0, _limit(row.f1 for row in shown))
+        axes.set_ylim(0, _limit(row.f2 for row in shown))
         figure.legend(loc="outside right upper")
         return figure
 
 
-def _room(values: Iterable[float]) -> float:
+def _limit(values: Iterable[float]) -> float:
     """A little more than the largest; a model that diverged is beyond any axis."""
     return 1.3 * max(filter(math.isfinite, values))
+
+
+def _front(rows: Sequence[Row]) -> list[Row]:
+    """Those that no other dominates, by rising f1."""
+    free = nondominated([row.values for row in rows])
+    kept = [row for row, is_free in zip(rows, free, strict=True) if is_free and all(map(math.isfinite, row.values))]
+    return sorted(kept, key=lambda row: row.f1)
 
 
 def _places(rows: Sequence[Row]) -> tuple[list[float], list[float]]:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..reproduction.compare import Standing
+from ..reproduction.compare import STRICT_F2, Standing
 from ..reproduction.table import OURS
 from .style import BLUE, ORANGE, style
 
-_APART = 0.13  # of a line: training images above, validation images below
+_APART = 0.13  # of a line: validation images above, training images below
 
 
 def hypervolumes(standings: Sequence[Standing]) -> Figure:
@@ -21,17 +21,17 @@ def hypervolumes(standings: Sequence[Standing]) -> Figure:
         axes = figure.subplots()
         places = np.arange(len(standings))
         sides = (
-            ("training images", [s.hypervolume for s in standings], -_APART, {"color": BLUE, "marker": "o"}),
-            ("validation images", [s.hypervolume_validation for s in standings], _APART,
-             {"color": ORANGE, "marker": "s", "markerfacecolor": "none"}),
+            ("validation images", "validation", -_APART, {"color": BLUE, "marker": "o"}),
+            ("training images", "training", _APART, {"color": ORANGE, "marker": "s", "markerfacecolor": "none"}),
         )  # fmt: skip
-        for label, intervals, offset, look in sides:
+        for label, kind, offset, look in sides:
+            intervals = [s.seen[kind].strict for s in standings]
             means, halves = [i.mean for i in intervals], [i.half for i in intervals]  # of one seed NaN: a dot alone
             axes.errorbar(
                 means, places + offset, xerr=halves, label=label, linestyle="", capsize=3, clip_on=False, **look
             )
         axes.set_yticks(places, ["ours" if s.method == OURS else s.method for s in standings])
-        axes.set(xlabel="hypervolume, share of the box   (1 = all forgotten, nothing lost)")
+        axes.set(xlabel=f"hypervolume, share of the box to f2 = {STRICT_F2:g}   (1 = all forgotten, nothing lost)")
         axes.set_ylim(len(standings) - 0.5, -0.5)
         axes.set_xlim(left=0)
         figure.legend(loc="outside upper right", ncols=2)

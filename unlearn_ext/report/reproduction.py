@@ -7,9 +7,11 @@ from pathlib import Path
 
 from ..baselines import METHODS
 from ..errors import UserError
-from ..reproduction.compare import WORST_F2, standings
+from ..reproduction.compare import REACHED, SHARES, STRICT_F2, VIEWS, WORST_F2, standings, verdicts
 from ..reproduction.plan import kept
 from ..reproduction.quality import FILE, Quality
+from ..reproduction.search import FILE as SEARCH
+from ..reproduction.search import Tried
 from ..reproduction.table import Cost, Row, Table
 from ..writing import write_text
 from .comparison import comparison
@@ -17,7 +19,7 @@ from .family import section
 from .hypervolumes import hypervolumes
 from .saving import save_figures
 from .strip import strip_figure
-from .studies import infill_strip, study_figures
+from .studies import infill_strip, readers, study_figures
 from .template import render
 
 
@@ -29,6 +31,7 @@ def write_page(folder: Path) -> Path:
     """
     plan, rows = kept(folder), list(Table(folder / "reproduction.csv", Row).rows.values())
     costs = list(Table(folder / "costs.csv", Cost).rows.values())
+    tried = list(Table(folder / SEARCH, Tried).rows.values())
     judged = list(Table(folder / FILE, Quality).rows.values())
     if not rows:
         raise UserError(f"{folder} holds no experiment: its reproduction.csv lists no model.")
@@ -53,7 +56,12 @@ def write_page(folder: Path) -> Path:
         sections=sections,
         methods=list(METHODS),
         costs={(cost.family, cost.method): cost for cost in costs},
-        worst_f2=WORST_F2,
+        tried={name: [row for row in tried if row.family == name] for name in families},
+        verdicts={name: {kind: verdicts(mine, kind) for kind in VIEWS} for name, mine in families.items()},
+        shares=SHARES,
+        corners=(STRICT_F2, WORST_F2),
+        reached=REACHED,
+        readers={name: readers(folder, name) for name in families},
         studies={name: list(drawn) for name, drawn in studies.items()},
         infill={name: strips[f"infill-{name}"] for name in families},
     )

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from ..reproduction.chosen import studied
 from ..reproduction.pictures import Pictures
-from ..reproduction.studies import Convergence, Crops, Infill, Probe, Resurfacing, Study
+from ..reproduction.studies import Convergence, Crops, Infill, Probe, Readers, Resurfacing, Study
 from ..reproduction.studies.convergence import EPSILON, INFIMUM
 from ..reproduction.studies.probe import MEMBER, SET
 from ..reproduction.studies.resurfacing import FEW, FEW_FORGET, RETAIN
-from ..reproduction.table import OURS, UNMODIFIED, Row, Table
+from ..reproduction.table import UNMODIFIED, Row, Table
 from .gallery import infill_rows
 from .strip import StripRow
 from .style import GREEN, INK, ORANGE, VERMILION, shades, style
@@ -36,13 +37,22 @@ def study_figures(folder: Path, rows: Sequence[Row]) -> dict[str, Figure]:
     figures: dict[Any, Callable[..., Figure]] = {
         Convergence: _convergence, Resurfacing: _resurfacing, Probe: _probe, Crops: _crops,
     }  # fmt: skip
-    shown = [row for row in rows if row.seed == min(row.seed for row in rows)]
+    family, seed = rows[0].family, min(row.seed for row in rows)
     drawn = {}
     for study, figure in figures.items():
-        if mine := _answers(folder, study, rows[0].family):
+        if mine := _answers(folder, study, family):
             with style():
-                drawn[study.name] = figure(mine, shown)
+                drawn[study.name] = figure(mine, _models(folder, rows, seed))
     return drawn
+
+
+def readers(folder: Path, family: str) -> list[Any]:
+    """What can be seen and read of the forgotten, a row for each model; empty where that study has not been made.
+
+    Raises:
+        UserError: the table cannot be read.
+    """
+    return _answers(folder, Readers, family)
 
 
 def infill_strip(folder: Path, rows: Sequence[Row]) -> list[StripRow]:
@@ -56,12 +66,31 @@ def infill_strip(folder: Path, rows: Sequence[Row]) -> list[StripRow]:
     return infill_rows(infilled, Pictures(folder, family, seed)) if infilled else []
 
 
+class _Models(NamedTuple):
+    """The models that studies ask about, from the most forgotten to the least."""
+
+    epsilons: dict[str, float]  # by the name of the point
+    unmodified: float  # its f1
+
+    @property
+    def middle(self) -> float:
+        """ε in the middle of the front."""
+        return list(self.epsilons.values())[len(self.epsilons) // 2]
+
+
+def _models(folder: Path, rows: Sequence[Row], seed: int) -> _Models:
+    """Of our front in its folder."""
+    (original,) = (row.f1 for row in rows if row.method == UNMODIFIED and row.seed == seed)
+    points = studied(Pictures(folder, rows[0].family, seed).run)
+    return _Models({point.name: point.epsilon for point in points}, original)
+
+
 def _answers(folder: Path, study: type[Study], family: str) -> list[Any]:
     answers = Table(folder / f"{study.name}.csv", study.row).rows.values()
     return [answer for answer in answers if answer.family == family]
 
 
-def _convergence(steps: Sequence[Any], models: Sequence[Row]) -> Figure:
+def _convergence(steps: Sequence[Any], models: _Models) -> Figure:
     """f1 and f2 step by step, over minibatches; a row a phase, one line a δ."""
     figure = Figure(figsize=(10.4, 6.4))
     deltas = sorted({step.delta for step in steps})
@@ -77,19 +106,19 @@ def _convergence(steps: Sequence[Any], models: Sequence[Row]) -> Figure:
         if phase == INFIMUM:
             row[0].set_yscale("log")
         else:
-            row[0].axhline(_middle(models), color=INK, alpha=0.6, linestyle=":", linewidth=1.6)
+            row[0].axhline(models.middle, color=INK, alpha=0.6, linestyle=":", linewidth=1.6)
             for axes in row:
                 axes.set_xlabel("step")
     figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(deltas))
     return figure
 
 
-def _resurfacing(relearned: Sequence[Any], models: Sequence[Row]) -> Figure:
+def _resurfacing(relearned: Sequence[Any], models: _Models) -> Figure:
     """f1 against steps of training, one line a model, a panel for what was trained on."""
     figure = Figure(figsize=(10.4, 4.6))
     titles = {RETAIN: "trained on images to retain", FEW_FORGET: f"trained on {FEW} images to forget"}
     for (data, title), axes in zip(titles.items(), figure.subplots(1, 2, sharey=True), strict=True):
-        for name, label, shade in _lines(models):
+        for name, label, shade in _lines(models, {row.point for row in relearned}):
             mine = [row for row in relearned if (row.point, row.data) == (name, data)]
             dashes = "--" if name == UNMODIFIED else "-"
             places = [row.steps for row in mine], [row.f1 for row in mine]
@@ -102,11 +131,11 @@ def _resurfacing(relearned: Sequence[Any], models: Sequence[Row]) -> Figure:
     return figure
 
 
-def _probe(read: Sequence[Any], models: Sequence[Row]) -> Figure:
+def _probe(read: Sequence[Any], models: _Models) -> Figure:
     """Accuracy against ε, one line a question; the unmodified model at its f1."""
     figure = Figure(figsize=(10.4, 4.4))
     axes = figure.subplots()
-    places = {row.point: row.value for row in models if row.method == OURS} | {UNMODIFIED: _unmodified(models)}
+    places = models.epsilons | {UNMODIFIED: models.unmodified}
     titles = {SET: "to forget, or to retain?", MEMBER: "trained on, or held out?"}
     for (question, title), colour, marker in zip(titles.items(), (GREEN, VERMILION), "os", strict=True):
         mine = sorted((places[row.point], row.accuracy) for row in read if row.question == question)
@@ -114,7 +143,7 @@ def _probe(read: Sequence[Any], models: Sequence[Row]) -> Figure:
     chance = 2 * 0.5 / (2 * min(row.images for row in read)) ** 0.5  # two standard errors of as many guesses
     axes.axhspan(0.5 - chance, 0.5 + chance, color=INK, alpha=0.08, linewidth=0)
     axes.axhline(0.5, color=INK, alpha=0.6, linestyle="--", linewidth=1.2)
-    axes.axvline(_unmodified(models), color=INK, alpha=0.6, linestyle=":", linewidth=1.6, label="unmodified model")
+    axes.axvline(models.unmodified, color=INK, alpha=0.6, linestyle=":", linewidth=1.6, label="unmodified model")
     axes.set(xlabel="ε   (0 = forgotten)", ylabel="share of right answers")
     axes.set_xlim(left=0)
     axes.set_ylim(top=1.02)
@@ -122,7 +151,7 @@ def _probe(read: Sequence[Any], models: Sequence[Row]) -> Figure:
     return figure
 
 
-def _crops(crops: Sequence[Any], models: Sequence[Row]) -> Figure:
+def _crops(crops: Sequence[Any], models: _Models) -> Figure:
     """f2 against f1, in shares of the unmodified model's, one front a size of the hole."""
     figure = Figure(figsize=(10.4, 4.6))
     axes = figure.subplots()
@@ -144,21 +173,9 @@ def _crops(crops: Sequence[Any], models: Sequence[Row]) -> Figure:
     return figure
 
 
-def _lines(models: Sequence[Row]) -> Iterator[tuple[str, str, Any]]:
-    """Name, label and colour of the front's models, from the most forgotten to the least, and of the unmodified."""
-    ours = [row for row in models if row.method == OURS]
-    for row, shade in zip(ours, shades(len(ours)), strict=True):
-        yield row.point, f"ε = {row.value:.3g}", shade
+def _lines(models: _Models, names: Collection[str]) -> Iterator[tuple[str, str, Any]]:
+    """Name, label and colour of the models of a study, from the most forgotten to the least, and of the unmodified."""
+    ours = [name for name in models.epsilons if name in names]
+    for name, shade in zip(ours, shades(len(ours)), strict=True):
+        yield name, f"ε = {models.epsilons[name]:.3g}", shade
     yield UNMODIFIED, UNMODIFIED, INK
-
-
-def _middle(models: Sequence[Row]) -> float:
-    """ε in the middle of the front."""
-    ours = [row.value for row in models if row.method == OURS]
-    return ours[len(ours) // 2]
-
-
-def _unmodified(models: Sequence[Row]) -> float:
-    """f1 of the unmodified model."""
-    (original,) = (row.f1 for row in models if row.method == UNMODIFIED)
-    return original

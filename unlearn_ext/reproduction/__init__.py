@@ -1,10 +1,10 @@
 """The experiment that anybody can repeat: ours and every baseline on built-in images, at equal numbers of gradients."""
 
-from .compare import standings
+from .compare import standings, verdicts
 from .experiment import reproduce
 from .plan import FULL, QUICK, Plan
 from .quality import judge
 from .trial import FAMILIES
 from .workers import cores
 
-__all__ = ["FAMILIES", "FULL", "QUICK", "Plan", "cores", "judge", "reproduce", "standings"]
+__all__ = ["FAMILIES", "FULL", "QUICK", "Plan", "cores", "judge", "reproduce", "standings", "verdicts"]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..baselines import METHODS
-from .table import OURS, UNMODIFIED, Row
+from ..pareto import TRAINED, ParetoFront, ParetoPoint
+from ..phases import ANCHOR, EPSILON, FRONT, HIGH
+from .table import OURS, REFERENCES, Row
 
 MIDDLE = "ours, middle"
 
 
 def chosen(rows: Sequence[Row]) -> dict[str, Row]:
-    """The unmodified model, three of our front, and of every baseline the one whose f1 is nearest to our middle one's.
+    """The unmodified and the retrained model, three of ours, and of every baseline the one whose f1 is nearest to our
+    middle one's; trained models alone.
 
     Args:
         rows: of one family under one seed.
@@ -20,16 +24,26 @@ def chosen(rows: Sequence[Row]) -> dict[str, Row]:
     Returns:
         A row each under what to call it; a method without models is left out.
     """
-    named = {row.method: row for row in rows if row.method == UNMODIFIED}
-    ours = [row for row in rows if row.method == OURS]
+    trained = [row for row in rows if row.made_of == TRAINED]
+    named = {row.method: row for row in trained if row.method in REFERENCES}
+    ours = [row for row in trained if row.method == OURS]  # from the least forgotten to the most
     if not ours:
         return named
     middle = ours[len(ours) // 2]
-    named |= {"ours, most forgotten": ours[0], MIDDLE: middle, "ours, least forgotten": ours[-1]}
+    named |= {"ours, most forgotten": ours[-1], MIDDLE: middle, "ours, least forgotten": ours[0]}
     for method in METHODS:
-        if mine := [row for row in rows if row.method == method]:
+        if mine := [row for row in trained if row.method == method]:
             named[method] = min(mine, key=lambda row: _apart(row, middle))
     return named
+
+
+def studied(run: Path) -> list[ParetoPoint]:
+    """Return the anchors and the ε that were asked for of our front in its folder, from the most forgotten on.
+
+    Raises:
+        UserError: no front is there.
+    """
+    return [point for point in ParetoFront.from_csv(run / FRONT) if point.role in (HIGH, ANCHOR, EPSILON)]
 
 
 def _apart(row: Row, other: Row) -> float:

@@ -9,37 +9,35 @@ import time
 import torch
 
 from .. import footprint
-from ..baselines import Method, train
+from ..baselines import METHODS, train
 from ..control import GradientNorm
 from ..history import History
-from ..models import I2IModel
-from ..objectives import Objectives
 from ..run import Run
 from .table import OURS, Cost
-from .trial import Trial
+from .trial import Problem, Trial
 
-FEW, MANY = 2, 12  # steps: what goes before the first step is in both runs, and out of their difference
-
-
-def measure(trial: Trial, method: type[Method] | None) -> Cost:
-    """Run some steps of a baseline, or of ours where there is none, and throw the model away."""
-    model, objectives = trial.problem.model, trial.problem.training
-    _seconds(method, model, objectives, FEW)  # the first of all warms up
-    few = _seconds(method, model, objectives, FEW)
-    known = _forget_peak(model.device)
-    many = _seconds(method, model, objectives, MANY)
-    seconds = (many - few) / (MANY - FEW)
-    return Cost(trial.family, method.name if method else OURS, seconds, _peak_mb(model.device) if known else math.nan)
+FEW, MANY = 2, 8  # steps: what goes before the first step is in both runs, and out of their difference
 
 
-def _seconds(method: type[Method] | None, model: I2IModel, objectives: Objectives, steps: int) -> float:
-    start = time.perf_counter()
-    if method is None:
-        Run(copy.deepcopy(model), objectives, History()).train(GradientNorm(), steps)
+def measure(trial: Trial, method: str) -> Cost:
+    """Run some steps of a method and throw the model away."""
+    problem = trial.problem
+    _seconds(method, problem, FEW)  # the first of all warms up
+    few = _seconds(method, problem, FEW)
+    known = _forget_peak(problem.model.device)
+    many = _seconds(method, problem, MANY)
+    peak = _peak_mb(problem.model.device) if known else math.nan
+    return Cost(trial.family, method, (many - few) / (MANY - FEW), peak)
+
+
+def _seconds(method: str, problem: Problem, steps: int) -> float:
+    start, device = time.perf_counter(), problem.model.device
+    if method == OURS:
+        Run(copy.deepcopy(problem.model), problem.training, History()).train(GradientNorm(), steps)
     else:
-        next(train(method, model, objectives, values=[1.0], steps=steps))
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+        next(train(METHODS[method], problem.model, problem.training, values=[1.0], steps=steps))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
 

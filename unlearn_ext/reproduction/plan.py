@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,35 @@ import torch
 from ..demo import CHOICES, DATASET, FORGET_CLASSES, TASK
 from ..errors import UserError
 from ..outputs import refuse_foreign, refuse_other_commands
+from ..phases import ANCHORS
+from ..settings import Settings
 from ..writing import write_text
-from .studies import Convergence, Crops, Infill, Probe, Resurfacing, Study
+from .studies import Convergence, Crops, Infill, Probe, Readers, Resurfacing, Study
 
 FILE = "reproduction.json"
-# Of the baselines in every family: with twice as much the weighted sum's f2 at the same f1, for three weights, is
-# 0.010/0.017/0.043 in place of 0.003/0.009/0.034 (small VQ-GAN).
-BASELINE_LR = 1e-3
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What is spent on one family.
+
+    Attributes:
+        batch_size: images in each minibatch, of forget and of retain images alike.
+        pairs: of gradients in each sweep. Divisible by the number of our anchors and by that of the weights of a
+            ladder, so that every method takes all of them.
+        search_pairs: likewise, in each trial sweep of the search.
+        share: of the images of each set that is unlearned on and validated with; pretraining sees all of them.
+    """
+
+    batch_size: int
+    pairs: int
+    search_pairs: int
+    share: float
+
+    def settings(self, family: str, seed: int) -> Settings:
+        """Return the settings that a family's search starts from, with the steps of an anchor of ours."""
+        steps = self.pairs // len(ANCHORS)
+        return replace(CHOICES[family].settings, batch_size=self.batch_size, steps=steps, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -27,12 +50,15 @@ class Plan:
 
     Attributes:
         seeds: how many, from 0; more may be asked for later.
-        points: ε between the boundaries.
+        points: ε between the boundaries, which our front has beside its anchors. They are for the studies and the
+            page, and do not enter the comparison.
+        efforts: by family.
         studies: questions beside it, of the first seed of each family.
     """
 
     seeds: int
     points: int
+    efforts: Mapping[str, Effort]
     studies: tuple[Study, ...] = ()
 
     def check(self, out: Path, device: torch.device) -> None:
@@ -65,15 +91,16 @@ class Plan:
 
     def _text(self, device: torch.device) -> str:
         mine = {"dataset": DATASET, "forget_classes": list(FORGET_CLASSES), "task": str(TASK)}
-        mine |= {"points": self.points, "baseline_lr": BASELINE_LR, "device": device.type}
-        mine |= {"settings": {family: asdict(choice.settings) for family, choice in CHOICES.items()}}
+        mine |= {"points": self.points, "device": device.type}
+        mine |= {"efforts": {family: asdict(effort) for family, effort in self.efforts.items()}}
+        mine |= {"settings": {family: asdict(effort.settings(family, 0)) for family, effort in self.efforts.items()}}
         mine |= {"studies": {study.name: asdict(study) for study in self.studies}}
         return f"{json.dumps(mine, indent=2)}\n"
 
     @property
     def _names(self) -> list[str]:
         """Names of what an experiment writes into its folder, but for the folders of its fronts, which sweeps check."""
-        tables = ("reproduction", "costs", "quality", *(study.name for study in self.studies))
+        tables = ("reproduction", "search", "costs", "quality", *(study.name for study in self.studies))
         return [*(f"{name}.csv" for name in tables), "reproduction.html", "figures"]
 
 
@@ -92,23 +119,52 @@ def kept(out: Path) -> dict[str, Any]:
         raise UserError(f"{out} holds no experiment: its {FILE} cannot be read: {error}.") from error
 
 
+# What a run takes, in seconds of one thread; measured on two cores that were in use. All 14 methods together take 21
+# times as long for a pair as one method in latents, since the four that look at pictures take about three times as long
+# (10 times with diffusion, for which these are not defined; MAE's decoder is cheap: 15 times). Every method has 4 trial
+# sweeps, judged on training images, and a sweep for each of 3 seeds, judged on validation images too; a sweep has 14 to
+# 18 models and mixtures, 15 on average.
+#
+# | | a pair | training: 3 · 200 + 4 · 100 pairs | judging, training and validation | judging | sum |
+# |---|---|---|---|---|---|
+# | vqgan | 0.077 | 21 · 0.077 · 1,000 = 1,620 | 0.43, 0.14 | 14 · 15 · (7 · 0.43 + 3 · 0.14) = 720 | 2,340 |
+# | autoencoder | 0.077 | the same | the same | the same | 2,340 |
+# | mae | 0.047 | 15 · 0.047 · 1,000 = 710 | 0.28, 0.08 | 14 · 15 · (7 · 0.28 + 3 · 0.08) = 460 | 1,170 |
+# | diffusion | 0.13 | 10 · 0.13 · 1,000 = 1,300 | 0.68, 0.25 | 10 · 15 · (7 · 0.68 + 3 · 0.25) = 830 | 2,130 |
+#
+# Together 7,980 s, 67 minutes on two cores. 12 pretrained models take 24 minutes, 4 retrained ones 8; studies, pictures
+# and costs about 15.
 FULL = Plan(
-    seeds=5,
-    points=3,
+    seeds=3,
+    points=2,
+    efforts={
+        "vqgan": Effort(batch_size=16, pairs=200, search_pairs=100, share=1 / 5),
+        "autoencoder": Effort(batch_size=16, pairs=200, search_pairs=100, share=1 / 5),
+        "mae": Effort(batch_size=16, pairs=200, search_pairs=100, share=1 / 5),
+        "diffusion": Effort(batch_size=16, pairs=200, search_pairs=100, share=1 / 8),
+    },
     studies=(
         Convergence(deltas=(0.5, 1.0, 1.5, 2.0, 3.0), runs=1),
         Resurfacing(steps=(0, 10, 20, 40)),
         Probe(),
-        Crops(fractions=(0.25, 0.5, 0.75), points=3),
+        Readers(),
+        Crops(fractions=(0.25, 0.5, 0.75), points=2),
         Infill(shares=(0.5, 0.1)),
     ),
 )
+# vqgan: 21 · 0.077 · (120 + 4 · 60) = 580 s of training, 14 · 15 · (5 · 0.22 + 0.07) = 250 s of judging: 7 minutes on
+# two cores; two models are pretrained in 4 minutes; studies, pictures and costs take about 2.
 QUICK = Plan(
     seeds=1,
-    points=3,
+    points=2,
+    efforts={
+        family: Effort(batch_size=16, pairs=120, search_pairs=60, share=share)
+        for family, share in {"vqgan": 1 / 10, "autoencoder": 1 / 10, "mae": 1 / 10, "diffusion": 1 / 16}.items()
+    },
     studies=(
         Convergence(deltas=(0.5, 1.0, 2.0), runs=1),
         Resurfacing(steps=(0, 10, 20)),
         Probe(),
+        Readers(),
     ),
 )

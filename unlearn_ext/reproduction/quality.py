@@ -19,6 +19,7 @@ from ..metrics import Extractor, load_extractor
 from ..metrics.evaluate import FLOOR
 from ..metrics.extractors import KNOWN
 from ..metrics.features import compare, extract
+from .chosen import chosen
 from .pictures import KINDS, Pictures, Sets
 from .table import Row, Table
 
@@ -74,7 +75,9 @@ class Quality:
 
 
 def judge(out: str | PathLike[str], progress: Callable[[str], None] | None = None) -> list[Quality]:
-    """Judge the pictures of every row of ``reproduction.csv``; what is in ``quality.csv`` is not judged again.
+    """Judge the pictures of the models that stand for their methods; what is in ``quality.csv`` is not judged again.
+
+    Pictures are kept of the first seed; see :func:`unlearn_ext.reproduction.chosen.chosen` for which models.
 
     Args:
         out: folder of the experiment.
@@ -90,7 +93,7 @@ def judge(out: str | PathLike[str], progress: Callable[[str], None] | None = Non
     with locked(out):
         table, rows = Table(out / FILE, Quality), Table(out / "reproduction.csv", Row).rows.values()
         for (family, seed), models in itertools.groupby(rows, lambda row: row.group):
-            shown, names = Pictures(out, family, seed), [(FLOOR, ""), *((row.method, row.point) for row in models)]
+            shown, names = Pictures(out, family, seed), [(FLOOR, ""), *_names(models)]
             for extractor in EXTRACTORS:
                 left = [name for name in names if (family, seed, *name, KINDS[0], extractor) not in table.rows]
                 for name, values in _judged(shown, left, partial(loaded, extractor)):
@@ -98,6 +101,10 @@ def judge(out: str | PathLike[str], progress: Callable[[str], None] | None = Non
                     if progress is not None:
                         progress(" ".join((family, *name)))
     return list(table.rows.values())
+
+
+def _names(models: Iterable[Row]) -> list[Name]:
+    return [(row.method, row.point) for row in chosen(list(models)).values()]
 
 
 def _judged(

@@ -12,7 +12,8 @@ from ..errors import UserError
 from ..pareto import Values
 from ..writing import write_table
 
-OURS, UNMODIFIED = "epsilon-constraint", "unmodified"
+OURS, UNMODIFIED, RETRAINED = "epsilon-constraint", "unmodified", "retrained"
+REFERENCES = (UNMODIFIED, RETRAINED)  # no methods
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,16 @@ class Row:
     Attributes:
         family: of the model.
         seed: of the division into training and validation images, of the pretrained model, and of training.
-        method: ``"epsilon-constraint"``, the name of a baseline, or ``"unmodified"``.
-        point: of the method: a model of the front, or the value of a knob.
-        value: ε, or that value; NaN where there is none.
+        method: ``"epsilon-constraint"``, the name of a baseline, ``"unmodified"``, or ``"retrained"``: a model that the
+            recipe of the unmodified one trained on images to retain alone.
+        point: number of the leg in the method's sweep, from 1, or the mixture; nothing where there is no sweep.
+        value: of the knob: ε, a weight, τ; NaN of a mixture and where there is none.
+        made_of: ``"trained"``, or shares of legs and of the unmodified model, such as ``"0.333*3 + 0.667*2"``.
+        pairs: of gradients that the sweep had taken when the model could be made, one a step.
         f1: forget objective over all training images, in variances of the frozen latents.
         f2: retain objective, likewise.
         f1_validation: forget objective over validation images.
         f2_validation: retain objective, likewise.
-        gradients: evaluated for this model, two a step; of ours with the search for the boundaries.
     """
 
     family: str
@@ -37,11 +40,12 @@ class Row:
     method: str
     point: str
     value: float
+    made_of: str
+    pairs: int
     f1: float
     f2: float
     f1_validation: float
     f2_validation: float
-    gradients: int
 
     @property
     def group(self) -> tuple[str, int]:

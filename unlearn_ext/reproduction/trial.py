@@ -1,10 +1,10 @@
-"""One family under one seed: its model and images, the front, and what any baseline makes of it."""
+"""One family under one seed: its model and images, our front, and the rows of any method."""
 
 from __future__ import annotations
 
-import csv
+import copy
 import math
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,20 +12,24 @@ from pathlib import Path
 import torch
 
 from .. import data, demo
-from ..baselines import Method, train
+from ..baselines import METHODS
+from ..dial import encoder_state
 from ..encoder import Encoder
 from ..identity import known
 from ..journal import check
-from ..models import I2IModel, load
-from ..objectives import Encode, Objectives
-from ..pareto import ParetoFront, ParetoPoint
-from ..phases import FRONT, OUTPUTS, sweep, wanted
+from ..models import I2IModel, family_class, load
+from ..objectives import Objectives
+from ..pareto import TRAINED, ParetoPoint
+from ..phases import ANCHORS, EPSILON, HIGH, OUTPUTS, sweep, wanted
 from ..progress import Callback, Progress
 from ..settings import Settings
 from ..tasks import Task
+from .chosen import studied
+from .lines import Leg, candidates
 from .pictures import Pictures
-from .plan import BASELINE_LR, Plan
-from .table import OURS, UNMODIFIED, Row
+from .plan import Effort, Plan
+from .sweeps import Tuning, legs
+from .table import OURS, RETRAINED, UNMODIFIED, Row
 
 FAMILIES = tuple(demo.CHOICES)
 CPU = torch.device("cpu")
@@ -33,12 +37,13 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Problem:
-    """What all methods are given."""
+    """What all methods are given; ``f1`` is that of the unmodified model over all training images to forget."""
 
     model: I2IModel
     images: data.ForgetRetain
     training: Objectives
     validation: Objectives
+    f1: float
 
 
 class Trial:
@@ -52,6 +57,9 @@ class Trial:
         progress: called at most ten times a second.
         task: T.
         device: that its models work on.
+
+    Attributes:
+        settings: of our sweep; before :meth:`tuned`, those that the search starts from.
     """
 
     def __init__(
@@ -66,124 +74,173 @@ class Trial:
     ) -> None:
         self.family, self.seed, self.plan, self.out, self.progress = family, seed, plan, out, progress
         self.task, self.device = task, device
-        self.settings = replace(demo.CHOICES[family].settings, seed=seed)
+        self.settings = self.effort.settings(family, seed)
         self.pictures = Pictures(out, family, seed)
         self.folder = self.pictures.run
 
     @property
-    def problem(self) -> Problem:
-        """Its model is trained now, or comes from the cache; the last one that was asked for is remembered."""
-        return posed(self.family, self.seed, self.task, self.settings, self.progress, self.device)
+    def effort(self) -> Effort:
+        """What the plan spends on the family."""
+        return self.plan.efforts[self.family]
 
     @property
-    def is_random(self) -> bool:
-        """Whether its models are random by nature, and have no picture of what is encoded; of a front in the folder."""
-        return load(self.family, self.folder / self.points()[0].name).random
+    def methods(self) -> list[str]:
+        """Ours, and the baselines that are defined for the family."""
+        random = family_class(self.family).random
+        return [OURS, *(name for name, method in METHODS.items() if not (method.needs_pictures and random))]
+
+    @property
+    def problem(self) -> Problem:
+        """Its model is trained now, or comes from the cache; the last one that was asked for is remembered."""
+        return posed(self.family, self.seed, self.task, self.settings, self.effort.share, self.progress, self.device)
+
+    def tuned(self, tuning: Tuning) -> Trial:
+        """Return this trial with the settings of our sweep that a search chose."""
+        other = copy.copy(self)
+        other.settings = tuning.of_ours(self.settings)
+        return other
+
+    def prepare(self, progress: Callback | None) -> None:
+        """Train what is pretrained, or find it in the cache."""
+        demo.prepare(self.family, progress, seed=self.seed, task=self.task)
+        if self._has_yardstick:
+            demo.retrained(self.family, progress, seed=self.seed, task=self.task)
 
     def check(self) -> None:
-        """Raise ``UserError`` where :meth:`front` may not write, before anything is trained for it."""
+        """Raise ``UserError`` where :meth:`sweep` may not write, before anything is trained for it."""
         asked = wanted(self.plan.points, None)
         check(self.folder, OUTPUTS, known(self.family, self.settings, **asked), resume=True, force=False)
 
-    def front(self) -> list[Row]:
-        """Of the unmodified model, and of ours from the most forgotten to the least."""
-        problem, folder, images = self.problem, self.folder, self.problem.images
-        front = sweep(
-            problem.model, images.forget, images.retain, task=self.task, points=self.plan.points, out=folder,
+    def sweep(self) -> list[ParetoPoint]:
+        """Sweep ours into the folder, and return :meth:`points`."""
+        problem, images = self.problem, self.problem.images
+        sweep(
+            problem.model, images.forget, images.retain, task=self.task, points=self.plan.points, out=self.folder,
             held_out=(images.forget_validation, images.retain_validation), dataset=images.name,
             settings=self.settings, progress=self.progress, resume=True,
         )  # fmt: skip
-        with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
-            steps = Counter(row["point"] for row in csv.DictReader(file))
-        self.pictures.keep_images(images, self.task)
-        self.keep_pictures(UNMODIFIED, "", problem.model)
-        rows = [self.row(UNMODIFIED, "", math.nan, problem.training.frozen, 0)]
-        for point in front:
-            self.keep_pictures(OURS, point.name, self.model(point.name))
-            values = (*point.values, point.f1_validation, point.f2_validation)
-            rows.append(Row(self.family, self.seed, OURS, point.name, point.epsilon, *values, 2 * steps[point.name]))
-        return rows
+        return self.points()
 
     def points(self) -> list[ParetoPoint]:
-        """Of the front in the folder, from the most forgotten to the least."""
-        return list(ParetoFront.from_csv(self.folder / FRONT))
+        """Of the front in the folder, the anchors and the ε that were asked for, from the most forgotten on."""
+        return studied(self.folder)
+
+    def front(self) -> list[Row]:
+        """Sweep ours; return the rows of the unmodified model, of the retrained one under the first seed, and ours."""
+        anchors = [point for point in self.sweep() if point.role != EPSILON]
+        anchors.sort(key=lambda point: (point.role == HIGH, -point.epsilon))  # in the order of training
+        steps = self.settings.steps
+        swept = [
+            Leg(share * self.problem.f1, encoder_state(self.model(point.name)), number * steps)
+            for number, (share, point) in enumerate(zip(ANCHORS, anchors, strict=True), 1)
+        ]
+        references = [UNMODIFIED, RETRAINED] if self._has_yardstick else [UNMODIFIED]
+        if self._is_first:
+            self.pictures.keep_images(self.problem.images, self.task)
+        return [*(self._reference(name) for name in references), *self.judged(OURS, swept)]
+
+    def judged(self, method: str, swept: Iterable[Leg]) -> list[Row]:
+        """Judge the models of a sweep and the mixtures; under the first seed, keep pictures of what is trained."""
+        rows = []
+        for point, value, made_of, pairs, model in candidates(self.problem.model, list(swept)):
+            if made_of == TRAINED:
+                self._keep_pictures(method, point, model)
+            rows.append(self.row(method, point, value, made_of, pairs, model))
+        return rows
 
     def model(self, point: str) -> I2IModel:
-        """A model of the front in the folder, or the unmodified one; not to be changed."""
+        """A model of the front in the folder, the unmodified or the retrained one; not to be changed."""
         if point == UNMODIFIED:
             return self.problem.model
+        if point == RETRAINED:
+            return _on(self.device, demo.retrained(self.family, self.progress, seed=self.seed, task=self.task))
         return _on(self.device, load(self.family, self.folder / point))
 
     def under(self, task: Task, points: int) -> Trial:
         """The same under another task, in a folder of its own, with so many ε between the boundaries."""
         out = self.out / str(task).replace(":", "-")
-        return Trial(self.family, self.seed, replace(self.plan, points=points), out, self.progress, task, self.device)
+        other = Trial(self.family, self.seed, replace(self.plan, points=points), out, self.progress, task, self.device)
+        other.settings = self.settings
+        return other
 
-    def keep_pictures(self, method: str, point: str, model: I2IModel) -> None:
-        """Of what a model makes of validation images."""
-        self.pictures.keep(method, point, model, self.problem.images, self.task)
-
-    def row(self, method: str, point: str, value: float, encode: Encode, gradients: int) -> Row:
+    def row(self, method: str, point: str, value: float, made_of: str, pairs: int, model: I2IModel) -> Row:
         """Judge a model by f1 and f2 of all images."""
+        encode = Encoder(model, self.settings)
         values = (*self.problem.training.evaluate(encode), *self.problem.validation.evaluate(encode))
-        return Row(self.family, self.seed, method, point, value, *values, gradients)
+        return Row(self.family, self.seed, method, point, value, made_of, pairs, *values)
+
+    @property
+    def _is_first(self) -> bool:
+        return self.seed == 0
+
+    @property
+    def _has_yardstick(self) -> bool:
+        """A retrained model takes as long as a pretrained one, so there is one for each family."""
+        return self._is_first and self.task == demo.TASK
+
+    def _reference(self, name: str) -> Row:
+        model = self.model(name)
+        self._keep_pictures(name, "", model)
+        return self.row(name, "", math.nan, TRAINED, 0, model)
+
+    def _keep_pictures(self, method: str, point: str, model: I2IModel) -> None:
+        if self._is_first:
+            self.pictures.keep(method, point, model, self.problem.images, self.task)
 
 
 @dataclass(frozen=True)
-class BaselineRun:
-    """One model of a baseline, still to be made.
+class Sweep:
+    """The final sweep of one method, still to be made.
 
     Attributes:
-        trial: family and seed.
-        method: the baseline.
-        value: of its knob, NaN where it has none.
-        steps: of training.
-        index: number of the model among all baselines', from 0.
+        trial: family and seed, with tuned settings.
+        method: its name.
+        tuning: of it.
+        index: number of the sweep among all of the trial's, from 0.
         total: how many those are.
     """
 
     trial: Trial
-    method: type[Method]
-    value: float
-    steps: int
+    method: str
+    tuning: Tuning
     index: int
     total: int
 
     def __str__(self) -> str:
-        return f"{self.method.name} {point(self.value)}".strip()
+        return f"{self.trial.family} {self.trial.seed} {self.method}"
 
-    def row(self) -> Row:
-        """Train it, keep its pictures, and judge it."""
-        trial, method, value = self.trial, self.method, self.value
-        (made,) = train(
-            method, trial.problem.model, trial.problem.training, values=None if math.isnan(value) else [value],
-            steps=self.steps, lr=BASELINE_LR, on_step=None if trial.progress is None else self._told,
-        )  # fmt: skip
-        trial.keep_pictures(method.name, point(value), made)
-        return trial.row(method.name, point(value), value, Encoder(made, trial.settings), 2 * self.steps)
+    def rows(self) -> list[Row]:
+        """Sweep, keep pictures, and judge."""
+        trial = self.trial
+        if self.method == OURS:
+            return trial.front()
+        on_step = None if trial.progress is None else self._told
+        pairs = trial.effort.pairs
+        return trial.judged(self.method, legs(self.method, trial.problem, trial.settings, self.tuning, pairs, on_step))
 
     def _told(self, step: int, forget_loss: float, retain_loss: float) -> None:
-        now = step, self.steps, forget_loss, retain_loss, math.nan
+        now = step, self.trial.effort.pairs, forget_loss, retain_loss, math.nan
         self.trial.progress(Progress(str(self), self.index, self.total, *now))
 
 
 @lru_cache(maxsize=1)
 def posed(
-    family: str, seed: int, task: Task, settings: Settings, progress: Callback | None, device: torch.device
+    family: str,
+    seed: int,
+    task: Task,
+    settings: Settings,
+    share: float,
+    progress: Callback | None,
+    device: torch.device,
 ) -> Problem:
     """The problem of a trial."""
-    model, images = demo.prepare(family, progress, seed=seed, task=task)
+    model, images = demo.prepare(family, progress, seed=seed, task=task, share=share)
     model = _on(device, model)
     training = Objectives.freeze(model, images.forget, images.retain, task, settings=settings)
     validation = training.held_out(images.forget_validation, images.retain_validation)
-    return Problem(model, images, training, validation)
+    return Problem(model, images, training, validation, training.evaluate_f1(training.frozen))
 
 
 def _on(device: torch.device, model: I2IModel) -> I2IModel:
     model.module.to(device)
     return model
-
-
-def point(value: float) -> str:
-    """What the model at a value of a knob is called; nothing where there is no knob."""
-    return "" if math.isnan(value) else f"{value:.4g}"

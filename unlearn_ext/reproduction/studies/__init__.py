@@ -4,7 +4,8 @@ from .convergence import Convergence
 from .crops import Crops
 from .infill import Infill
 from .probe import Probe
+from .readers import Readers
 from .resurfacing import Resurfacing
 from .study import Study, fill
 
-__all__ = ["Convergence", "Crops", "Infill", "Probe", "Resurfacing", "Study", "fill"]
+__all__ = ["Convergence", "Crops", "Infill", "Probe", "Readers", "Resurfacing", "Study", "fill"]

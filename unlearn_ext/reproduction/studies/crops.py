@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...tasks import CenterCrop
+from ..table import UNMODIFIED
 from .study import Answer, OnStep, Part, Study
 
 if TYPE_CHECKING:
@@ -65,8 +67,14 @@ class Crops(Study):
 
     def answer(self, trial: Trial, part: Part, on_step: OnStep | None) -> list[Crop]:
         (fraction,) = part
-        rows = trial.under(CenterCrop(fraction), self.points).front()
+        under = trial.under(CenterCrop(fraction), self.points)
+        points, problem = under.sweep(), under.problem
+        sides = (problem.training, problem.validation)
+        unmodified = [value for side in sides for value in side.evaluate(side.frozen)]
         return [
-            Crop(trial.family, fraction, row.point or row.method, row.value, *row.values, *row.values_validation)
-            for row in rows
+            Crop(trial.family, fraction, UNMODIFIED, math.nan, *unmodified),
+            *(
+                Crop(trial.family, fraction, p.name, p.epsilon, *p.values, p.f1_validation, p.f2_validation)
+                for p in points
+            ),
         ]

@@ -12,11 +12,12 @@ import torch
 from ...batches import Side, pixels
 from ...encoder import Encoder
 from ...history import History
-from ...models import CHUNK, I2IModel, reconstruct
+from ...models import CHUNK, I2IModel
 from ...objectives import Encode, Objectives
 from ...run import Run
 from ...tasks import Task
 from ..table import UNMODIFIED
+from .readers import hole_error
 from .study import Answer, OnStep, Part, Study, of_run
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Infill(Study):
         for share, model in self._walk(trial, training, on_step):
             encode = Encoder(model, trial.settings)
             values = (*training.evaluate(encode), *validation.evaluate(encode))
-            errors = (_error(model, side.images, trial.task) for side in (validation.forget, validation.retain))
+            errors = (hole_error(model, side.images, trial.task) for side in (validation.forget, validation.retain))
             row = Infilled(trial.family, target, share, *values, *errors)
             if share != WHOLE:
                 trial.pictures.keep(*row.pictures, model, trial.problem.images, trial.task)
@@ -157,10 +158,3 @@ def _gaussian(side: int) -> torch.Tensor:
     """[side, side], how much of each place comes to each, not normalised."""
     place = torch.arange(side)
     return ((place[:, None] - place) / BLUR).square().div(-2).exp()
-
-
-def _error(model: I2IModel, images: torch.Tensor, task: Task) -> float:
-    """Mean squared error over all pixels that the task hides."""
-    original = pixels(images)
-    hidden = task.mask(original).expand_as(original)
-    return (reconstruct(model, original, task) - original)[hidden].square().mean().item()

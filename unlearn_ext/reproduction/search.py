@@ -1,0 +1,133 @@
+"""The search that every method gets, ours included: as many short sweeps for each, judged on training images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..baselines import METHODS
+from ..encoder import Encoder
+from ..errors import UserError
+from ..pareto import hypervolume
+from ..progress import Progress
+from .compare import STRICT_F2
+from .lines import Leg, candidates
+from .sweeps import Tuning, legs
+from .table import OURS, Table
+
+if TYPE_CHECKING:
+    from .trial import Trial
+    from .workers import Workers
+
+FILE = "search.csv"
+# Factors on the family's learning rate, and on the ladder, the gains or the rate. The same number for all.
+FACTORS = ((1, 1), (2, 1), (1, 1 / 3), (1, 3))
+WITHOUT_KNOB = ((1, 1), (2, 1), (1 / 2, 1), (4, 1))  # nothing to scale: learning rates alone
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One short sweep of the first seed.
+
+    Attributes:
+        family: of the model.
+        method: its name.
+        lr: learning rate.
+        scale: factor on the ladder of weights, on the gains of a multiplier, or on ``rate`` of ours.
+        pairs: of gradients in the sweep.
+        hypervolume: share of the box to f2 = 0.1 that its models and mixtures dominate, on training images.
+        chosen: 1 for the largest hypervolume of the method, the first of equals; else 0.
+    """
+
+    family: str
+    method: str
+    lr: float
+    scale: float
+    pairs: int
+    hypervolume: float
+    chosen: int = 0
+
+    @property
+    def group(self) -> str:
+        """What rows that stand together share."""
+        return self.family
+
+    @property
+    def key(self) -> tuple[str, str, float, float]:
+        """What no two rows share."""
+        return self.family, self.method, self.lr, self.scale
+
+
+@dataclass(frozen=True)
+class Try:
+    """One short sweep, still to be made; its number among so many."""
+
+    trial: Trial
+    method: str
+    tuning: Tuning
+    index: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"search {self.method} lr {self.tuning.lr:g} x {self.tuning.scale:.2g}"
+
+    @property
+    def key(self) -> tuple[str, str, float, float]:
+        """That of its row."""
+        return self.trial.family, self.method, self.tuning.lr, self.tuning.scale
+
+    def row(self) -> Tried:
+        """Sweep and judge; a sweep that diverges counts with the models that it had trained before."""
+        trial, problem, made = self.trial, self.trial.problem, list[Leg]()
+        pairs = trial.effort.search_pairs
+        on_step = None if trial.progress is None else self._told
+        with suppress(UserError):
+            for leg in legs(self.method, problem, trial.settings, self.tuning, pairs, on_step):
+                made.append(leg)
+        values = [
+            problem.training.evaluate(Encoder(candidate.model, trial.settings))
+            for candidate in candidates(problem.model, made)
+        ]
+        share = hypervolume(values, (problem.f1, STRICT_F2)) / (problem.f1 * STRICT_F2)
+        return Tried(*self.key, pairs, share)
+
+    def _told(self, step: int, forget_loss: float, retain_loss: float) -> None:
+        now = step, self.trial.effort.search_pairs, forget_loss, retain_loss, math.nan
+        self.trial.progress(Progress(str(self), self.index, self.total, *now))
+
+
+def search(trials: Sequence[Trial], table: Table[Tried], workers: Workers) -> None:
+    """Fill the table; what is there already is not computed again.
+
+    Args:
+        trials: the first seed of each family, before any tuning.
+        table: of all trial sweeps.
+        workers: that sweep.
+    """
+    tries = [attempt for trial in trials for attempt in _tries(trial)]
+    for row in workers.each(Try.row, [attempt for attempt in tries if attempt.key not in table.rows], str):
+        table.add([row])
+    for trial in trials:
+        for method in trial.methods:
+            mine = [row for row in table.rows.values() if (row.family, row.method) == (trial.family, method)]
+            best = max(mine, key=lambda row: row.hypervolume)
+            if not best.chosen:
+                table.add([replace(best, chosen=1)])
+
+
+def tunings(table: Table[Tried], family: str) -> dict[str, Tuning]:
+    """Return what was chosen for each method of a family whose search is finished."""
+    chosen = (row for row in table.rows.values() if row.chosen and row.family == family)
+    return {row.method: Tuning(row.lr, row.scale) for row in chosen}
+
+
+def _tries(trial: Trial) -> list[Try]:
+    factors = {method: FACTORS if method == OURS or METHODS[method].knob else WITHOUT_KNOB for method in trial.methods}
+    pairs = [(method, *pair) for method, mine in factors.items() for pair in mine]
+    return [
+        Try(trial, method, Tuning(lr * trial.settings.lr, scale), index, len(pairs))
+        for index, (method, lr, scale) in enumerate(pairs)
+    ]

@@ -1,0 +1,91 @@
+"""How any method is swept: ours and the baselines, with the same number of gradient pairs from first to last."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..baselines import METHODS, Method, train
+from ..control import StepStats
+from ..dial import encoder_state
+from ..history import History
+from ..phases import ANCHORS
+from ..run import Run
+from ..settings import Settings
+from .lines import Leg
+from .table import OURS
+
+if TYPE_CHECKING:
+    from .trial import Problem
+
+OnStep = Callable[[int, float, float], None]  # steps taken, losses on the forget and on the retain set
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What the search chooses for a method.
+
+    Attributes:
+        lr: learning rate that is held for half of each leg.
+        scale: factor on the ladder of weights, on the gains of a multiplier, or on ``rate`` of ours.
+    """
+
+    lr: float
+    scale: float = 1.0
+
+    def of_ours(self, settings: Settings) -> Settings:
+        """Return the settings of a sweep of ours."""
+        return replace(settings, lr=self.lr, rate=min(self.scale * settings.rate, 1.0))
+
+
+def legs(
+    name: str, problem: Problem, settings: Settings, tuning: Tuning, pairs: int, on_step: OnStep | None = None
+) -> Iterator[Leg]:
+    """Sweep a method and yield each model that it trains.
+
+    Args:
+        name: of a baseline, or that of ours.
+        problem: model and images.
+        settings: of the family, before any tuning.
+        tuning: learning rate and scale.
+        pairs: of gradients in the whole sweep, the same number in each leg.
+        on_step: called at most ten times a second; counts the steps of the whole sweep.
+
+    Raises:
+        UserError: the training diverged.
+    """
+    if name == OURS:
+        yield from _ours(problem, tuning.of_ours(settings), pairs, on_step)
+        return
+    method = METHODS[name].scaled(tuning.scale)
+    ladder = values(method, problem)
+    steps = pairs // len(ladder)
+    sweep = train(
+        method, problem.model, problem.training, values=ladder, steps=steps, lr=tuning.lr, on_step=on_step,
+    )  # fmt: skip
+    for number, (value, model) in enumerate(zip(ladder, sweep, strict=True), 1):
+        yield Leg(value, encoder_state(model), number * steps)
+
+
+def values(method: type[Method], problem: Problem) -> Sequence[float]:
+    """Return the values of the knob that a method sweeps: its ladder, our ε, or as many NaN where there is no knob."""
+    if method.knob == "epsilon":
+        return [share * problem.f1 for share in ANCHORS]
+    return method.grid or [math.nan] * len(ANCHORS)
+
+
+def _ours(problem: Problem, settings: Settings, pairs: int, on_step: OnStep | None) -> Iterator[Leg]:
+    """What :func:`unlearn_ext.phases.sweep` trains, without its folder."""
+    model, objectives = copy.deepcopy(problem.model), replace(problem.training, settings=settings)
+    steps = pairs // len(ANCHORS)
+
+    def told(step: int, planned: int, stats: StepStats, f2: float) -> None:
+        on_step(step, stats.constraint.item(), f2)
+
+    run = Run(model, objectives, History(), told if on_step else None)
+    for number, share in enumerate(ANCHORS, 1):
+        run.approach(share * problem.f1, steps)
+        yield Leg(share * problem.f1, encoder_state(model), number * steps)
