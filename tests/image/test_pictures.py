@@ -25,6 +25,7 @@ from unlearn_ext.errors import UserError
 from unlearn_ext.metrics import load_extractor
 from unlearn_ext.metrics.evaluate import FLOOR
 from unlearn_ext.metrics.features import compare, extract
+from unlearn_ext.pareto import TRAINED
 from unlearn_ext.report import write_reproduction
 from unlearn_ext.report.quality import quality_lines
 from unlearn_ext.reproduction import Plan, judge
@@ -50,18 +51,20 @@ class Pixels:
 
 def row(method, seed, point, f1):
     value = math.nan if method == UNMODIFIED else float(len(point))
-    return Row("vqgan", seed, method, point, value, f1, 0.1, f1, 0.1, 10)
+    made_of = point if "*" in point else TRAINED
+    return Row("vqgan", seed, method, point, value, made_of, 10, f1, 0.1, f1, 0.1)
 
 
 ROWS = [
     row(made, seed, point, f1)
     for seed in (0, 1)
     for made, point, f1 in (
-        (UNMODIFIED, "", 1.0), (OURS, "boundary-high", 0.1), (OURS, "eps-0.5000", 0.5), (OURS, "boundary-low", 0.9),
+        (UNMODIFIED, "", 1.0), (OURS, "1", 0.9), (OURS, "2", 0.5), (OURS, "3", 0.1), (OURS, "0.5*2 + 0.5*1", 0.7),
         ("max-loss", "0.01", math.nan), ("max-loss", "0.1", 3.0), ("composite", "0.02", 0.8 - 0.35 * seed),
         ("composite", "0.2", 0.6),
     )
 ]  # fmt: skip
+FIRST = [row for row in ROWS if row.seed == 0]
 
 
 @pytest.fixture
@@ -81,7 +84,7 @@ def loaded(monkeypatch):
 @pytest.fixture
 def folder(tmp_path):
     """Tables, and pictures of all models but one."""
-    Plan(seeds=2, points=1).keep(tmp_path, torch.device("cpu"))
+    Plan(seeds=2, points=1, efforts={}).keep(tmp_path, torch.device("cpu"))
     Table(tmp_path / "reproduction.csv", Row).add(ROWS)
     model, generator = tiny.model("vqgan"), torch.Generator().manual_seed(0)
     for seed in (0, 1):
@@ -122,10 +125,10 @@ def test_quality_is_what_the_metrics_say_in_each_extractors_eyes(folder, loaded)
         for kind in KINDS:
             original, made = (
                 extract(extractor, pixels(torch.from_numpy(sets[kind])))
-                for sets in (shown.originals(), shown.made("composite", "0.2"))
+                for sets in (shown.originals(), shown.made("composite", "0.02"))
             )
             for name, features in ((FLOOR, original), ("composite", made)):
-                point = "" if name == FLOOR else "0.2"
+                point = "" if name == FLOOR else "0.02"
                 quality = judged["vqgan", 1, name, point, kind, extractor.name]
                 expected = compare(original, features, extractor)
                 assert quality.images == 12
@@ -136,10 +139,11 @@ def test_quality_is_what_the_metrics_say_in_each_extractors_eyes(folder, loaded)
                 assert math.isnan(quality.inception_score) if classes is None else quality.inception_score == classes
 
 
-def test_quality_is_of_every_row_with_pictures_and_is_not_computed_again(folder, loaded):
+def test_quality_is_of_the_models_that_stand_for_their_methods_and_is_not_computed_again(folder, loaded):
     judged = judge(folder)
-    # Of both seeds a floor and every model but one, to forget and to retain, by two extractors.
-    assert len(judged) == 2 * 2 * (len(ROWS) + 2 - 2)
+    shown = {(row.seed, row.method, row.point) for mine in (FIRST, ROWS[len(FIRST) :]) for row in chosen(mine).values()}
+    assert {(q.seed, q.method, q.point) for q in judged} == {(0, FLOOR, ""), (1, FLOOR, ""), *shown}
+    assert len(judged) == 2 * 2 * (2 + len(shown))  # to forget and to retain, by two extractors
     assert loaded == [PHOTOGRAPHS, CLASSES]
     whole = (folder / "quality.csv").read_bytes()
     assert repr(judge(folder)) == repr(judged)
@@ -157,7 +161,7 @@ def test_lines_are_averages_over_seeds_of_the_models_that_stand_for_their_method
     judged = judge(folder)
     lines = quality_lines(ROWS, judged)[CLASSES]
     # Of seed 0 the weight 0.2 is nearest to the middle, of seed 1 the weight 0.02.
-    assert list(lines) == [FLOOR, *chosen(ROWS[:8])]
+    assert list(lines) == [FLOOR, *chosen(FIRST)]
     nearest = {(0, "0.2"), (1, "0.02")}
     eyes = [q for q in judged if (q.method, q.kind, q.extractor) == ("composite", "forget", CLASSES)]
     both = [q.fid for q in eyes if (q.seed, q.point) in nearest]
@@ -169,10 +173,10 @@ def test_lines_are_averages_over_seeds_of_the_models_that_stand_for_their_method
 
 
 def test_a_baseline_is_shown_where_its_f1_is_nearest_to_our_middle():
-    named = chosen(ROWS[:8])
-    assert [row.point for row in named.values()] == ["", "boundary-high", "eps-0.5000", "boundary-low", "0.1", "0.2"]
+    named = chosen(FIRST)
+    assert [row.point for row in named.values()] == ["", "3", "2", "1", "0.1", "0.2"]
     assert named[MIDDLE].f1 == 0.5
-    nearer = [replace(r, f1=0.45) if r.key[2:] == ("composite", "0.02") else r for r in ROWS[:8]]
+    nearer = [replace(r, f1=0.45) if r.key[2:] == ("composite", "0.02") else r for r in FIRST]
     assert chosen(nearer)["composite"].point == "0.02"
 
 
@@ -190,7 +194,7 @@ def test_everything_is_drawn_and_lies_beside_the_page(folder, loaded):
     kinds = {(path.stem, path.suffix) for path in (folder / "figures").iterdir()}
     assert kinds == {(name, kind) for name in drawn for kind in (".png", ".svg")}
     assert page.count("<svg") == 3
-    assert page.count("images to retain: ") == 2 + len(chosen(ROWS[:8]))
+    assert page.count("images to retain: ") == 2 + len(chosen(FIRST))
     for extractor in (PHOTOGRAPHS, CLASSES):
         assert f"quality in the eyes of {extractor}</h3>" in page
     assert page.count(f"<td>{FLOOR}</td>") == 2
@@ -218,7 +222,7 @@ def test_what_is_missing_is_left_out(folder, missing):
     assert (
         shown
         == {
-            "composite": {"original", "corrupted", *chosen([r for r in ROWS[:8] if r.method != "composite"])},
+            "composite": {"original", "corrupted", *chosen([r for r in FIRST if r.method != "composite"])},
             OURS: {"original", "corrupted", UNMODIFIED},
             "pictures": set(),
         }[missing]

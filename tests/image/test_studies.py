@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,18 +25,20 @@ from unlearn_ext.history import History
 from unlearn_ext.models import reconstruct
 from unlearn_ext.objectives import Objectives
 from unlearn_ext.pareto import ParetoFront
+from unlearn_ext.phases import ANCHORS, EPSILON, LOW
 from unlearn_ext.report import write_reproduction
 from unlearn_ext.report.gallery import infill_rows
-from unlearn_ext.reproduction import FULL, QUICK, Plan, reproduce
+from unlearn_ext.reproduction import FULL, QUICK, Plan, reproduce, search
 from unlearn_ext.reproduction import costs as costs_module
-from unlearn_ext.reproduction import experiment as experiment_module
 from unlearn_ext.reproduction import trial as trial_module
 from unlearn_ext.reproduction.pictures import Pictures
-from unlearn_ext.reproduction.studies import Convergence, Crops, Infill, Probe, Resurfacing, Study, fill
+from unlearn_ext.reproduction.plan import Effort
+from unlearn_ext.reproduction.studies import Convergence, Crops, Infill, Probe, Readers, Resurfacing, Study, fill
 from unlearn_ext.reproduction.studies.infill import BLURRED, MEAN_IMAGE, NOISE, TARGETS, aimed, blurred
 from unlearn_ext.reproduction.studies.probe import MEMBER, SET, accuracy
+from unlearn_ext.reproduction.studies.readers import linear_reading
 from unlearn_ext.reproduction.studies.resurfacing import FEW_FORGET, RETAIN, relearn
-from unlearn_ext.reproduction.table import OURS, UNMODIFIED, Table
+from unlearn_ext.reproduction.table import OURS, RETRAINED, UNMODIFIED, Row, Table
 from unlearn_ext.reproduction.trial import Problem, Trial
 from unlearn_ext.reproduction.workers import Workers
 from unlearn_ext.run import Run
@@ -43,9 +46,12 @@ from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
 
 DELTAS, STEPS, FRACTIONS, SHARES = (0.5, 2.0, 3.0), (0, 1, 3), (0.25, 0.75), (0.9, 0.8)
-STUDIES = (Convergence(DELTAS, runs=2), Resurfacing(STEPS), Probe(), Crops(FRACTIONS, points=1), Infill(SHARES))
-PLAN = Plan(seeds=1, points=1, studies=STUDIES)
-BRIEF = demo.Choice(Settings(steps=2, batch_size=8))
+STUDIES = (
+    Convergence(DELTAS, runs=2), Resurfacing(STEPS), Probe(), Readers(), Crops(FRACTIONS, points=1), Infill(SHARES),
+)  # fmt: skip
+EFFORT = Effort(batch_size=8, pairs=8, search_pairs=4, share=1.0)
+SETTINGS = EFFORT.settings("vqgan", 0)
+PLAN = Plan(seeds=1, points=1, efforts=dict.fromkeys(demo.CHOICES, EFFORT), studies=STUDIES)
 
 
 @pytest.fixture(autouse=True)
@@ -72,15 +78,15 @@ def prepared():
 def folder(tmp_path_factory, tiny_model, images, prepared):
     """Of an experiment without baselines."""
 
-    def prepare(family, progress=None, *, seed=0, task=demo.TASK):
+    def prepare(family, progress=None, *, seed=0, task=demo.TASK, share=None):
         prepared.append(task)
         return tiny_model, images
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "prepare", prepare)
-        for family in demo.CHOICES:
-            patch.setitem(demo.CHOICES, family, BRIEF)
-        patch.setattr(experiment_module, "METHODS", {})
+        patch.setattr(demo, "retrained", lambda *_, **__: tiny_model)
+        patch.setattr(search, "FACTORS", ((1.0, 1.0),))
+        patch.setattr(trial_module, "METHODS", {})
         patch.setattr(costs_module, "FEW", 1)
         patch.setattr(costs_module, "MANY", 2)
         folder = tmp_path_factory.mktemp("studies")
@@ -93,24 +99,35 @@ def answers(folder, study):
 
 
 def front(folder):
-    return list(ParetoFront.from_csv(folder / "vqgan-0" / "front.csv"))
+    """Its anchors and the ε that were asked for, from the most forgotten on."""
+    return [point for point in ParetoFront.from_csv(folder / "vqgan-0" / "front.csv") if point.role != LOW]
+
+
+def settings_of(folder):
+    """Those that the search chose for ours."""
+    chosen = search.tunings(Table(folder / search.FILE, search.Tried), "vqgan")[OURS]
+    return chosen.of_ours(SETTINGS)
 
 
 def test_every_row_that_is_claimed_is_there(folder):
-    convergence, resurfacing, probe, crops, infill = (answers(folder, study) for study in STUDIES)
+    convergence, resurfacing, probe, readers, crops, infill = (answers(folder, study) for study in STUDIES)
     names = [UNMODIFIED, *(point.name for point in front(folder))]
-    assert len(names) == PLAN.points + 3
+    assert len(names) == PLAN.points + len(ANCHORS) + 1
     assert [row.key for row in convergence] == [
         ("vqgan", phase, delta, step) for phase in ("I", "II") for delta in DELTAS for step in range(4)
     ]
     assert [row.key for row in resurfacing] == [
         ("vqgan", name, data, steps) for name in names for data in (RETAIN, FEW_FORGET) for steps in STEPS
     ]
+    anchors = [point.name for point in front(folder) if point.role != EPSILON]
+    assert [row.key for row in readers] == [("vqgan", name) for name in (UNMODIFIED, RETRAINED, *anchors)]
     assert [row.key for row in probe] == [("vqgan", name, question) for name in names for question in (SET, MEMBER)]
     for fraction in FRACTIONS:
         points = [row.point for row in crops if row.fraction == fraction]
         assert points[0] == UNMODIFIED
-        assert (points[1], points[-1], len(points)) == ("boundary-high", "boundary-low", 4)
+        assert "boundary-high" in points
+        assert "boundary-low" not in points
+        assert len(points) == 1 + len(ANCHORS) + 1
     assert [row.key for row in infill] == [("vqgan", target, share) for target in TARGETS for share in (1.0, *SHARES)]
 
 
@@ -143,10 +160,11 @@ def test_the_same_seed_gives_the_same_rows_and_only_missing_parts_are_computed(f
         monkeypatch.setattr(kind, "answer", counted)
     with pytest.warns(UserWarning, match="is finished"):  # the front of the last hole
         reproduce(tmp_path, plan=PLAN)
+    least = front(folder)[-1].name
+    (anchor,) = answers(folder, Readers)[-1].part
     assert made == [
-        ("convergence", ("II", DELTAS[-1])), ("resurfacing", ("boundary-low", FEW_FORGET)),
-        ("probe", ("boundary-low",)), ("crops", (FRACTIONS[-1],)),
-        ("infill", (TARGETS[-1],)),
+        ("convergence", ("II", DELTAS[-1])), ("resurfacing", (least, FEW_FORGET)), ("probe", (least,)),
+        ("readers", (anchor,)), ("crops", (FRACTIONS[-1],)), ("infill", (TARGETS[-1],)),
     ]  # fmt: skip
     assert {name: (tmp_path / f"{name}.csv").read_bytes() for name in whole} == whole
 
@@ -159,15 +177,15 @@ def test_only_the_first_seed_is_studied(folder, tmp_path):
 
 def test_other_studies_are_another_experiment(folder):
     with pytest.raises(UserError, match="holds an experiment with other settings"):
-        reproduce(folder, plan=Plan(seeds=1, points=1, studies=STUDIES[:3]))
+        reproduce(folder, plan=replace(PLAN, studies=STUDIES[:3]))
 
 
 def test_whoever_watches_is_told_of_the_studies(folder, tmp_path):
     seen = []
-    reproduce(tmp_path, plan=Plan(seeds=1, points=1, studies=STUDIES[:2]), progress=seen.append)
+    reproduce(tmp_path, plan=replace(PLAN, studies=STUDIES[:2]), progress=seen.append)
     stages = {now.stage: (now.index, now.total) for now in seen}
     assert stages["convergence I 0.5"] == (0, 2 * len(DELTAS))
-    assert stages["resurfacing unmodified retain"] == (0, 2 * (PLAN.points + 3))
+    assert stages["resurfacing unmodified retain"] == (0, 2 * (PLAN.points + len(ANCHORS) + 1))
     assert all(0 <= now.step <= now.steps for now in seen)
 
 
@@ -190,12 +208,13 @@ def test_the_full_plan_studies_all_of_it_and_the_quick_one_trains_no_further_mod
 @pytest.mark.parametrize("phase", ["I", "II"])
 def test_all_runs_of_a_phase_begin_with_the_same_demand(folder, tiny_model, images, phase):
     rows = [row for row in answers(folder, Convergence) if row.phase == phase]
-    objectives = Objectives.freeze(tiny_model, images.forget, images.retain, demo.TASK, settings=BRIEF.settings)
+    settings, points = settings_of(folder), front(folder)
+    objectives = Objectives.freeze(tiny_model, images.forget, images.retain, demo.TASK, settings=settings)
     run = Run(copy.deepcopy(tiny_model), objectives, History())
-    run.train(GradientNorm(alpha=1.0, delta=2.0), BRIEF.settings.lr, 1)
+    run.train(GradientNorm(alpha=1.0, delta=2.0), 1)
     ((_, _, f1, _, squared_norm, *_),) = run.history.rows()
-    epsilon = front(folder)[1].epsilon
-    expected = squared_norm if phase == "I" else BRIEF.settings.rate / BRIEF.settings.lr * (f1 - epsilon)
+    epsilon = points[len(points) // 2].epsilon
+    expected = squared_norm if phase == "I" else settings.rate / settings.lr * (f1 - epsilon)
     first = {row.delta: row for row in rows if row.step == 0}
     assert set(first) == set(DELTAS)
     for row in first.values():
@@ -268,6 +287,41 @@ def test_the_probe_sees_the_sets_of_stripes_and_not_who_was_trained_on(folder):
     assert abs(found[UNMODIFIED, MEMBER] - 0.5) < 0.35  # of 32 images
 
 
+# ---- readers
+
+
+def test_a_linear_reader_reads_what_is_linear_and_nothing_else():
+    generator = np.random.default_rng(0)
+    latents, noise = generator.standard_normal((2, 300, 20))
+    pixels = latents @ generator.standard_normal((20, 5)) + 3.0
+    fitted, asked = latents[:200], latents[200:]
+    assert linear_reading(fitted, asked, pixels[:200], pixels[200:]) < 1e-3 * pixels.var()
+    blind = linear_reading(noise[:200], noise[200:], pixels[:200], pixels[200:])
+    assert blind == pytest.approx(np.square(pixels[200:] - pixels[:200].mean(0)).mean(), rel=0.15)
+    nothing = np.zeros((200, 20))
+    assert math.isfinite(linear_reading(nothing, nothing[:100], pixels[:200], pixels[200:]))
+
+
+def test_errors_of_the_decoder_are_of_the_hole_and_the_retrained_model_has_its_own(folder, tiny_model, images):
+    rows = {row.point: row for row in answers(folder, Readers)}
+    for part, name in ((images.forget_validation, "decoder_forget"), (images.retain_validation, "decoder_retain")):
+        hole = (reconstruct(tiny_model, part, demo.TASK) - part)[..., 2:6, 2:6]
+        assert getattr(rows[UNMODIFIED], name) == pytest.approx(hole.square().mean().item(), rel=1e-5)
+        assert getattr(rows[RETRAINED], name) == getattr(rows[UNMODIFIED], name)  # the same model here
+    mean = images.forget.mean(0)
+    blind = (images.forget_validation - mean)[..., 2:6, 2:6].square().mean().item()
+    assert [row.mean_forget for row in rows.values()] == pytest.approx([blind] * len(rows), rel=1e-5)
+    assert len({row.reader_forget for row in rows.values()}) == len(rows) - 1
+
+
+def test_the_decoder_error_is_left_out_where_pictures_are_sampled(folder, images, tmp_path, monkeypatch):
+    model = tiny.model("diffusion")
+    monkeypatch.setattr(demo, "prepare", lambda *_, **__: (model, images))
+    (row,) = Readers().answer(Trial("diffusion", 0, PLAN, tmp_path, None), (UNMODIFIED,), None)
+    assert math.isnan(row.decoder_forget)
+    assert math.isfinite(row.reader_forget)
+
+
 # ---- crops
 
 
@@ -275,7 +329,8 @@ def test_every_hole_has_a_model_of_its_own_and_its_own_front(folder, prepared):
     assert {task.fraction for task in prepared} == {demo.TASK.fraction, *FRACTIONS}
     crops = answers(folder, Crops)
     for fraction in FRACTIONS:
-        points = list(ParetoFront.from_csv(folder / f"center-crop-{fraction}" / "vqgan-0" / "front.csv"))
+        path = folder / f"center-crop-{fraction}" / "vqgan-0" / "front.csv"
+        points = [point for point in ParetoFront.from_csv(path) if point.role != LOW]
         rows = [row for row in crops if row.fraction == fraction and row.point != UNMODIFIED]
         assert [(row.point, row.epsilon, row.f1, row.f2) for row in rows] == [
             (point.name, point.epsilon, *point.values) for point in points
@@ -286,16 +341,18 @@ def test_the_unmodified_model_is_judged_under_the_hole(folder, tiny_model, image
     for row in answers(folder, Crops):
         if row.point == UNMODIFIED:
             task = CenterCrop(row.fraction)
-            objectives = Objectives.freeze(tiny_model, images.forget, images.retain, task, settings=BRIEF.settings)
+            settings = settings_of(folder)
+            objectives = Objectives.freeze(tiny_model, images.forget, images.retain, task, settings=settings)
             assert row.f1 == objectives.evaluate_f1(objectives.frozen)
 
 
 # ---- infill
 
 
-def problem_of(model, images, settings=BRIEF.settings):
+def problem_of(model, images, settings=SETTINGS):
     training = Objectives.freeze(model, images.forget, images.retain, demo.TASK, settings=settings)
-    return Problem(model, images, training, training.held_out(images.forget_validation, images.retain_validation))
+    validation = training.held_out(images.forget_validation, images.retain_validation)
+    return Problem(model, images, training, validation, training.evaluate_f1(training.frozen))
 
 
 @pytest.mark.parametrize("target", TARGETS[1:])
@@ -398,7 +455,7 @@ def test_what_every_target_makes_is_kept_and_drawn(folder):
 def test_the_page_has_a_figure_a_study(folder):
     whole = write_reproduction(folder).read_text(encoding="utf-8").count("<svg")
     figures = {path.stem for path in folder.glob("figures/*.svg")}
-    assert {f"{study.name}-vqgan" for study in STUDIES} <= figures
+    assert {f"{study.name}-vqgan" for study in STUDIES if study.name != Readers.name} <= figures  # which is a table
     (folder / "probe.csv").rename(folder / "elsewhere")
     try:
         assert write_reproduction(folder).read_text(encoding="utf-8").count("<svg") == whole - 1
@@ -418,5 +475,5 @@ def test_a_table_of_something_else_is_one_sentence(folder):
 
 
 def test_the_main_table_has_ours_alone(folder):
-    rows = (folder / "reproduction.csv").read_text().splitlines()[1:]
-    assert [row.split(",")[2] for row in rows] == [UNMODIFIED, *[OURS] * (PLAN.points + 2)]
+    rows = Table(folder / "reproduction.csv", Row).rows.values()
+    assert {row.method for row in rows} == {UNMODIFIED, RETRAINED, OURS}

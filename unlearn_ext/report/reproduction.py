@@ -11,7 +11,7 @@ from ..reproduction.compare import REACHED, SHARES, STRICT_F2, VIEWS, WORST_F2, 
 from ..reproduction.plan import kept
 from ..reproduction.quality import FILE, Quality
 from ..reproduction.search import FILE as SEARCH
-from ..reproduction.search import Tried
+from ..reproduction.search import Tried, tunings
 from ..reproduction.table import Cost, Row, Table
 from ..writing import write_text
 from .comparison import comparison
@@ -31,7 +31,7 @@ def write_page(folder: Path) -> Path:
     """
     plan, rows = kept(folder), list(Table(folder / "reproduction.csv", Row).rows.values())
     costs = list(Table(folder / "costs.csv", Cost).rows.values())
-    tried = list(Table(folder / SEARCH, Tried).rows.values())
+    tried = Table(folder / SEARCH, Tried)
     judged = list(Table(folder / FILE, Quality).rows.values())
     if not rows:
         raise UserError(f"{folder} holds no experiment: its reproduction.csv lists no model.")
@@ -56,7 +56,8 @@ def write_page(folder: Path) -> Path:
         sections=sections,
         methods=list(METHODS),
         costs={(cost.family, cost.method): cost for cost in costs},
-        tried={name: [row for row in tried if row.family == name] for name in families},
+        tried={name: [row for row in tried.rows.values() if row.family == name] for name in families},
+        tuned={name: tunings(tried, name) for name in families},
         verdicts={name: {kind: verdicts(mine, kind) for kind in VIEWS} for name, mine in families.items()},
         shares=SHARES,
         corners=(STRICT_F2, WORST_F2),

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 FILE = "search.csv"
 # Factors on the family's learning rate, and on the ladder, the gains or the rate. The same number for all.
-FACTORS = ((1, 1), (2, 1), (1, 1 / 3), (1, 3))
-WITHOUT_KNOB = ((1, 1), (2, 1), (1 / 2, 1), (4, 1))  # nothing to scale: learning rates alone
+FACTORS = ((1.0, 1.0), (2.0, 1.0), (1.0, 1 / 3), (1.0, 3.0))
+WITHOUT_KNOB = ((1.0, 1.0), (2.0, 1.0), (0.5, 1.0), (4.0, 1.0))  # nothing to scale: learning rates alone
 
 
 @dataclass(frozen=True)
