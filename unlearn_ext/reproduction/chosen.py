@@ -1,4 +1,4 @@
-"""Which models stand for all where there is no room for more."""
+"""Which models are shown where not all can be, and which ones the studies ask about."""
 
 from __future__ import annotations
 

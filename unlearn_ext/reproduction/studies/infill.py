@@ -89,7 +89,7 @@ class Infill(Study):
         (target,) = part
         training, validation = aimed(trial.problem, target)
         rows = []
-        for share, model in self._walk(trial, training, on_step):
+        for share, model in self._models(trial, training, on_step):
             encode = Encoder(model, trial.settings)
             values = (*training.evaluate(encode), *validation.evaluate(encode))
             errors = (hole_error(model, side.images, trial.task) for side in (validation.forget, validation.retain))
@@ -99,7 +99,7 @@ class Infill(Study):
             rows.append(row)
         return rows
 
-    def _walk(self, trial: Trial, training: Objectives, on_step: OnStep | None) -> Iterator[tuple[float, I2IModel]]:
+    def _models(self, trial: Trial, training: Objectives, on_step: OnStep | None) -> Iterator[tuple[float, I2IModel]]:
         """The unmodified model, and one that is trained on whenever the next is asked for."""
         yield WHOLE, trial.problem.model
         whole, model = training.evaluate_f1(training.frozen), copy.deepcopy(trial.problem.model)
