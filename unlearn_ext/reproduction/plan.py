@@ -123,17 +123,17 @@ def kept(out: Path) -> dict[str, Any]:
 # times as long for a pair as one method in latents, since the four that look at pictures take about three times as long
 # (10 times with diffusion, for which these are not defined; MAE's decoder is cheap: 15 times). Every method has 4 trial
 # sweeps, judged on training images, and a sweep for each of 3 seeds, judged on validation images too; a sweep has 14 to
-# 18 models and mixtures, 15 on average.
+# 18 models and mixtures, 16 on average.
 #
 # | | a pair | training: 3 · 200 + 4 · 100 pairs | judging, training and validation | judging | sum |
 # |---|---|---|---|---|---|
-# | vqgan | 0.077 | 21 · 0.077 · 1,000 = 1,620 | 0.43, 0.14 | 14 · 15 · (7 · 0.43 + 3 · 0.14) = 720 | 2,340 |
-# | autoencoder | 0.077 | the same | the same | the same | 2,340 |
-# | mae | 0.047 | 15 · 0.047 · 1,000 = 710 | 0.28, 0.08 | 14 · 15 · (7 · 0.28 + 3 · 0.08) = 460 | 1,170 |
-# | diffusion | 0.13 | 10 · 0.13 · 1,000 = 1,300 | 0.68, 0.25 | 10 · 15 · (7 · 0.68 + 3 · 0.25) = 830 | 2,130 |
+# | vqgan | 0.077 | 21 · 0.077 · 1,000 = 1,620 | 0.43, 0.14 | 14 · 16 · (7 · 0.43 + 3 · 0.14) = 770 | 2,390 |
+# | autoencoder | 0.077 | the same | the same | the same | 2,390 |
+# | mae | 0.047 | 15 · 0.047 · 1,000 = 710 | 0.28, 0.08 | 14 · 16 · (7 · 0.28 + 3 · 0.08) = 490 | 1,200 |
+# | diffusion | 0.13 | 10 · 0.13 · 1,000 = 1,300 | 0.68, 0.25 | 10 · 16 · (7 · 0.68 + 3 · 0.25) = 880 | 2,180 |
 #
-# Together 7,980 s, 67 minutes on two cores. 12 pretrained models take 24 minutes, 4 retrained ones 8; studies, pictures
-# and costs about 15.
+# Together 8,160 s, 68 minutes on two cores. 12 pretrained models take 24 minutes, 4 retrained ones 8; studies, pictures
+# and costs about 18.
 FULL = Plan(
     seeds=3,
     points=2,
@@ -152,7 +152,7 @@ FULL = Plan(
         Infill(shares=(0.5, 0.1)),
     ),
 )
-# vqgan: 21 · 0.077 · (120 + 4 · 60) = 580 s of training, 14 · 15 · (5 · 0.22 + 0.07) = 250 s of judging: 7 minutes on
+# vqgan: 21 · 0.077 · (120 + 4 · 60) = 580 s of training, 14 · 16 · (5 · 0.22 + 0.07) = 260 s of judging: 7 minutes on
 # two cores; two models are pretrained in 4 minutes; studies, pictures and costs take about 2.
 QUICK = Plan(
     seeds=1,
