@@ -523,7 +523,7 @@ def test_who_does_not_get_there_is_behind_and_one_seed_is_no_verdict():
     assert [verdict.word for verdict in verdicts(rows, "training")][-2:] == ["behind", "behind"]
     swapped = [replace(r, method={OURS: "composite", "composite": OURS}.get(r.method, r.method)) for r in rows]
     assert [verdict.word for verdict in verdicts(swapped, "training")][-2:] == ["ahead", "ahead"]
-    assert [verdict.word for verdict in verdicts([r for r in rows if r.seed == 0], "training")][:3] == [""] * 3
+    assert {verdict.word for verdict in verdicts([r for r in rows if r.seed == 0], "training")} == {""}
 
 
 def test_the_page_stands_alone_and_shows_every_method(experiment):

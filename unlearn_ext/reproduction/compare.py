@@ -191,7 +191,7 @@ def _verdict(share: float, f2: dict[str, list[float]]) -> Verdict:
     rivals = {m: fmean(v) for m, v in f2.items() if m != OURS and len(v) == len(ours) and all(map(math.isfinite, v))}
     gets_there = bool(ours) and all(map(math.isfinite, ours))
     if not rivals or not gets_there:
-        word = "ahead" if gets_there else "behind" if rivals else ""
+        word = "" if len(ours) < 2 else "ahead" if gets_there else "behind" if rivals else ""
         return Verdict(share, min(rivals, key=rivals.get, default=""), Interval(math.nan, math.nan), word)
     rival = min(rivals, key=rivals.get)
     pairs = zip(ours, f2[rival], strict=True)
