@@ -160,40 +160,41 @@ class Dial:
         aim, margin = (1 - NEAR_F2) * math.sqrt(f2), NEAR_F2 * math.sqrt(f2)
 
         def over(share: float) -> float:
-            self._put(less, more, share)
+            mix(self._model, less.encoder, more.encoder, share)
             return math.sqrt(self._objectives.evaluate_f2(self._encode)) - aim
 
         return self._mixture(less, more, root(over, math.sqrt(less.f2) - aim, math.sqrt(more.f2) - aim, margin))
 
     def model(self, mixture: Mixture) -> Unlearned:
         """Return the model at a mixture."""
-        self._put(mixture.less, mixture.more, mixture.share)
+        mix(self._model, mixture.less.encoder, mixture.more.encoder, mixture.share)
         return Unlearned(copy.deepcopy(self._model), mixture.f1, mixture.f2, str(mixture))
 
     def _meeting(self, epsilon: float, less: Anchor, more: Anchor) -> Mixture:
         """Return the mixture of two anchors that has f1 = ε."""
 
         def over(share: float) -> float:
-            self._put(less, more, share)
+            mix(self._model, less.encoder, more.encoder, share)
             return self._objectives.evaluate_f1(self._encode) - epsilon
 
         near = NEAR_F1 * self.anchors[0].f1
         return self._mixture(less, more, root(over, less.f1 - epsilon, more.f1 - epsilon, near))
 
     def _mixture(self, less: Anchor, more: Anchor, share: float) -> Mixture:
-        self._put(less, more, share)
+        mix(self._model, less.encoder, more.encoder, share)
         return Mixture(less, more, share, *self._objectives.evaluate(self._encode))
-
-    @torch.no_grad()
-    def _put(self, less: Anchor, more: Anchor, share: float) -> None:
-        """Set the model to a mixture."""
-        for parameter, a, b in zip(self._model.encoder_parameters(), less.encoder, more.encoder, strict=True):
-            parameter.copy_(torch.lerp(a, b, share))
 
 
 def encoder_state(model: I2IModel) -> list[torch.Tensor]:
     """Return copies of the encoder's parameters, on the CPU."""
     return [parameter.detach().cpu().clone() for parameter in model.encoder_parameters()]
+
+
+@torch.no_grad()
+def mix(model: I2IModel, less: Sequence[torch.Tensor], more: Sequence[torch.Tensor], share: float) -> None:
+    """Set the encoder's parameters of a model to (1 − share)·less + share·more; both are :func:`encoder_state`."""
+    for parameter, a, b in zip(model.encoder_parameters(), less, more, strict=True):
+        parameter.copy_(torch.lerp(a, b, share))
 
 
 def _only(anchor: Anchor) -> Mixture:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..dial import encoder_state
+from ..dial import encoder_state, mix
 from ..models import I2IModel
 from ..pareto import TRAINED
 from .table import UNMODIFIED
@@ -62,19 +62,12 @@ def candidates(unmodified: I2IModel, legs: Sequence[Leg]) -> Iterator[Candidate]
     """
     model, original = copy.deepcopy(unmodified), encoder_state(unmodified)
     for number, leg in enumerate(legs, 1):
-        _put(model, leg.encoder, leg.encoder, 1.0)
+        mix(model, leg.encoder, leg.encoder, 1.0)
         yield Candidate(str(number), leg.value, TRAINED, leg.pairs, model)
     named = [(str(number), leg.encoder) for number, leg in enumerate(legs, 1)]
     between = ((*ends, share) for ends in itertools.pairwise(named) for share in BETWEEN)
     outwards = (((UNMODIFIED, original), end, share) for end in named for share in TO_UNMODIFIED)
     for (less, start), (more, end), share in (*between, *outwards):
-        _put(model, start, end, share)
+        mix(model, start, end, share)
         made_of = f"{share:.3g}*{more} + {1 - share:.3g}*{less}"
         yield Candidate(made_of, math.nan, made_of, legs[int(more) - 1].pairs, model)
-
-
-@torch.no_grad()
-def _put(model: I2IModel, start: State, end: State, share: float) -> None:
-    """Set a model's encoder to a point between two states."""
-    for parameter, a, b in zip(model.encoder_parameters(), start, end, strict=True):
-        parameter.copy_(torch.lerp(a, b, share))
