@@ -125,23 +125,23 @@ def kept(out: Path) -> dict[str, Any]:
 # sweeps, judged on training images, and a sweep for each of 3 seeds, judged on validation images too; a sweep has 14 to
 # 18 models and mixtures, 16 on average.
 #
-# | | a pair | training: 3 · 200 + 4 · 100 pairs | judging, training and validation | judging | sum |
+# | | a pair | training: 3 · 160 + 4 · 80 pairs | judging, training and validation | judging | sum |
 # |---|---|---|---|---|---|
-# | vqgan | 0.077 | 21 · 0.077 · 1,000 = 1,620 | 0.43, 0.14 | 14 · 16 · (7 · 0.43 + 3 · 0.14) = 770 | 2,390 |
-# | autoencoder | 0.077 | the same | the same | the same | 2,390 |
-# | mae | 0.047 | 15 · 0.047 · 1,000 = 710 | 0.28, 0.08 | 14 · 16 · (7 · 0.28 + 3 · 0.08) = 490 | 1,200 |
-# | diffusion | 0.13 | 10 · 0.13 · 1,000 = 1,300 | 0.68, 0.25 | 10 · 16 · (7 · 0.68 + 3 · 0.25) = 880 | 2,180 |
+# | vqgan | 0.077 | 21 · 0.077 · 800 = 1,290 | 0.43, 0.14 | 14 · 16 · (7 · 0.43 + 3 · 0.14) = 770 | 2,060 |
+# | autoencoder | 0.077 | the same | the same | the same | 2,060 |
+# | mae | 0.047 | 15 · 0.047 · 800 = 560 | 0.28, 0.08 | 14 · 16 · (7 · 0.28 + 3 · 0.08) = 490 | 1,050 |
+# | diffusion | 0.13 | 10 · 0.13 · 800 = 1,040 | 0.68, 0.25 | 10 · 16 · (7 · 0.68 + 3 · 0.25) = 880 | 1,920 |
 #
-# Together 8,160 s, 68 minutes on two cores. 12 pretrained models take 24 minutes, 4 retrained ones 8; studies, pictures
+# Together 7,090 s, 59 minutes on two cores. 12 pretrained models take 24 minutes, 4 retrained ones 8; studies, pictures
 # and costs about 18.
 FULL = Plan(
     seeds=3,
     points=2,
     efforts={
-        "vqgan": Effort(batch_size=16, pairs=200, search_pairs=100, share=1 / 5),
-        "autoencoder": Effort(batch_size=16, pairs=200, search_pairs=100, share=1 / 5),
-        "mae": Effort(batch_size=16, pairs=200, search_pairs=100, share=1 / 5),
-        "diffusion": Effort(batch_size=16, pairs=200, search_pairs=100, share=1 / 8),
+        "vqgan": Effort(batch_size=16, pairs=160, search_pairs=80, share=1 / 5),
+        "autoencoder": Effort(batch_size=16, pairs=160, search_pairs=80, share=1 / 5),
+        "mae": Effort(batch_size=16, pairs=160, search_pairs=80, share=1 / 5),
+        "diffusion": Effort(batch_size=16, pairs=160, search_pairs=80, share=1 / 8),
     },
     studies=(
         Convergence(deltas=(0.5, 1.0, 1.5, 2.0, 3.0), runs=1),
@@ -152,13 +152,13 @@ FULL = Plan(
         Infill(shares=(0.5, 0.1)),
     ),
 )
-# vqgan: 21 · 0.077 · (120 + 4 · 60) = 580 s of training, 14 · 16 · (5 · 0.22 + 0.07) = 260 s of judging: 7 minutes on
+# vqgan: 21 · 0.077 · (100 + 4 · 40) = 420 s of training, 14 · 16 · (5 · 0.22 + 0.07) = 260 s of judging: 6 minutes on
 # two cores; two models are pretrained in 4 minutes; studies, pictures and costs take about 2.
 QUICK = Plan(
     seeds=1,
     points=2,
     efforts={
-        family: Effort(batch_size=16, pairs=120, search_pairs=60, share=share)
+        family: Effort(batch_size=16, pairs=100, search_pairs=40, share=share)
         for family, share in {"vqgan": 1 / 10, "autoencoder": 1 / 10, "mae": 1 / 10, "diffusion": 1 / 16}.items()
     },
     studies=(
