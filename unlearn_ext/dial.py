@@ -115,7 +115,9 @@ class Dial:
         self, epsilon: float, history: History | None = None, on_step: OnStep | None = None,
         journal: Journal | None = None,
     ) -> Unlearned:  # fmt: skip
-        """Return a model with min f2 s.t. f1 ≤ ε: a mixture or, where that is dominated, one trained from it.
+        """Return a model with min f2 s.t. f1 ≤ ε.
+
+        It is a mixture or, where that is dominated, a model that is trained from the mixture, if that lowers f2.
 
         Args:
             epsilon: ε; beyond the ends of the front, the result is the model at that end, with a warning.
@@ -130,7 +132,8 @@ class Dial:
             return made
         release()
         run = Run(made.model, self._objectives, History() if history is None else history, on_step, journal)
-        return Unlearned(made.model, *run.approach(epsilon), TRAINED)
+        trained = Unlearned(made.model, *run.approach(epsilon), TRAINED)
+        return trained if trained.f2 < mixture.f2 else self.model(mixture)
 
     def mixture(self, epsilon: float) -> Mixture:
         """Return the mixture with f1 = ε that has the lower f2, both over whole sets.
