@@ -78,7 +78,7 @@ def test_csv_keeps_every_digit(tmp_path):
     front.to_csv(tmp_path / "front.csv")
     assert ParetoFront.from_csv(tmp_path / "front.csv") == front
     header = (tmp_path / "front.csv").read_text().splitlines()[0]
-    assert header == "name,role,epsilon,f1,f2,f1_validation,f2_validation,steps,seconds,dominated"
+    assert header == "name,role,epsilon,f1,f2,f1_validation,f2_validation,steps,seconds,made_of,dominated"
 
 
 @pytest.mark.parametrize("content", [None, "a,b\n1,2\n", "name,role,epsilon\nx,epsilon,zero\n"])

@@ -155,14 +155,14 @@ def metric_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
 
 
 def standings_table(family: str, standings: Sequence[Standing], costs: Mapping[str, Cost]) -> Table:
-    """How every method did, from the best down; f2 is at the given shares of f1, on validation images."""
+    """Return how every method did on validation images, from the largest hypervolume down."""
     from ..reproduction.compare import SHARES, STRICT_F2
 
-    title = f"{family}, validation images, from the largest hypervolume to f2 = {STRICT_F2:g} down"
+    title = f"{family}, validation images: hypervolume to f2 = {STRICT_F2:g}, and f2 at shares of the unmodified f1"
     table = Table(title=escape(title), title_style="dim", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
-    for heading in ("hypervolume", *(f"f2 at {share:g}" for share in SHARES), "pairs", "ms a pair"):
-        table.add_column(heading, justify="right")
+    for heading in ("hypervolume", *(f"{share:g}" for share in SHARES), "pairs", "ms/pair"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for standing in standings:
         seen, cost = standing.seen["validation"], costs.get(standing.method)
         f2 = ("–" if math.isnan(found.mean) else f"{found.mean:.4f}" for found in seen.f2)
