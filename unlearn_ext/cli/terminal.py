@@ -158,17 +158,21 @@ def standings_table(family: str, standings: Sequence[Standing], costs: Mapping[s
     """Return how every method did on validation images, from the largest hypervolume down."""
     from ..reproduction.compare import SHARES, STRICT_F2
 
-    title = f"{family}, validation images: hypervolume to f2 = {STRICT_F2:g}, and f2 at shares of the unmodified f1"
+    pairs = max((standing.pairs for standing in standings), default=0)
+    title = (
+        f"{family}, validation images, {pairs} pairs: hypervolume to f2 = {STRICT_F2:g} (HV), f2 at shares of the "
+        "unmodified f1, milliseconds (ms) a pair"
+    )
     table = Table(title=escape(title), title_style="dim", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
-    for heading in ("hypervolume", *(f"{share:g}" for share in SHARES), "pairs", "ms/pair"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("HV", *(f"{share:g}" for share in SHARES), "ms"):
+        table.add_column(heading, justify="right")
     for standing in standings:
         seen, cost = standing.seen["validation"], costs.get(standing.method)
         f2 = ("–" if math.isnan(found.mean) else f"{found.mean:.4f}" for found in seen.f2)
         hypervolume = f"{seen.strict.mean:.3f}" + ("" if math.isnan(seen.strict.half) else f" ± {seen.strict.half:.3f}")
         milliseconds = f"{1000 * cost.seconds:.0f}" if cost else "–"
-        table.add_row(escape(standing.method), hypervolume, *f2, str(standing.pairs), milliseconds)
+        table.add_row(escape(standing.method), hypervolume, *f2, milliseconds)
     return table
 
 
