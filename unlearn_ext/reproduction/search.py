@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,7 +11,6 @@ from ..baselines import METHODS
 from ..encoder import Encoder
 from ..errors import UserError
 from ..pareto import hypervolume
-from ..progress import Progress
 from .compare import STRICT_F2
 from .lines import Leg, candidates
 from .sweeps import Tuning, legs
@@ -83,7 +81,7 @@ class Try:
         """Sweep and judge; a sweep that diverges counts with the models that it had trained before."""
         trial, problem, made = self.trial, self.trial.problem, list[Leg]()
         pairs = trial.effort.search_pairs
-        on_step = None if trial.progress is None else self._told
+        on_step = trial.reporter(str(self), self.index, self.total, pairs)
         with suppress(UserError):
             for leg in legs(self.method, problem, trial.settings, self.tuning, pairs, on_step):
                 made.append(leg)
@@ -93,10 +91,6 @@ class Try:
         ]
         share = hypervolume(values, (problem.f1, STRICT_F2)) / (problem.f1 * STRICT_F2)
         return Tried(*self.key, pairs, share)
-
-    def _told(self, step: int, forget_loss: float, retain_loss: float) -> None:
-        now = step, self.trial.effort.search_pairs, forget_loss, retain_loss, math.nan
-        self.trial.progress(Progress(str(self), self.index, self.total, *now))
 
 
 def search(trials: Sequence[Trial], table: Table[Tried], workers: Workers) -> None:

@@ -28,7 +28,7 @@ from .chosen import studied
 from .lines import Leg, candidates
 from .pictures import Pictures
 from .plan import Effort, Plan
-from .sweeps import Tuning, legs
+from .sweeps import OnStep, Tuning, legs
 from .table import OURS, RETRAINED, UNMODIFIED, Row
 
 FAMILIES = tuple(demo.CHOICES)
@@ -183,6 +183,23 @@ class Trial:
         self._keep_pictures(name, "", model)
         return self.row(name, "", math.nan, TRAINED, 0, model)
 
+    def reporter(self, stage: str, index: int, total: int, pairs: int) -> OnStep | None:
+        """Return what reports the steps of a sweep to the trial's callback; None where there is none.
+
+        Args:
+            stage: what the sweep is called.
+            index: its number, from 0.
+            total: how many sweeps there are.
+            pairs: of gradients in it.
+        """
+        if self.progress is None:
+            return None
+
+        def on_step(step: int, forget_loss: float, retain_loss: float) -> None:
+            self.progress(Progress(stage, index, total, step, pairs, forget_loss, retain_loss, math.nan))
+
+        return on_step
+
     def _keep_pictures(self, method: str, point: str, model: I2IModel) -> None:
         if self._is_first:
             self.pictures.keep(method, point, model, self.problem.images, self.task)
@@ -214,13 +231,9 @@ class Sweep:
         trial = self.trial
         if self.method == OURS:
             return trial.front()
-        on_step = None if trial.progress is None else self._told
         pairs = trial.effort.pairs
+        on_step = trial.reporter(str(self), self.index, self.total, pairs)
         return trial.judged(self.method, legs(self.method, trial.problem, trial.settings, self.tuning, pairs, on_step))
-
-    def _told(self, step: int, forget_loss: float, retain_loss: float) -> None:
-        now = step, self.trial.effort.pairs, forget_loss, retain_loss, math.nan
-        self.trial.progress(Progress(str(self), self.index, self.total, *now))
 
 
 @lru_cache(maxsize=1)
