@@ -138,10 +138,10 @@ FULL = Plan(
     seeds=3,
     points=2,
     efforts={
-        "vqgan": Effort(batch_size=16, pairs=160, search_pairs=80, share=1 / 5),
-        "autoencoder": Effort(batch_size=16, pairs=160, search_pairs=80, share=1 / 5),
-        "mae": Effort(batch_size=16, pairs=160, search_pairs=80, share=1 / 5),
-        "diffusion": Effort(batch_size=16, pairs=160, search_pairs=80, share=1 / 8),
+        "vqgan": Effort(batch_size=8, pairs=320, search_pairs=160, share=1 / 5),
+        "autoencoder": Effort(batch_size=8, pairs=320, search_pairs=160, share=1 / 5),
+        "mae": Effort(batch_size=8, pairs=320, search_pairs=160, share=1 / 5),
+        "diffusion": Effort(batch_size=8, pairs=320, search_pairs=160, share=1 / 8),
     },
     studies=(
         Convergence(deltas=(0.5, 1.0, 1.5, 2.0, 3.0), runs=1),
@@ -158,7 +158,7 @@ QUICK = Plan(
     seeds=1,
     points=2,
     efforts={
-        family: Effort(batch_size=16, pairs=100, search_pairs=40, share=share)
+        family: Effort(batch_size=8, pairs=200, search_pairs=80, share=share)
         for family, share in {"vqgan": 1 / 10, "autoencoder": 1 / 10, "mae": 1 / 10, "diffusion": 1 / 16}.items()
     },
     studies=(
