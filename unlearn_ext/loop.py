@@ -14,7 +14,10 @@ from .models import I2IModel
 from .objectives import Objectives
 from .settings import Settings
 
-WARMUP = 10  # steps: at the unmodified model ∇f2 = 0, so AdamW's first steps are signs of ∇f1, which cost f2
+BETAS = (0.9, 0.999)  # AdamW's own: decay of its averages of the gradient and of its square
+# Steps that the first average takes to fill. At the unmodified model ∇f2 = 0, so AdamW's first steps are signs of ∇f1,
+# which cost f2.
+WARMUP = round(1 / (1 - BETAS[0]))
 
 
 class Loop:

@@ -14,16 +14,15 @@ from .control import EpsilonGap, GradientNorm, StepStats
 from .encoder import Encoder
 from .history import History
 from .journal import Journal
-from .loop import Loop
+from .loop import BETAS, Loop
 from .models import I2IModel
 from .objectives import Objectives
 from .optim import EpsilonAdamW
 from .progress import Throttle
 
 # What was measured of these, and of the schedule, is in docs/theory.md.
-SMOOTHING = 0.9  # decay of the moving average of ∇f1, whose noise would end in f2
 WEIGHT = 0.001  # of ∇f1² in AdamW's metric: near a front ∇f1 dwarfs ∇f2, and steps on f2 would be short
-CAP = 0.3  # of ψ, in ‖∇f1‖²: at f1* ∇f1 vanishes and the gap does not, so λ would grow without bound
+CAP = 1.0  # of ψ, in ‖∇f1‖²: a step asks for what one along ∇f1 alone gives, for at f1* the gap does not vanish
 EPOCHS, MOST_STEPS = 2.5, 400  # of an anchor, where the settings give no number of steps
 
 OnStep = Callable[[int, int, StepStats, float], None]  # steps taken, steps planned so far, what the step saw, f2
@@ -55,10 +54,11 @@ class Run:
         self._throttle = Throttle()
         self._journal = journal or Journal()
         self.encode = Encoder(model, self.settings)
-        # No weight decay: it would pull the encoder away from θ0, which is where f2 is least.
+        # No weight decay: it would pull the encoder away from θ0, which is where f2 is least. ∇f1 is averaged as AdamW
+        # averages ∇f2: two averages of which one lags more do not balance.
         self.optimizer = EpsilonAdamW(
-            model.encoder_parameters(), lr=self.settings.lr, weight_decay=0.0, control=GradientNorm(),
-            constraint_grad_ema=SMOOTHING,
+            model.encoder_parameters(), lr=self.settings.lr, betas=BETAS, weight_decay=0.0, control=GradientNorm(),
+            constraint_grad_ema=BETAS[0],
         )  # fmt: skip
         self._loop = Loop(model, objectives, self.settings, self.optimizer)
         self.report_to(history, on_step)
