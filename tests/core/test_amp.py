@@ -110,6 +110,22 @@ def test_an_overflow_on_either_side_skips_and_backs_off(cls, spoil):
     assert not torch.equal(net[0].weight, before[0].weight)
 
 
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_a_later_micro_batch_without_a_gradient_adds_its_value_alone(cls):
+    net = model()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = cls(net.parameters(), lr=1e-2, control=ux.EpsilonGap(0.05))
+    f1 = f1_of(net, batch(0))
+    scaler.scale(f1).backward()
+    optimizer.hold_constraint(f1, scaler)
+    optimizer.zero_grad()
+    optimizer.hold_constraint(torch.tensor(2.0), scaler)
+    scaler.scale(f2_of(net, batch(1))).backward()
+    scaler.step(optimizer)
+    assert optimizer.stats.constraint.item() == pytest.approx(f1.item() + 2.0, rel=1e-6)
+    assert optimizer.skipped_steps.item() == 0
+
+
 def test_a_constraint_held_without_the_scaler_is_refused():
     net = model()
     scaler = torch.amp.GradScaler("cpu")
