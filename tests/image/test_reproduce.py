@@ -44,7 +44,7 @@ from unlearn_ext.reproduction.workers import Workers
 from unlearn_ext.settings import Settings
 
 PAIRS = 20
-PLAN = Plan(seeds=1, points=1, efforts=dict.fromkeys(FAMILIES, Effort(8, PAIRS, PAIRS, 1.0)))
+PLAN = Plan(seeds=1, points=1, efforts=dict.fromkeys(FAMILIES, Effort(8, PAIRS, 1.0)))
 SOME = ("max-loss", "composite", "mgda", "dual-ascent")  # of pictures, of latents, without a knob, of ε
 LEGS = {OURS: 4, "max-loss": 5, "composite": 5, "mgda": 4, "dual-ascent": 4}
 
@@ -228,9 +228,8 @@ def test_full_and_quick_plans_take_every_pair():
     for plan in (FULL, QUICK):
         assert set(plan.efforts) == set(FAMILIES)
         for effort in plan.efforts.values():
-            for pairs in (effort.pairs, effort.search_pairs):
-                assert all(pairs % legs == 0 for legs in {len(ANCHORS), *(len(m.grid) or 1 for m in METHODS.values())})
-            assert effort.pairs / 4 <= effort.search_pairs <= effort.pairs / 2
+            ladders = {len(ANCHORS), *(len(method.grid) or 1 for method in METHODS.values())}
+            assert all(effort.pairs % legs == 0 for legs in ladders)
     assert 4 <= len(FACTORS) <= 6
 
 
@@ -356,7 +355,7 @@ def test_more_seeds_are_added(experiment, tmp_path, monkeypatch):
     ("changed", "named"),
     [
         ({"plan": replace(PLAN, points=2)}, "points"),
-        ({"plan": replace(PLAN, efforts=dict.fromkeys(FAMILIES, Effort(8, PAIRS, 40, 1.0)))}, "efforts"),
+        ({"plan": replace(PLAN, efforts=dict.fromkeys(FAMILIES, Effort(8, 40, 1.0)))}, "efforts"),
         ({"plan": replace(PLAN, studies=(Probe(),))}, "studies"),
         ({"plan": PLAN, "device": "cuda"}, "device"),
     ],

@@ -49,7 +49,7 @@ DELTAS, STEPS, FRACTIONS, SHARES = (0.5, 2.0, 3.0), (0, 1, 3), (0.25, 0.75), (0.
 STUDIES = (
     Convergence(DELTAS, runs=2), Resurfacing(STEPS), Probe(), Readers(), Crops(FRACTIONS, points=1), Infill(SHARES),
 )  # fmt: skip
-EFFORT = Effort(batch_size=8, pairs=8, search_pairs=4, share=1.0)
+EFFORT = Effort(batch_size=8, pairs=8, share=1.0)
 SETTINGS = EFFORT.settings("vqgan", 0)
 PLAN = Plan(seeds=1, points=1, efforts=dict.fromkeys(demo.CHOICES, EFFORT), studies=STUDIES)
 

@@ -23,7 +23,7 @@ from unlearn_ext.reproduction import Plan, quality, trial
 from unlearn_ext.reproduction.plan import Effort
 from unlearn_ext.settings import Settings
 
-EFFORTS = {"vqgan": Effort(batch_size=4, pairs=20, search_pairs=20, share=1.0)}
+EFFORTS = {"vqgan": Effort(batch_size=4, pairs=20, share=1.0)}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The search that every method gets, ours included: as many short sweeps for each, judged on training images."""
+"""The search that every method gets, ours included: as many sweeps for each, judged on training images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WITHOUT_KNOB = ((1.0, 1.0), (2.0, 1.0), (0.5, 1.0), (4.0, 1.0))  # nothing to sc
 
 @dataclass(frozen=True)
 class Tried:
-    """One short sweep of the first seed.
+    """One trial sweep of the first seed.
 
     Attributes:
         family: of the model.
@@ -61,7 +61,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Try:
-    """One short sweep, still to be made; its number among so many."""
+    """One trial sweep, still to be made; its number among so many."""
 
     trial: Trial
     method: str
@@ -80,7 +80,7 @@ class Try:
     def row(self) -> Tried:
         """Sweep and judge; a sweep that diverges counts with the models that it had trained before."""
         trial, problem, made = self.trial, self.trial.problem, list[Leg]()
-        pairs = trial.effort.search_pairs
+        pairs = trial.effort.pairs
         on_step = trial.reporter(str(self), self.index, self.total, pairs)
         with suppress(UserError):
             for leg in legs(self.method, problem, trial.settings, self.tuning, pairs, on_step):
