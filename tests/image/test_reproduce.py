@@ -355,7 +355,7 @@ def test_more_seeds_are_added(experiment, tmp_path, monkeypatch):
     ("changed", "named"),
     [
         ({"plan": replace(PLAN, points=2)}, "points"),
-        ({"plan": replace(PLAN, efforts=dict.fromkeys(FAMILIES, Effort(8, 40, 1.0)))}, "efforts"),
+        ({"plan": replace(PLAN, efforts=dict.fromkeys(FAMILIES, Effort(8, PAIRS, 0.5)))}, "efforts"),
         ({"plan": replace(PLAN, studies=(Probe(),))}, "studies"),
         ({"plan": PLAN, "device": "cuda"}, "device"),
     ],

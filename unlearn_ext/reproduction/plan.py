@@ -124,14 +124,14 @@ def kept(out: Path) -> dict[str, Any]:
 # sweeps, judged on training images, and a sweep for each of 3 seeds, judged on validation images too; a sweep has 14 to
 # 18 models and mixtures, 16 on average.
 #
-# | | a pair | training: 3 · 160 + 4 · 80 pairs | judging, training and validation | judging | sum |
+# | | a pair | training: 3 + 4 sweeps of 280 pairs | judging, training and validation | judging | sum |
 # |---|---|---|---|---|---|
-# | vqgan | 0.077 | 21 · 0.077 · 800 = 1,290 | 0.43, 0.14 | 14 · 16 · (7 · 0.43 + 3 · 0.14) = 770 | 2,060 |
-# | autoencoder | 0.077 | the same | the same | the same | 2,060 |
-# | mae | 0.047 | 15 · 0.047 · 800 = 560 | 0.28, 0.08 | 14 · 16 · (7 · 0.28 + 3 · 0.08) = 490 | 1,050 |
-# | diffusion | 0.13 | 10 · 0.13 · 800 = 1,040 | 0.68, 0.25 | 10 · 16 · (7 · 0.68 + 3 · 0.25) = 880 | 1,920 |
+# | vqgan | 0.035 | 21 · 0.035 · 1,960 = 1,440 | 0.43, 0.14 | 14 · 16 · (7 · 0.43 + 3 · 0.14) = 770 | 2,210 |
+# | autoencoder | 0.035 | the same | the same | the same | 2,210 |
+# | mae | 0.022 | 15 · 0.022 · 1,960 = 650 | 0.28, 0.08 | 14 · 16 · (7 · 0.28 + 3 · 0.08) = 490 | 1,140 |
+# | diffusion | 0.062 | 10 · 0.062 · 1,960 = 1,220 | 0.68, 0.25 | 10 · 16 · (7 · 0.68 + 3 · 0.25) = 880 | 2,100 |
 #
-# Together 7,090 s, 59 minutes on two cores. 12 pretrained models take 24 minutes, 4 retrained ones 8; studies, pictures
+# Together 7,660 s, 64 minutes on two cores. 12 pretrained models take 24 minutes, 4 retrained ones 8; studies, pictures
 # and costs about 18.
 FULL = Plan(
     seeds=3,
@@ -151,8 +151,8 @@ FULL = Plan(
         Infill(shares=(0.5, 0.1)),
     ),
 )
-# vqgan: 21 · 0.077 · (100 + 4 · 40) = 420 s of training, 14 · 16 · (5 · 0.22 + 0.07) = 260 s of judging: 6 minutes on
-# two cores; two models are pretrained in 4 minutes; studies, pictures and costs take about 2.
+# vqgan: 21 · 0.035 · 5 · 160 = 590 s of training, 14 · 16 · (5 · 0.22 + 0.07) = 260 s of judging: 7 minutes on two
+# cores; two models are pretrained in 4 minutes; studies, pictures and costs take about 2.
 QUICK = Plan(
     seeds=1,
     points=2,
