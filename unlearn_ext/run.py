@@ -22,7 +22,7 @@ from .progress import Throttle
 
 # What was measured of these, and of the schedule, is in docs/theory.md.
 WEIGHT = 0.001  # of ∇f1² in AdamW's metric: near a front ∇f1 dwarfs ∇f2, and steps on f2 would be short
-CAP = 1.0  # of ψ, in ‖∇f1‖²: a step asks for what one along ∇f1 alone gives, for at f1* the gap does not vanish
+CAP = 1.0  # of ψ, in ‖∇f1‖²: what a step along ∇f1 alone gives; without it λ would grow without bound at f1*
 EPOCHS, MOST_STEPS = 2.5, 400  # of an anchor, where the settings give no number of steps
 
 OnStep = Callable[[int, int, StepStats, float], None]  # steps taken, steps planned so far, what the step saw, f2
@@ -54,8 +54,8 @@ class Run:
         self._throttle = Throttle()
         self._journal = journal or Journal()
         self.encode = Encoder(model, self.settings)
-        # No weight decay: it would pull the encoder away from θ0, which is where f2 is least. ∇f1 is averaged as AdamW
-        # averages ∇f2: two averages of which one lags more do not balance.
+        # No weight decay: it would pull the encoder away from θ0, which is where f2 is least. The average of ∇f1 has
+        # the decay of AdamW's average of ∇f2: averages that lag differently would not balance.
         self.optimizer = EpsilonAdamW(
             model.encoder_parameters(), lr=self.settings.lr, betas=BETAS, weight_decay=0.0, control=GradientNorm(),
             constraint_grad_ema=BETAS[0],

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from ..loop import Loop
+from ..loop import BETAS, Loop
 from ..models import I2IModel
 from ..objectives import Objectives
 from ..progress import Throttle
@@ -61,7 +61,7 @@ def train(
         values = method.grid or [method.default]
     parameters, chosen = trained.encoder_parameters(), method(trained, objectives, values[0])
     # No weight decay, as in our runs: it would pull the encoder away from the least f2.
-    loop = Loop(trained, objectives, settings, torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0))
+    loop = Loop(trained, objectives, settings, torch.optim.AdamW(parameters, lr=lr, betas=BETAS, weight_decay=0.0))
     for value in values:
         chosen.value = value
         for forget, retain in loop.minibatches(lr, steps):

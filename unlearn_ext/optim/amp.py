@@ -29,7 +29,7 @@ def unscale_held_(params: list[Tensor], grads: list[Tensor | None], scaler: Grad
     and ``scaler.update`` backs off, as for an overflow in ∇f2. Nothing waits for the device.
     """
     mine = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
-    if not mine:  # of a later micro-batch, from which no gradient came
+    if not mine:  # a later micro-batch may have no gradient at all
         return
     device = mine[0][1].device
     inverse = scaler.scale(torch.ones((), device=device)).double().reciprocal().float()
