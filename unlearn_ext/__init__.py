@@ -1,10 +1,9 @@
 """ε-constrained unlearning: minimise the damage to what is kept, subject to having forgotten enough."""
 
-__version__ = "0.1.0"
-
 from . import models, ops
-from .binary import build_info
+from ._version import __version__
 from .control import EpsilonGap, GradientNorm, StepStats
+from .ops import build_info
 from .optim import EpsilonAdamW, EpsilonProjection, EpsilonSGD
 from .pareto import ParetoFront
 from .phases import sweep
@@ -18,6 +17,7 @@ __all__ = [
     "GradientNorm",
     "ParetoFront",
     "StepStats",
+    "__version__",
     "build_info",
     "models",
     "ops",

@@ -252,7 +252,7 @@ class _Sweep:
         return validation, pictures, time.monotonic() - start
 
     def _metrics(self, dataset: str) -> dict[str, Any]:
-        from . import __version__
+        from ._version import __version__
 
         return {
             "version": __version__,

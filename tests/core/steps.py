@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from unlearn_ext import ops
-from unlearn_ext.binary import why_not
-from unlearn_ext.layout import Hyper, Report, Rule
 from unlearn_ext.ops import TwoPhase
-from unlearn_ext.reference import Operands
+from unlearn_ext.ops.extension import why_not
+from unlearn_ext.ops.layout import Hyper, Operands, Report, Rule
 
 needs_kernels = pytest.mark.skipif(bool(why_not(torch.device("cpu"))), reason=why_not(torch.device("cpu")))
 #: Values of ``fused``: both ways to take a step.

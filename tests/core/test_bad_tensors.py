@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import unlearn_ext as ux
-from unlearn_ext import binary, ops, reference
-from unlearn_ext.layout import Rule
-from unlearn_ext.reference import Operands
+from unlearn_ext import ops
+from unlearn_ext.ops import _reference, extension
+from unlearn_ext.ops.layout import Operands, Rule
 
 ones = torch.ones
 PSI = torch.tensor(5.0)
@@ -53,7 +53,7 @@ PROJECTIONS = {
 
 @pytest.mark.parametrize("name", PROJECTIONS)
 def test_projection(name):
-    if name == "misaligned" and binary.kernels is None:
+    if name == "misaligned" and extension.kernels is None:
         pytest.skip("the reference reads it")
     directions, constraint_grads, error, sentence = PROJECTIONS[name]
     with pytest.raises(error, match=sentence):
@@ -252,7 +252,7 @@ def test_the_reference_refuses_several_devices():
     none = [None]
     operands = Operands(none, [ones(3)], [ones(3, device="meta")], none, none, none, [0])
     with pytest.raises(RuntimeError, match="cpu and meta; move them to one device"):
-        reference.check(Rule.PROJECT, operands)
+        _reference.check(Rule.PROJECT, operands)
 
 
 @pytest.mark.parametrize("psi", [torch.tensor(1j), ones(4), ones((), device="meta"), None])

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from unlearn_ext import binary
+from unlearn_ext.ops import extension
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.skipif(binary.kernels is None, reason=binary.missing)
+@pytest.mark.skipif(extension.kernels is None, reason=extension.missing)
 def test_the_smallest_problem_of_each_suite(tmp_path):
     pytest.importorskip("pytest_benchmark")
     results = tmp_path / "results.json"

@@ -12,7 +12,7 @@ import torch
 from steps import needs_kernels
 
 import unlearn_ext as ux
-from unlearn_ext import binary
+from unlearn_ext.ops import extension
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = ("diffusers", "typer", "rich", "matplotlib", "mlxtend", "PIL", "jinja2", "safetensors")
@@ -82,8 +82,8 @@ SENTENCES = {
 def test_build_info_says_why_in_a_sentence_each(name, monkeypatch):
     found, sentences = SENTENCES[name]
     kernels = types.SimpleNamespace(CUDA_ARCHS=found.get("archs", "90"), cpu_isa=lambda: "baseline")
-    monkeypatch.setattr(binary, "kernels", found.get("kernels", kernels))
-    monkeypatch.setattr(binary, "missing", found.get("missing", ""))
+    monkeypatch.setattr(extension, "kernels", found.get("kernels", kernels))
+    monkeypatch.setattr(extension, "missing", found.get("missing", ""))
     monkeypatch.setattr(torch.version, "hip", found.get("hip"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: found.get("device", True))
     info = ux.build_info()

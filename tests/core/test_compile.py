@@ -7,7 +7,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import unlearn_ext as ux
 from unlearn_ext import ops
-from unlearn_ext.layout import Hyper
+from unlearn_ext.ops.layout import Hyper
 
 OPTIMIZERS = {
     "sgd": lambda p, **k: ux.EpsilonSGD(p, **k),

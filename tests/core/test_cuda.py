@@ -5,10 +5,9 @@ import torch
 from steps import cloned, operands_like, run_step, written
 
 import unlearn_ext as ux
-from unlearn_ext import binary
-from unlearn_ext.binary import why_not
-from unlearn_ext.layout import Report, Rule
-from unlearn_ext.reference import Operands
+from unlearn_ext.ops import extension
+from unlearn_ext.ops.extension import why_not
+from unlearn_ext.ops.layout import Operands, Report, Rule
 
 REASON = why_not(torch.device("cuda")) or ("" if torch.cuda.is_available() else "torch sees no CUDA device here")
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
@@ -91,12 +90,12 @@ def test_the_same_bits_from_any_number_of_blocks(rule, shapes):
     results = []
     try:
         for blocks in (1, 7, 50, 2**30, 2**30):
-            binary.kernels.cuda_limit_blocks(blocks)
+            extension.kernels.cuda_limit_blocks(blocks)
             device = on_device(operands)
             step = run_step(rule, device, 0.5, fused=True, device="cuda")
             results.append([step.sums, step.report, *written(rule, device)])
     finally:
-        binary.kernels.cuda_limit_blocks(2**30)
+        extension.kernels.cuda_limit_blocks(2**30)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

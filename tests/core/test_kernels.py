@@ -6,8 +6,9 @@ import pytest
 import torch
 from steps import cloned, needs_kernels, operands_like, run_step, written
 
-from unlearn_ext import binary, layout, ops
-from unlearn_ext.layout import Hyper, Report, Rule
+from unlearn_ext import ops
+from unlearn_ext.ops import extension, layout
+from unlearn_ext.ops.layout import Hyper, Report, Rule
 
 pytestmark = needs_kernels
 
@@ -130,16 +131,16 @@ def test_bitwise_repeatable_for_any_number_of_threads(rule):
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])
 def test_every_instruction_set_gives_the_same_bits(rule, dtype):
     operands = operands_like(rule, [torch.empty(s) for s in SIZES["odd"]], (dtype,) * 5, seed=11)
-    best, results = binary.kernels.cpu_isa(), []
-    assert binary.kernels.cpu_isas()[-1] == "baseline"
+    best, results = extension.kernels.cpu_isa(), []
+    assert extension.kernels.cpu_isas()[-1] == "baseline"
     try:
-        for isa in binary.kernels.cpu_isas():
-            binary.kernels.use_cpu_isa(isa)
+        for isa in extension.kernels.cpu_isas():
+            extension.kernels.use_cpu_isa(isa)
             mine = cloned(operands)
             step = run_step(rule, mine, 0.5, fused=True)
             results.append([step.sums, step.report, *written(rule, mine)])
     finally:
-        binary.kernels.use_cpu_isa(best)
+        extension.kernels.use_cpu_isa(best)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -172,10 +173,10 @@ def test_any_number_is_rounded_as_torch_rounds_it(dtype):
     hyper = torch.zeros(1, len(Hyper), dtype=torch.float64)
     hyper[0, Hyper.LR] = 1
     control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
-    best = binary.kernels.cpu_isa()
+    best = extension.kernels.cpu_isa()
     try:
-        for isa in binary.kernels.cpu_isas():
-            binary.kernels.use_cpu_isa(isa)
+        for isa in extension.kernels.cpu_isas():
+            extension.kernels.use_cpu_isa(isa)
             params, report = [torch.zeros_like(numbers, dtype=dtype)], torch.zeros(len(Report), dtype=torch.float64)
             ops.sgd_step_(params, [-numbers], [None], [], [], [0], hyper, control, report, fused=True)
             assert report[Report.SKIPPED] == 0
@@ -184,7 +185,7 @@ def test_any_number_is_rounded_as_torch_rounds_it(dtype):
             ops.sgd_step_(params, [-numbers], [None], [], [], [0], hyper, control, report, fused=True)
             assert torch.equal(params[0].isnan(), torch.arange(len(numbers)) % 3 == 0), isa
     finally:
-        binary.kernels.use_cpu_isa(best)
+        extension.kernels.use_cpu_isa(best)
 
 
 def test_groups_keep_their_own_sums_and_rates():
@@ -211,6 +212,6 @@ def two_group_step(operands, fused):
 
 
 def test_layout_is_the_binarys():
-    kernels = binary.kernels
+    kernels = extension.kernels
     sizes = [len(names) for names in (layout.Sum, layout.Hyper, layout.Control, layout.Report)]
     assert sizes == [kernels.SUMS, kernels.HYPER, kernels.CONTROL, kernels.REPORT]

@@ -9,7 +9,7 @@ from steps import PATHS, needs_kernels
 from torch import nn
 
 import unlearn_ext as ux
-from unlearn_ext import binary
+from unlearn_ext.ops import extension
 
 GAP = ux.EpsilonGap(epsilon=0.3)
 SGD_OPTIONS = [
@@ -404,8 +404,8 @@ class TestBadInput:
             opt.hold_constraint(torch.tensor(1.0))
 
     def test_kernels_that_are_not_there(self, monkeypatch):
-        monkeypatch.setattr(binary, "kernels", None)
-        monkeypatch.setattr(binary, "missing", "they were not built")
+        monkeypatch.setattr(extension, "kernels", None)
+        monkeypatch.setattr(extension, "missing", "they were not built")
         p = nn.Parameter(torch.ones(4))
         opt = ux.EpsilonSGD([p], control=GAP, fused=True)
         p.sum().backward()
@@ -413,8 +413,8 @@ class TestBadInput:
             opt.step()
 
     def test_a_device_without_kernels(self, monkeypatch):
-        monkeypatch.setattr(binary, "kernels", object())
-        assert binary.why_not(torch.device("mps")) == "there are no kernels for mps tensors"
+        monkeypatch.setattr(extension, "kernels", object())
+        assert extension.why_not(torch.device("mps")) == "there are no kernels for mps tensors"
 
     def test_a_value_that_is_no_tensor(self):
         opt = ux.EpsilonSGD([nn.Parameter(torch.ones(4))], control=GAP)

@@ -9,8 +9,7 @@ from scipy.optimize import LinearConstraint, minimize
 from steps import HYPER, cloned, operands_like, run_step, written
 
 from unlearn_ext import ops
-from unlearn_ext.layout import Hyper, Report, Rule
-from unlearn_ext.reference import Operands
+from unlearn_ext.ops.layout import Hyper, Operands, Report, Rule
 
 F64 = torch.float64
 SUBNORMAL = 5e-324  # the smallest
@@ -161,7 +160,7 @@ def test_a_psi_that_is_not_finite_skips_the_step(psi, fused):
 
 
 def test_the_reference_runs_where_it_is_asked_for(monkeypatch):
-    monkeypatch.setattr(ops, "kernels", None)
+    monkeypatch.setattr("unlearn_ext.ops._kernels.kernels", None)
     (g,), lam, _ = project([torch.zeros(3)], [torch.ones(3)], 6.0)
     assert lam == 2
     assert torch.equal(g, torch.full((3,), 2.0))

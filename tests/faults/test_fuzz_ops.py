@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 import unlearn_ext as ux
 from unlearn_ext import ops
-from unlearn_ext.layout import Control, Hyper, Report, Rule
 from unlearn_ext.ops import TwoPhase
-from unlearn_ext.reference import WRITES, Operands
+from unlearn_ext.ops.layout import WRITES, Control, Hyper, Operands, Report, Rule
 
 REFUSALS = (ValueError, TypeError, RuntimeError)  # torch's NotImplementedError is a RuntimeError
 USUAL = ["float32", "bfloat16", "float16", "gaps"]

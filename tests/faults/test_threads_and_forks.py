@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import unlearn_ext as ux
-from unlearn_ext import binary
+from unlearn_ext.ops import extension
 
-pytestmark = pytest.mark.skipif(binary.kernels is None, reason=binary.missing)
+pytestmark = pytest.mark.skipif(extension.kernels is None, reason=extension.missing)
 NUMEL = 300_001  # enough for several threads
 DATA = torch.randn(2, NUMEL, generator=torch.Generator().manual_seed(0))
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..layout import Rule
+from ..ops.layout import Rule
 from .base import EpsilonOptimizer, not_negative
 from .constraint import Constraint, ControlFunction
 from .distributed import Replicas

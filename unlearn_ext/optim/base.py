@@ -16,8 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ..control import StepStats
-from ..layout import Rule
-from ..reference import Operands
+from ..ops.layout import Operands, Rule
 from . import compiled, distributed
 from .amp import refuse_unscaled, unscale_
 from .constraint import Constraint, ControlFunction

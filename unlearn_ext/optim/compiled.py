@@ -12,9 +12,9 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import torch
 from torch import Tensor
 
-from ..ops import TwoPhase, check_devices
-from ..reference import Operands
-from ..registration import operator
+from ..ops.layout import Operands
+from ..ops.registration import operator
+from ..ops.two_phase import TwoPhase, check_devices
 from . import distributed
 
 if TYPE_CHECKING:

@@ -13,9 +13,8 @@ from torch.amp import GradScaler
 
 from .. import ops
 from ..control import EpsilonGap, GradientNorm, StepStats
-from ..layout import Control, Report, Rule
 from ..ops import TwoPhase
-from ..reference import Operands
+from ..ops.layout import Control, Operands, Report, Rule
 from . import distributed
 from .amp import unscale_held_
 from .distributed import Replicas

@@ -18,8 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..layout import Report
-from ..reference import Operands
+from ..ops.layout import Operands, Report
 
 #: The argument ``process_group`` of the optimizers; a string, since torch may have been built without ``ProcessGroup``.
 Replicas: TypeAlias = "dist.ProcessGroup | str | None"

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from ..control import StepStats
-from ..layout import Hyper, Rule
-from ..reference import Operands
+from ..ops.layout import Hyper, Operands, Rule
 from .base import not_negative
 from .constraint import Constraint, ControlFunction
 from .distributed import Replicas

@@ -1,6 +1,10 @@
 """Names of the numbers that the two phases pass to each other; mirrors ``csrc/rules.h`` and ``csrc/tensors.h``."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
+
+from torch import Tensor
 
 
 class Rule(IntEnum):
@@ -71,3 +75,37 @@ class Report(IntEnum):
     SKIPPED = 7
     SKIPPED_STEPS = 8
     INTEGRAL = 9
+
+
+#: Indices of the lists of :class:`Operands` that a rule writes; the step counters are the last.
+WRITES = {Rule.PROJECT: (1, 5), Rule.SGD: (0, 3, 5), Rule.ADAMW: (0, 3, 4, 5)}
+
+
+@dataclass
+class Operands:
+    """The tensors of one step, a list entry each. Rows are sorted by group.
+
+    Attributes:
+        params: θ; ``None`` for ``Rule.PROJECT``.
+        grads: g2, ``None`` reads as zero (but not for ``Rule.PROJECT``, which writes g there).
+        constraint_grads: g1, ``None`` reads as zero.
+        firsts: momentum buffer or first moment; ``None`` where the rule keeps none.
+        seconds: second moment; ``None`` where the rule keeps none.
+        steps: float32 0-d counters of the steps taken; ``None`` where the rule keeps none.
+        groups: index of the parameter group.
+    """
+
+    params: Sequence[Tensor | None]
+    grads: Sequence[Tensor | None]
+    constraint_grads: Sequence[Tensor | None]
+    firsts: Sequence[Tensor | None]
+    seconds: Sequence[Tensor | None]
+    steps: Sequence[Tensor | None]
+    groups: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.grads)
+
+    def lists(self) -> tuple[Sequence[Tensor | None], ...]:
+        """The tensors, list by list, in the order of the attributes."""
+        return self.params, self.grads, self.constraint_grads, self.firsts, self.seconds, self.steps

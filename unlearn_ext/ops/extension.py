@@ -40,7 +40,7 @@ def build_info() -> dict[str, object]:
         ``cuda_compiled`` (bool), ``cuda_archs``, ``cuda_available`` (torch sees a CUDA device) and ``why``: a list of
         sentences, one for each path that is not taken.
     """
-    from . import __version__
+    from .._version import __version__
 
     cuda = torch.cuda.is_available()
     reasons = {"CPU kernels": why_not(torch.device("cpu")), "CUDA kernels": why_not(torch.device("cuda"))}

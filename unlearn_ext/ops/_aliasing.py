@@ -13,7 +13,7 @@ def check(columns: Sequence[Sequence[Tensor | None]], written: Sequence[int]) ->
     A tensor may be read from the very place where its own row is written: ``p.grad`` may be ``p``.
 
     Args:
-        columns: the lists of ``reference.Operands``.
+        columns: the lists of ``layout.Operands``.
         written: indices of the lists that the step writes.
 
     Raises:

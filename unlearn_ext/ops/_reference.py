@@ -4,47 +4,13 @@ The formulas are those of ``csrc/rules.h``. Half-precision tensors are computed 
 sums are float64 where the device has it. Nothing here reads a tensor on the host.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from . import memory
-from .layout import Control, Hyper, Kind, Report, Rule, Sum
-
-#: Indices of the lists of :class:`Operands` that a rule writes; the step counters are the last.
-WRITES = {Rule.PROJECT: (1, 5), Rule.SGD: (0, 3, 5), Rule.ADAMW: (0, 3, 4, 5)}
-
-
-@dataclass
-class Operands:
-    """The tensors of one step, a list entry each. Rows are sorted by group.
-
-    Attributes:
-        params: θ; ``None`` for ``Rule.PROJECT``.
-        grads: g2, ``None`` reads as zero (but not for ``Rule.PROJECT``, which writes g there).
-        constraint_grads: g1, ``None`` reads as zero.
-        firsts: momentum buffer or first moment; ``None`` where the rule keeps none.
-        seconds: second moment; ``None`` where the rule keeps none.
-        steps: float32 0-d counters of the steps taken; ``None`` where the rule keeps none.
-        groups: index of the parameter group.
-    """
-
-    params: Sequence[Tensor | None]
-    grads: Sequence[Tensor | None]
-    constraint_grads: Sequence[Tensor | None]
-    firsts: Sequence[Tensor | None]
-    seconds: Sequence[Tensor | None]
-    steps: Sequence[Tensor | None]
-    groups: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.grads)
-
-    def lists(self) -> tuple[Sequence[Tensor | None], ...]:
-        """The tensors, list by list, in the order of the attributes."""
-        return self.params, self.grads, self.constraint_grads, self.firsts, self.seconds, self.steps
+from . import _aliasing
+from .layout import WRITES, Control, Hyper, Kind, Operands, Report, Rule, Sum
 
 
 @dataclass
@@ -66,7 +32,7 @@ def check(rule: Rule, operands: Operands) -> None:
     Raises:
         ValueError: a shape is not its parameter's.
         RuntimeError: a tensor is on another device, not dense or not of a floating-point dtype, or one that is written
-            is frozen or shares its memory.
+            is frozen or shares its _aliasing.
     """
     owners = operands.grads if rule is Rule.PROJECT else operands.params
     for tensors in operands.lists()[:-1]:
@@ -88,7 +54,7 @@ def check(rule: Rule, operands: Operands) -> None:
                 raise RuntimeError(
                     f"step: tensor {row} is {tensor.dtype}; only real floating-point tensors can be stepped"
                 )
-    memory.check(operands.lists(), WRITES[rule])
+    _aliasing.check(operands.lists(), WRITES[rule])
 
 
 def stats(rule: Rule, operands: Operands, hyper: Tensor, sums: Tensor) -> None:

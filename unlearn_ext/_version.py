@@ -1,0 +1,3 @@
+"""The version, which is written here alone."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,37 @@
+"""The kernels on lists of tensors: functional operators, and the two phases that the optimizers use."""
+
+from .extension import build_info
+from .functional import (
+    GIVEN_PSI,
+    UNCONSTRAINED,
+    adamw_step_,
+    control_block,
+    halfspace_project_,
+    halfspace_stats,
+    sgd_step_,
+)
+from .layout import Control, Hyper, Kind, Operands, Report, Rule, Sum
+from .two_phase import TwoPhase
+
+__all__ = [
+    "GIVEN_PSI",
+    "UNCONSTRAINED",
+    "Control",
+    "Hyper",
+    "Kind",
+    "Operands",
+    "Report",
+    "Rule",
+    "Sum",
+    "TwoPhase",
+    "adamw_step_",
+    "build_info",
+    "control_block",
+    "halfspace_project_",
+    "halfspace_stats",
+    "sgd_step_",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
