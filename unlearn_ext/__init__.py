@@ -2,9 +2,9 @@
 
 from . import models, ops
 from ._version import __version__
-from .control import EpsilonGap, GradientNorm, StepStats
 from .ops import build_info
 from .optim import EpsilonAdamW, EpsilonProjection, EpsilonSGD
+from .optim.control import EpsilonGap, GradientNorm, StepStats
 from .pareto import ParetoFront
 from .phases import sweep
 from .unlearn import unlearn  # the function: from here on it, not its module, is what the name means

@@ -19,7 +19,6 @@ import torch
 from . import parallel
 from .batches import Task, in_bytes, pixels
 from .checks import check_epsilon, check_images, check_model, check_task
-from .control import StepStats
 from .data.augment import Augment
 from .dial import Anchor, Dial, Unlearned, encoder_state
 from .encoder import Encoder
@@ -31,6 +30,7 @@ from .journal import Journal, journal
 from .lock import locked
 from .models import I2IModel, load, reconstruct
 from .objectives import Objectives
+from .optim.control import StepStats
 from .outputs import Outputs
 from .pareto import TRAINED, ParetoFront, ParetoPoint, point_name
 from .progress import Callback, Progress

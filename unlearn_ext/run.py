@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from . import divergence
-from .control import EpsilonGap, GradientNorm, StepStats
 from .encoder import Encoder
 from .history import History
 from .journal import Journal
@@ -18,6 +17,7 @@ from .loop import BETAS, Loop
 from .models import I2IModel
 from .objectives import Objectives
 from .optim import EpsilonAdamW
+from .optim.control import EpsilonGap, GradientNorm, StepStats
 from .progress import Throttle
 
 # What was measured of these, and of the schedule, is in docs/theory.md.

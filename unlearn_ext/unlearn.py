@@ -9,12 +9,12 @@ import torch
 
 from .batches import Task
 from .checks import check_epsilon, check_model
-from .control import StepStats
 from .data.augment import Augment
 from .history import History
 from .journal import Journal
 from .models import I2IModel
 from .objectives import Objectives
+from .optim.control import StepStats
 from .pareto import point_name
 from .progress import Callback, Progress
 from .run import Run, steps_per_anchor, warn_if_outside, warn_if_skipped

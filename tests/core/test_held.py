@@ -252,4 +252,4 @@ def test_a_gradient_of_the_backward_pass_is_taken_without_a_copy():
     f1.backward()
     addresses = [p.grad.data_ptr() for p in loop.params]
     loop.optimizer.hold_constraint(f1)
-    assert [grad.data_ptr() for grad in loop.optimizer._constraint.grads] == addresses
+    assert [grad.data_ptr() for grad in loop.optimizer._constraint.held.grads] == addresses

@@ -223,7 +223,7 @@ class TestUnscaledTwice:
         self.scaled(other, scaler, f2_of(other))
         scaler.unscale_(others)
         optimizer.hold_constraint(self.scaled(net, scaler, f1_of(net)), scaler)
-        assert optimizer._constraint.value is not None
+        assert optimizer._constraint.held.value is not None
 
     def test_in_the_next_step_it_is_allowed_again(self, cls):
         net, scaler = network(), torch.amp.GradScaler("cpu")

@@ -130,7 +130,7 @@ def test_held_gradient_is_taken_without_a_copy_and_accumulates():
     address = p.grad.data_ptr()
     opt.hold_constraint(torch.tensor(1.0))
     assert p.grad is None
-    assert opt._constraint.grads[0].data_ptr() == address
+    assert opt._constraint.held.grads[0].data_ptr() == address
     (p.sum() * 3).backward()
     opt.hold_constraint(torch.tensor(0.5))
     opt.step()

@@ -6,11 +6,11 @@ import torch
 
 import unlearn_ext as ux
 from unlearn_ext import divergence
-from unlearn_ext.control import GradientNorm
 from unlearn_ext.errors import UserError
 from unlearn_ext.history import History
 from unlearn_ext.loop import WARMUP, Loop
 from unlearn_ext.objectives import Objectives
+from unlearn_ext.optim.control import GradientNorm
 from unlearn_ext.run import Run, warn_if_skipped
 from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop

@@ -17,13 +17,13 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from unlearn_ext import demo
-from unlearn_ext.control import GradientNorm
 from unlearn_ext.data import ForgetRetain
 from unlearn_ext.encoder import Encoder
 from unlearn_ext.errors import UserError
 from unlearn_ext.history import History
 from unlearn_ext.models import reconstruct
 from unlearn_ext.objectives import Objectives
+from unlearn_ext.optim.control import GradientNorm
 from unlearn_ext.pareto import ParetoFront
 from unlearn_ext.phases import ANCHORS, EPSILON, LOW
 from unlearn_ext.report import write_reproduction

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..ops.layout import Rule
+from ._constraint import Constraint, ControlFunction
+from ._distributed import Replicas
+from ._smoothing import Smoothing
 from .base import EpsilonOptimizer, not_negative
-from .constraint import Constraint, ControlFunction
-from .distributed import Replicas
-from .smoothing import Smoothing
 
 
 class EpsilonAdamW(EpsilonOptimizer):

@@ -15,11 +15,11 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from ..control import StepStats
 from ..ops.layout import Operands, Rule
-from . import compiled, distributed
-from .amp import refuse_unscaled, unscale_
-from .constraint import Constraint, ControlFunction
+from . import _compiled, _distributed
+from ._amp import refuse_unscaled, unscale_
+from ._constraint import Constraint, ControlFunction
+from .control import StepStats
 
 
 def not_negative(owner: str, **options: float | Tensor) -> None:
@@ -67,11 +67,11 @@ class EpsilonOptimizer(Optimizer):
     _former_options: ClassVar[dict[str, Any]] = {"maximize": False}
 
     def __init__(self, params: Iterable, defaults: dict, constraint: Constraint) -> None:
-        constraint.under_zero = distributed.made_by_zero()
-        if constraint.under_zero and constraint.control is not None:
-            distributed.refuse_zero()
+        constraint.held.under_zero = _distributed.made_by_zero()
+        if constraint.held.under_zero and constraint.control is not None:
+            _distributed.refuse_zero()
         self._constraint = constraint
-        self._number = compiled.register(self)
+        self._number = _compiled.register(self)
         self._loading: dict | None = None
         super().__init__(params, defaults)
 
@@ -189,8 +189,8 @@ class EpsilonOptimizer(Optimizer):
                 loss = closure()
         if not torch.compiler.is_compiling():
             self._step()
-        elif compiled.can_compile(self):
-            compiled.step(self, self._number)
+        elif _compiled.can_compile(self):
+            _compiled.step(self, self._number)
         else:
             torch.compiler.disable(self._step)()
         return loss
@@ -204,7 +204,7 @@ class EpsilonOptimizer(Optimizer):
             device = operands.params[0].device
             self._constraint.run(self._rule, operands, hyper, device, self._averages(operands.params))
 
-    def write_values(self, constrained: bool, hyper: Tensor, control: Tensor) -> None:
+    def _write_values(self, constrained: bool, hyper: Tensor, control: Tensor) -> None:
         """The numbers of a step as they are now, for a compiled one."""
         self._constraint.write_values([self._hyper(group) for group in self.param_groups], constrained, hyper, control)
 
@@ -243,7 +243,7 @@ class EpsilonOptimizer(Optimizer):
         self.param_groups = state.pop("param_groups")  # torch would put it beside the property
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch's own addition: a new group would have it, the others not
-        self._number = compiled.register(self)
+        self._number = _compiled.register(self)
         for group in self.param_groups:
             for option, value in self._former_options.items():
                 group.setdefault(option, value)
@@ -284,9 +284,9 @@ class EpsilonOptimizer(Optimizer):
         ``torch.optim.Optimizer.state_dict`` reads them there.
         """
         self._adopt()
-        constraint = self._constraint
-        kept = constraint.kept if constraint.value is None else {**constraint.kept, "held": constraint.value}
-        pairs = zip(constraint.params, constraint.grads, strict=True)
+        constraint, taken = self._constraint, self._constraint.held
+        kept = constraint.kept if taken.value is None else {**constraint.kept, "held": taken.value}
+        pairs = zip(taken.params, taken.grads, strict=True)
         held = [(param, grad, self.state.get(param)) for param, grad in pairs if grad is not None]
         for group in self.param_groups:
             group[KEPT] = kept
@@ -304,7 +304,7 @@ class EpsilonOptimizer(Optimizer):
         """What ``GradScaler.step`` left to do: it sets ``grad_scale`` unless ∇f2 was unscaled before."""
         if not hasattr(self, "grad_scale"):
             return
-        if self._constraint.value is not None and not self._constraint.scaled:
+        if self._constraint.held.value is not None and not self._constraint.held.scaled:
             raise RuntimeError(
                 "step: ∇f2 was scaled by a GradScaler but ∇f1 was held without it; scale f1 as well and call "
                 "hold_constraint(f1, scaler)"
@@ -337,7 +337,7 @@ class EpsilonOptimizer(Optimizer):
 
     def _operands(self) -> Operands:
         params = self._params()
-        grads, held = [p.grad for p in params], self._constraint.held(params)
+        grads, held = [p.grad for p in params], self._constraint.held.of(params)
         sizes = [len(group["params"]) for group in self._groups]
         groups = list(chain.from_iterable(repeat(index, size) for index, size in enumerate(sizes)))
         if [grad for grad in grads if grad is None]:  # those without any take no part; any() would cost twice as much

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..control import StepStats
 from ..ops.layout import Hyper, Operands, Rule
+from ._constraint import Constraint, ControlFunction
+from ._distributed import Replicas
+from ._smoothing import Smoothing
 from .base import not_negative
-from .constraint import Constraint, ControlFunction
-from .distributed import Replicas
-from .smoothing import Smoothing
+from .control import StepStats
 
 
 class EpsilonProjection:
@@ -60,7 +60,7 @@ class EpsilonProjection:
     @torch.no_grad()
     def project_(self) -> None:
         """``p.grad`` ← g. A parameter with no ∇f2 gets λ∇f1. If any value is not finite, no gradient is written."""
-        held = self._constraint.held(self.params)
+        held = self._constraint.held.of(self.params)
         rows = [(p, g1) for p, g1 in zip(self.params, held, strict=True) if p.grad is not None or g1 is not None]
         if not rows:
             return

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from ..ops.layout import Rule
+from ._constraint import Constraint, ControlFunction
+from ._distributed import Replicas
+from ._smoothing import Smoothing
 from .base import EpsilonOptimizer, not_negative
-from .constraint import Constraint, ControlFunction
-from .distributed import Replicas
-from .smoothing import Smoothing
 
 
 class EpsilonSGD(EpsilonOptimizer):
@@ -92,13 +92,13 @@ class EpsilonSGD(EpsilonOptimizer):
         self._keeps = self._has_momentum()
         super()._step()
 
-    def write_values(self, constrained: bool, hyper: Tensor, control: Tensor) -> None:
+    def _write_values(self, constrained: bool, hyper: Tensor, control: Tensor) -> None:
         if self._keeps != self._has_momentum():
             raise RuntimeError(
                 "step: momentum was turned on or off since the last step that was not compiled, and a compiled one "
                 "cannot make or drop its buffers; take one step outside of torch.compile"
             )
-        super().write_values(constrained, hyper, control)
+        super()._write_values(constrained, hyper, control)
 
     def _state_of(self, params: list[Tensor], groups: list[int]) -> tuple[list[Tensor | None], ...]:
         none = [None] * len(params)

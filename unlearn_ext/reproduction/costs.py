@@ -10,8 +10,8 @@ import torch
 
 from .. import footprint
 from ..baselines import METHODS, train
-from ..control import GradientNorm
 from ..history import History
+from ..optim.control import GradientNorm
 from ..run import Run
 from .table import OURS, Cost
 from .trial import Problem, Trial

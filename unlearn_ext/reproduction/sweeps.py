@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..baselines import METHODS, Method, train
-from ..control import StepStats
 from ..dial import encoder_state
 from ..history import History
+from ..optim.control import StepStats
 from ..phases import ANCHORS
 from ..run import Run
 from ..settings import Settings

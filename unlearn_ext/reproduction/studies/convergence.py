@@ -8,8 +8,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ...control import EpsilonGap, GradientNorm, StepStats
 from ...history import History
+from ...optim.control import EpsilonGap, GradientNorm, StepStats
 from ...run import Run
 from .study import Answer, OnStep, Part, Study, of_run
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...control import StepStats
+from ...optim.control import StepStats
 from ...progress import Progress
 from ...run import OnStep as OnRunStep
 from ..table import Table

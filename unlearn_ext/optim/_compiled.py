@@ -6,26 +6,37 @@ compiles nothing anew.
 
 from collections.abc import Sequence
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from ..ops.layout import Operands
+from ..ops.layout import Operands, Rule
 from ..ops.registration import operator
 from ..ops.two_phase import TwoPhase, check_devices
-from . import distributed
+from . import _distributed
+from ._constraint import Constraint
 
-if TYPE_CHECKING:
-    from .base import EpsilonOptimizer
 
-_owners: WeakValueDictionary[int, "EpsilonOptimizer"] = WeakValueDictionary()
-_phases: WeakKeyDictionary["EpsilonOptimizer", TwoPhase] = WeakKeyDictionary()
+class Steppable(Protocol):
+    """What a compiled step needs of an optimizer."""
+
+    _constraint: Constraint
+    _groups: list[dict]
+    _rule: Rule
+
+    def _operands(self) -> Operands: ...
+
+    def _write_values(self, constrained: bool, hyper: Tensor, control: Tensor) -> None: ...
+
+
+_owners: WeakValueDictionary[int, "Steppable"] = WeakValueDictionary()
+_phases: WeakKeyDictionary["Steppable", TwoPhase] = WeakKeyDictionary()
 _numbers = count()
 
 
-def register(optimizer: "EpsilonOptimizer") -> int:
+def register(optimizer: "Steppable") -> int:
     """A number by which compiled code finds the optimizer again."""
     number = next(_numbers)
     _owners[number] = optimizer
@@ -62,7 +73,7 @@ def optimizer_step_(
         report: likewise; written by the step.
     """
     optimizer, n = _owners[owner], len(params)
-    optimizer.write_values(constraint is not None, hyper, control)
+    optimizer._write_values(constraint is not None, hyper, control)
     states = _spread(firsts, first_rows, n), _spread(seconds, second_rows, n), _spread(steps, step_rows, n)
     phases = _phases.get(optimizer)  # not the eager steps' own: a compiler may hand in other tensors for its numbers
     if phases is None or phases.device != report.device or len(phases.hyper) != len(hyper):
@@ -71,7 +82,7 @@ def optimizer_step_(
     phases.begin(optimizer._rule, Operands(params, grads, constraint_grads, *states, groups), constraint)
     phases.stats()
     phases.apply_()
-    optimizer._constraint.consume(grads, constraint_grads)
+    optimizer._constraint.held.consume(grads, constraint_grads)
 
 
 @torch.library.register_fake("unlearn_ext::optimizer_step_")
@@ -80,25 +91,25 @@ def _(owner, params, grads, constraint_grads, firsts, first_rows, seconds, secon
     check_devices(*params, *grads, *constraint_grads, *firsts, *seconds, *steps, *blocks)
 
 
-def step(optimizer: "EpsilonOptimizer", number: int) -> None:
+def step(optimizer: "Steppable", number: int) -> None:
     """Only where :func:`can_compile` says so."""
     constraint = optimizer._constraint
     phases = constraint.phases
     operands = optimizer._operands()
     states = (*_packed(operands.firsts), *_packed(operands.seconds), *_packed(operands.steps))
     lists = (operands.params, operands.grads, operands.constraint_grads, *states, operands.groups)
-    value = None if constraint.value is None else constraint.value.to(phases.device)
+    value = None if constraint.held.value is None else constraint.held.value.to(phases.device)
     torch.ops.unlearn_ext.optimizer_step_(number, *lists, value, phases.hyper, phases.control, phases.report)
-    constraint.release()
+    constraint.held.release()
 
 
-def can_compile(optimizer: "EpsilonOptimizer") -> bool:
+def can_compile(optimizer: "Steppable") -> bool:
     """Not the first step, of all or of a new group, which makes state; not a ψ by a Python callable, moving averages, a
     ``GradScaler``, or several processes."""
     constraint = optimizer._constraint
     begun = constraint.phases is not None and len(constraint.phases.hyper) == len(optimizer._groups)
     plain = hasattr(constraint.control, "coefficients") and not constraint.smoothing.on
-    alone = not distributed.initialised()
+    alone = not _distributed.initialised()
     return begun and plain and alone and not hasattr(optimizer, "grad_scale")
 
 

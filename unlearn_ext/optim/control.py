@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .ops.layout import Kind
+from ..ops.layout import Kind
 
 
 class StepStats(NamedTuple):
