@@ -9,9 +9,9 @@ from race import on, race
 
 import unlearn_ext as ux
 from unlearn_ext import data, demo, models, pretrain
-from unlearn_ext.batches import pairs
 from unlearn_ext.errors import UserError
-from unlearn_ext.objectives import Objectives
+from unlearn_ext.unlearning.batches import pairs
+from unlearn_ext.unlearning.objectives import Objectives
 
 IMAGES = 512  # of each set: the time of a step does not depend on them, nor on the weights
 COMPOSITE_WEIGHT = 0.2  # α of L_R + α L_F (Li et al., ICLR 2024)

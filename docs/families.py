@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from unlearn_ext import demo, models
-from unlearn_ext.batches import pixels
+from unlearn_ext.unlearning.batches import pixels
 
 COLUMNS = 8
 

@@ -5,9 +5,9 @@ from ._version import __version__
 from .ops import build_info
 from .optim import EpsilonAdamW, EpsilonProjection, EpsilonSGD
 from .optim.control import EpsilonGap, GradientNorm, StepStats
-from .pareto import ParetoFront
-from .phases import sweep
-from .unlearn import unlearn  # the function: from here on it, not its module, is what the name means
+from .unlearning.pareto import ParetoFront
+from .unlearning.phases import sweep
+from .unlearning.single import unlearn  # the function: from here on it, not its module, is what the name means
 
 __all__ = [
     "EpsilonAdamW",

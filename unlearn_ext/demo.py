@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from . import data, models
 from .pretrain import RECIPES, pretrained
-from .progress import Callback
-from .settings import Settings
 from .tasks import CenterCrop, Task
+from .unlearning.progress import Callback
+from .unlearning.settings import Settings
 
 DATASET = "mnist"
 FORGET_CLASSES = (0, 1)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from . import draws
+from ._utils import draws
 from .errors import UserError
 
 

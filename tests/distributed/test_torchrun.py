@@ -13,9 +13,9 @@ import torch
 from processes import PATIENCE
 
 import unlearn_ext as ux
-from unlearn_ext import parallel
+from unlearn_ext._utils import distributed
 from unlearn_ext.errors import UserError
-from unlearn_ext.pareto import ParetoFront
+from unlearn_ext.unlearning.pareto import ParetoFront
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,10 +179,10 @@ def test_no_thread_of_the_group_outlives_it(tmp_path):
 
 def share_of(images):
     parameter = torch.ones(2, requires_grad=True)
-    index, weight = parallel.share(torch.arange(images))
+    index, weight = distributed.share(torch.arange(images))
     loss = (parameter * torch.arange(9.0)[index, None]).mean() * weight
     loss.backward()
-    return parallel.average(loss.detach(), [parameter]).item(), parameter.grad.tolist()
+    return distributed.average(loss.detach(), [parameter]).item(), parameter.grad.tolist()
 
 
 def test_uneven_shares_weigh_by_their_images(processes):
@@ -203,20 +203,20 @@ def failing():
     def fail():
         raise ValueError("no")
 
-    with pytest.raises(ValueError if parallel.is_first() else UserError, match="no"):
-        parallel.from_first(fail)
-    return parallel.from_first(lambda: 3)
+    with pytest.raises(ValueError if distributed.is_first() else UserError, match="no"):
+        distributed.from_first(fail)
+    return distributed.from_first(lambda: 3)
 
 
 def test_what_the_first_process_raises_ends_all(processes):
     assert processes.run(2, failing) == [3, 3]
-    assert parallel.from_first(lambda: 3) == 3
+    assert distributed.from_first(lambda: 3) == 3
 
 
 def added_up():
-    return parallel.total(float(torch.distributed.get_rank() + 1)), parallel.part(torch.arange(1)).tolist()
+    return distributed.total(float(torch.distributed.get_rank() + 1)), distributed.part(torch.arange(1)).tolist()
 
 
 def test_sums_are_over_all_processes_and_parts_may_be_empty(processes):
     assert processes.run(2, added_up) == [(3.0, [0]), (3.0, [])]
-    assert parallel.total(2.0) == 2.0
+    assert distributed.total(2.0) == 2.0

@@ -22,10 +22,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "image"))
 import tiny
 
-from unlearn_ext import journal
-from unlearn_ext.phases import sweep
-from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
+from unlearn_ext.unlearning import journal
+from unlearn_ext.unlearning.phases import sweep
+from unlearn_ext.unlearning.settings import Settings
 
 CHANGING = ("seconds", "peak_memory_mb")  # what no two runs have alike
 

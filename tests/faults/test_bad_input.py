@@ -22,8 +22,8 @@ import tiny
 
 import unlearn_ext as ux
 from unlearn_ext.errors import UserError
-from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
+from unlearn_ext.unlearning.settings import Settings
 
 pytest.importorskip("diffusers")
 pytest.importorskip("typer")

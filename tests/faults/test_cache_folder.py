@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "image"))
 import tiny
 from typer.testing import CliRunner
 
-from unlearn_ext.cache import cache_folder, writable_cache_folder
+from unlearn_ext._utils.cache import cache_folder, writable_cache_folder
 from unlearn_ext.cli.app import app
 from unlearn_ext.data.storage import empty
 from unlearn_ext.errors import UserError
@@ -145,6 +145,6 @@ def test_a_full_disk_is_found_before_training(homeless: Path, monkeypatch: pytes
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setenv("UNLEARN_EXT_CACHE", str(homeless / "cache"))
-    monkeypatch.setattr("unlearn_ext.cache.tempfile.TemporaryFile", full)
+    monkeypatch.setattr("unlearn_ext._utils.cache.tempfile.TemporaryFile", full)
     code, said = call("pretrain")
     assert (code, "cannot be written to: No space left on device; set UNLEARN_EXT_CACHE" in said) == (1, True)

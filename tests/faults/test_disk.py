@@ -13,12 +13,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "image"))
 import tiny
 
-from unlearn_ext import journal, writing
+from unlearn_ext._utils import atomic_io
+from unlearn_ext._utils.atomic_io import save_folder, write_atomically
 from unlearn_ext.errors import UserError
-from unlearn_ext.phases import sweep
-from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
-from unlearn_ext.writing import save_folder, write_atomically
+from unlearn_ext.unlearning import journal
+from unlearn_ext.unlearning.phases import sweep
+from unlearn_ext.unlearning.settings import Settings
 
 WHY = {
     errno.ENOSPC: "No space left on device; free some space",
@@ -82,18 +83,18 @@ def test_a_kill_while_a_folder_is_replaced_leaves_one_of_the_two(tmp_path, monke
     save_folder(folder, lambda place: _two_files(place, "before"), replace=True)
     child = os.fork()
     if not child:
-        monkeypatch.setattr(writing, killed_in, lambda *_: os._exit(9))
+        monkeypatch.setattr(atomic_io, killed_in, lambda *_: os._exit(9))
         save_folder(folder, lambda place: _two_files(place, "after"), replace=True)
     assert os.waitpid(child, 0)[1] == 9 << 8
     assert folder.exists() == (left == "after")
     assert len(list(tmp_path.iterdir())) == 2
-    writing.tidy(tmp_path)
+    atomic_io.tidy(tmp_path)
     assert _texts(folder) == {left}
     assert list(tmp_path.iterdir()) == [folder]
 
 
 def _texts(folder):
-    return {path.read_text() for path in folder.iterdir() if path.name != writing.RECORD}
+    return {path.read_text() for path in folder.iterdir() if path.name != atomic_io.RECORD}
 
 
 def _two_files(place, text):

@@ -25,14 +25,14 @@ from typer.testing import CliRunner
 
 import unlearn_ext as ux
 from unlearn_ext import reproduction
-from unlearn_ext.cache import writable_cache_folder
-from unlearn_ext.cli import typed
+from unlearn_ext._utils.atomic_io import write_table, write_text
+from unlearn_ext._utils.cache import writable_cache_folder
+from unlearn_ext.cli import sources_file
 from unlearn_ext.cli.app import app
 from unlearn_ext.cli.options import Sources
 from unlearn_ext.errors import UserError
-from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
-from unlearn_ext.writing import write_table, write_text
+from unlearn_ext.unlearning.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,8 +69,8 @@ def made(folder: Path) -> Path:
 def test_what_was_typed_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     made(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    typed.keep(Sources(data_dir=Path(name), forget_classes=f"{name},dog", split=name), tmp_path)
-    kept = typed.kept(tmp_path)
+    sources_file.keep(Sources(data_dir=Path(name), forget_classes=f"{name},dog", split=name), tmp_path)
+    kept = sources_file.kept(tmp_path)
     assert Path(kept.data_dir).samefile(tmp_path / name)
     assert (kept.forget_classes, kept.split) == (f"{name},dog", name)
 

@@ -11,9 +11,9 @@ import unlearn_ext as ux
 from unlearn_ext import models
 from unlearn_ext.errors import UserError
 from unlearn_ext.models.autoencoder import Autoencoder, AutoencoderKL
-from unlearn_ext.objectives import Objectives
-from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
+from unlearn_ext.unlearning.objectives import Objectives
+from unlearn_ext.unlearning.settings import Settings
 
 QUICK = {"task": CenterCrop(0.5), "epsilon": 0.1, "settings": Settings(steps=3, batch_size=16)}
 

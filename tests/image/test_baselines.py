@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from unlearn_ext.baselines import METHODS, augmented_lagrangian, dual_ascent, nu_pi, pcd, train
 from unlearn_ext.baselines.mgda import MGDA
 from unlearn_ext.baselines.pcgrad import PCGrad
-from unlearn_ext.batches import pairs as minibatch_pairs
 from unlearn_ext.errors import UserError
-from unlearn_ext.loop import WARMUP
-from unlearn_ext.objectives import Objectives
-from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
+from unlearn_ext.unlearning.batches import pairs as minibatch_pairs
+from unlearn_ext.unlearning.objectives import Objectives
+from unlearn_ext.unlearning.settings import Settings
+from unlearn_ext.unlearning.training_loop import WARMUP
 
 TASK = CenterCrop(0.5)
 QUICK = Settings(steps=3, batch_size=16)

@@ -9,12 +9,13 @@ import tiny
 import torch
 
 import unlearn_ext as ux
-from unlearn_ext import demo, draws
-from unlearn_ext.batches import Shuffled, Side, ahead, pairs, pixels
+from unlearn_ext import demo
+from unlearn_ext._utils import draws
 from unlearn_ext.data import augment, storage
 from unlearn_ext.errors import UserError
-from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
+from unlearn_ext.unlearning.batches import Shuffled, Side, ahead, pairs, pixels
+from unlearn_ext.unlearning.settings import Settings
 
 TASK = CenterCrop(0.5)
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from unlearn_ext.dial import Anchor, Dial, Mixture, encoder_state, root
-from unlearn_ext.objectives import Objectives
-from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
+from unlearn_ext.unlearning.dial import Anchor, Dial, Mixture, encoder_state, root
+from unlearn_ext.unlearning.objectives import Objectives
+from unlearn_ext.unlearning.settings import Settings
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ import tiny
 import torch
 
 import unlearn_ext as ux
-from unlearn_ext import draws, models
+from unlearn_ext import models
+from unlearn_ext._utils import draws
 from unlearn_ext.errors import UserError
-from unlearn_ext.history import History
-from unlearn_ext.objectives import Objectives
-from unlearn_ext.run import Run
-from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop, Reconstruct
+from unlearn_ext.unlearning.history import History
+from unlearn_ext.unlearning.objectives import Objectives
+from unlearn_ext.unlearning.settings import Settings
+from unlearn_ext.unlearning.trainer import Run
 
 diffusers = pytest.importorskip("diffusers")
 from unlearn_ext.models.diffusion import SAMPLING_STEPS, Diffusion  # noqa: E402

@@ -10,8 +10,8 @@ import torch
 import unlearn_ext as ux
 from unlearn_ext import demo, models
 from unlearn_ext.baselines import METHODS, train
-from unlearn_ext.objectives import Objectives
-from unlearn_ext.settings import Settings
+from unlearn_ext.unlearning.objectives import Objectives
+from unlearn_ext.unlearning.settings import Settings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
 

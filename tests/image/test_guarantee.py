@@ -9,8 +9,8 @@ from torch import Tensor
 
 import unlearn_ext as ux
 from unlearn_ext import data, demo, pretrain
-from unlearn_ext.batches import Batch, pairs
-from unlearn_ext.objectives import Objectives
+from unlearn_ext.unlearning.batches import Batch, pairs
+from unlearn_ext.unlearning.objectives import Objectives
 
 STEPS, BATCH = 300, 4
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

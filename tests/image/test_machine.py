@@ -8,13 +8,13 @@ import tiny
 import torch
 
 import unlearn_ext as ux
-from unlearn_ext.encoder import Encoder
 from unlearn_ext.errors import UserError
 from unlearn_ext.models import FAMILIES
 from unlearn_ext.models.autoencoder import Autoencoder
-from unlearn_ext.objectives import Objectives
-from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
+from unlearn_ext.unlearning.encoder import Encoder
+from unlearn_ext.unlearning.objectives import Objectives
+from unlearn_ext.unlearning.settings import Settings
 
 TASK = CenterCrop(0.5)
 

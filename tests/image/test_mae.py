@@ -8,9 +8,9 @@ import torch
 import unlearn_ext as ux
 from unlearn_ext import models
 from unlearn_ext.errors import UserError
-from unlearn_ext.objectives import Objectives
-from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop, Outpaint, RandomMask, Reconstruct
+from unlearn_ext.unlearning.objectives import Objectives
+from unlearn_ext.unlearning.settings import Settings
 
 transformers = pytest.importorskip("transformers")
 from unlearn_ext.models.mae import MAE  # noqa: E402

@@ -14,7 +14,6 @@ pytest.importorskip("torchmetrics")
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 import unlearn_ext as ux
-from unlearn_ext.batches import pixels
 from unlearn_ext.data import ForgetRetain, labelled
 from unlearn_ext.errors import UserError
 from unlearn_ext.metrics import Judge, evaluate, load_extractor
@@ -22,8 +21,9 @@ from unlearn_ext.metrics.extractors import classifier, inception
 from unlearn_ext.metrics.features import compare
 from unlearn_ext.metrics.hole import hole_values
 from unlearn_ext.models import reconstruct
-from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop, RandomMask, Reconstruct
+from unlearn_ext.unlearning.batches import pixels
+from unlearn_ext.unlearning.settings import Settings
 
 transformers = pytest.importorskip("transformers")
 TASK = CenterCrop(0.5)

@@ -9,8 +9,8 @@ import torch
 import unlearn_ext as ux
 from unlearn_ext import models
 from unlearn_ext.errors import UserError, require
-from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
+from unlearn_ext.unlearning.settings import Settings
 
 CONVOLUTIONAL = ("vqgan", "autoencoder", "diffusion")
 

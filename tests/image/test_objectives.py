@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from unlearn_ext import draws
+from unlearn_ext._utils import draws
 from unlearn_ext.data import augment
-from unlearn_ext.objectives import Objectives
 from unlearn_ext.tasks import CenterCrop
+from unlearn_ext.unlearning.objectives import Objectives
 
 TASK = CenterCrop(0.5)
 

@@ -9,16 +9,17 @@ import pytest
 import tiny
 import torch
 
-from unlearn_ext import journal as journals
-from unlearn_ext import phases, writing
+from unlearn_ext._utils import atomic_io
 from unlearn_ext.errors import UserError
-from unlearn_ext.identity import identity
-from unlearn_ext.journal import Journal, check
 from unlearn_ext.models.diffusion import Diffusion
 from unlearn_ext.models.mae import MAE
-from unlearn_ext.phases import OUTPUTS, sweep
-from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop, Outpaint, RandomMask
+from unlearn_ext.unlearning import journal as journals
+from unlearn_ext.unlearning import phases
+from unlearn_ext.unlearning.identity import identity
+from unlearn_ext.unlearning.journal import Journal, check
+from unlearn_ext.unlearning.phases import OUTPUTS, sweep
+from unlearn_ext.unlearning.settings import Settings
 
 QUICK = Settings(steps=3, batch_size=8)
 OTHER = Settings(steps=3, batch_size=8, seed=1)
@@ -140,7 +141,7 @@ def test_a_link_in_the_place_of_a_model_is_somebodys_own(finished, images, tmp_p
 @pytest.mark.parametrize("listed", ["../notes.txt", "/etc/hostname", 3, {"a": 1}])
 def test_a_list_of_files_that_leads_elsewhere_is_not_believed(finished, images, listed):
     (finished / "notes.txt").write_text("mine")
-    (finished / "boundary-low" / writing.RECORD).write_text(json.dumps([listed]))
+    (finished / "boundary-low" / atomic_io.RECORD).write_text(json.dumps([listed]))
     with pytest.raises(UserError, match="holds boundary-low"):
         swept(finished, images, force=True)
     assert (finished / "notes.txt").read_text() == "mine"
@@ -181,7 +182,7 @@ class Ended(BaseException):
 @pytest.mark.parametrize("moment", ["before anything is removed", "front.csv", "boundary-low", "the end"])
 def test_a_kill_while_an_earlier_run_is_removed(finished, images, monkeypatch, moment):
     """The folder then belongs to the new run, which removes the rest when it goes on."""
-    remove = writing.remove
+    remove = atomic_io.remove
 
     def killed(files, root):
         files = list(files)

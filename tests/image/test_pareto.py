@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unlearn_ext.errors import UserError
-from unlearn_ext.pareto import ParetoFront, ParetoPoint, dominates, hypervolume, nondominated
+from unlearn_ext.unlearning.pareto import ParetoFront, ParetoPoint, dominates, hypervolume, nondominated
 
 hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from unlearn_ext import phases
-from unlearn_ext.dial import Mixture
 from unlearn_ext.errors import UserError
 from unlearn_ext.models import load
-from unlearn_ext.objectives import Objectives
-from unlearn_ext.pareto import ParetoFront
-from unlearn_ext.phases import ANCHORS, F2_TOLERANCE, add_points, sweep
-from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
+from unlearn_ext.unlearning import phases
+from unlearn_ext.unlearning.dial import Mixture
+from unlearn_ext.unlearning.objectives import Objectives
+from unlearn_ext.unlearning.pareto import ParetoFront
+from unlearn_ext.unlearning.phases import ANCHORS, F2_TOLERANCE, add_points, sweep
+from unlearn_ext.unlearning.settings import Settings
 
 TASK = CenterCrop(0.5)
 QUICK = Settings(steps=30, batch_size=16)
@@ -255,7 +255,7 @@ def test_own_epsilons_warn_outside(tmp_path, model, images):
 
 def test_the_package_gives_the_function_whatever_was_imported_before():
     pytest.importorskip("diffusers")
-    code = "import unlearn_ext.phases, unlearn_ext as ux; assert callable(ux.sweep) and callable(ux.unlearn)"
+    code = "import unlearn_ext.unlearning.phases, unlearn_ext as ux; assert callable(ux.sweep) and callable(ux.unlearn)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

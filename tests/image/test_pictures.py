@@ -18,21 +18,21 @@ pytest.importorskip("sklearn")
 pytest.importorskip("torchmetrics")
 pytest.importorskip("efficientnet_lite_pytorch")
 
-from unlearn_ext.batches import pixels
 from unlearn_ext.data import ForgetRetain
 from unlearn_ext.demo import TASK
 from unlearn_ext.errors import UserError
 from unlearn_ext.metrics import load_extractor
 from unlearn_ext.metrics.evaluate import FLOOR
 from unlearn_ext.metrics.features import compare, extract
-from unlearn_ext.pareto import TRAINED
 from unlearn_ext.report import write_reproduction
 from unlearn_ext.report.quality import quality_lines
 from unlearn_ext.reproduction import Plan, judge
 from unlearn_ext.reproduction import quality as quality_module
-from unlearn_ext.reproduction.chosen import MIDDLE, chosen
 from unlearn_ext.reproduction.pictures import IMAGES, KINDS, Pictures
+from unlearn_ext.reproduction.representatives import MIDDLE, chosen
 from unlearn_ext.reproduction.table import OURS, UNMODIFIED, Cost, Row, Table
+from unlearn_ext.unlearning.batches import pixels
+from unlearn_ext.unlearning.pareto import TRAINED
 
 PHOTOGRAPHS, CLASSES = "efficientnet-lite0", "pixels"
 

@@ -22,14 +22,11 @@ pytest.importorskip("sklearn")
 pytest.importorskip("torchmetrics")
 pytest.importorskip("efficientnet_lite_pytorch")
 
-from unlearn_ext import demo, journal
+from unlearn_ext import demo
 from unlearn_ext.baselines import METHODS, train
-from unlearn_ext.batches import in_bytes
 from unlearn_ext.data import ForgetRetain
 from unlearn_ext.errors import UserError
 from unlearn_ext.models import reconstruct
-from unlearn_ext.pareto import TRAINED, ParetoFront, hypervolume
-from unlearn_ext.phases import ANCHORS
 from unlearn_ext.report import write_reproduction
 from unlearn_ext.reproduction import FAMILIES, FULL, QUICK, Plan, reproduce, search, standings, trial, verdicts, workers
 from unlearn_ext.reproduction import costs as costs_module
@@ -41,7 +38,11 @@ from unlearn_ext.reproduction.studies import Convergence, Infill, Probe, Readers
 from unlearn_ext.reproduction.sweeps import Tuning, legs
 from unlearn_ext.reproduction.table import OURS, RETRAINED, UNMODIFIED, Cost, Row, Table
 from unlearn_ext.reproduction.workers import Workers
-from unlearn_ext.settings import Settings
+from unlearn_ext.unlearning import journal
+from unlearn_ext.unlearning.batches import in_bytes
+from unlearn_ext.unlearning.pareto import TRAINED, ParetoFront, hypervolume
+from unlearn_ext.unlearning.phases import ANCHORS
+from unlearn_ext.unlearning.settings import Settings
 
 PAIRS = 20
 PLAN = Plan(seeds=1, points=1, efforts=dict.fromkeys(FAMILIES, Effort(8, PAIRS, 1.0)))

@@ -13,15 +13,15 @@ import pytest
 import tiny
 import torch
 
-from unlearn_ext import journal as journals
+from unlearn_ext._utils.atomic_io import save_file
+from unlearn_ext._utils.file_lock import locked
 from unlearn_ext.errors import UserError
-from unlearn_ext.journal import Journal, pack, unpacked
-from unlearn_ext.lock import locked
-from unlearn_ext.pareto import ParetoFront
-from unlearn_ext.phases import sweep
-from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop, RandomMask
-from unlearn_ext.writing import save_file
+from unlearn_ext.unlearning import journal as journals
+from unlearn_ext.unlearning.journal import Journal, pack, unpacked
+from unlearn_ext.unlearning.pareto import ParetoFront
+from unlearn_ext.unlearning.phases import sweep
+from unlearn_ext.unlearning.settings import Settings
 
 JOURNAL = ".front.csv.journal"
 
@@ -175,7 +175,7 @@ def test_a_journal_that_is_none(unfinished, model, images):
 
 HOLDS = """
 import sys, pathlib
-from unlearn_ext.lock import locked
+from unlearn_ext._utils.file_lock import locked
 with locked(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -5,16 +5,16 @@ import pytest
 import torch
 
 import unlearn_ext as ux
-from unlearn_ext import divergence
 from unlearn_ext.errors import UserError
-from unlearn_ext.history import History
-from unlearn_ext.loop import WARMUP, Loop
-from unlearn_ext.objectives import Objectives
 from unlearn_ext.optim.control import GradientNorm
-from unlearn_ext.run import Run, warn_if_skipped
-from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
-from unlearn_ext.unlearn import LENGTH
+from unlearn_ext.unlearning import divergence
+from unlearn_ext.unlearning.history import History
+from unlearn_ext.unlearning.objectives import Objectives
+from unlearn_ext.unlearning.settings import Settings
+from unlearn_ext.unlearning.single import LENGTH
+from unlearn_ext.unlearning.trainer import Run, warn_if_skipped
+from unlearn_ext.unlearning.training_loop import WARMUP, Loop
 
 TASK = CenterCrop(0.5)
 QUICK = Settings(steps=40, batch_size=16)

@@ -18,14 +18,9 @@ pytest.importorskip("matplotlib")
 
 from unlearn_ext import demo
 from unlearn_ext.data import ForgetRetain
-from unlearn_ext.encoder import Encoder
 from unlearn_ext.errors import UserError
-from unlearn_ext.history import History
 from unlearn_ext.models import reconstruct
-from unlearn_ext.objectives import Objectives
 from unlearn_ext.optim.control import GradientNorm
-from unlearn_ext.pareto import ParetoFront
-from unlearn_ext.phases import ANCHORS, EPSILON, LOW
 from unlearn_ext.report import write_reproduction
 from unlearn_ext.report.gallery import infill_rows
 from unlearn_ext.reproduction import FULL, QUICK, Plan, reproduce, search
@@ -41,9 +36,14 @@ from unlearn_ext.reproduction.studies.resurfacing import FEW_FORGET, RETAIN, rel
 from unlearn_ext.reproduction.table import OURS, RETRAINED, UNMODIFIED, Row, Table
 from unlearn_ext.reproduction.trial import Problem, Trial
 from unlearn_ext.reproduction.workers import Workers
-from unlearn_ext.run import Run
-from unlearn_ext.settings import Settings
 from unlearn_ext.tasks import CenterCrop
+from unlearn_ext.unlearning.encoder import Encoder
+from unlearn_ext.unlearning.history import History
+from unlearn_ext.unlearning.objectives import Objectives
+from unlearn_ext.unlearning.pareto import ParetoFront
+from unlearn_ext.unlearning.phases import ANCHORS, EPSILON, LOW
+from unlearn_ext.unlearning.settings import Settings
+from unlearn_ext.unlearning.trainer import Run
 
 DELTAS, STEPS, FRACTIONS, SHARES = (0.5, 2.0, 3.0), (0, 1, 3), (0.25, 0.75), (0.9, 0.8)
 STUDIES = (

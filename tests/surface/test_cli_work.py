@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from unlearn_ext import data, demo, journal, models, objectives, pretrain
+from unlearn_ext import data, demo, models, pretrain
 from unlearn_ext.models import diffusion
-from unlearn_ext.settings import Settings
+from unlearn_ext.unlearning import journal, objectives
+from unlearn_ext.unlearning.settings import Settings
 
 from .test_cli import call
 

@@ -15,7 +15,7 @@ pytest.importorskip("jinja2")
 
 from unlearn_ext.errors import UserError
 from unlearn_ext.report import write_report
-from unlearn_ext.run_folder import read_run
+from unlearn_ext.unlearning.run_folder import read_run
 
 
 @pytest.fixture(scope="module")

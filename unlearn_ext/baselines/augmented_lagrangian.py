@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..models import I2IModel
-from ..objectives import Objectives
+from ..unlearning.objectives import Objectives
 from .method import Gradient, Method, Weights
 
 PENALTY = 0.1  # c

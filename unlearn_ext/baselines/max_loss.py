@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..batches import Batch
-from ..objectives import Encode
+from ..unlearning.batches import Batch
+from ..unlearning.objectives import Encode
 from .reconstruction import Reconstruction
 
 

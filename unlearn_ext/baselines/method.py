@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import torch
 
-from ..batches import Batch
 from ..errors import UserError
 from ..models import I2IModel
-from ..objectives import Encode, Objectives
+from ..unlearning.batches import Batch
+from ..unlearning.objectives import Encode, Objectives
 
 Gradient = list[torch.Tensor]
 Weights = tuple[float | torch.Tensor, float | torch.Tensor]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..batches import Batch
 from ..models import I2IModel
-from ..objectives import Encode, Objectives
+from ..unlearning.batches import Batch
+from ..unlearning.objectives import Encode, Objectives
 from .reconstruction import Reconstruction
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..models import I2IModel
-from ..objectives import Objectives
 from ..ops import halfspace_stats
+from ..unlearning.objectives import Objectives
 from .method import Gradient, Method, Weights
 
 DECAY = 0.999  # of the averages of ‖g‖², as in TorchJD

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..batches import Batch
 from ..errors import UserError
 from ..models import I2IModel
-from ..objectives import Encode, Objectives
+from ..unlearning.batches import Batch
+from ..unlearning.objectives import Encode, Objectives
 from .method import Method
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ..encoder import Encoder
 from ..models import I2IModel
-from ..objectives import Objectives
+from ..unlearning.encoder import Encoder
+from ..unlearning.objectives import Objectives
 from .method import Gradient, Method, taken
 
 SHARE = 0.5  # of the weights, its authors' median

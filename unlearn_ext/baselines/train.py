@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from ..loop import BETAS, Loop
 from ..models import I2IModel
-from ..objectives import Objectives
-from ..progress import Throttle
-from ..run import steps_per_anchor
+from ..unlearning.objectives import Objectives
+from ..unlearning.progress import Throttle
+from ..unlearning.trainer import steps_per_anchor
+from ..unlearning.training_loop import BETAS, Loop
 from .method import Method, taken
 
 OnStep = Callable[[int, float, float], None]  # steps taken, loss on the forget set, loss on the retain set
@@ -31,7 +31,8 @@ def train(
 
     A sweep has one copy of the model, one optimizer and one ``method``. Parameters, AdamW's moments, the order of the
     minibatches and the method's own state (multipliers, averages, masks) carry over from value to value. The learning
-    rate goes as in our sweep, see :class:`unlearn_ext.loop.Loop`. A cold run is a sweep with one value.
+    rate goes as in our sweep, see :class:`unlearn_ext.unlearning.training_loop.Loop`. A cold run is a sweep with one
+    value.
 
     Args:
         method: one of :data:`unlearn_ext.baselines.METHODS`.

@@ -10,9 +10,9 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from .._utils.distributed import FirstFailed, first_alone
 from ..errors import UserError
-from ..parallel import FirstFailed, first_alone
-from . import work
+from . import commands
 from .inputs import Problem, built_in, describe, keep_apart, prepare
 from .options import Device, Family, Machine, Seed, Small, Sources, Training, unfolded
 from .place import Place
@@ -100,8 +100,8 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
     - `unlearn-ext demo --family diffusion --out runs/diffusion`
     """
     from .. import demo as chosen
-    from ..identity import known
     from ..models import check_family
+    from ..unlearning.identity import known
 
     check_family(family)
     choice = chosen.CHOICES[family]
@@ -113,9 +113,9 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
                 model, images = chosen.prepare(family, watch)
             description = describe(images.name, chosen.FORGET_CLASSES)
             problem = Problem(model, images, chosen.TASK, description, choice.settings)
-            work.sweep_to(place, problem, choice.points, watch)
+            commands.sweep_to(place, problem, choice.points, watch)
         classes = ",".join(map(str, chosen.FORGET_CLASSES))
-        work.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family))
+        commands.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family))
 
 
 @app.command()
@@ -168,8 +168,8 @@ def sweep(
         with Watch() as watch:
             with first_alone():
                 problem = prepare(sources, training, machine, watch, place)
-            work.sweep_to(place, problem, points, watch)
-        work.show_run(out_, sources)
+            commands.sweep_to(place, problem, points, watch)
+        commands.show_run(out_, sources)
 
 
 @app.command()
@@ -199,7 +199,7 @@ def run(
         with Watch() as watch:
             with first_alone():
                 problem = prepare(sources, training, machine, watch, place)
-            tables = work.unlearn_to(place, problem, epsilon, watch)
+            tables = commands.unlearn_to(place, problem, epsilon, watch)
         for table in tables:
             out.print(table)
         out.print(f"Model: {escape(str(place.result))}", soft_wrap=True)
@@ -218,7 +218,7 @@ def dial(
 
     Example: `unlearn-ext dial runs/demo --epsilon 0.35`
     """
-    work.dial_to(run, epsilon)
+    commands.dial_to(run, epsilon)
 
 
 @app.command()
@@ -251,7 +251,7 @@ def evaluate(
 
     Example: `unlearn-ext evaluate runs/demo --extractor mnist-cnn`
     """
-    work.evaluate_run(run, extractor, images)
+    commands.evaluate_run(run, extractor, images)
 
 
 @app.command()
@@ -281,7 +281,7 @@ def reproduce(
 
     - `unlearn-ext reproduce --family all --seeds 5`
     """
-    work.reproduce_to(out_, family, seeds, quick, jobs, device)
+    commands.reproduce_to(out_, family, seeds, quick, jobs, device)
 
 
 @app.command()

@@ -17,12 +17,12 @@ from .terminal import out
 if TYPE_CHECKING:
     import torch
 
-    from ..batches import Task
     from ..data import ForgetRetain
     from ..data.augment import Augment
     from ..models import I2IModel
-    from ..progress import Callback
-    from ..settings import Settings
+    from ..unlearning.batches import Task
+    from ..unlearning.progress import Callback
+    from ..unlearning.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ def prepare(
         typer.BadParameter: options that exclude or need each other.
     """
     from .. import models, tasks
-    from ..checks import check_model
     from ..data import augment
-    from ..identity import known, seen
     from ..pretrain import pretrained
+    from ..unlearning.identity import known, seen
+    from ..unlearning.validation import check_model
 
     _check(sources)
     models.check_family(sources.family)
@@ -163,7 +163,7 @@ def _labels(text: str) -> list[int]:
 
 def _settings(training: Training, machine: Machine) -> Settings:
     """The usual settings, but for what was typed."""
-    from ..settings import Settings
+    from ..unlearning.settings import Settings
 
     typed = {"steps": training.steps, "lr": training.lr, "batch_size": training.batch_size, "memory": machine.memory}
     typed = {name: value for name, value in typed.items() if value is not None}

@@ -12,7 +12,7 @@ import typer
 
 from ..data.augment import KNOWN as AUGMENTATIONS
 from ..models import FAMILIES
-from ..settings import PRECISIONS
+from ..unlearning.settings import PRECISIONS
 
 
 def _option(panel: str, help: str, *names: str, **more: Any) -> Any:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..parallel import is_first
+from .._utils.distributed import is_first
 
 if TYPE_CHECKING:
-    from ..outputs import Outputs
+    from ..unlearning.outputs import Outputs
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Place:
     @classmethod
     def of_sweep(cls, folder: Path, points: int, resume: bool, force: bool) -> Place:
         """Return the place of a sweep."""
-        from ..phases import OUTPUTS, wanted
+        from ..unlearning.phases import OUTPUTS, wanted
 
         return cls(folder, OUTPUTS, wanted(points, None), resume, force)
 
@@ -45,9 +45,9 @@ class Place:
         Raises:
             UserError: ε is no finite number.
         """
-        from ..checks import check_epsilon
-        from ..outputs import one_model
-        from ..pareto import point_name
+        from ..unlearning.outputs import one_model
+        from ..unlearning.pareto import point_name
+        from ..unlearning.validation import check_epsilon
 
         check_epsilon(epsilon)
         return cls(folder, one_model("run", point_name(epsilon)), {"epsilon": epsilon}, resume, force)
@@ -64,9 +64,9 @@ class Place:
             known: the part of the run's identity that is known besides ``asked``.
 
         Raises:
-            UserError: see :func:`unlearn_ext.journal.check`.
+            UserError: see :func:`unlearn_ext.unlearning.journal.check`.
         """
-        from ..journal import check
+        from ..unlearning.journal import check
 
         if is_first():
             check(self.folder, self.outputs, {**known, **self.asked}, resume=self.resume, force=self.force)

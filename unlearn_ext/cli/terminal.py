@@ -17,13 +17,13 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from .. import parallel
+from .._utils import distributed
 
 if TYPE_CHECKING:
-    from ..progress import Progress
     from ..reproduction.compare import Standing
     from ..reproduction.table import Cost
-    from ..run_folder import RunFolder
+    from ..unlearning.progress import Progress
+    from ..unlearning.run_folder import RunFolder
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -105,8 +105,8 @@ def _numbers(now: Progress) -> str:
 @contextmanager
 def together() -> Iterator[None]:
     """Joins the processes that torchrun started with this one; of several, only the first says more than errors."""
-    with parallel.joined():
-        if not parallel.is_first():
+    with distributed.joined():
+        if not distributed.is_first():
             out.quiet = True
             warnings.simplefilter("ignore", UserWarning)
         yield

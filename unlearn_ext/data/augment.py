@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from .. import draws
+from .._utils import draws
 from ..errors import UserError
 
 Augment = Callable[[torch.Tensor, int], torch.Tensor]

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..cache import cache_folder
+from .._utils.atomic_io import write_atomically
+from .._utils.cache import cache_folder
 from ..errors import UserError, require
-from ..writing import write_atomically
 from .sets import ForgetRetain, divide
 
 BUILT_IN = ("mnist", "fashion-mnist")

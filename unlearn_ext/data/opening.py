@@ -14,8 +14,8 @@ from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._utils.hub import ask_hub, expanded, is_local
 from ..errors import UserError, first_ten, require
-from ..places import ask_hub, expanded, is_local
 from .folders import find_images
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..cache import cache_folder, writable_cache_folder
+from .._utils.cache import cache_folder, writable_cache_folder
 from ..errors import UserError
 
 MEMORY = 2.0  # GiB

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from ..batches import pixels
+from .._utils.atomic_io import write_table
 from ..data import ForgetRetain
 from ..models import I2IModel, load, reconstruct
-from ..pareto import ParetoFront
 from ..tasks import Task
-from ..writing import write_table
+from ..unlearning.batches import pixels
+from ..unlearning.pareto import ParetoFront
 from .extractors import Extractor
 from .features import compare, extract
 from .hole import hole_values

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
+from .._utils.hub import expanded
 from ..errors import UserError
-from ..places import expanded
 
 Inputs = tuple[torch.Tensor, ...]
 

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from ..errors import UserError, require
-from .adopt import adopt, unwrapped
+from .freezing import adopt, unwrapped
 from .from_diffusers import DiffusersAutoencoder
 from .outputs import described, only_tensor
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .. import draws
+from .._utils import draws
 from ..errors import UserError
 from ..tasks import Task
 from . import Inputs
-from .adopt import adopt, unwrapped
+from .freezing import adopt, unwrapped
 from .from_diffusers import check_class, check_sides, read_module, sample_side
 from .noise_schedule import noise_schedule, read_scheduler, sampler
 from .sides import read_sides

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from ..errors import UserError, require
-from .adopt import adopt, unwrapped
-from .checkpoint import check_complete, loading, variant
+from .freezing import adopt, unwrapped
+from .loading import check_complete, loading, variant
 from .sides import read_sides
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from ..errors import UserError, require
 from ..tasks import Task
-from .adopt import adopt, unwrapped
-from .checkpoint import check_complete, loading, variant
+from .freezing import adopt, unwrapped
+from .loading import check_complete, loading, variant
 from .sides import read_sides
 
 if TYPE_CHECKING:

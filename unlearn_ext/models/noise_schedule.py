@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import UserError, require
-from .checkpoint import loading
+from .loading import loading
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin

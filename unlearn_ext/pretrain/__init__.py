@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from ..batches import Task
-from ..cache import cache_folder, writable_cache_folder
+from .._utils.atomic_io import save_folder
+from .._utils.cache import cache_folder, writable_cache_folder
 from ..data import ForgetRetain
 from ..models import check_family
-from ..progress import Callback
-from ..writing import save_folder
+from ..unlearning.batches import Task
+from ..unlearning.progress import Callback
 from . import autoencoder, diffusion, mae, vqgan
 from .loop import train
 from .recipe import Recipe

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import torch
 
-from ..batches import Task
 from ..models import I2IModel
-from ..progress import Callback, Progress, Throttle
+from ..unlearning.batches import Task
+from ..unlearning.progress import Callback, Progress, Throttle
 from .recipe import Minibatches, Recipe
 
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from ..batches import Shuffled, Task, pixels
 from ..data import SIDE
 from ..models import I2IModel
+from ..unlearning.batches import Shuffled, Task, pixels
 
 
 class Minibatches:

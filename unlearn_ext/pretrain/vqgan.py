@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..batches import Task
 from ..errors import require
 from ..models.vqgan import VQGAN
+from ..unlearning.batches import Task
 from . import recipe
 from .recipe import Minibatches, convolutional, distance
 

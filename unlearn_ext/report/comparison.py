@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
 from ..baselines import METHODS
-from ..pareto import TRAINED, nondominated
 from ..reproduction.table import OURS, RETRAINED, UNMODIFIED, Row
+from ..unlearning.pareto import TRAINED, nondominated
 from .style import INK, style
 
 _LEAST_F2 = 1e-4  # below, the axis is linear: f2 may be 0

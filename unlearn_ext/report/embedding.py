@@ -9,10 +9,10 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
-from ..batches import pixels
 from ..metrics import Extractor
 from ..metrics.features import extract
 from ..reproduction.pictures import KINDS, Sets
+from ..unlearning.batches import pixels
 from .style import BLUE, INK, ORANGE, style
 
 _PERPLEXITY = 30

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from ..baselines.composite import Composite
 from ..metrics import load_extractor
 from ..metrics.evaluate import FLOOR
-from ..reproduction.chosen import MIDDLE, chosen
 from ..reproduction.pictures import Pictures
 from ..reproduction.quality import EXTRACTORS, Quality
+from ..reproduction.representatives import MIDDLE, chosen
 from ..reproduction.table import UNMODIFIED, Row
-from ..run_folder import FRONT, read_run
+from ..unlearning.run_folder import FRONT, read_run
 from .embedding import embedding
 from .gallery import gallery_rows
 from .quality import Line, quality_lines

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from ..pareto import TRAINED
-from ..run_folder import CURVES, RunFolder
+from ..unlearning.pareto import TRAINED
+from ..unlearning.run_folder import CURVES, RunFolder
 from .style import GREEN, INK, ORANGE, VERMILION, shades, style
 
 _MISS_ALLOWED = 0.03  # of the reach of f1: the promise drawn as a band

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..run_folder import read_run
-from ..writing import write_text
+from .._utils.atomic_io import write_text
+from ..unlearning.run_folder import read_run
 from .figures import convergence, front, steering
 from .saving import save_figures
 from .strip import strip_figure, strip_rows

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from ..metrics.evaluate import FLOOR
-from ..reproduction.chosen import chosen
 from ..reproduction.compare import Interval, interval
 from ..reproduction.pictures import KINDS
 from ..reproduction.quality import Quality
+from ..reproduction.representatives import chosen
 from ..reproduction.table import Row
 
 MEASURES = ("fid", "kid", "inception_score", "cosine")

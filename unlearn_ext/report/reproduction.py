@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+from .._utils.atomic_io import write_text
 from ..baselines import METHODS
 from ..errors import UserError
 from ..reproduction.compare import REACHED, SHARES, STRICT_F2, VIEWS, WORST_F2, standings, verdicts
@@ -13,7 +14,6 @@ from ..reproduction.quality import FILE, Quality
 from ..reproduction.search import FILE as SEARCH
 from ..reproduction.search import Tried, tunings
 from ..reproduction.table import Cost, Row, Table
-from ..writing import write_text
 from .comparison import comparison
 from .family import section
 from .hypervolumes import hypervolumes

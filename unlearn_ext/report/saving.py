@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from ..writing import file_name, write_atomically
+from .._utils.atomic_io import file_name, write_atomically
 from .style import style
 
 _LOOK = {"dpi": 120, "facecolor": "white", "bbox_inches": "tight", "pad_inches": 0.12}

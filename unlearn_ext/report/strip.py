@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..run_folder import RunFolder
+from ..unlearning.run_folder import RunFolder
 from .style import ORANGE, style
 
 _COLUMNS = 8  # a side: more would be too small to see on a phone

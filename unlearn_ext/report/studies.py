@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ..reproduction.chosen import studied
 from ..reproduction.pictures import Pictures
+from ..reproduction.representatives import studied
 from ..reproduction.studies import Convergence, Crops, Infill, Probe, Readers, Resurfacing, Study
 from ..reproduction.studies.convergence import EPSILON, INFIMUM
 from ..reproduction.studies.probe import MEMBER, SET

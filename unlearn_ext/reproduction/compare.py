@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from ..errors import require
-from ..pareto import TRAINED, Values, hypervolume, nondominated
+from ..unlearning.pareto import TRAINED, Values, hypervolume, nondominated
 from .table import OURS, REFERENCES, UNMODIFIED, Row
 
 # Worst corners of the hypervolume, in f2: retained latents off by as much as they vary, and by a tenth of that, where

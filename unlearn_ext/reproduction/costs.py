@@ -8,11 +8,11 @@ import time
 
 import torch
 
-from .. import footprint
+from .._utils import process_memory
 from ..baselines import METHODS, train
-from ..history import History
 from ..optim.control import GradientNorm
-from ..run import Run
+from ..unlearning.history import History
+from ..unlearning.trainer import Run
 from .table import OURS, Cost
 from .trial import Problem, Trial
 
@@ -46,11 +46,11 @@ def _forget_peak(device: torch.device) -> bool:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
-    footprint.release()
-    return footprint.forget_peak()
+    process_memory.release()
+    return process_memory.forget_peak()
 
 
 def _peak_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return footprint.peak_mb()
+    return process_memory.peak_mb()

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from .._utils.atomic_io import check_encodable
+from .._utils.file_lock import locked
 from ..errors import UserError
-from ..lock import locked
-from ..progress import Callback
-from ..writing import check_encodable
+from ..unlearning.progress import Callback
 from . import search
 from .costs import measure
 from .plan import FULL, Plan

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..dial import encoder_state, mix
 from ..models import I2IModel
-from ..pareto import TRAINED
+from ..unlearning.dial import encoder_state, mix
+from ..unlearning.pareto import TRAINED
 from .table import UNMODIFIED
 
 BETWEEN = (1 / 3, 2 / 3)  # shares of the later of two neighbours in a sweep

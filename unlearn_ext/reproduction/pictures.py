@@ -9,12 +9,12 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from ..batches import in_bytes, pixels
+from .._utils.atomic_io import file_name, write_arrays
 from ..data import ForgetRetain
 from ..errors import UserError
 from ..models import I2IModel, reconstruct
 from ..tasks import Task
-from ..writing import file_name, write_arrays
+from ..unlearning.batches import in_bytes, pixels
 
 IMAGES = 96  # of each kind, or as many as there are
 ORIGINAL, CORRUPTED = "original", "corrupted"

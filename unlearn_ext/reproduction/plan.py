@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from .._utils.atomic_io import write_text
 from ..demo import CHOICES, DATASET, FORGET_CLASSES, TASK
 from ..errors import UserError
-from ..outputs import refuse_foreign, refuse_other_commands
-from ..phases import ANCHORS
-from ..settings import Settings
-from ..writing import write_text
+from ..unlearning.outputs import refuse_foreign, refuse_other_commands
+from ..unlearning.phases import ANCHORS
+from ..unlearning.settings import Settings
 from .studies import Convergence, Crops, Infill, Probe, Readers, Resurfacing, Study
 
 FILE = "reproduction.json"

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import torch
 
-from ..batches import pixels
+from .._utils.file_lock import locked
 from ..demo import DATASET
-from ..lock import locked
 from ..metrics import Extractor, load_extractor
 from ..metrics.evaluate import FLOOR
 from ..metrics.extractors import KNOWN
 from ..metrics.features import compare, extract
-from .chosen import chosen
+from ..unlearning.batches import pixels
 from .pictures import KINDS, Pictures, Sets
+from .representatives import chosen
 from .table import Row, Table
 
 FILE = "quality.csv"
@@ -77,7 +77,7 @@ class Quality:
 def judge(out: str | PathLike[str], progress: Callable[[str], None] | None = None) -> list[Quality]:
     """Judge the pictures of the models that stand for their methods; what is in ``quality.csv`` is not judged again.
 
-    Pictures are kept of the first seed; see :func:`unlearn_ext.reproduction.chosen.chosen` for which models.
+    Pictures are kept of the first seed; see :func:`unlearn_ext.reproduction.representatives.chosen` for which models.
 
     Args:
         out: folder of the experiment.

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..baselines import METHODS
-from ..encoder import Encoder
 from ..errors import UserError
-from ..pareto import hypervolume
+from ..unlearning.encoder import Encoder
+from ..unlearning.pareto import hypervolume
 from .compare import STRICT_F2
 from .lines import Leg, candidates
 from .sweeps import Tuning, legs

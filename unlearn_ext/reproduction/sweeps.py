@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..baselines import METHODS, Method, train
-from ..dial import encoder_state
-from ..history import History
 from ..optim.control import StepStats
-from ..phases import ANCHORS
-from ..run import Run
-from ..settings import Settings
+from ..unlearning.dial import encoder_state
+from ..unlearning.history import History
+from ..unlearning.phases import ANCHORS
+from ..unlearning.settings import Settings
+from ..unlearning.trainer import Run
 from .lines import Leg
 from .table import OURS
 
@@ -78,7 +78,7 @@ def values(method: type[Method], problem: Problem) -> Sequence[float]:
 
 
 def _ours(problem: Problem, settings: Settings, pairs: int, on_step: OnStep | None) -> Iterator[Leg]:
-    """What :func:`unlearn_ext.phases.sweep` trains, without its folder."""
+    """What :func:`unlearn_ext.unlearning.phases.sweep` trains, without its folder."""
     model, objectives = copy.deepcopy(problem.model), replace(problem.training, settings=settings)
     steps = pairs // len(ANCHORS)
 

@@ -8,9 +8,9 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, get_type_hints
 
+from .._utils.atomic_io import write_table
 from ..errors import UserError
-from ..pareto import Values
-from ..writing import write_table
+from ..unlearning.pareto import Values
 
 OURS, UNMODIFIED, RETRAINED = "epsilon-constraint", "unmodified", "retrained"
 REFERENCES = (UNMODIFIED, RETRAINED)  # no methods

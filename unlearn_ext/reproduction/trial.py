@@ -13,21 +13,21 @@ import torch
 
 from .. import data, demo
 from ..baselines import METHODS
-from ..dial import encoder_state
-from ..encoder import Encoder
-from ..identity import known
-from ..journal import check
 from ..models import I2IModel, family_class, load
-from ..objectives import Objectives
-from ..pareto import TRAINED, ParetoPoint
-from ..phases import ANCHORS, EPSILON, HIGH, OUTPUTS, sweep, wanted
-from ..progress import Callback, Progress
-from ..settings import Settings
 from ..tasks import Task
-from .chosen import studied
+from ..unlearning.dial import encoder_state
+from ..unlearning.encoder import Encoder
+from ..unlearning.identity import known
+from ..unlearning.journal import check
+from ..unlearning.objectives import Objectives
+from ..unlearning.pareto import TRAINED, ParetoPoint
+from ..unlearning.phases import ANCHORS, EPSILON, HIGH, OUTPUTS, sweep, wanted
+from ..unlearning.progress import Callback, Progress
+from ..unlearning.settings import Settings
 from .lines import Leg, candidates
 from .pictures import Pictures
 from .plan import Effort, Plan
+from .representatives import studied
 from .sweeps import OnStep, Tuning, legs
 from .table import OURS, RETRAINED, UNMODIFIED, Row
 

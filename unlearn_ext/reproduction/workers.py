@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from ..progress import Callback, Progress
+from ..unlearning.progress import Callback, Progress
 
 Unit, Result = TypeVar("Unit"), TypeVar("Result")
 

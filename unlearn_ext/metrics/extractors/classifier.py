@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...batches import Shuffled, pixels
-from ...cache import cache_folder, writable_cache_folder
+from ..._utils.atomic_io import write_atomically
+from ..._utils.cache import cache_folder, writable_cache_folder
 from ...data import SIDE, labelled
 from ...errors import require
-from ...writing import write_atomically
+from ...unlearning.batches import Shuffled, pixels
 from .pixels import resized
 
 HELD_OUT = 5  # images [::5] of a set are for judging its classifier

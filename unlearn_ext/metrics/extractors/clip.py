@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from ..._utils.hub import check_reachable, expanded
 from ...errors import UserError, require
-from ...places import check_reachable, expanded
 from .pixels import resized, rgb
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ...cache import cache_folder, writable_cache_folder
+from ..._utils.cache import cache_folder, writable_cache_folder
 from ...errors import UserError, require
 from .pixels import rgb
 

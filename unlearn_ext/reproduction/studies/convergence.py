@@ -8,9 +8,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ...history import History
 from ...optim.control import EpsilonGap, GradientNorm, StepStats
-from ...run import Run
+from ...unlearning.history import History
+from ...unlearning.trainer import Run
 from .study import Answer, OnStep, Part, Study, of_run
 
 if TYPE_CHECKING:

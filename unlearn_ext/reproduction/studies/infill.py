@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ...batches import Side, pixels
-from ...encoder import Encoder
-from ...history import History
 from ...models import CHUNK, I2IModel
-from ...objectives import Encode, Objectives
-from ...run import Run
 from ...tasks import Task
+from ...unlearning.batches import Side, pixels
+from ...unlearning.encoder import Encoder
+from ...unlearning.history import History
+from ...unlearning.objectives import Encode, Objectives
+from ...unlearning.trainer import Run
 from ..table import UNMODIFIED
 from .readers import hole_error
 from .study import Answer, OnStep, Part, Study, of_run

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 
-from ...batches import Side
-from ...encoder import Encoder
 from ...errors import require
 from ...models import CHUNK
+from ...unlearning.batches import Side
+from ...unlearning.encoder import Encoder
 from ..table import UNMODIFIED
 from .study import Answer, OnStep, Part, Study
 

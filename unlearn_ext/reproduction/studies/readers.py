@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from ... import demo
-from ...batches import pixels
-from ...encoder import Encoder
 from ...errors import require
 from ...models import CHUNK, I2IModel, reconstruct
-from ...phases import EPSILON
 from ...tasks import Task
+from ...unlearning.batches import pixels
+from ...unlearning.encoder import Encoder
+from ...unlearning.phases import EPSILON
 from ..table import RETRAINED, UNMODIFIED
 from .study import Answer, OnStep, Part, Study
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ...encoder import Encoder
 from ...models import I2IModel
-from ...objectives import Objectives
 from ...pretrain import RECIPES
 from ...pretrain.recipe import Minibatches
 from ...tasks import Task
+from ...unlearning.encoder import Encoder
+from ...unlearning.objectives import Objectives
 from ..table import UNMODIFIED
 from .study import Answer, OnStep, Part, Study
 

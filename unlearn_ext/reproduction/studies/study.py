@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...optim.control import StepStats
-from ...progress import Progress
-from ...run import OnStep as OnRunStep
+from ...unlearning.progress import Progress
+from ...unlearning.trainer import OnStep as OnRunStep
 from ..table import Table
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Question:
 
 
 def of_run(on_step: OnStep | None) -> OnRunStep | None:
-    """The same for a :class:`~unlearn_ext.run.Run`, which tells more."""
+    """The same for a :class:`~unlearn_ext.unlearning.trainer.Run`, which tells more."""
     if on_step is None:
         return None
 

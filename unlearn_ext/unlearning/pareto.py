@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
-from .writing import write_table
+from .._utils.atomic_io import write_table
+from ..errors import UserError
 
 Values = tuple[float, float]
 TRAINED = "trained"
@@ -111,7 +111,7 @@ class ParetoFront:
         return len(self.points)
 
     def at(self, epsilon: float) -> Any:
-        """Return a model at any ε, as :meth:`unlearn_ext.dial.Dial.at` makes it.
+        """Return a model at any ε, as :meth:`unlearn_ext.unlearning.dial.Dial.at` makes it.
 
         Raises:
             UserError: the front was read from a table, which holds no models.

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
+from ..models import I2IModel
+from ..optim import EpsilonAdamW
+from ..optim.control import EpsilonGap, GradientNorm, StepStats
 from . import divergence
 from .encoder import Encoder
 from .history import History
 from .journal import Journal
-from .loop import BETAS, Loop
-from .models import I2IModel
 from .objectives import Objectives
-from .optim import EpsilonAdamW
-from .optim.control import EpsilonGap, GradientNorm, StepStats
 from .progress import Throttle
+from .training_loop import BETAS, Loop
 
 # What was measured of these, and of the schedule, is in docs/theory.md.
 WEIGHT = 0.001  # of ∇f1² in AdamW's metric: near a front ∇f1 dwarfs ∇f2, and steps on f2 would be short

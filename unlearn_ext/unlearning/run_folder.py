@@ -12,10 +12,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from .errors import UserError
+from .._utils.atomic_io import write_arrays, write_table, write_text
+from ..errors import UserError
 from .history import History
 from .pareto import TRAINED, ParetoFront, ParetoPoint
-from .writing import write_arrays, write_table, write_text
 
 FRONT = "front.csv"  # written last: where it is, the run is whole
 FILES = (FRONT, "history.csv", "metrics.json", "samples.npz")

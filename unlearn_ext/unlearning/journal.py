@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from . import parallel
-from .errors import UserError, require
-from .lock import FILE as LOCK
-from .lock import locked
+from .._utils import distributed
+from .._utils.atomic_io import check_encodable, remove, save_file, tidy
+from .._utils.file_lock import FILE as LOCK
+from .._utils.file_lock import locked
+from ..errors import UserError, require
 from .outputs import Outputs, refuse_foreign, refuse_other_commands
-from .writing import check_encodable, remove, save_file, tidy
 
 SECONDS = 60.0  # of work that a run may lose
 
@@ -38,7 +38,7 @@ class Journal:
 
     Args:
         path: of the file.
-        identity: of the run, see :func:`unlearn_ext.identity.identity`.
+        identity: of the run, see :func:`unlearn_ext.unlearning.identity.identity`.
         kept: what an earlier process left in the file, if it did.
 
     Attributes:
@@ -113,7 +113,7 @@ def journal(
     Args:
         folder: of the run; None for a run that writes nothing.
         outputs: what the run writes there.
-        identity: of the run, see :func:`unlearn_ext.identity.identity`.
+        identity: of the run, see :func:`unlearn_ext.unlearning.identity.identity`.
         resume: go on with the run that is there, if one is.
         force: replace the run that is there, if one is.
 
@@ -139,9 +139,9 @@ def journal(
             remove(replaced, path.parent)
             return None
 
-        content = parallel.from_first(opened)
+        content = distributed.from_first(opened)
         kept = None if content is None else _read(path, lambda: unpacked(content))
-        run = Journal(path if parallel.is_first() else None, identity, kept)
+        run = Journal(path if distributed.is_first() else None, identity, kept)
         try:
             yield run
         finally:
@@ -155,7 +155,7 @@ def check(folder: str | PathLike[str], outputs: Outputs, part: Mapping[str, Any]
     Args:
         folder: of the run; nothing is written to it.
         outputs: what the run writes there.
-        part: of the run's identity, as much as is known; see :mod:`unlearn_ext.identity`.
+        part: of the run's identity, as much as is known; see :mod:`unlearn_ext.unlearning.identity`.
         resume: go on with the run that is there, if one is.
         force: replace the run that is there, if one is.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .optim.control import StepStats
+from ..optim.control import StepStats
 
 
 @dataclass

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from ..parallel import is_first
+from .._utils.atomic_io import save_folder
+from .._utils.distributed import is_first
 from ..report import require_drawing
-from ..writing import save_folder
 from .inputs import Problem, device_named, prepare
 from .options import Machine, Sources, Training
 from .place import Place
+from .sources_file import keep, kept
 from .terminal import Watch, front_table, metric_tables, out, outcome_table, standings_table
-from .typed import keep, kept
 
 if TYPE_CHECKING:
-    from ..progress import Callback
+    from ..unlearning.progress import Callback
 
 
 def sweep_to(place: Place, problem: Problem, points: int, progress: Callback) -> None:
     """Write the front to a place, with so many points between its boundaries."""
-    from ..phases import sweep
+    from ..unlearning.phases import sweep
 
     require_drawing()  # better now than after the last point
     images = problem.images
@@ -45,7 +45,7 @@ def show_run(folder: Path, sources: Sources) -> None:
         sources: what was typed for it, which is kept there.
     """
     from ..report import write_report
-    from ..run_folder import read_run
+    from ..unlearning.run_folder import read_run
 
     if is_first():
         keep(sources, folder)
@@ -56,9 +56,9 @@ def show_run(folder: Path, sources: Sources) -> None:
 
 def dial_to(run: Path, epsilons: Sequence[float]) -> None:
     """Add models at other ε to a run, and draw its report again."""
-    from ..phases import add_points
-    from ..run_folder import read_run
-    from ..settings import Settings
+    from ..unlearning.phases import add_points
+    from ..unlearning.run_folder import read_run
+    from ..unlearning.settings import Settings
 
     require_drawing()
     metrics = read_run(run).metrics
@@ -77,7 +77,7 @@ def dial_to(run: Path, epsilons: Sequence[float]) -> None:
 def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
     """Judge every model of a run by the extractors named, and show what they say."""
     from ..metrics import evaluate, load_extractor
-    from ..run_folder import read_run
+    from ..unlearning.run_folder import read_run
 
     training = Training(seed=read_run(run).metrics["seed"])
     with out.status("extractors", spinner="line"):
@@ -117,11 +117,11 @@ def reproduce_to(
 
 def unlearn_to(place: Place, problem: Problem, epsilon: float, progress: Callback) -> list[Table]:
     """Write one model at one ε to a place; return what it reached, or nothing if an earlier process said it."""
-    from ..encoder import Encoder
-    from ..identity import identity
-    from ..journal import journal
-    from ..objectives import Objectives
-    from ..unlearn import reach
+    from ..unlearning.encoder import Encoder
+    from ..unlearning.identity import identity
+    from ..unlearning.journal import journal
+    from ..unlearning.objectives import Objectives
+    from ..unlearning.single import reach
 
     images, settings = problem.images, problem.settings
     sets = {"forget": images.forget, "retain": images.retain}

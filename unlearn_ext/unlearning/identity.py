@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from ..data.augment import Augment
+from ..models import I2IModel
 from .batches import Task
-from .data.augment import Augment
-from .models import I2IModel
 from .settings import Settings
 
 
@@ -24,7 +24,7 @@ def known(family: str, settings: Settings, **asked: Any) -> dict[str, Any]:
         settings: of the training.
         asked: what else was asked for; numbers, strings and lists of them.
     """
-    from ._version import __version__
+    from .._version import __version__
 
     trained = {name: value for name, value in asdict(settings).items() if name != "memory"}
     return {"version of unlearn_ext": __version__, "family": family, **trained, **asked}

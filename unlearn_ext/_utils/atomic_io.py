@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import UserError
+from ..errors import UserError
 
 RECORD = ".unlearn_ext.json"  # in a folder that was saved: the paths of its files, relative to it
 # How the names end of what is not whole yet, and of what was there before; nobody's own files are named like this.

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import UserError
-from .writing import told
+from ..errors import UserError
+from .atomic_io import told
 
 FILE = ".lock"  # it stays: were it removed, two processes could hold locks on two files of this name
 

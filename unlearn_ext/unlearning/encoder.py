@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .models import I2IModel
+from ..models import I2IModel
 from .settings import PRECISIONS, Settings
 
 

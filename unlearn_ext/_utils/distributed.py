@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from .errors import UserError
+from ..errors import UserError
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ from typing import TypeVar
 
 import torch
 
-from . import draws, parallel
-from .data.augment import Augment
-from .models import I2IModel, Inputs
+from .._utils import distributed, draws
+from ..data.augment import Augment
+from ..models import I2IModel, Inputs
 
 Task = Callable[[torch.Tensor], torch.Tensor]
 T = TypeVar("T")
@@ -130,7 +130,7 @@ def pairs(forget: Side, retain: Side, size: int, seed: int, used: int = 0) -> It
 
     def drawn() -> Iterator[tuple[Batch, Batch]]:
         for draw in itertools.count(used + 1):
-            shares = [(side, *parallel.share(next(indices))) for side, indices in sides]
+            shares = [(side, *distributed.share(next(indices))) for side, indices in sides]
             yield tuple(side.batch(index, draw, weight) for side, index, weight in shares)
 
     return ahead(drawn())

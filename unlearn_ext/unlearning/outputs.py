@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import UserError
+from .._utils.atomic_io import saved_files
+from ..errors import UserError
 from .pareto import ParetoFront
-from .writing import saved_files
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from functools import cached_property
 
 import torch
 
-from . import parallel
+from .._utils import distributed
+from ..models import I2IModel
 from .batches import Batch, pairs
 from .encoder import Encoder
-from .models import I2IModel
 from .objectives import Objectives
 from .settings import Settings
 
@@ -73,7 +73,7 @@ class Loop:
         """
         loss = loss * batch.weight
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        return parallel.average(loss.detach(), self.optimizer.param_groups[0]["params"])
+        return distributed.average(loss.detach(), self.optimizer.param_groups[0]["params"])
 
     def step(self) -> None:
         """The optimizer's, after which no gradient is left."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .errors import UserError
+from ..errors import UserError
 
 WATCHED = 10  # steps that are looked at together: the device is waited for only so often
 # In variances of the latents, or of f1 at first. Latents of two unrelated images are 2 variances apart: at 100, nothing

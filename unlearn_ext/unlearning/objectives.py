@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from . import parallel
+from .._utils import distributed
+from ..data.augment import Augment
+from ..data.storage import empty
+from ..errors import UserError
+from ..models import I2IModel
 from .batches import Batch, Side, Task
-from .checks import check_images, check_task
-from .data.augment import Augment
-from .data.storage import empty
 from .encoder import Encoder
-from .errors import UserError
-from .models import I2IModel
 from .settings import Settings
+from .validation import check_images, check_task
 
 NOISE_IMAGES = 512  # over which the mean noise latent is taken, where one is enough for all images …
 NOISE_DRAWS = 8  # … where every image needs its own, over so many for each …
@@ -140,9 +140,9 @@ class Objectives:
     @torch.no_grad()
     def _mean(self, objective: Callable[[Encode, Batch], torch.Tensor], encode: Encode, side: Side) -> float:
         """Over all images of a side, of which each process takes a part."""
-        batches = side.batches(parallel.part(torch.arange(len(side))), _chunk(self.settings))
+        batches = side.batches(distributed.part(torch.arange(len(side))), _chunk(self.settings))
         total = sum(objective(encode, batch).item() * len(batch.inputs[0]) for batch in batches)
-        return parallel.total(total) / len(side)
+        return distributed.total(total) / len(side)
 
 
 def _with_latents(frozen: Encode, side: Side, live: bool, settings: Settings) -> tuple[Side, torch.Tensor]:

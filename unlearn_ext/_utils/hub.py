@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .errors import UserError, require
+from ..errors import UserError, require
 
 _SECONDS = 10.0  # that the hub has to answer
 # How names of files end, and no id does.

@@ -7,8 +7,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from .._utils.atomic_io import write_text
 from ..errors import UserError
-from ..writing import write_text
 from .options import Sources
 
 FILE = "sources.json"

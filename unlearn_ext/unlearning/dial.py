@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 import torch
 
+from .._utils.process_memory import release
+from ..models import I2IModel
 from .encoder import Encoder
-from .footprint import release
 from .history import History
 from .journal import Journal
-from .models import I2IModel
 from .objectives import Objectives
 from .pareto import TRAINED, dominates
-from .run import OnStep, Run, warn_if_outside
+from .trainer import OnStep, Run, warn_if_outside
 
 UNMODIFIED = "unmodified"
 NEAR_F1 = 0.002  # of the unmodified model's f1: how near a mixture's f1 is to ε
@@ -122,7 +122,7 @@ class Dial:
         Args:
             epsilon: ε; beyond the ends of the front, the result is the model at that end, with a warning.
             history: filled with every step, if steps are taken.
-            on_step: called for them, see :class:`unlearn_ext.run.Run`.
+            on_step: called for them, see :class:`unlearn_ext.unlearning.trainer.Run`.
             journal: knows what was trained before.
         """
         warn_if_outside(epsilon, self.f1_star, self.anchors[0].f1)

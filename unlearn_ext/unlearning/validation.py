@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from .errors import UserError
-from .models import I2IModel
-from .models.adopt import check_float32
+from ..errors import UserError
+from ..models import I2IModel
+from ..models.freezing import check_float32
 
 _SLACK = 0.1  # by which pixels may be outside [-1, 1], as sharp ways to resize leave them
 

@@ -7,18 +7,18 @@ import warnings
 
 import torch
 
+from ..data.augment import Augment
+from ..models import I2IModel
+from ..optim.control import StepStats
 from .batches import Task
-from .checks import check_epsilon, check_model
-from .data.augment import Augment
 from .history import History
 from .journal import Journal
-from .models import I2IModel
 from .objectives import Objectives
-from .optim.control import StepStats
 from .pareto import point_name
 from .progress import Callback, Progress
-from .run import Run, steps_per_anchor, warn_if_outside, warn_if_skipped
 from .settings import Settings
+from .trainer import Run, steps_per_anchor, warn_if_outside, warn_if_skipped
+from .validation import check_epsilon, check_model
 
 LENGTH = 3  # anchors' steps: see docs/theory.md
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .._utils.atomic_io import check_encodable
+from .._utils.hub import check_reachable
 from ..errors import UserError
-from ..places import check_reachable
-from ..writing import check_encodable
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 

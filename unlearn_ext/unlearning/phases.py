@@ -16,28 +16,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import parallel
+from .._utils import distributed
+from .._utils.atomic_io import save_folder
+from .._utils.file_lock import locked
+from .._utils.process_memory import peak_mb, release
+from ..data.augment import Augment
+from ..errors import UserError
+from ..models import I2IModel, load, reconstruct
+from ..optim.control import StepStats
 from .batches import Task, in_bytes, pixels
-from .checks import check_epsilon, check_images, check_model, check_task
-from .data.augment import Augment
 from .dial import Anchor, Dial, Unlearned, encoder_state
 from .encoder import Encoder
-from .errors import UserError
-from .footprint import peak_mb, release
 from .history import History
 from .identity import identity
 from .journal import Journal, journal
-from .lock import locked
-from .models import I2IModel, load, reconstruct
 from .objectives import Objectives
-from .optim.control import StepStats
 from .outputs import Outputs
 from .pareto import TRAINED, ParetoFront, ParetoPoint, point_name
 from .progress import Callback, Progress
-from .run import OnStep, Run, steps_per_anchor, warn_if_skipped
 from .run_folder import FRONT, read_run, read_steps, steps_of, write_run
 from .settings import Settings
-from .writing import save_folder
+from .trainer import OnStep, Run, steps_per_anchor, warn_if_skipped
+from .validation import check_epsilon, check_images, check_model, check_task
 
 # ε of the anchors, as shares of the unmodified model's f1, from the least to the most forgotten. The last asks for all
 # and comes to rest at f1*.
@@ -80,8 +80,8 @@ def sweep(
 
     A few anchors are trained, one after the other from the unmodified model on, with the optimizer's state kept. The
     last one is the highest boundary, where f1 comes to rest at f1* (Phase I). All other models are mixtures on straight
-    lines between anchors, see :class:`unlearn_ext.dial.Dial`: the lowest boundary, where f2 first costs more than
-    ``F2_TOLERANCE``, and those at the ε that are asked for (Phase II). A model is trained for an ε only where the
+    lines between anchors, see :class:`unlearn_ext.unlearning.dial.Dial`: the lowest boundary, where f2 first costs more
+    than ``F2_TOLERANCE``, and those at the ε that are asked for (Phase II). A model is trained for an ε only where the
     mixture is worse than an anchor in both f1 and f2.
 
     Where ``torch.distributed`` is initialised, call it in every process with the same arguments: each works on its
@@ -112,7 +112,8 @@ def sweep(
 
     Raises:
         UserError: f1 cannot be lowered at all; or ``out`` cannot be written to; or, before anything is trained,
-            :func:`unlearn_ext.journal.check` refuses ``out``: it holds another run, or files that no run wrote.
+            :func:`unlearn_ext.unlearning.journal.check` refuses ``out``: it holds another run, or files that no run
+            wrote.
     """
     settings = settings or Settings()
     if points < 0:
@@ -133,7 +134,7 @@ def sweep(
             dial = cache(lambda: read_dial(Path(out), front, model, freeze()))  # nothing is loaded before it is needed
             return replace(front, dial=lambda epsilon: dial().at(epsilon))
         objectives = freeze()
-        made = _Sweep(model, objectives, held_out, out if parallel.is_first() else None, progress, kept)
+        made = _Sweep(model, objectives, held_out, out if distributed.is_first() else None, progress, kept)
         made.stages = len(ANCHORS) + 1 + (points if epsilons is None else len(epsilons))
         made.train_anchors()
         low = made.find_lowest_boundary()
@@ -252,7 +253,7 @@ class _Sweep:
         return validation, pictures, time.monotonic() - start
 
     def _metrics(self, dataset: str) -> dict[str, Any]:
-        from ._version import __version__
+        from .._version import __version__
 
         return {
             "version": __version__,

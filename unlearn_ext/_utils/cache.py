@@ -6,8 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from .errors import UserError
-from .writing import check_encodable
+from ..errors import UserError
+from .atomic_io import check_encodable
 
 
 def cache_folder() -> Path:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..baselines import METHODS
-from ..pareto import TRAINED, ParetoFront, ParetoPoint
-from ..phases import ANCHOR, EPSILON, FRONT, HIGH
+from ..unlearning.pareto import TRAINED, ParetoFront, ParetoPoint
+from ..unlearning.phases import ANCHOR, EPSILON, FRONT, HIGH
 from .table import OURS, REFERENCES, Row
 
 MIDDLE = "ours, middle"
