@@ -31,8 +31,8 @@ from unlearn_ext.report import write_reproduction
 from unlearn_ext.reproduction import FAMILIES, FULL, QUICK, Plan, reproduce, search, standings, trial, verdicts, workers
 from unlearn_ext.reproduction import costs as costs_module
 from unlearn_ext.reproduction.compare import STRICT_F2, f2_at
+from unlearn_ext.reproduction.effort import Effort
 from unlearn_ext.reproduction.pictures import KINDS, Pictures
-from unlearn_ext.reproduction.plan import Effort
 from unlearn_ext.reproduction.search import FACTORS, WITHOUT_KNOB, Tried, Try, tunings
 from unlearn_ext.reproduction.studies import Convergence, Infill, Probe, Readers, Resurfacing
 from unlearn_ext.reproduction.sweeps import Tuning, legs
@@ -94,7 +94,9 @@ def chosen_in(folder):
 @pytest.fixture
 def problem(experiment):
     folder, *_ = experiment
-    return trial.Trial("vqgan", 0, PLAN, folder, None).tuned(chosen_in(folder)[OURS]).problem
+    return (
+        trial.Trial("vqgan", 0, PLAN.efforts["vqgan"], PLAN.points, folder, None).tuned(chosen_in(folder)[OURS]).problem
+    )
 
 
 def test_every_method_has_its_models_and_the_same_mixtures(experiment):
@@ -174,7 +176,7 @@ def test_ours_are_the_anchors_of_its_folder_trained_with_what_the_search_chose(e
     mine = [row for row in rows if row.method == OURS and row.made_of == TRAINED]
     for row in mine:
         assert min(abs(row.f1 - f1) + abs(row.f2 - f2) for f1, f2 in there) < 1e-6
-    settings = trial.Trial("vqgan", 0, PLAN, folder, None).settings
+    settings = trial.Trial("vqgan", 0, PLAN.efforts["vqgan"], PLAN.points, folder, None).settings
     again = list(legs(OURS, problem, settings, tuning, PAIRS))  # as the search sweeps ours
     assert [leg.pairs for leg in again] == [row.pairs for row in mine]
     model = copy.deepcopy(problem.model)
@@ -218,7 +220,7 @@ def test_a_trial_that_diverges_counts_with_what_it_trained_before(experiment, mo
         yield next(legs(*arguments))
         raise UserError("the training diverges")
 
-    first = trial.Trial("vqgan", 0, PLAN, folder, None)
+    first = trial.Trial("vqgan", 0, PLAN.efforts["vqgan"], PLAN.points, folder, None)
     whole, cut = Try(first, "composite", Tuning(1e-3), 0, 1), Try(first, "composite", Tuning(1e-3), 0, 1)
     before = whole.row().hypervolume
     monkeypatch.setattr(search, "legs", diverging)
@@ -395,7 +397,7 @@ def test_a_front_that_could_not_be_written_is_found_before_the_first(tmp_path, m
 
 def test_models_of_the_front_are_brought_to_the_device(experiment):
     folder, *_ = experiment
-    there = trial.Trial("vqgan", 0, PLAN, folder, None, device=torch.device("meta"))
+    there = trial.Trial("vqgan", 0, PLAN.efforts["vqgan"], PLAN.points, folder, None, device=torch.device("meta"))
     assert there.model(there.points()[0].name).device.type == "meta"
     assert there.under(demo.TASK, 1).device.type == "meta"
 

@@ -26,15 +26,16 @@ from unlearn_ext.report.gallery import infill_rows
 from unlearn_ext.reproduction import FULL, QUICK, Plan, reproduce, search
 from unlearn_ext.reproduction import costs as costs_module
 from unlearn_ext.reproduction import trial as trial_module
+from unlearn_ext.reproduction.effort import Effort
 from unlearn_ext.reproduction.pictures import Pictures
-from unlearn_ext.reproduction.plan import Effort
+from unlearn_ext.reproduction.problem import Problem
 from unlearn_ext.reproduction.studies import Convergence, Crops, Infill, Probe, Readers, Resurfacing, Study, fill
 from unlearn_ext.reproduction.studies.infill import BLURRED, MEAN_IMAGE, NOISE, TARGETS, aimed, blurred
 from unlearn_ext.reproduction.studies.probe import MEMBER, SET, accuracy
 from unlearn_ext.reproduction.studies.readers import linear_reading
 from unlearn_ext.reproduction.studies.resurfacing import FEW_FORGET, RETAIN, relearn
 from unlearn_ext.reproduction.table import OURS, RETRAINED, UNMODIFIED, Row, Table
-from unlearn_ext.reproduction.trial import Problem, Trial
+from unlearn_ext.reproduction.trial import Trial
 from unlearn_ext.reproduction.workers import Workers
 from unlearn_ext.tasks import CenterCrop
 from unlearn_ext.unlearning.encoder import Encoder
@@ -192,7 +193,7 @@ def test_whoever_watches_is_told_of_the_studies(folder, tmp_path):
 @pytest.mark.parametrize(("study", "family"), [(Crops(FRACTIONS, points=1), "mae"), (Infill(SHARES), "diffusion")])
 def test_a_family_that_is_not_asked_has_none(folder, tmp_path, monkeypatch, study, family):
     monkeypatch.setattr(demo, "prepare", lambda *_, **__: pytest.fail("no model is needed"))
-    fill(study, [Trial(family, 0, PLAN, folder, None)], tmp_path, Workers(1, None))
+    fill(study, [Trial(family, 0, PLAN.efforts[family], PLAN.points, folder, None)], tmp_path, Workers(1, None))
     assert not (tmp_path / f"{study.name}.csv").exists()
 
 
@@ -317,7 +318,9 @@ def test_errors_of_the_decoder_are_of_the_hole_and_the_retrained_model_has_its_o
 def test_the_decoder_error_is_left_out_where_pictures_are_sampled(folder, images, tmp_path, monkeypatch):
     model = tiny.model("diffusion")
     monkeypatch.setattr(demo, "prepare", lambda *_, **__: (model, images))
-    (row,) = Readers().answer(Trial("diffusion", 0, PLAN, tmp_path, None), (UNMODIFIED,), None)
+    (row,) = Readers().answer(
+        Trial("diffusion", 0, PLAN.efforts["diffusion"], PLAN.points, tmp_path, None), (UNMODIFIED,), None
+    )
     assert math.isnan(row.decoder_forget)
     assert math.isfinite(row.reader_forget)
 
@@ -401,7 +404,7 @@ def test_a_blur_neither_lightens_nor_darkens():
 def test_every_target_begins_at_the_unmodified_model_and_f1_is_brought_to_its_share(
     tiny_model, images, tmp_path, monkeypatch
 ):
-    trial = Trial("vqgan", 0, PLAN, tmp_path, None)
+    trial = Trial("vqgan", 0, PLAN.efforts["vqgan"], PLAN.points, tmp_path, None)
     trial.settings = Settings(steps=64, batch_size=16)
     problem = problem_of(tiny_model, images, trial.settings)
     monkeypatch.setattr(trial_module, "posed", lambda *_: problem)

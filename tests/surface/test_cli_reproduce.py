@@ -20,7 +20,7 @@ from unlearn_ext.baselines import METHODS
 from unlearn_ext.data import ForgetRetain
 from unlearn_ext.models.vqgan import VQGAN
 from unlearn_ext.reproduction import Plan, quality, trial
-from unlearn_ext.reproduction.plan import Effort
+from unlearn_ext.reproduction.effort import Effort
 from unlearn_ext.unlearning.settings import Settings
 
 EFFORTS = {"vqgan": Effort(batch_size=4, pairs=20, share=1.0)}

@@ -2,7 +2,8 @@
 
 from .compare import standings, verdicts
 from .experiment import reproduce
-from .plan import FULL, QUICK, Plan
+from .plan import Plan
+from .plans import FULL, QUICK
 from .quality import judge
 from .trial import FAMILIES
 from .workers import cores

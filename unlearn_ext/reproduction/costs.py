@@ -13,8 +13,9 @@ from ..baselines import METHODS, train
 from ..optim.control import GradientNorm
 from ..unlearning.history import History
 from ..unlearning.trainer import Run
+from .problem import Problem
 from .table import OURS, Cost
-from .trial import Problem, Trial
+from .trial import Trial
 
 FEW, MANY = 2, 8  # steps: what goes before the first step is in both runs, and out of their difference
 

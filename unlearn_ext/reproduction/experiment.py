@@ -15,7 +15,8 @@ from ..errors import UserError
 from ..unlearning.progress import Callback
 from . import search
 from .costs import measure
-from .plan import FULL, Plan
+from .plan import Plan
+from .plans import FULL
 from .studies import fill
 from .sweeps import Tuning
 from .table import OURS, Cost, Row, Table
@@ -66,7 +67,10 @@ def reproduce(
         tried = Table(out / search.FILE, search.Tried)
         watched = progress if jobs == 1 else None
         pairs = itertools.product(families, range(seeds or plan.seeds))
-        trials = [Trial(family, seed, plan, out, watched, device=device) for family, seed in pairs]
+        trials = [
+            Trial(family, seed, plan.efforts[family], plan.points, out, watched, device=device)
+            for family, seed in pairs
+        ]
         missing = [trial for trial in trials if _methods_left(table, trial)]
         for trial in missing:
             _tuned(trial, tried).check()

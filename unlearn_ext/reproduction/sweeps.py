@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from ..baselines import METHODS, Method, train
 from ..optim.control import StepStats
@@ -16,10 +15,8 @@ from ..unlearning.phases import ANCHORS
 from ..unlearning.settings import Settings
 from ..unlearning.trainer import Run
 from .lines import Leg
+from .problem import Problem
 from .table import OURS
-
-if TYPE_CHECKING:
-    from .trial import Problem
 
 OnStep = Callable[[int, float, float], None]  # steps taken, losses on the forget and on the retain set
 

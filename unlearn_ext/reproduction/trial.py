@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from .. import data, demo
+from .. import demo
 from ..baselines import METHODS
 from ..models import I2IModel, family_class, load
 from ..tasks import Task
@@ -19,14 +18,13 @@ from ..unlearning.dial import encoder_state
 from ..unlearning.encoder import Encoder
 from ..unlearning.identity import known
 from ..unlearning.journal import check
-from ..unlearning.objectives import Objectives
 from ..unlearning.pareto import TRAINED, ParetoPoint
 from ..unlearning.phases import ANCHORS, EPSILON, HIGH, OUTPUTS, sweep, wanted
 from ..unlearning.progress import Callback, Progress
-from ..unlearning.settings import Settings
+from .effort import Effort
 from .lines import Leg, candidates
 from .pictures import Pictures
-from .plan import Effort, Plan
+from .problem import Problem, on_device, posed
 from .representatives import studied
 from .sweeps import OnStep, Tuning, legs
 from .table import OURS, RETRAINED, UNMODIFIED, Row
@@ -35,24 +33,14 @@ FAMILIES = tuple(demo.CHOICES)
 CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What all methods are given; ``f1`` is that of the unmodified model over all training images to forget."""
-
-    model: I2IModel
-    images: data.ForgetRetain
-    training: Objectives
-    validation: Objectives
-    f1: float
-
-
 class Trial:
     """The models of one family under one seed.
 
     Args:
         family: of the model.
         seed: of everything random.
-        plan: how thorough.
+        effort: what is spent on the family.
+        points: ε between the boundaries of our front.
         out: folder for the front's models.
         progress: called at most ten times a second.
         task: T.
@@ -66,22 +54,19 @@ class Trial:
         self,
         family: str,
         seed: int,
-        plan: Plan,
+        effort: Effort,
+        points: int,
         out: Path,
         progress: Callback | None,
         task: Task = demo.TASK,
         device: torch.device = CPU,
     ) -> None:
-        self.family, self.seed, self.plan, self.out, self.progress = family, seed, plan, out, progress
+        self.family, self.seed, self.effort, self.points = family, seed, effort, points
+        self.out, self.progress = out, progress
         self.task, self.device = task, device
         self.settings = self.effort.settings(family, seed)
         self.pictures = Pictures(out, family, seed)
         self.folder = self.pictures.run
-
-    @property
-    def effort(self) -> Effort:
-        """What the plan spends on the family."""
-        return self.plan.efforts[self.family]
 
     @property
     def methods(self) -> list[str]:
@@ -108,14 +93,14 @@ class Trial:
 
     def check(self) -> None:
         """Raise ``UserError`` where :meth:`sweep` may not write, before anything is trained for it."""
-        asked = wanted(self.plan.points, None)
+        asked = wanted(self.points, None)
         check(self.folder, OUTPUTS, known(self.family, self.settings, **asked), resume=True, force=False)
 
     def sweep(self) -> list[ParetoPoint]:
         """Sweep ours into the folder, and return :meth:`points`."""
         problem, images = self.problem, self.problem.images
         sweep(
-            problem.model, images.forget, images.retain, task=self.task, points=self.plan.points, out=self.folder,
+            problem.model, images.forget, images.retain, task=self.task, points=self.points, out=self.folder,
             held_out=(images.forget_validation, images.retain_validation), dataset=images.name,
             settings=self.settings, progress=self.progress, resume=True,
         )  # fmt: skip
@@ -153,13 +138,13 @@ class Trial:
         if point == UNMODIFIED:
             return self.problem.model
         if point == RETRAINED:
-            return _on(self.device, demo.retrained(self.family, self.progress, seed=self.seed, task=self.task))
-        return _on(self.device, load(self.family, self.folder / point))
+            return on_device(self.device, demo.retrained(self.family, self.progress, seed=self.seed, task=self.task))
+        return on_device(self.device, load(self.family, self.folder / point))
 
     def under(self, task: Task, points: int) -> Trial:
         """The same under another task, in a folder of its own, with so many ε between the boundaries."""
         out = self.out / str(task).replace(":", "-")
-        other = Trial(self.family, self.seed, replace(self.plan, points=points), out, self.progress, task, self.device)
+        other = Trial(self.family, self.seed, self.effort, points, out, self.progress, task, self.device)
         other.settings = self.settings
         return other
 
@@ -234,26 +219,3 @@ class Sweep:
         pairs = trial.effort.pairs
         on_step = trial.reporter(str(self), self.index, self.total, pairs)
         return trial.judged(self.method, legs(self.method, trial.problem, trial.settings, self.tuning, pairs, on_step))
-
-
-@lru_cache(maxsize=1)
-def posed(
-    family: str,
-    seed: int,
-    task: Task,
-    settings: Settings,
-    share: float,
-    progress: Callback | None,
-    device: torch.device,
-) -> Problem:
-    """The problem of a trial."""
-    model, images = demo.prepare(family, progress, seed=seed, task=task, share=share)
-    model = _on(device, model)
-    training = Objectives.freeze(model, images.forget, images.retain, task, settings=settings)
-    validation = training.held_out(images.forget_validation, images.retain_validation)
-    return Problem(model, images, training, validation, training.evaluate_f1(training.frozen))
-
-
-def _on(device: torch.device, model: I2IModel) -> I2IModel:
-    model.module.to(device)
-    return model

@@ -6,15 +6,13 @@ import copy
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ...optim.control import EpsilonGap, GradientNorm, StepStats
 from ...unlearning.history import History
 from ...unlearning.trainer import Run
+from ..trial import Trial
 from .study import Answer, OnStep, Part, Study, of_run
-
-if TYPE_CHECKING:
-    from ..trial import Trial
 
 INFIMUM, EPSILON = "I", "II"  # the phases
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ...tasks import CenterCrop
 from ..table import UNMODIFIED
+from ..trial import Trial
 from .study import Answer, OnStep, Part, Study
-
-if TYPE_CHECKING:
-    from ..trial import Trial
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -16,12 +16,11 @@ from ...unlearning.encoder import Encoder
 from ...unlearning.history import History
 from ...unlearning.objectives import Encode, Objectives
 from ...unlearning.trainer import Run
+from ..problem import Problem
 from ..table import UNMODIFIED
+from ..trial import Trial
 from .readers import hole_error
 from .study import Answer, OnStep, Part, Study, of_run
-
-if TYPE_CHECKING:
-    from ..trial import Problem, Trial
 
 NOISE, MEAN_IMAGE, BLURRED, RETAIN_MEAN = TARGETS = ("noise", "mean image", "blurred", "retain mean")
 BLUR = 4.0  # pixels, the Gaussian's standard deviation: an eighth of the side of the built-in images

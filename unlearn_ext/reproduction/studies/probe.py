@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,10 +14,8 @@ from ...models import CHUNK
 from ...unlearning.batches import Side
 from ...unlearning.encoder import Encoder
 from ..table import UNMODIFIED
+from ..trial import Trial
 from .study import Answer, OnStep, Part, Study
-
-if TYPE_CHECKING:
-    from ..trial import Trial
 
 SET, MEMBER = "set", "member"  # the questions
 FOLDS = 5

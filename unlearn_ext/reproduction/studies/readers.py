@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,10 +18,8 @@ from ...unlearning.batches import pixels
 from ...unlearning.encoder import Encoder
 from ...unlearning.phases import EPSILON
 from ..table import RETRAINED, UNMODIFIED
+from ..trial import Trial
 from .study import Answer, OnStep, Part, Study
-
-if TYPE_CHECKING:
-    from ..trial import Trial
 
 PENALTIES = np.logspace(-4, 2, 7)  # of the ridge regression, in mean squares of the latents; leave-one-out chooses
 

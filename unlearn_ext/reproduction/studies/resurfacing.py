@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -18,10 +18,8 @@ from ...tasks import Task
 from ...unlearning.encoder import Encoder
 from ...unlearning.objectives import Objectives
 from ..table import UNMODIFIED
+from ..trial import Trial
 from .study import Answer, OnStep, Part, Study
-
-if TYPE_CHECKING:
-    from ..trial import Trial
 
 RETAIN, FEW_FORGET = "retain", "few forget"
 FEW = 16  # images to forget, of those that unlearning saw; also the images of a step

@@ -7,16 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ...optim.control import StepStats
 from ...unlearning.progress import Progress
 from ...unlearning.trainer import OnStep as OnRunStep
 from ..table import Table
-
-if TYPE_CHECKING:
-    from ..trial import Trial
-    from ..workers import Workers
+from ..trial import Trial
+from ..workers import Workers
 
 Part = tuple[Any, ...]
 OnStep = Callable[[int, int, float, float], None]  # steps taken, steps planned, losses on the forget and the retain set
