@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Input that cannot be worked with. The message is one sentence that says what is wrong and what to do.
 
     Where it is about several things, they are listed below it, a line each.

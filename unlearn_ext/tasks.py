@@ -166,9 +166,10 @@ def parse(text: str) -> Task:
     if len(numbers) > len(kinds):
         raise UserError(f"{name} takes at most {len(kinds)} numbers, as in {task.example}, not {len(numbers)}.")
     try:
-        return task(*(kind(number) for kind, number in zip(kinds, numbers, strict=False)))
+        values = [kind(number) for kind, number in zip(kinds, numbers, strict=False)]
     except ValueError:
         raise UserError(f"{name} needs numbers after the colon, as in {task.example}, not `{text}`.") from None
+    return task(*values)
 
 
 def _check_fraction(task: CenterCrop | Outpaint | RandomMask) -> None:

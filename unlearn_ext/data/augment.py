@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from .._utils import draws
+from .._utils.draws import generators
 from ..errors import UserError
+
+__all__ = ["KNOWN", "Augment", "flip", "generators", "parse", "shift"]
 
 Augment = Callable[[torch.Tensor, int], torch.Tensor]
 
@@ -20,7 +22,7 @@ def flip(images: torch.Tensor, draw: int) -> torch.Tensor:
         images: float [N, C, H, W].
         draw: the same number gives the same choice.
     """
-    chosen = [torch.rand((), generator=generator) < 0.5 for generator in draws.generators(images, "flip", draw)]
+    chosen = [torch.rand((), generator=generator) < 0.5 for generator in generators(images, "flip", draw)]
     return torch.where(torch.stack(chosen)[:, None, None, None], images.flip(-1), images)
 
 
@@ -35,7 +37,7 @@ def shift(images: torch.Tensor, draw: int) -> torch.Tensor:
     most = (height // 8, width // 8)
     padded = F.pad(images, [most[1], most[1], most[0], most[0]], mode="replicate")
     moved = []
-    for image, generator in zip(padded, draws.generators(images, "shift", draw), strict=True):
+    for image, generator in zip(padded, generators(images, "shift", draw), strict=True):
         top, left = (int(torch.randint(2 * reach + 1, (), generator=generator)) for reach in most)
         moved.append(image[:, top : top + height, left : left + width])
     return torch.stack(moved)

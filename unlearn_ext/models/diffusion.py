@@ -10,10 +10,10 @@ import torch
 from .._utils import draws
 from ..errors import UserError
 from ..tasks import Task
-from . import Inputs
 from .freezing import adopt, unwrapped
 from .from_diffusers import check_class, check_sides, read_module, sample_side
 from .noise_schedule import noise_schedule, read_scheduler, sampler
+from .protocol import Inputs
 from .sides import read_sides
 
 if TYPE_CHECKING:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from ..errors import UserError
-
-if TYPE_CHECKING:
-    from . import I2IModel
+from .protocol import I2IModel
 
 _COMPILED = "_orig_mod"  # the name under which torch.compile's wrapper holds the module
 _WRAPPERS = (torch.nn.DataParallel, DistributedDataParallel, AveragedModel)  # hold it as `module`

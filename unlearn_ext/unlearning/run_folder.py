@@ -138,9 +138,9 @@ def read_run(folder: str | Path) -> RunFolder:
     for name in FILES:
         if not (path / name).is_file():
             raise UserError(f"{path} is no finished run: it holds no {name}.")
+    front = ParetoFront.from_csv(path / "front.csv")
     try:
         metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-        front = ParetoFront.from_csv(path / "front.csv")
         history = _history(path / "history.csv")
         with np.load(path / "samples.npz", allow_pickle=False) as archive:
             samples = {name: archive[name] for name in archive.files}

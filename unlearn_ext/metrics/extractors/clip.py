@@ -31,15 +31,17 @@ class CLIP:
         path_or_id = expanded(path_or_id)
         try:
             saved = transformers.AutoConfig.from_pretrained(path_or_id).model_type
-            if saved != "clip":
-                raise UserError(f"clip is transformers.CLIPModel; {path_or_id} is a checkpoint of {saved}.")
+        except (OSError, ValueError) as error:
+            raise _unreadable(path_or_id, error) from error
+        if saved != "clip":
+            raise UserError(f"clip is transformers.CLIPModel; {path_or_id} is a checkpoint of {saved}.")
+        try:
             module = transformers.CLIPModel.from_pretrained(path_or_id, use_safetensors=True)
             processor = transformers.utils.cached_file(
                 path_or_id, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
             )
         except (OSError, ValueError) as error:
-            said = str(error).strip().splitlines()[0]
-            raise UserError(f"no CLIPModel could be loaded from {path_or_id}: {said}") from error
+            raise _unreadable(path_or_id, error) from error
         read = json.loads(Path(processor).read_text(encoding="utf-8")) if processor else {}
         usual = transformers.image_utils
         self.mean, self.std = (
@@ -59,3 +61,8 @@ class CLIP:
 
     def maps(self, images: torch.Tensor) -> tuple[()]:
         return ()
+
+
+def _unreadable(path_or_id: object, error: Exception) -> UserError:
+    said = str(error).strip().splitlines()[0]
+    return UserError(f"no CLIPModel could be loaded from {path_or_id}: {said}")
