@@ -1,35 +1,40 @@
-"""One process at a time in a folder of runs."""
+"""A lock that lets one process at a time write to a folder."""
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from ..errors import UserError
 from .atomic_io import told
 
-FILE = ".lock"  # it stays: were it removed, two processes could hold locks on two files of this name
+__all__ = ["FILE", "locked"]
+
+FILE = ".lock"
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes the folder and keeps others out of it; the system lets them in again whenever this process ends.
+    """Make a folder and keep other processes out of it; the system frees the lock however this process ends.
 
     Raises:
-        UserError: another process is in it, or it cannot be made.
+        UserError: another process has the lock, or the folder cannot be made.
     """
+    lock = FileLock(folder / FILE)
     with told(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / FILE).open("ab")
-    with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.acquire(timeout=0)
+        except Timeout:
             raise UserError(
                 f"another process is at work in {folder}: wait until it has ended, or choose another folder."
             ) from None
-        except OSError:
-            pass  # a file system that knows no locks
+        except NotImplementedError:
+            pass  # a file system without locks
+    try:
         yield
+    finally:
+        lock.release()
