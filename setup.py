@@ -1,4 +1,4 @@
-"""Builds the one extension, unlearn_ext._C, by driving CMake and Ninja; CMakeLists.txt says how."""
+"""Build the extension unlearn_ext._C with CMake and Ninja; without it, the package runs on plain torch."""
 
 import os
 import re
@@ -13,10 +13,34 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 
 
-def cuda_mode() -> str:
-    mode = os.environ.get("UNLEARN_EXT_CUDA", "auto").lower()
+def mode_of(variable: str) -> str:
+    """Return auto, on or off, from the environment."""
+    mode = os.environ.get(variable, "auto").lower()
     if mode not in ("auto", "on", "off"):
-        raise SystemExit(f"UNLEARN_EXT_CUDA={mode!r} is not understood: use auto, on or off.")
+        raise SystemExit(f"{variable}={mode!r} is not understood: use auto, on or off.")
+    return mode
+
+
+def with_kernels() -> bool:
+    """Return whether to compile the kernels: where a C++ compiler is found, unless UNLEARN_EXT_KERNELS is set."""
+    mode = mode_of("UNLEARN_EXT_KERNELS")
+    if mode == "on" and not cxx():
+        raise SystemExit(
+            "UNLEARN_EXT_KERNELS=on but no C++ compiler was found: install one and put it on PATH (or set CXX), or "
+            "install without the kernels with UNLEARN_EXT_KERNELS=off."
+        )
+    return mode == "on" or (mode == "auto" and cxx() is not None)
+
+
+def cxx() -> str | None:
+    """Return the C++ compiler, looked for as CMake does."""
+    named = os.environ.get("CXX", "").split()[:1]
+    return next(filter(shutil.which, (*named, "c++", "g++", "clang++", "cl")), None)
+
+
+def cuda_mode() -> str:
+    """Return UNLEARN_EXT_CUDA; exit where it asks for a compiler that is not there."""
+    mode = mode_of("UNLEARN_EXT_CUDA")
     if mode == "on" and not nvcc():
         raise SystemExit(
             "UNLEARN_EXT_CUDA=on but no CUDA compiler was found: install the CUDA toolkit and put nvcc on PATH "
@@ -26,7 +50,7 @@ def cuda_mode() -> str:
 
 
 def nvcc() -> str | None:
-    """The CUDA compiler as CMake will look for it: CUDACXX, PATH, CUDA_HOME, the toolkit's usual place."""
+    """Return the CUDA compiler, looked for as CMake does: CUDACXX, PATH, CUDA_HOME, the toolkit's usual place."""
     named = os.environ.get("CUDACXX") or shutil.which("nvcc")
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     found = [named, *(str(Path(home, "bin", "nvcc")) for home in homes if home)]
@@ -34,7 +58,7 @@ def nvcc() -> str | None:
 
 
 def cuda_architectures() -> str:
-    """UNLEARN_EXT_CUDA_ARCHS, else TORCH_CUDA_ARCH_LIST, else the visible GPUs'; "" leaves the choice to CMake."""
+    """Return UNLEARN_EXT_CUDA_ARCHS, else TORCH_CUDA_ARCH_LIST, else the visible GPUs'; "" lets CMake choose."""
     if chosen := os.environ.get("UNLEARN_EXT_CUDA_ARCHS"):
         return re.sub(r"[ ,]+", ";", chosen.strip()).replace(".", "")
     if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
@@ -54,6 +78,7 @@ class CMakeBuild(build_ext):
     """CMake configures and Ninja builds into the folder where setuptools expects the extension."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Build it."""
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -73,8 +98,12 @@ class CMakeBuild(build_ext):
             configure.append(f"-DCMAKE_CUDA_COMPILER={compiler}")
         for command in (configure, ["cmake", "--build", str(work)]):
             if subprocess.run(command, check=False).returncode:
-                raise SystemExit(f"unlearn_ext: '{' '.join(command[:2])}' failed; its messages are above.")
+                raise SystemExit(
+                    f"unlearn_ext: '{' '.join(command[:2])}' failed; its messages are above. UNLEARN_EXT_KERNELS=off "
+                    "installs the package without kernels."
+                )
 
 
 if __name__ == "__main__":
-    setup(ext_modules=[Extension("unlearn_ext._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+    extensions = [Extension("unlearn_ext._C", sources=[])] if with_kernels() else []
+    setup(ext_modules=extensions, cmdclass={"build_ext": CMakeBuild})

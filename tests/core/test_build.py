@@ -15,7 +15,8 @@ import unlearn_ext as ux
 from unlearn_ext.ops import extension
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = ("diffusers", "typer", "rich", "matplotlib", "mlxtend", "PIL", "jinja2", "safetensors")
+EXTRAS = ("diffusers", "typer", "rich", "matplotlib", "mlxtend", "PIL", "jinja2", "safetensors", "filelock", "psutil")
+POSIX = ("fcntl", "resource", "pwd", "grp", "termios")
 
 
 @pytest.fixture
@@ -23,7 +24,8 @@ def build(monkeypatch):
     """The functions of setup.py, on a machine whose folders hold no CUDA compiler."""
     pytest.importorskip("setuptools")
     monkeypatch.setattr(shutil, "which", lambda *args, **kwargs: None)
-    for name in ("CUDACXX", "CUDA_HOME", "CUDA_PATH", "UNLEARN_EXT_CUDA", "UNLEARN_EXT_CUDA_ARCHS"):
+    variables = ("CXX", "CUDACXX", "CUDA_HOME", "CUDA_PATH", "UNLEARN_EXT_CUDA", "UNLEARN_EXT_CUDA_ARCHS")
+    for name in (*variables, "UNLEARN_EXT_KERNELS"):
         monkeypatch.delenv(name, raising=False)
     return runpy.run_path(str(ROOT / "setup.py"))
 
@@ -44,6 +46,20 @@ def test_an_unknown_cuda_mode_is_refused(build, monkeypatch):
         build["cuda_mode"]()
 
 
+def test_kernels_on_without_a_compiler_is_one_sentence(build, monkeypatch):
+    monkeypatch.setenv("UNLEARN_EXT_KERNELS", "on")
+    with pytest.raises(SystemExit, match=r"no C\+\+ compiler was found: install one and put it on PATH"):
+        build["with_kernels"]()
+
+
+def test_kernels_are_left_out_without_a_compiler_or_on_request(build, monkeypatch):
+    assert not build["with_kernels"]()
+    monkeypatch.setattr(shutil, "which", lambda *args, **kwargs: "/usr/bin/c++")
+    assert build["with_kernels"]()
+    monkeypatch.setenv("UNLEARN_EXT_KERNELS", "off")
+    assert not build["with_kernels"]()
+
+
 def test_architectures_come_from_the_environment(build, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 9.0a+PTX")
     assert build["cuda_architectures"]() == "80-real;90a"
@@ -51,10 +67,32 @@ def test_architectures_come_from_the_environment(build, monkeypatch):
     assert build["cuda_architectures"]() == "86;90"
 
 
-def test_the_core_imports_without_any_extra():
-    code = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r})); import unlearn_ext; unlearn_ext.EpsilonSGD"
+def test_the_core_needs_no_extra_and_no_posix_module():
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({EXTRAS + POSIX!r}))
+import torch, unlearn_ext as ux
+p = torch.nn.Parameter(torch.ones(3))
+for kind in (ux.EpsilonSGD, ux.EpsilonAdamW):
+    optimizer = kind([p], lr=0.01, control=ux.EpsilonGap(0.1))
+    f1 = p.square().sum()
+    f1.backward()
+    optimizer.hold_constraint(f1)
+    (p - 1).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    assert optimizer.stats.lam > 0
+"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_public_names_are_there_and_no_others():
+    for module in (ux, ux.ops, ux.optim):
+        assert dir(module) == sorted(module.__all__)
+        assert all(hasattr(module, name) for name in module.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        ux.nothing  # noqa: B018
 
 
 @needs_kernels

@@ -10,6 +10,8 @@ import torch
 def _load() -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module("unlearn_ext._C"), ""
+    except ModuleNotFoundError:
+        return None, "the package was installed without them; reinstall it with UNLEARN_EXT_KERNELS=on"
     except ImportError as error:
         return None, f"the compiled module could not be imported ({error}); reinstall with 'pip install .'"
 
