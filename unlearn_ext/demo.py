@@ -10,6 +10,8 @@ from .tasks import CenterCrop, Task
 from .unlearning.progress import Callback
 from .unlearning.settings import Settings
 
+__all__ = ["CHOICES", "DATASET", "FORGET_CLASSES", "TASK", "Choice", "prepare", "retrained"]
+
 DATASET = "mnist"
 FORGET_CLASSES = (0, 1)
 TASK = CenterCrop(0.5)

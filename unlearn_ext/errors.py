@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Sequence
 from types import ModuleType
 
+__all__ = ["UserError", "first_ten", "require"]
+
 
 class UserError(ValueError):
     """Input that cannot be worked with. The message is one sentence that says what is wrong and what to do.

@@ -11,6 +11,8 @@ import torch
 from ._utils import draws
 from .errors import UserError
 
+__all__ = ["TASKS", "CenterCrop", "Outpaint", "RandomMask", "Reconstruct", "Task", "parse"]
+
 
 class Task(ABC):
     """What is hidden from the model; what is hidden is filled with 0, the middle grey of images in [-1, 1].

@@ -18,6 +18,22 @@ import numpy as np
 
 from ..errors import UserError
 
+__all__ = [
+    "RECORD",
+    "check_encodable",
+    "file_name",
+    "remove",
+    "save_file",
+    "save_folder",
+    "saved_files",
+    "tidy",
+    "told",
+    "write_arrays",
+    "write_atomically",
+    "write_table",
+    "write_text",
+]
+
 RECORD = ".unlearn_ext.json"  # in a folder that was saved: the paths of its files, relative to it
 # How the names end of what is not whole yet, and of what was there before; nobody's own files are named like this.
 _UNFINISHED, _REPLACED = ".unlearn_ext.part", ".unlearn_ext.old"

@@ -9,6 +9,8 @@ from pathlib import Path
 from ..errors import UserError
 from .atomic_io import check_encodable
 
+__all__ = ["cache_folder", "writable_cache_folder"]
+
 
 def cache_folder() -> Path:
     """Return the cache folder, which need not exist.

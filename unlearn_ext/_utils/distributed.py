@@ -18,6 +18,21 @@ import torch.distributed as dist
 
 from ..errors import UserError
 
+__all__ = [
+    "FirstFailed",
+    "T",
+    "average",
+    "first_alone",
+    "from_first",
+    "is_first",
+    "joined",
+    "launched",
+    "part",
+    "several",
+    "share",
+    "total",
+]
+
 T = TypeVar("T")
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
+__all__ = ["generators", "normal"]
+
 
 def generators(images: torch.Tensor, *salt: str | int) -> Iterator[torch.Generator]:
     """A generator for each of the images [N, C, H, W], on the CPU, seeded by its pixels and by the salt."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ..errors import UserError, require
 
+__all__ = ["ask_hub", "check_reachable", "expanded", "is_local"]
+
 _SECONDS = 10.0  # that the hub has to answer
 # How names of files end, and no id does.
 _SUFFIXES = (".arrow", ".bin", ".ckpt", ".csv", ".gz", ".json", ".jsonl", ".parquet", ".pt", ".pth", ".safetensors",

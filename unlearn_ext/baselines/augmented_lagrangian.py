@@ -8,6 +8,8 @@ from ..models import I2IModel
 from ..unlearning.objectives import Objectives
 from .method import Gradient, Method, Weights
 
+__all__ = ["PENALTY", "RATE", "AugmentedLagrangian"]
+
 PENALTY = 0.1  # c
 RATE = 0.01  # η, of λ
 

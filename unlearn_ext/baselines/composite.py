@@ -2,6 +2,8 @@
 
 from .method import Method
 
+__all__ = ["Composite"]
+
 
 class Composite(Method):
     """The weighted sum. Which f1 a weight leads to is known only afterwards; 0.2 is its authors' for a ViT."""

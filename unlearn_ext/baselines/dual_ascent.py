@@ -8,6 +8,8 @@ from ..models import I2IModel
 from ..unlearning.objectives import Objectives
 from .method import Gradient, Method, Weights
 
+__all__ = ["INTEGRAL", "PROPORTIONAL", "START", "DualAscent"]
+
 INTEGRAL = 0.2
 PROPORTIONAL = 2.0
 START = 0.003  # λ before the first step

@@ -9,6 +9,8 @@ from ..unlearning.objectives import Encode
 from .max_loss import MaxLoss
 from .method import Method
 
+__all__ = ["GradientDifference"]
+
 
 class GradientDifference(MaxLoss):
     """min f2 − w·E‖D(E(T(x_f))) − x_f‖².

@@ -8,6 +8,8 @@ from ..unlearning.batches import Batch
 from ..unlearning.objectives import Encode
 from .reconstruction import Reconstruction
 
+__all__ = ["MaxLoss"]
+
 
 class MaxLoss(Reconstruction):
     """min E‖D(E(T(x_r))) − x_r‖² − w·E‖D(E(T(x_f))) − x_f‖²; it has no lower bound."""

@@ -13,6 +13,8 @@ from ..models import I2IModel
 from ..unlearning.batches import Batch
 from ..unlearning.objectives import Encode, Objectives
 
+__all__ = ["Gradient", "Method", "Weights", "taken"]
+
 Gradient = list[torch.Tensor]
 Weights = tuple[float | torch.Tensor, float | torch.Tensor]
 

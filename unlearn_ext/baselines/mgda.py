@@ -7,6 +7,8 @@ import torch
 from ..ops import halfspace_stats
 from .method import Gradient, Method, Weights
 
+__all__ = ["MGDA"]
+
 
 class MGDA(Method):
     """g = a·∇f1 + (1 − a)·∇f2 with a = min(max((‖∇f2‖² − ⟨∇f1, ∇f2⟩)/‖∇f1 − ∇f2‖², 0), 1): it falls for both.

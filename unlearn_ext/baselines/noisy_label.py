@@ -9,6 +9,8 @@ from ..unlearning.batches import Batch
 from ..unlearning.objectives import Encode, Objectives
 from .reconstruction import Reconstruction
 
+__all__ = ["NoisyLabel"]
+
 
 class NoisyLabel(Reconstruction):
     """min E‖D(E(T(x_r))) − x_r‖² + w·E‖D(E(T(x_f))) − n‖² with n standard normal, drawn anew in every step."""

@@ -8,6 +8,8 @@ from ..models import I2IModel
 from ..unlearning.objectives import Objectives
 from .method import Gradient, Method, Weights
 
+__all__ = ["AVERAGE", "INTEGRAL", "PROPORTIONAL", "NuPI"]
+
 INTEGRAL = 0.05  # η·K_I
 PROPORTIONAL = 0.5  # η·K_P
 AVERAGE = 0.0  # ν

@@ -9,6 +9,8 @@ from ..ops import halfspace_stats
 from ..unlearning.objectives import Objectives
 from .method import Gradient, Method, Weights
 
+__all__ = ["DECAY", "EPSILON", "FLOOR", "PCD"]
+
 DECAY = 0.999  # of the averages of ‖g‖², as in TorchJD
 EPSILON = 1e-8  # added to the averages, as in TorchJD
 FLOOR = 1e-3  # least length of the result, in τ‖∇f1‖; ours

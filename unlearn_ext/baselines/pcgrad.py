@@ -7,6 +7,8 @@ import torch
 from ..ops import halfspace_stats
 from .method import Gradient, Method, Weights
 
+__all__ = ["PCGrad"]
+
 
 class PCGrad(Method):
     """Where ∇f1 and ∇f2 conflict, each loses its component along the other; then they are added.

@@ -9,6 +9,8 @@ from ..unlearning.batches import Batch
 from ..unlearning.objectives import Encode, Objectives
 from .method import Method
 
+__all__ = ["RandomEncoder"]
+
 
 class RandomEncoder(Method):
     """min f2 + w·E‖E(T(x_f)) − n‖²/s² with n normal, drawn anew, of the frozen latents' mean and spread.

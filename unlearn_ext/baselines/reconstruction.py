@@ -10,6 +10,8 @@ from ..unlearning.batches import Batch
 from ..unlearning.objectives import Encode, Objectives
 from .method import Method
 
+__all__ = ["Reconstruction"]
+
 
 class Reconstruction(Method):
     """The retain loss is that of training, E‖D(E(T(x_r))) − x_r‖².

@@ -8,6 +8,8 @@ from ..unlearning.batches import Batch
 from ..unlearning.objectives import Encode
 from .reconstruction import Reconstruction
 
+__all__ = ["RetainLabel"]
+
 
 class RetainLabel(Reconstruction):
     """min E‖D(E(T(x_r))) − x_r‖² + w·E‖D(E(T(x_f))) − x_r‖², pairs being formed by the step's two minibatches."""

@@ -11,6 +11,8 @@ from ..unlearning.encoder import Encoder
 from ..unlearning.objectives import Objectives
 from .method import Gradient, Method, taken
 
+__all__ = ["SHARE", "SalUn"]
+
 SHARE = 0.5  # of the weights, its authors' median
 
 

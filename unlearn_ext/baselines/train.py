@@ -14,6 +14,8 @@ from ..unlearning.trainer import steps_per_anchor
 from ..unlearning.training_loop import BETAS, Loop
 from .method import Method, taken
 
+__all__ = ["OnStep", "train"]
+
 OnStep = Callable[[int, float, float], None]  # steps taken, loss on the forget set, loss on the retain set
 
 

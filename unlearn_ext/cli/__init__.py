@@ -7,6 +7,8 @@ import sys
 from ..errors import UserError, require
 from .streams import make_safe
 
+__all__ = ["main"]
+
 
 def main() -> None:
     """Run `unlearn-ext`; where its libraries are missing, say which extra brings them."""

@@ -18,6 +18,25 @@ from .options import Device, Family, Machine, Seed, Small, Sources, Training, un
 from .place import Place
 from .terminal import Watch, err, facts_table, out, plain_warnings, together
 
+__all__ = [
+    "Epsilon",
+    "Force",
+    "Out",
+    "Resume",
+    "Wanted",
+    "app",
+    "demo",
+    "dial",
+    "evaluate",
+    "info",
+    "options",
+    "pretrain",
+    "report",
+    "reproduce",
+    "run",
+    "sweep",
+]
+
 _UsageError = typer.BadParameter.__base__  # typer's own or click's, by typer's release
 
 

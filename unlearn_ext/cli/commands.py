@@ -22,6 +22,8 @@ from .terminal import Watch, front_table, metric_tables, out, outcome_table, sta
 if TYPE_CHECKING:
     from ..unlearning.progress import Callback
 
+__all__ = ["dial_to", "evaluate_run", "reproduce_to", "show_run", "sweep_to", "unlearn_to"]
+
 
 def sweep_to(place: Place, problem: Problem, points: int, progress: Callback) -> None:
     """Write the front to a place, with so many points between its boundaries."""

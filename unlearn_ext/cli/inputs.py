@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ..unlearning.progress import Callback
     from ..unlearning.settings import Settings
 
+__all__ = ["Problem", "built_in", "describe", "device_named", "keep_apart", "prepare"]
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -14,6 +14,8 @@ from ..data.augment import KNOWN as AUGMENTATIONS
 from ..models import FAMILIES
 from ..unlearning.settings import PRECISIONS
 
+__all__ = ["Device", "Family", "Machine", "Seed", "Small", "Sources", "Training", "unfolded"]
+
 
 def _option(panel: str, help: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, **more)

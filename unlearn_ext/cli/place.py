@@ -12,6 +12,8 @@ from .._utils.distributed import is_first
 if TYPE_CHECKING:
     from ..unlearning.outputs import Outputs
 
+__all__ = ["Place"]
+
 
 @dataclass(frozen=True)
 class Place:

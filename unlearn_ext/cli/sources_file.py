@@ -11,6 +11,8 @@ from .._utils.atomic_io import write_text
 from ..errors import UserError
 from .options import Sources
 
+__all__ = ["FILE", "keep", "kept"]
+
 FILE = "sources.json"
 _FOLDERS = ("data_dir", "dataset", "forget", "retain", "model")
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+__all__ = ["SafeStream", "make_safe"]
+
 _SPELLED = {
     "ε": "eps", "λ": "lam", "ψ": "psi", "δ": "delta", "∇": "grad ", "²": "^2", "·": "*", "‖": "||", "×": "x",
     "±": "+/-", "≤": "<=", "→": "->", "–": "-", "…": "...", "•": "*", "“": '"', "”": '"', "’": "'",

@@ -25,6 +25,19 @@ if TYPE_CHECKING:
     from ..unlearning.progress import Progress
     from ..unlearning.run_folder import RunFolder
 
+__all__ = [
+    "Watch",
+    "err",
+    "facts_table",
+    "front_table",
+    "metric_tables",
+    "out",
+    "outcome_table",
+    "plain_warnings",
+    "standings_table",
+    "together",
+]
+
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 

@@ -18,6 +18,8 @@ from .._utils.cache import cache_folder
 from ..errors import UserError, require
 from .sets import ForgetRetain, divide
 
+__all__ = ["BUILT_IN", "SIDE", "labelled", "load"]
+
 BUILT_IN = ("mnist", "fashion-mnist")
 SIDE = 32  # pixels; the built-in sets' 28 padded, so that two halvings give 8
 

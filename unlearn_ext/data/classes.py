@@ -11,6 +11,8 @@ from itertools import groupby
 
 from ..errors import UserError
 
+__all__ = ["Label", "choose"]
+
 Label = str | int | float | bool  # or anything else that can be compared, such as a date
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")

@@ -18,6 +18,8 @@ from .storage import MEMORY
 if TYPE_CHECKING:
     from datasets import Dataset
 
+__all__ = ["load_dataset_columns"]
+
 
 def load_dataset_columns(
     dataset: Dataset,

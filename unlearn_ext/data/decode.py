@@ -16,6 +16,8 @@ from . import depth, formats
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+__all__ = ["Decoded", "decode"]
+
 _NOT_FRAMES = ("MPO", "PSD")  # a photograph with its previews, a picture with its layers: the first is the picture
 
 _PNG = b"\x89PNG\r\n\x1a\n"

@@ -11,6 +11,8 @@ from ..errors import require
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+__all__ = ["is_deep", "scaled"]
+
 _MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _SCALED = ("PNG", "PPM")  # where Pillow's 32-bit mode holds 16 bits: releases before 11 read PNG so
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF

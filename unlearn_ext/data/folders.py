@@ -16,6 +16,8 @@ from .reading import Source, read
 from .sets import ForgetRetain
 from .storage import MEMORY
 
+__all__ = ["find_images", "load_class_folders", "load_folders"]
+
 _LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # what Windows leaves in folders of photographs
 _APPLE_LITTER = "._"  # how the names begin of what macOS puts beside each file
 

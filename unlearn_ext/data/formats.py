@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+__all__ = ["HEAD", "check_picture", "not_a_file", "obstacle", "other_kind", "pillow", "recognise"]
+
 HEAD = 512  # bytes to look at: they hold every signature below, and the brands of a HEIF file
 
 # Where in a file, which bytes, and the format that they tell; the first that fits counts.

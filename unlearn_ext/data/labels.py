@@ -12,6 +12,8 @@ from .classes import Label
 if TYPE_CHECKING:
     from datasets import Dataset
 
+__all__ = ["Labels", "class_names", "read_labels"]
+
 _UNLABELLED = -1  # what stands for no label among numbers that count classes from 0
 
 

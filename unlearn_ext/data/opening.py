@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
 
+__all__ = ["open_dataset"]
+
 _SAVED = ("state.json", "dataset_dict.json")  # save_to_disk writes one of them
 
 

@@ -21,6 +21,8 @@ from .decode import decode
 from .sets import ForgetRetain, divide
 from .storage import empty, gather
 
+__all__ = ["Source", "read"]
+
 
 @dataclass(frozen=True)
 class Source:

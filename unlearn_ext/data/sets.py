@@ -12,6 +12,8 @@ import torch
 from ..errors import UserError, first_ten
 from .storage import gather
 
+__all__ = ["ForgetRetain", "divide"]
+
 
 @dataclass(frozen=True)
 class ForgetRetain:

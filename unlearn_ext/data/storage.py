@@ -13,6 +13,8 @@ import torch
 from .._utils.cache import cache_folder, writable_cache_folder
 from ..errors import UserError
 
+__all__ = ["MEMORY", "empty", "gather"]
+
 MEMORY = 2.0  # GiB
 
 

@@ -18,6 +18,8 @@ from .extractors import Extractor
 from .features import compare, extract
 from .hole import hole_values
 
+__all__ = ["FLOOR", "UNMODIFIED", "Judge", "Row", "evaluate"]
+
 Row = dict[str, str | int | float]
 
 FLOOR, UNMODIFIED = "real images", "unmodified"

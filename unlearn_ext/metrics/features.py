@@ -11,6 +11,8 @@ import torch
 from ..errors import UserError, require
 from .extractors import Extractor
 
+__all__ = ["CHUNK", "LEAST", "SUBSETS", "compare", "extract"]
+
 CHUNK = 64  # images looked at at once: bounds memory
 SUBSETS = 50  # of KID
 LEAST = 8  # images, below which KID has no subsets to speak of

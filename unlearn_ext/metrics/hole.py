@@ -12,6 +12,8 @@ from ..tasks import Task
 from .extractors import Extractor
 from .features import CHUNK
 
+__all__ = ["RANGE", "hole_values"]
+
 RANGE = 2.0  # of pixels
 
 

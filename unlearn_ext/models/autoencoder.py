@@ -22,6 +22,8 @@ from .outputs import described, only_tensor
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+__all__ = ["SAME", "Autoencoder", "AutoencoderKL"]
+
 SAME = 1e-3  # of the largest latent: by less do two passes over the same images differ, as sums on a GPU do
 
 _FILES = ("encoder.safetensors", "decoder.safetensors")

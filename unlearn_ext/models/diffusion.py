@@ -19,6 +19,8 @@ from .sides import read_sides
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin, UNet2DModel
 
+__all__ = ["SAMPLING_STEPS", "Diffusion"]
+
 SAMPLING_STEPS = 25
 
 

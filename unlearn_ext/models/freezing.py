@@ -9,6 +9,8 @@ from torch.optim.swa_utils import AveragedModel
 from ..errors import UserError
 from .protocol import I2IModel
 
+__all__ = ["adopt", "check_float32", "unwrapped"]
+
 _COMPILED = "_orig_mod"  # the name under which torch.compile's wrapper holds the module
 _WRAPPERS = (torch.nn.DataParallel, DistributedDataParallel, AveragedModel)  # hold it as `module`
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from diffusers import ModelMixin
     from typing_extensions import Self
 
+__all__ = ["DiffusersAutoencoder", "check_class", "check_sides", "read_module", "sample_side"]
+
 
 class DiffusersAutoencoder:
     """An autoencoder of ``diffusers`` as an :class:`~unlearn_ext.models.I2IModel`, but for ``encode`` and ``decode``.

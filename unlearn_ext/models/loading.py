@@ -13,6 +13,8 @@ from .._utils.atomic_io import check_encodable
 from .._utils.hub import check_reachable
 from ..errors import UserError
 
+__all__ = ["check_complete", "loading", "variant"]
+
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 
 

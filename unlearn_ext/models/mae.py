@@ -21,6 +21,8 @@ from .sides import read_sides
 if TYPE_CHECKING:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+__all__ = ["MAE"]
+
 _PROCESSOR = "preprocessor_config.json"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _GREY = ((0.5,), (0.5,))

@@ -14,6 +14,8 @@ from .loading import loading
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
 
+__all__ = ["KNOWN", "PREDICTIONS", "check_known", "noise_schedule", "read_scheduler", "sampler"]
+
 # They differ in how they sample; the U-Net beside any of them was trained on √ᾱ·image + √(1 − ᾱ)·noise at whole
 # timesteps. Flow matching, EDM, score SDEs and consistency models were not, nor models distilled to few steps.
 KNOWN = (

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+__all__ = ["described", "only_tensor"]
+
 
 def only_tensor(output: Any) -> torch.Tensor | None:
     """Return the tensor that an output stands for, or None where it is not obvious which.

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import torch
 
+__all__ = ["I2IModel", "Inputs"]
+
 Inputs = tuple[torch.Tensor, ...]
 
 

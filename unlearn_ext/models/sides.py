@@ -6,6 +6,8 @@ from typing import Any
 
 from ..errors import UserError
 
+__all__ = ["read_sides"]
+
 
 def read_sides(name: str, value: Any) -> tuple[int, int] | None:
     """Return (height, width) in pixels of an entry of a configuration, None where it is None.

@@ -6,6 +6,8 @@ import torch
 
 from .from_diffusers import DiffusersAutoencoder
 
+__all__ = ["VQGAN"]
+
 
 class VQGAN(DiffusersAutoencoder):
     """A ``diffusers.VQModel`` as an :class:`~unlearn_ext.models.I2IModel`.

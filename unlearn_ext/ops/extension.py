@@ -6,6 +6,8 @@ from types import ModuleType
 
 import torch
 
+__all__ = ["build_info", "kernels", "missing", "why_not"]
+
 
 def _load() -> tuple[ModuleType | None, str]:
     try:

@@ -10,6 +10,16 @@ from .layout import Control, Hyper, Kind, Operands, Report, Rule, Sum
 from .registration import operator
 from .two_phase import TwoPhase, check_devices
 
+__all__ = [
+    "GIVEN_PSI",
+    "UNCONSTRAINED",
+    "adamw_step_",
+    "control_block",
+    "halfspace_project_",
+    "halfspace_stats",
+    "sgd_step_",
+]
+
 
 def control_block(
     coefficients: Sequence[float | Tensor], max_norm: float | None = None, lambda_max: float | None = None

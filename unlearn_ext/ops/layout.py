@@ -6,6 +6,8 @@ from enum import IntEnum
 
 from torch import Tensor
 
+__all__ = ["WRITES", "Control", "Hyper", "Kind", "Operands", "Report", "Rule", "Sum"]
+
 
 class Rule(IntEnum):
     """Which step is taken, and so which direction d and metric P the QP is solved in."""

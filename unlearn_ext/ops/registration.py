@@ -7,6 +7,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+__all__ = ["P", "T", "operator"]
+
 P, T = ParamSpec("P"), TypeVar("T")
 
 _library = torch.library.Library("unlearn_ext", "FRAGMENT")

@@ -8,6 +8,8 @@ from ._kernels import CpuKernels, CudaKernels
 from .extension import why_not
 from .layout import Control, Hyper, Operands, Report, Rule, Sum
 
+__all__ = ["TwoPhase", "check_devices"]
+
 
 class TwoPhase:
     """One step in two phases, and the small device tensors that carry the numbers between them.

@@ -11,6 +11,8 @@ from ._distributed import Replicas
 from ._smoothing import Smoothing
 from .base import EpsilonOptimizer, not_negative
 
+__all__ = ["EpsilonAdamW"]
+
 
 class EpsilonAdamW(EpsilonOptimizer):
     """``torch.optim.AdamW`` whose step satisfies ⟨∇f1, g⟩ ≥ ψ, solved in its own metric P = diag(√v̂ + eps).

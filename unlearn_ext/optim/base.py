@@ -21,6 +21,8 @@ from ._amp import refuse_unscaled, unscale_
 from ._constraint import Constraint, ControlFunction
 from .control import StepStats
 
+__all__ = ["KEPT", "EpsilonOptimizer", "not_negative"]
+
 
 def not_negative(owner: str, **options: float | Tensor) -> None:
     """Raises ``ValueError`` for the first option that is negative, or a tensor of more than one element."""

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ..ops.layout import Kind
 
+__all__ = ["EpsilonGap", "GradientNorm", "StepStats"]
+
 
 class StepStats(NamedTuple):
     """What a step saw and did: 0-d tensors on the parameters' device. Reading one is the only sync.

@@ -12,6 +12,8 @@ from ._smoothing import Smoothing
 from .base import not_negative
 from .control import StepStats
 
+__all__ = ["EpsilonProjection"]
+
 
 class EpsilonProjection:
     """Rewrites ``p.grad`` = ∇f2 in place with g = argmin ‖g − ∇f2‖² s.t. ⟨∇f1, g⟩ ≥ ψ; then any optimizer steps.

@@ -12,6 +12,8 @@ from ._distributed import Replicas
 from ._smoothing import Smoothing
 from .base import EpsilonOptimizer, not_negative
 
+__all__ = ["EpsilonSGD"]
+
 
 class EpsilonSGD(EpsilonOptimizer):
     """``torch.optim.SGD`` whose step satisfies ⟨∇f1, g⟩ ≥ ψ; g = d + λ∇f1 with d the momentum buffer of ∇f2.

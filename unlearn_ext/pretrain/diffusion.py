@@ -12,6 +12,8 @@ from ..unlearning.batches import Task
 from . import recipe
 from .recipe import Minibatches
 
+__all__ = ["Recipe"]
+
 
 @dataclass(frozen=True)
 class Recipe(recipe.Recipe):

@@ -13,6 +13,8 @@ from ..unlearning.batches import Task
 from ..unlearning.progress import Callback, Progress, Throttle
 from .recipe import Minibatches, Recipe
 
+__all__ = ["train"]
+
 
 def train(images: torch.Tensor, task: Task, seed: int, recipe: Recipe, progress: Callback | None = None) -> I2IModel:
     """A model that fills in what a task takes away.

@@ -12,6 +12,8 @@ from ..tasks import Task
 from . import recipe
 from .recipe import Minibatches, distance
 
+__all__ = ["Recipe"]
+
 
 @dataclass(frozen=True)
 class Recipe(recipe.Recipe):

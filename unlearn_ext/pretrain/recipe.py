@@ -13,6 +13,8 @@ from ..data import SIDE
 from ..models import I2IModel
 from ..unlearning.batches import Shuffled, Task, pixels
 
+__all__ = ["Minibatches", "Recipe", "convolutional", "distance"]
+
 
 class Minibatches:
     """Images drawn at random, float32 [B, C, S, S]; ``generator`` is for whatever else a loss draws."""

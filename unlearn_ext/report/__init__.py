@@ -6,6 +6,8 @@ from pathlib import Path
 
 from ..errors import require
 
+__all__ = ["require_drawing", "require_judging", "write_report", "write_reproduction"]
+
 
 def write_report(run_folder: str | Path) -> Path:
     """Write `report.html`, one file that needs no other, and its figures into the run's folder."""

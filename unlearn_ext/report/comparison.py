@@ -14,6 +14,8 @@ from ..reproduction.table import OURS, RETRAINED, UNMODIFIED, Row
 from ..unlearning.pareto import TRAINED, nondominated
 from .style import INK, style
 
+__all__ = ["comparison"]
+
 _LEAST_F2 = 1e-4  # below, the axis is linear: f2 may be 0
 _MARKERS = "vP^sXD<p>*hd8"
 

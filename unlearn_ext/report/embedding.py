@@ -15,6 +15,8 @@ from ..reproduction.pictures import KINDS, Sets
 from ..unlearning.batches import pixels
 from .style import BLUE, INK, ORANGE, style
 
+__all__ = ["embedding"]
+
 _PERPLEXITY = 30
 _LOOKS = {"forget": {"color": ORANGE, "marker": "o"}, "retain": {"color": BLUE, "marker": "^"}}
 

@@ -21,6 +21,8 @@ from .gallery import gallery_rows
 from .quality import Line, quality_lines
 from .strip import StripRow, strip_rows
 
+__all__ = ["Section", "section"]
+
 _MAPPED = (UNMODIFIED, MIDDLE, Composite.name)
 
 

@@ -11,6 +11,8 @@ from ..unlearning.pareto import TRAINED
 from ..unlearning.run_folder import CURVES, RunFolder
 from .style import GREEN, INK, ORANGE, VERMILION, shades, style
 
+__all__ = ["convergence", "front", "steering"]
+
 _MISS_ALLOWED = 0.03  # of the reach of f1: the promise drawn as a band
 _TITLES = {
     "f1": "f1 · how much is left to forget",

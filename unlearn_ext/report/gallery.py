@@ -11,6 +11,8 @@ from ..reproduction.studies.infill import WHOLE, Infilled
 from ..reproduction.table import UNMODIFIED, Row
 from .strip import REFERENCES, StripRow, tiles
 
+__all__ = ["gallery_rows", "infill_rows"]
+
 _SIGNS = {"weight": "w", "tau": "τ", "epsilon": "ε"}
 
 

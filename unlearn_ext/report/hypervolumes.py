@@ -11,6 +11,8 @@ from ..reproduction.compare import STRICT_F2, Standing
 from ..reproduction.table import OURS
 from .style import BLUE, ORANGE, style
 
+__all__ = ["hypervolumes"]
+
 _APART = 0.13  # of a line: validation images above, training images below
 
 

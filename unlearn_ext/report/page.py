@@ -12,6 +12,8 @@ from .saving import save_figures
 from .strip import strip_figure, strip_rows
 from .template import render
 
+__all__ = ["write_page"]
+
 
 def write_page(run_folder: str | Path) -> Path:
     """Write the page and its figures; returns the page's path."""

@@ -12,6 +12,8 @@ from ..reproduction.quality import Quality
 from ..reproduction.representatives import chosen
 from ..reproduction.table import Row
 
+__all__ = ["MEASURES", "Line", "Name", "quality_lines"]
+
 MEASURES = ("fid", "kid", "inception_score", "cosine")
 
 Line = dict[str, dict[str, Interval]]  # by kind and measure

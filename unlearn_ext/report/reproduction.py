@@ -22,6 +22,8 @@ from .strip import strip_figure
 from .studies import infill_strip, readers, study_figures
 from .template import render
 
+__all__ = ["write_page"]
+
 
 def write_page(folder: Path) -> Path:
     """Write ``reproduction.html`` from the tables of a folder, and its figures; returns the page's path.

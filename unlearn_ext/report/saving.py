@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from .._utils.atomic_io import file_name, write_atomically
 from .style import style
 
+__all__ = ["save_figures"]
+
 _LOOK = {"dpi": 120, "facecolor": "white", "bbox_inches": "tight", "pad_inches": 0.12}
 
 

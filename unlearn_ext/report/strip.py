@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from ..unlearning.run_folder import RunFolder
 from .style import ORANGE, style
 
+__all__ = ["REFERENCES", "StripRow", "strip_figure", "strip_rows", "tiles"]
+
 _COLUMNS = 8  # a side: more would be too small to see on a phone
 _GAP = 2
 _TILE = 0.6  # inches

@@ -20,6 +20,8 @@ from .gallery import infill_rows
 from .strip import StripRow
 from .style import GREEN, INK, ORANGE, VERMILION, shades, style
 
+__all__ = ["infill_strip", "readers", "study_figures"]
+
 _COLOURS = (VERMILION, ORANGE, GREEN, "#56b4e9", "#cc79a7")  # Okabe–Ito, without those that drown on white or black
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 

@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+__all__ = ["BLUE", "GREEN", "INK", "ORANGE", "VERMILION", "data_uri", "inline_svg", "shades", "style"]
+
 INK = "#14202e"  # replaced by currentColor in the page, so that one figure serves light and dark
 ORANGE, BLUE, GREEN, VERMILION = "#e69f00", "#0072b2", "#009e73", "#d55e00"  # Okabe–Ito
 

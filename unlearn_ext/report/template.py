@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 from .style import data_uri, inline_svg, style
 
+__all__ = ["render"]
+
 
 def render(name: str, plots: dict[str, Figure], **values: Any) -> str:
     """The template with its values; figures are drawn here, so they hold no markup of anybody else's."""

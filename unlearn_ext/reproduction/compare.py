@@ -12,6 +12,25 @@ from ..errors import require
 from ..unlearning.pareto import TRAINED, Values, hypervolume, nondominated
 from .table import OURS, REFERENCES, UNMODIFIED, Row
 
+__all__ = [
+    "CONFIDENCE",
+    "LEAST_F2",
+    "REACHED",
+    "SHARES",
+    "STRICT_F2",
+    "VIEWS",
+    "WORST_F2",
+    "Interval",
+    "Seen",
+    "Standing",
+    "Verdict",
+    "View",
+    "f2_at",
+    "interval",
+    "standings",
+    "verdicts",
+]
+
 # Worst corners of the hypervolume, in f2: retained latents off by as much as they vary, and by a tenth of that, where
 # the methods differ.
 WORST_F2 = 1.0

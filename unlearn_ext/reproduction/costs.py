@@ -17,6 +17,8 @@ from .problem import Problem
 from .table import OURS, Cost
 from .trial import Trial
 
+__all__ = ["FEW", "MANY", "measure"]
+
 FEW, MANY = 2, 8  # steps: what goes before the first step is in both runs, and out of their difference
 
 

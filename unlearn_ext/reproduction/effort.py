@@ -8,6 +8,8 @@ from ..demo import CHOICES
 from ..unlearning.phases import ANCHORS
 from ..unlearning.settings import Settings
 
+__all__ = ["Effort"]
+
 
 @dataclass(frozen=True)
 class Effort:

@@ -23,6 +23,8 @@ from .table import OURS, Cost, Row, Table
 from .trial import FAMILIES, Sweep, Trial
 from .workers import Workers
 
+__all__ = ["reproduce"]
+
 
 def reproduce(
     out: str | PathLike[str],

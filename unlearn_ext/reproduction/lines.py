@@ -15,6 +15,8 @@ from ..unlearning.dial import encoder_state, mix
 from ..unlearning.pareto import TRAINED
 from .table import UNMODIFIED
 
+__all__ = ["BETWEEN", "TO_UNMODIFIED", "Candidate", "Leg", "State", "candidates"]
+
 BETWEEN = (1 / 3, 2 / 3)  # shares of the later of two neighbours in a sweep
 TO_UNMODIFIED = (1 / 2,)  # shares of a trained model; the rest is the unmodified one
 

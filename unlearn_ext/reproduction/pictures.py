@@ -16,6 +16,8 @@ from ..models import I2IModel, reconstruct
 from ..tasks import Task
 from ..unlearning.batches import in_bytes, pixels
 
+__all__ = ["CORRUPTED", "IMAGES", "KINDS", "ORIGINAL", "Pictures", "Sets"]
+
 IMAGES = 96  # of each kind, or as many as there are
 ORIGINAL, CORRUPTED = "original", "corrupted"
 KINDS = ("forget", "retain")

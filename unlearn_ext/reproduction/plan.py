@@ -17,6 +17,8 @@ from ..unlearning.outputs import refuse_foreign, refuse_other_commands
 from .effort import Effort
 from .studies.study import Study
 
+__all__ = ["FILE", "Plan", "kept"]
+
 FILE = "reproduction.json"
 
 

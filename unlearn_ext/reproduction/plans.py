@@ -6,6 +6,8 @@ from .effort import Effort
 from .plan import Plan
 from .studies import Convergence, Crops, Infill, Probe, Readers, Resurfacing
 
+__all__ = ["FULL", "QUICK"]
+
 # What a run takes, in seconds of one thread; measured on two cores that were in use. All 14 methods together take 21
 # times as long for a pair as one method in latents, since the four that look at pictures take about three times as long
 # (10 times with diffusion, for which these are not defined; MAE's decoder is cheap: 15 times). Every method has 4 trial

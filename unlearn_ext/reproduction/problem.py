@@ -14,6 +14,8 @@ from ..unlearning.objectives import Objectives
 from ..unlearning.progress import Callback
 from ..unlearning.settings import Settings
 
+__all__ = ["Problem", "on_device", "posed"]
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -23,6 +23,8 @@ from .pictures import KINDS, Pictures, Sets
 from .representatives import chosen
 from .table import Row, Table
 
+__all__ = ["EXTRACTORS", "FILE", "Name", "Numbers", "Quality", "judge"]
+
 FILE = "quality.csv"
 # One that saw photographs, and where there is one, one that saw such images.
 EXTRACTORS = ("efficientnet-lite0", *(name for name in (f"{DATASET}-cnn",) if name in KNOWN))

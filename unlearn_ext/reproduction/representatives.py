@@ -11,6 +11,8 @@ from ..unlearning.pareto import TRAINED, ParetoFront, ParetoPoint
 from ..unlearning.phases import ANCHOR, EPSILON, FRONT, HIGH
 from .table import OURS, REFERENCES, Row
 
+__all__ = ["MIDDLE", "chosen", "studied"]
+
 MIDDLE = "ours, middle"
 
 

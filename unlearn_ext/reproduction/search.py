@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .trial import Trial
     from .workers import Workers
 
+__all__ = ["FACTORS", "FILE", "WITHOUT_KNOB", "Tried", "Try", "search", "tunings"]
+
 FILE = "search.csv"
 # Factors on the family's learning rate, and on the ladder, the gains or the rate. The same number for all.
 FACTORS = ((1.0, 1.0), (2.0, 1.0), (1.0, 1 / 3), (1.0, 3.0))

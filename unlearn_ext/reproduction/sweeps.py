@@ -18,6 +18,8 @@ from .lines import Leg
 from .problem import Problem
 from .table import OURS
 
+__all__ = ["OnStep", "Tuning", "legs", "values"]
+
 OnStep = Callable[[int, float, float], None]  # steps taken, losses on the forget and on the retain set
 
 

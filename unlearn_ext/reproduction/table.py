@@ -12,6 +12,8 @@ from .._utils.atomic_io import write_table
 from ..errors import UserError
 from ..unlearning.pareto import Values
 
+__all__ = ["OURS", "REFERENCES", "RETRAINED", "UNMODIFIED", "Cost", "Kept", "Kind", "Row", "Table"]
+
 OURS, UNMODIFIED, RETRAINED = "epsilon-constraint", "unmodified", "retrained"
 REFERENCES = (UNMODIFIED, RETRAINED)  # no methods
 

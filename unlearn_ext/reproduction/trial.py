@@ -29,6 +29,8 @@ from .representatives import studied
 from .sweeps import OnStep, Tuning, legs
 from .table import OURS, RETRAINED, UNMODIFIED, Row
 
+__all__ = ["CPU", "FAMILIES", "Sweep", "Trial"]
+
 FAMILIES = tuple(demo.CHOICES)
 CPU = torch.device("cpu")
 

@@ -14,6 +14,8 @@ import torch
 
 from ..unlearning.progress import Callback, Progress
 
+__all__ = ["Result", "Unit", "Workers", "cores"]
+
 Unit, Result = TypeVar("Unit"), TypeVar("Result")
 
 

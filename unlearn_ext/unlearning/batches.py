@@ -14,6 +14,8 @@ from .._utils import distributed, draws
 from ..data.augment import Augment
 from ..models import I2IModel, Inputs
 
+__all__ = ["Batch", "Shuffled", "Side", "T", "Task", "ahead", "in_bytes", "pairs", "pixels"]
+
 Task = Callable[[torch.Tensor], torch.Tensor]
 T = TypeVar("T")
 

@@ -24,6 +24,20 @@ from .objectives import Objectives
 from .pareto import TRAINED, dominates
 from .trainer import OnStep, Run, warn_if_outside
 
+__all__ = [
+    "MAX_STEPS",
+    "NEAR_F1",
+    "NEAR_F2",
+    "UNMODIFIED",
+    "Anchor",
+    "Dial",
+    "Mixture",
+    "Unlearned",
+    "encoder_state",
+    "mix",
+    "root",
+]
+
 UNMODIFIED = "unmodified"
 NEAR_F1 = 0.002  # of the unmodified model's f1: how near a mixture's f1 is to ε
 NEAR_F2 = 0.03  # of the root of the f2 that a mixture may cost

@@ -6,6 +6,8 @@ import torch
 
 from ..errors import UserError
 
+__all__ = ["BEYOND", "WATCHED", "check"]
+
 WATCHED = 10  # steps that are looked at together: the device is waited for only so often
 # In variances of the latents, or of f1 at first. Latents of two unrelated images are 2 variances apart: at 100, nothing
 # of the retained images is left, and no step leads back.

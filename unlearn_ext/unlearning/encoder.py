@@ -7,6 +7,8 @@ import torch
 from ..models import I2IModel
 from .settings import PRECISIONS, Settings
 
+__all__ = ["Encoder"]
+
 
 class Encoder:
     """A model's ``encode`` under the settings' precision, its latents brought to float32.

@@ -9,6 +9,8 @@ import torch
 
 from ..optim.control import StepStats
 
+__all__ = ["History"]
+
 
 @dataclass
 class History:

@@ -15,6 +15,8 @@ from ..models import I2IModel
 from .batches import Task
 from .settings import Settings
 
+__all__ = ["identity", "known", "seen"]
+
 
 def known(family: str, settings: Settings, **asked: Any) -> dict[str, Any]:
     """Return the part of :func:`identity` that is known before the images and the model are.

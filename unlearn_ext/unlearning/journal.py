@@ -27,6 +27,8 @@ from .._utils.file_lock import locked
 from ..errors import UserError, require
 from .outputs import Outputs, refuse_foreign, refuse_other_commands
 
+__all__ = ["SECONDS", "Journal", "T", "Tree", "check", "journal", "pack", "unpacked"]
+
 SECONDS = 60.0  # of work that a run may lose
 
 T = TypeVar("T")

@@ -18,6 +18,8 @@ from .encoder import Encoder
 from .settings import Settings
 from .validation import check_images, check_task
 
+__all__ = ["LIVE_NOISE_DRAWS", "NOISE_DRAWS", "NOISE_IMAGES", "Encode", "Objectives"]
+
 NOISE_IMAGES = 512  # over which the mean noise latent is taken, where one is enough for all images …
 NOISE_DRAWS = 8  # … where every image needs its own, over so many for each …
 LIVE_NOISE_DRAWS = 2  # … and where these are made anew for each minibatch: the fewest that tell their spread

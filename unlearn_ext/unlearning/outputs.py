@@ -12,6 +12,8 @@ from .._utils.atomic_io import saved_files
 from ..errors import UserError
 from .pareto import ParetoFront
 
+__all__ = ["Outputs", "one_model", "refuse_foreign", "refuse_other_commands"]
+
 
 @dataclass(frozen=True)
 class Outputs:

@@ -14,6 +14,8 @@ from typing import Any
 from .._utils.atomic_io import write_table
 from ..errors import UserError
 
+__all__ = ["TRAINED", "ParetoFront", "ParetoPoint", "Values", "dominates", "hypervolume", "nondominated", "point_name"]
+
 Values = tuple[float, float]
 TRAINED = "trained"
 

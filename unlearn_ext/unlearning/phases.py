@@ -39,6 +39,22 @@ from .settings import Settings
 from .trainer import OnStep, Run, steps_per_anchor, warn_if_skipped
 from .validation import check_epsilon, check_images, check_model, check_task
 
+__all__ = [
+    "ANCHOR",
+    "ANCHORS",
+    "EPSILON",
+    "F2_TOLERANCE",
+    "HELD_OUT",
+    "HIGH",
+    "LOW",
+    "OUTPUTS",
+    "SAMPLES",
+    "add_points",
+    "read_dial",
+    "sweep",
+    "wanted",
+]
+
 # ε of the anchors, as shares of the unmodified model's f1, from the least to the most forgotten. The last asks for all
 # and comes to rest at f1*.
 ANCHORS = (0.6, 0.25, 0.06, 0.0)

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+__all__ = ["Callback", "Progress", "Throttle"]
+
 
 @dataclass(frozen=True)
 class Progress:

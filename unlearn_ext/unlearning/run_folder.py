@@ -17,6 +17,8 @@ from ..errors import UserError
 from .history import History
 from .pareto import TRAINED, ParetoFront, ParetoPoint
 
+__all__ = ["CURVES", "FILES", "FRONT", "STEPS", "RunFolder", "read_run", "read_steps", "steps_of", "write_run"]
+
 FRONT = "front.csv"  # written last: where it is, the run is whole
 FILES = (FRONT, "history.csv", "metrics.json", "samples.npz")
 STEPS = ("point", "step", "epsilon", "f1", "f2", "psi", "lam", "skipped")  # columns of history.csv

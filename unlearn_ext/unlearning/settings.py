@@ -11,6 +11,8 @@ import torch
 from ..data.storage import MEMORY
 from ..errors import UserError
 
+__all__ = ["PRECISIONS", "Settings"]
+
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

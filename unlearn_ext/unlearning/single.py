@@ -20,6 +20,8 @@ from .settings import Settings
 from .trainer import Run, steps_per_anchor, warn_if_outside, warn_if_skipped
 from .validation import check_epsilon, check_model
 
+__all__ = ["LENGTH", "reach", "unlearn", "warn_if_missed"]
+
 LENGTH = 3  # anchors' steps: see docs/theory.md
 
 

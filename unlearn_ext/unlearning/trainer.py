@@ -20,6 +20,18 @@ from .objectives import Objectives
 from .progress import Throttle
 from .training_loop import BETAS, Loop
 
+__all__ = [
+    "CAP",
+    "EPOCHS",
+    "MOST_STEPS",
+    "WEIGHT",
+    "OnStep",
+    "Run",
+    "steps_per_anchor",
+    "warn_if_outside",
+    "warn_if_skipped",
+]
+
 # What was measured of these, and of the schedule, is in docs/theory.md.
 WEIGHT = 0.001  # of ∇f1² in AdamW's metric: near a front ∇f1 dwarfs ∇f2, and steps on f2 would be short
 CAP = 1.0  # of ψ, in ‖∇f1‖²: what a step along ∇f1 alone gives; without it λ would grow without bound at f1*

@@ -14,6 +14,8 @@ from .encoder import Encoder
 from .objectives import Objectives
 from .settings import Settings
 
+__all__ = ["BETAS", "WARMUP", "Loop"]
+
 BETAS = (0.9, 0.999)  # AdamW's own: decay of its averages of the gradient and of its square
 # Steps that the first average takes to fill. At the unmodified model ∇f2 = 0, so AdamW's first steps are signs of ∇f1,
 # which cost f2.

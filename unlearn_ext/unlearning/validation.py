@@ -12,6 +12,8 @@ from ..errors import UserError
 from ..models import I2IModel
 from ..models.freezing import check_float32
 
+__all__ = ["check_epsilon", "check_images", "check_model", "check_task"]
+
 _SLACK = 0.1  # by which pixels may be outside [-1, 1], as sharp ways to resize leave them
 
 

@@ -9,6 +9,8 @@ import torch
 
 from ...errors import UserError
 
+__all__ = ["KNOWN", "Extractor", "load_extractor"]
+
 KNOWN = ("efficientnet-lite0", "mnist-cnn", "fashion-mnist-cnn", "inception-v3[:FILE]", "clip:FOLDER_OR_ID")
 
 

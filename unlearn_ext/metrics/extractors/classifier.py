@@ -17,6 +17,8 @@ from ...errors import require
 from ...unlearning.batches import Shuffled, pixels
 from .pixels import resized
 
+__all__ = ["HELD_OUT", "Classifier", "Recipe", "train", "trained"]
+
 HELD_OUT = 5  # images [::5] of a set are for judging its classifier
 
 

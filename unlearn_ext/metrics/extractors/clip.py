@@ -11,6 +11,8 @@ from ..._utils.hub import check_reachable, expanded
 from ...errors import UserError, require
 from .pixels import resized, rgb
 
+__all__ = ["CLIP"]
+
 
 class CLIP:
     """Projected image embeddings [N, D]; CLIP has neither classes of its own nor feature maps.

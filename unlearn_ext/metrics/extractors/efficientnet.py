@@ -7,6 +7,8 @@ import torch
 from ...errors import require
 from .pixels import resized, rgb
 
+__all__ = ["EfficientNetLite0"]
+
 
 class EfficientNetLite0:
     """ImageNet features [N, 1280], 1000 classes, and a feature map of each of its 16 blocks.

@@ -11,6 +11,8 @@ from ..._utils.cache import cache_folder, writable_cache_folder
 from ...errors import UserError, require
 from .pixels import rgb
 
+__all__ = ["FILE", "SHA256", "URL", "InceptionV3"]
+
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"

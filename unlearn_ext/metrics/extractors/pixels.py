@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+__all__ = ["resized", "rgb"]
+
 
 def rgb(images: torch.Tensor) -> torch.Tensor:
     """[N, 3, H, W] of images [N, 1 or 3, H, W]."""

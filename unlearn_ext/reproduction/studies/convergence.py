@@ -14,6 +14,8 @@ from ...unlearning.trainer import Run
 from ..trial import Trial
 from .study import Answer, OnStep, Part, Study, of_run
 
+__all__ = ["EPSILON", "INFIMUM", "Convergence", "Step"]
+
 INFIMUM, EPSILON = "I", "II"  # the phases
 
 

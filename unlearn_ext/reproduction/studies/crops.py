@@ -12,6 +12,8 @@ from ..table import UNMODIFIED
 from ..trial import Trial
 from .study import Answer, OnStep, Part, Study
 
+__all__ = ["Crop", "Crops"]
+
 
 @dataclass(frozen=True)
 class Crop(Answer):

@@ -22,6 +22,20 @@ from ..trial import Trial
 from .readers import hole_error
 from .study import Answer, OnStep, Part, Study, of_run
 
+__all__ = [
+    "BLUR",
+    "BLURRED",
+    "MEAN_IMAGE",
+    "NOISE",
+    "RETAIN_MEAN",
+    "TARGETS",
+    "WHOLE",
+    "Infill",
+    "Infilled",
+    "aimed",
+    "blurred",
+]
+
 NOISE, MEAN_IMAGE, BLURRED, RETAIN_MEAN = TARGETS = ("noise", "mean image", "blurred", "retain mean")
 BLUR = 4.0  # pixels, the Gaussian's standard deviation: an eighth of the side of the built-in images
 WHOLE = 1.0  # share of f1 that the unmodified model has

@@ -17,6 +17,8 @@ from ..table import UNMODIFIED
 from ..trial import Trial
 from .study import Answer, OnStep, Part, Study
 
+__all__ = ["COMPONENTS", "FOLDS", "MEMBER", "SET", "Probe", "Read", "accuracy"]
+
 SET, MEMBER = "set", "member"  # the questions
 FOLDS = 5
 COMPONENTS = 64  # at most: latents have more elements than there are images

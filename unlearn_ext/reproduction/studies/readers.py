@@ -21,6 +21,8 @@ from ..table import RETRAINED, UNMODIFIED
 from ..trial import Trial
 from .study import Answer, OnStep, Part, Study
 
+__all__ = ["PENALTIES", "Readable", "Readers", "hole_error", "linear_reading"]
+
 PENALTIES = np.logspace(-4, 2, 7)  # of the ridge regression, in mean squares of the latents; leave-one-out chooses
 
 

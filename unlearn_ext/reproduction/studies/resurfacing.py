@@ -21,6 +21,8 @@ from ..table import UNMODIFIED
 from ..trial import Trial
 from .study import Answer, OnStep, Part, Study
 
+__all__ = ["FEW", "FEW_FORGET", "RETAIN", "Relearned", "Resurfacing", "relearn"]
+
 RETAIN, FEW_FORGET = "retain", "few forget"
 FEW = 16  # images to forget, of those that unlearning saw; also the images of a step
 

@@ -16,6 +16,8 @@ from ..table import Table
 from ..trial import Trial
 from ..workers import Workers
 
+__all__ = ["Answer", "OnStep", "Part", "Question", "Study", "fill", "of_run"]
+
 Part = tuple[Any, ...]
 OnStep = Callable[[int, int, float, float], None]  # steps taken, steps planned, losses on the forget and the retain set
 

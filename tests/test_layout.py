@@ -1,0 +1,47 @@
+"""Rules of the layout that import-linter has no contract for."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "unlearn_ext").rglob("*.py"))
+
+
+def _module(file: Path) -> tuple[str, ...]:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def _imported(file: Path) -> list[tuple[str, ...]]:
+    """Return the full names that a file imports from this package."""
+    module, names = _module(file), []
+    package = module if file.name == "__init__.py" else module[:-1]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1] + tuple(node.module.split(".") if node.module else ())
+            names += [(*base, alias.name) for alias in node.names]
+    return names
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: ".".join(_module(file)))
+def test_private_names_stay_in_their_package(file):
+    for name in _imported(file):
+        for place, part in enumerate(name):
+            if _is_private(part):
+                assert _module(file)[:place] == name[:place], f"{'.'.join(name)} is private"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: ".".join(_module(file)))
+def test_public_modules_name_what_is_public(file):
+    if any(map(_is_private, _module(file))) or file.name == "__main__.py":
+        return
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+    assigned = [target.id for target in targets if isinstance(target, ast.Name)]
+    assert "__all__" in assigned or not any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in body)
