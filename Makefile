@@ -100,7 +100,7 @@ docs: $(VENV)/.docs
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --no-show-timings
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 clean:
