@@ -295,17 +295,17 @@ FILES = {
         "to forget.",
     ),
     "a point that is a path": (
-        column("run/front.csv", "boundary-low", "../../etc"),
+        column("run/front.csv", "least-forgotten", "../../etc"),
         "report {place}/run",
         "{place}/run/front.csv cannot be read as a Pareto front: '../../etc' is no point's name.",
     ),
     "a point that is the folder above": (
-        column("run/front.csv", "boundary-low", ".."),
+        column("run/front.csv", "least-forgotten", ".."),
         "evaluate {place}/run --extractor mnist-cnn",
         "{place}/run/front.csv cannot be read as a Pareto front: '..' is no point's name.",
     ),
     "words for a number in front.csv": (
-        column("run/front.csv", "boundary-low,boundary-low", "boundary-low,boundary-low,x"),
+        column("run/front.csv", "least-forgotten,least-forgotten", "least-forgotten,least-forgotten,x"),
         "report {place}/run",
         "{place}/run/front.csv cannot be read as a Pareto front: could not convert string to float: 'x'.",
     ),

@@ -146,7 +146,7 @@ def test_a_sweep_on_a_full_disk_goes_on_when_there_is_room(tmp_path, monkeypatch
         swept(tmp_path / "full")
     assert not list((tmp_path / "full").rglob("*.part"))
     swept(tmp_path / "full")
-    for name in ("history.csv", "samples.npz", "boundary-high/diffusion_pytorch_model.safetensors"):
+    for name in ("history.csv", "samples.npz", "most-forgotten/diffusion_pytorch_model.safetensors"):
         assert (tmp_path / "full" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 

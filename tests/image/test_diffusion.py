@@ -15,7 +15,7 @@ from unlearn_ext.tasks import CenterCrop, Reconstruct
 from unlearn_ext.unlearning.history import History
 from unlearn_ext.unlearning.objectives import Objectives
 from unlearn_ext.unlearning.settings import Settings
-from unlearn_ext.unlearning.trainer import Run
+from unlearn_ext.unlearning.trainer import Trainer
 
 diffusers = pytest.importorskip("diffusers")
 from unlearn_ext.models.diffusion import SAMPLING_STEPS, Diffusion  # noqa: E402
@@ -385,7 +385,7 @@ def test_only_the_way_down_is_trained_and_saved_changed(diffusion, images, tmp_p
     settings = Settings(steps=60, batch_size=16, lr=3e-3)
     objectives = Objectives.freeze(diffusion, *images, TASK, settings=settings)
     start = objectives.evaluate_f1(diffusion.encode)
-    f1, f2 = Run(diffusion, objectives, History()).approach(start / 2)
+    f1, f2 = Trainer(diffusion, objectives, History()).approach(start / 2)
     assert f1 == pytest.approx(start / 2, abs=start / 20)
     assert 0 < f2 < start
     diffusion.save_pretrained(tmp_path)

@@ -19,6 +19,7 @@ from unlearn_ext.unlearning import phases
 from unlearn_ext.unlearning.identity import identity
 from unlearn_ext.unlearning.journal import Journal, check
 from unlearn_ext.unlearning.phases import OUTPUTS, sweep
+from unlearn_ext.unlearning.schedule import SCHEDULE
 from unlearn_ext.unlearning.settings import Settings
 
 QUICK = Settings(steps=3, batch_size=8)
@@ -91,7 +92,7 @@ def test_images_that_were_held_out_before_make_another_run(tmp_path, images):
 
 def test_force_replaces_what_the_run_wrote_and_nothing_else(finished, images):
     before = models_of(finished)
-    mine = {"notes.txt", "figures/mine.png", "photos/eps-0.3000/cat.png", "eps-notes/a.txt", "boundary-low.txt"}
+    mine = {"notes.txt", "figures/mine.png", "photos/eps-0.3000/cat.png", "eps-notes/a.txt", "least-forgotten.txt"}
     for name in mine:
         (finished / name).parent.mkdir(parents=True, exist_ok=True)
         (finished / name).write_text("mine")
@@ -105,7 +106,8 @@ def test_force_replaces_what_the_run_wrote_and_nothing_else(finished, images):
 
 
 @pytest.mark.parametrize(
-    "name", ["boundary-low/notes.txt", "boundary-high/onnx/model.onnx", "eps-0.1234/cat.png", "anchor-0.1234/cat.png"]
+    "name",
+    ["least-forgotten/notes.txt", "most-forgotten/onnx/model.onnx", "eps-0.1234/cat.png", "anchor-0.1234/cat.png"],
 )
 def test_force_does_not_touch_a_folder_with_somebodys_files_in_a_model(finished, images, name):
     (finished / name).parent.mkdir(exist_ok=True)
@@ -119,7 +121,7 @@ def test_force_does_not_touch_a_folder_with_somebodys_files_in_a_model(finished,
 
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize(
-    "name", ["eps-0.3000/cat.png", "boundary-low", "metrics.csv", "report.html", "figures/strip.svg", "front.csv"]
+    "name", ["eps-0.3000/cat.png", "least-forgotten", "metrics.csv", "report.html", "figures/strip.svg", "front.csv"]
 )
 def test_somebodys_own_files_are_not_replaced(tmp_path, images, name, force):
     (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -131,9 +133,9 @@ def test_somebodys_own_files_are_not_replaced(tmp_path, images, name, force):
 
 
 def test_a_link_in_the_place_of_a_model_is_somebodys_own(finished, images, tmp_path):
-    (finished / "boundary-low").rename(tmp_path / "elsewhere")
-    (finished / "boundary-low").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="holds boundary-low, which no run wrote"):
+    (finished / "least-forgotten").rename(tmp_path / "elsewhere")
+    (finished / "least-forgotten").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="holds least-forgotten, which no run wrote"):
         swept(finished, images, force=True)
     assert (tmp_path / "elsewhere" / "config.json").exists()
 
@@ -141,8 +143,8 @@ def test_a_link_in_the_place_of_a_model_is_somebodys_own(finished, images, tmp_p
 @pytest.mark.parametrize("listed", ["../notes.txt", "/etc/hostname", 3, {"a": 1}])
 def test_a_list_of_files_that_leads_elsewhere_is_not_believed(finished, images, listed):
     (finished / "notes.txt").write_text("mine")
-    (finished / "boundary-low" / atomic_io.RECORD).write_text(json.dumps([listed]))
-    with pytest.raises(UserError, match="holds boundary-low"):
+    (finished / "least-forgotten" / atomic_io.RECORD).write_text(json.dumps([listed]))
+    with pytest.raises(UserError, match="holds least-forgotten"):
         swept(finished, images, force=True)
     assert (finished / "notes.txt").read_text() == "mine"
 
@@ -179,7 +181,7 @@ class Ended(BaseException):
     """In the place of a kill."""
 
 
-@pytest.mark.parametrize("moment", ["before anything is removed", "front.csv", "boundary-low", "the end"])
+@pytest.mark.parametrize("moment", ["before anything is removed", "front.csv", "least-forgotten", "the end"])
 def test_a_kill_while_an_earlier_run_is_removed(finished, images, monkeypatch, moment):
     """The folder then belongs to the new run, which removes the rest when it goes on."""
     remove = atomic_io.remove
@@ -223,10 +225,10 @@ def test_models_of_a_run_that_was_killed_before_its_first_checkpoint(tmp_path, i
         raise Ended
 
     with monkeypatch.context() as patch:
-        patch.setattr(phases._Sweep, "find_lowest_boundary", killed)
+        patch.setattr(phases, "_record_least_forgotten", killed)
         with pytest.raises(Ended):
             swept(tmp_path / "run", images)
-    assert len(models_of(tmp_path / "run")) == len(phases.ANCHORS)
+    assert len(models_of(tmp_path / "run")) == len(SCHEDULE.anchors)
     for changed in ({}, {"settings": OTHER}):
         with pytest.raises(UserError, match="holds an unfinished run: give --resume"):
             swept(tmp_path / "run", images, **changed)

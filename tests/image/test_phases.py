@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from unlearn_ext.unlearning import phases
 from unlearn_ext.unlearning.dial import Mixture
 from unlearn_ext.unlearning.objectives import Objectives
 from unlearn_ext.unlearning.pareto import ParetoFront
-from unlearn_ext.unlearning.phases import ANCHORS, F2_TOLERANCE, add_points, sweep
+from unlearn_ext.unlearning.phases import add_points, sweep
+from unlearn_ext.unlearning.schedule import SCHEDULE
 from unlearn_ext.unlearning.settings import Settings
 
 TASK = CenterCrop(0.5)
@@ -69,15 +71,17 @@ def test_every_epsilon_is_met(swept):
 
 def test_epsilons_are_spaced_evenly_between_the_boundaries(swept):
     front, *_ = swept
-    (high,), (low,) = of_role(front, "boundary-high"), of_role(front, "boundary-low")
+    (high,), (low,) = of_role(front, "most-forgotten"), of_role(front, "least-forgotten")
     asked = [point.epsilon for point in of_role(front, "epsilon")]
     assert asked == pytest.approx(np.linspace(high.f1, low.f1, 5)[1:-1].tolist(), abs=1e-4)
 
 
 def test_anchors_are_trained_at_shares_of_f1_and_the_last_comes_to_rest_at_the_infimum(swept):
     front, _, metrics, _ = swept
-    anchors, (high,) = of_role(front, "anchor"), of_role(front, "boundary-high")
-    assert [a.epsilon for a in reversed(anchors)] == pytest.approx([s * metrics["f1_original"] for s in ANCHORS[:-1]])
+    anchors, (high,) = of_role(front, "anchor"), of_role(front, "most-forgotten")
+    assert [a.epsilon for a in reversed(anchors)] == pytest.approx(
+        [s * metrics["f1_original"] for s in SCHEDULE.anchors[:-1]]
+    )
     assert high.f1 == high.epsilon == metrics["f1_star"] == min(point.f1 for point in front)
     assert {(point.made_of, point.steps) for point in (*anchors, high)} == {("trained", QUICK.steps)}
 
@@ -92,8 +96,8 @@ def test_f1_rises_and_f2_falls_along_the_front(swept):
 
 def test_the_lowest_boundary_costs_next_to_nothing_but_forgets(swept, objectives):
     front, out, metrics, _ = swept
-    (low,) = of_role(front, "boundary-low")
-    assert 0.85 * F2_TOLERANCE <= low.f2 <= F2_TOLERANCE
+    (low,) = of_role(front, "least-forgotten")
+    assert 0.85 * SCHEDULE.f2_tolerance <= low.f2 <= SCHEDULE.f2_tolerance
     assert low.f1 == low.epsilon < metrics["f1_original"]
     f1, f2 = objectives.evaluate(load("vqgan", out / low.name).encode)
     assert (f1, f2) == pytest.approx(low.values, rel=1e-4)
@@ -119,7 +123,11 @@ def test_a_mixture_is_what_the_table_says_it_is_made_of(swept, tiny_model, objec
 
 def test_many_points_take_no_more_steps_than_few(swept, tmp_path, tiny_model, given):
     front = sweep(tiny_model, **given, points=9)
-    assert sum(point.steps for point in front) == sum(point.steps for point in swept[0]) == len(ANCHORS) * QUICK.steps
+    assert (
+        sum(point.steps for point in front)
+        == sum(point.steps for point in swept[0])
+        == len(SCHEDULE.anchors) * QUICK.steps
+    )
 
 
 def test_a_front_gives_a_model_at_any_epsilon(swept, objectives):
@@ -137,7 +145,7 @@ def test_beyond_its_ends_a_front_gives_the_ends_and_warns(swept, tiny_model):
     front, _, metrics, _ = swept
     with pytest.warns(UserWarning, match="the least that can be reached"):
         made = front.at(0.0)
-    assert (made.f1, made.made_of) == (metrics["f1_star"], "1*boundary-high")
+    assert (made.f1, made.made_of) == (metrics["f1_star"], "1*most-forgotten")
     with pytest.warns(UserWarning, match="the model stays as it is"):
         made = front.at(2 * metrics["f1_original"])
     assert (made.f2, made.made_of) == (0.0, "1*unmodified")
@@ -187,7 +195,7 @@ def test_points_are_added_to_a_finished_run(tmp_path, tiny_model, given, monkeyp
     with open(tmp_path / "run" / "history.csv", newline="") as file:
         steps = [row["point"] for row in csv.DictReader(file)]
     assert steps.count("eps-0.1000") == QUICK.steps
-    assert len(steps) == (len(ANCHORS) + 1) * QUICK.steps
+    assert len(steps) == (len(SCHEDULE.anchors) + 1) * QUICK.steps
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["hypervolume"] == pytest.approx(added.hypervolume(tuple(metrics["reference_point"])))
 
@@ -266,7 +274,7 @@ def test_where_f1_cannot_be_lowered_there_is_no_front(model, images):
 
 
 def test_where_nothing_costs_anything_the_lowest_boundary_is_the_highest(model, images, monkeypatch):
-    monkeypatch.setattr(phases, "F2_TOLERANCE", 1e9)
+    monkeypatch.setattr(phases, "SCHEDULE", replace(SCHEDULE, f2_tolerance=1e9))
     front = sweep(model, *images, task=TASK, points=0, settings=SHORT)
-    (high,), (low,) = of_role(front, "boundary-high"), of_role(front, "boundary-low")
+    (high,), (low,) = of_role(front, "most-forgotten"), of_role(front, "least-forgotten")
     assert low.values == high.values

@@ -41,7 +41,7 @@ from unlearn_ext.reproduction.workers import Workers
 from unlearn_ext.unlearning import journal
 from unlearn_ext.unlearning.batches import in_bytes
 from unlearn_ext.unlearning.pareto import TRAINED, ParetoFront, hypervolume
-from unlearn_ext.unlearning.phases import ANCHORS
+from unlearn_ext.unlearning.schedule import SCHEDULE
 from unlearn_ext.unlearning.settings import Settings
 
 PAIRS = 20
@@ -128,7 +128,7 @@ def test_all_sweeps_take_the_same_number_of_pairs(experiment):
                 assert row.pairs == pairs[int(re.match(r"[\d.]+\*(\d)", row.made_of)[1]) - 1]
     with (folder / "vqgan-0" / "history.csv").open() as file:
         steps = Counter(line.split(",")[0] for line in file)
-    assert sum(steps[name] for name in steps if name.startswith("anchor-") or name == "boundary-high") == PAIRS
+    assert sum(steps[name] for name in steps if name.startswith("anchor-") or name == "most-forgotten") == PAIRS
 
 
 def test_values_of_the_knob_are_the_same_shares_of_f1_for_all_that_ask_for_an_epsilon(experiment):
@@ -136,7 +136,7 @@ def test_values_of_the_knob_are_the_same_shares_of_f1_for_all_that_ask_for_an_ep
     original = rows[0].f1
     for method in (OURS, "dual-ascent"):
         asked = [row.value for row in rows if row.method == method and row.made_of == TRAINED]
-        assert asked == pytest.approx([share * original for share in ANCHORS])
+        assert asked == pytest.approx([share * original for share in SCHEDULE.anchors])
     weights = [row.value for row in rows if row.method == "composite" and row.made_of == TRAINED]
     scale = chosen_in(folder)["composite"].scale
     assert weights == pytest.approx([scale * weight for weight in METHODS["composite"].grid])
@@ -231,7 +231,7 @@ def test_full_and_quick_plans_take_every_pair():
     for plan in (FULL, QUICK):
         assert set(plan.efforts) == set(FAMILIES)
         for effort in plan.efforts.values():
-            ladders = {len(ANCHORS), *(len(method.grid) or 1 for method in METHODS.values())}
+            ladders = {len(SCHEDULE.anchors), *(len(method.grid) or 1 for method in METHODS.values())}
             assert all(effort.pairs % legs == 0 for legs in ladders)
     assert 4 <= len(FACTORS) <= 6
 
@@ -533,7 +533,7 @@ def test_the_page_stands_alone_and_shows_every_method(experiment):
     page = write_reproduction(folder).read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href)=\"(?!#|data:)", page)
     assert page.count("<svg") == 3
-    gallery, strip = 2 + 2 + 3 + len(SOME), 3 + len(ANCHORS) + PLAN.points + 1
+    gallery, strip = 2 + 2 + 3 + len(SOME), 3 + len(SCHEDULE.anchors) + PLAN.points + 1
     assert page.count("images to retain: ") == gallery + strip
     for name in (OURS, *SOME):
         assert f"<td>{name}</td>" in page

@@ -11,9 +11,10 @@ from unlearn_ext.tasks import CenterCrop
 from unlearn_ext.unlearning import divergence
 from unlearn_ext.unlearning.history import History
 from unlearn_ext.unlearning.objectives import Objectives
+from unlearn_ext.unlearning.outcome import warn_if_skipped
+from unlearn_ext.unlearning.schedule import SCHEDULE
 from unlearn_ext.unlearning.settings import Settings
-from unlearn_ext.unlearning.single import LENGTH
-from unlearn_ext.unlearning.trainer import Run, warn_if_skipped
+from unlearn_ext.unlearning.trainer import Trainer
 from unlearn_ext.unlearning.training_loop import WARMUP, Loop
 
 TASK = CenterCrop(0.5)
@@ -55,7 +56,7 @@ def test_the_history_has_every_step(model, images):
     history = History()
     objectives = Objectives.freeze(model, *images, TASK, settings=Settings(steps=6, batch_size=48))
     original, _ = objectives.evaluate(model.encode)
-    run = Run(model, objectives, history)
+    run = Trainer(model, objectives, history)
     run.train(GradientNorm(), 3)
     run.approach(0.5)
     rows = list(history.rows())
@@ -72,7 +73,7 @@ def test_steps_that_are_not_finite_write_nothing(model, images):
     objectives = Objectives.freeze(model, forget, retain, TASK)
     forget[:] = math.inf
     before, history = parameters(model), History()
-    Run(model, objectives, history).train(GradientNorm(), 6)
+    Trainer(model, objectives, history).train(GradientNorm(), 6)
     assert torch.equal(parameters(model), before)
     assert [row[-1] for row in history.rows()] == [1, 1, 1] * (len(history.epsilons) // 3)
 
@@ -90,7 +91,7 @@ def test_epsilon_inside_does_not_warn_and_progress_is_reported(model, images):
         quick = Settings(steps=3, tolerance=1.0)
         ux.unlearn(model, *images, task=TASK, epsilon=0.1, settings=quick, progress=seen.append)
     assert seen[0].stage == "eps-0.1000"
-    assert (seen[0].index, seen[0].total, seen[0].step, seen[0].steps) == (0, 1, 1, 3 * LENGTH)
+    assert (seen[0].index, seen[0].total, seen[0].step, seen[0].steps) == (0, 1, 1, 3 * SCHEDULE.anchors_per_run)
     assert all(math.isfinite(value) for value in (seen[0].f1, seen[0].f2, seen[0].lam))
 
 
@@ -98,7 +99,7 @@ def test_where_no_step_is_finite_a_run_stops(model, images):
     forget, retain = images
     objectives = Objectives.freeze(model, forget, retain, TASK)
     forget[:] = math.inf
-    before, run = parameters(model), Run(model, objectives, History())
+    before, run = parameters(model), Trainer(model, objectives, History())
     with pytest.raises(UserError, match="the last 10 of 10 steps met numbers that are not finite"):
         run.train(GradientNorm(), 40)
     assert torch.equal(parameters(model), before)
@@ -130,7 +131,7 @@ def test_skipped_steps_are_counted_and_shown(model, images):
     few = Settings(batch_size=16)
     objectives, history = Objectives.freeze(model, *images, TASK, settings=few), History()
     images[0][0] = math.inf
-    Run(model, objectives, history).train(GradientNorm(), 9)
+    Trainer(model, objectives, history).train(GradientNorm(), 9)
     with pytest.warns(UserWarning, match="3 of 9 steps met a number that is not finite, and were skipped"):
         warn_if_skipped([history])
 
@@ -145,7 +146,7 @@ def test_unlearn_augments_and_says_what_was_skipped(model, images):
 
 
 def test_noise_of_minibatches_is_averaged_out_of_the_gradient(model, images):
-    run = Run(model, Objectives.freeze(model, *images, TASK), History())
+    run = Trainer(model, Objectives.freeze(model, *images, TASK), History())
     run.train(GradientNorm(), 1)
     assert all("constraint_ema" in state for state in run.optimizer.state.values())
     assert run.optimizer.param_groups[0]["weight_decay"] == 0
@@ -160,7 +161,7 @@ def test_an_epsilon_out_of_reach_costs_no_more_than_one_correction(model, images
     history = History()
     with pytest.warns(UserWarning, match="was not reached"):
         unlearned = ux.unlearn(model, *images, task=TASK, epsilon=-1.0, settings=QUICK, history=history)
-    assert len(history) == LENGTH * QUICK.steps + QUICK.steps // 2
+    assert len(history) == SCHEDULE.anchors_per_run * QUICK.steps + QUICK.steps // 2
     f1, f2 = Objectives.freeze(model, *images, TASK).evaluate(unlearned.encode)
     assert f1 < 0.1
     assert f2 < 1
@@ -174,14 +175,14 @@ def test_a_miss_is_made_up_for_once(model, images, monkeypatch, reached):
         aims.append((epsilon, steps))
         return reached, 0.0
 
-    monkeypatch.setattr(Run, "approach", approach)
+    monkeypatch.setattr(Trainer, "approach", approach)
     monkeypatch.setattr(Objectives, "evaluate_f1", lambda *_: 1.0)
     few = Settings(steps=8, tolerance=0.01)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ux.unlearn(model, *images, task=TASK, epsilon=0.5, settings=few)
     missed = [] if abs(reached - 0.5) <= 0.01 else [(pytest.approx(1.0 - reached), 4)]
-    assert aims == [(0.5, LENGTH * 8), *missed]
+    assert aims == [(0.5, SCHEDULE.anchors_per_run * 8), *missed]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 40])
@@ -196,7 +197,7 @@ def test_the_learning_rate_is_held_for_half_of_the_steps_and_falls_to_0(model, i
 
 def test_the_learning_rate_rises_over_the_first_steps_of_a_run_only(model, images):
     history, rates = History(), []
-    run = Run(model, Objectives.freeze(model, *images, TASK, settings=Settings(batch_size=4)), history)
+    run = Trainer(model, Objectives.freeze(model, *images, TASK, settings=Settings(batch_size=4)), history)
     run.optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
     for epsilon in (0.5, 0.4):
         run.approach(epsilon, 2 * WARMUP)
@@ -206,7 +207,7 @@ def test_the_learning_rate_rises_over_the_first_steps_of_a_run_only(model, image
 
 
 def test_what_the_optimizer_knows_is_kept_between_two_epsilons(model, images):
-    run = Run(model, Objectives.freeze(model, *images, TASK, settings=Settings(batch_size=4)), History())
+    run = Trainer(model, Objectives.freeze(model, *images, TASK, settings=Settings(batch_size=4)), History())
     run.approach(0.5, 3)
     run.approach(0.4, 3)
     assert {state["step"].item() for state in run.optimizer.state.values()} == {6}

@@ -41,10 +41,10 @@ from unlearn_ext.tasks import CenterCrop
 from unlearn_ext.unlearning.encoder import Encoder
 from unlearn_ext.unlearning.history import History
 from unlearn_ext.unlearning.objectives import Objectives
-from unlearn_ext.unlearning.pareto import ParetoFront
-from unlearn_ext.unlearning.phases import ANCHORS, EPSILON, LOW
+from unlearn_ext.unlearning.pareto import EPSILON, LEAST_FORGOTTEN, ParetoFront
+from unlearn_ext.unlearning.schedule import SCHEDULE
 from unlearn_ext.unlearning.settings import Settings
-from unlearn_ext.unlearning.trainer import Run
+from unlearn_ext.unlearning.trainer import Trainer
 
 DELTAS, STEPS, FRACTIONS, SHARES = (0.5, 2.0, 3.0), (0, 1, 3), (0.25, 0.75), (0.9, 0.8)
 STUDIES = (
@@ -101,7 +101,7 @@ def answers(folder, study):
 
 def front(folder):
     """Its anchors and the ε that were asked for, from the most forgotten on."""
-    return [point for point in ParetoFront.from_csv(folder / "vqgan-0" / "front.csv") if point.role != LOW]
+    return [point for point in ParetoFront.from_csv(folder / "vqgan-0" / "front.csv") if point.role != LEAST_FORGOTTEN]
 
 
 def settings_of(folder):
@@ -113,7 +113,7 @@ def settings_of(folder):
 def test_every_row_that_is_claimed_is_there(folder):
     convergence, resurfacing, probe, readers, crops, infill = (answers(folder, study) for study in STUDIES)
     names = [UNMODIFIED, *(point.name for point in front(folder))]
-    assert len(names) == PLAN.points + len(ANCHORS) + 1
+    assert len(names) == PLAN.points + len(SCHEDULE.anchors) + 1
     assert [row.key for row in convergence] == [
         ("vqgan", phase, delta, step) for phase in ("I", "II") for delta in DELTAS for step in range(4)
     ]
@@ -126,9 +126,9 @@ def test_every_row_that_is_claimed_is_there(folder):
     for fraction in FRACTIONS:
         points = [row.point for row in crops if row.fraction == fraction]
         assert points[0] == UNMODIFIED
-        assert "boundary-high" in points
-        assert "boundary-low" not in points
-        assert len(points) == 1 + len(ANCHORS) + 1
+        assert "most-forgotten" in points
+        assert "least-forgotten" not in points
+        assert len(points) == 1 + len(SCHEDULE.anchors) + 1
     assert [row.key for row in infill] == [("vqgan", target, share) for target in TARGETS for share in (1.0, *SHARES)]
 
 
@@ -186,7 +186,7 @@ def test_whoever_watches_is_told_of_the_studies(folder, tmp_path):
     reproduce(tmp_path, plan=replace(PLAN, studies=STUDIES[:2]), progress=seen.append)
     stages = {now.stage: (now.index, now.total) for now in seen}
     assert stages["convergence I 0.5"] == (0, 2 * len(DELTAS))
-    assert stages["resurfacing unmodified retain"] == (0, 2 * (PLAN.points + len(ANCHORS) + 1))
+    assert stages["resurfacing unmodified retain"] == (0, 2 * (PLAN.points + len(SCHEDULE.anchors) + 1))
     assert all(0 <= now.step <= now.steps for now in seen)
 
 
@@ -211,7 +211,7 @@ def test_all_runs_of_a_phase_begin_with_the_same_demand(folder, tiny_model, imag
     rows = [row for row in answers(folder, Convergence) if row.phase == phase]
     settings, points = settings_of(folder), front(folder)
     objectives = Objectives.freeze(tiny_model, images.forget, images.retain, demo.TASK, settings=settings)
-    run = Run(copy.deepcopy(tiny_model), objectives, History())
+    run = Trainer(copy.deepcopy(tiny_model), objectives, History())
     run.train(GradientNorm(alpha=1.0, delta=2.0), 1)
     ((_, _, f1, _, squared_norm, *_),) = run.history.rows()
     epsilon = points[len(points) // 2].epsilon
@@ -333,7 +333,7 @@ def test_every_hole_has_a_model_of_its_own_and_its_own_front(folder, prepared):
     crops = answers(folder, Crops)
     for fraction in FRACTIONS:
         path = folder / f"center-crop-{fraction}" / "vqgan-0" / "front.csv"
-        points = [point for point in ParetoFront.from_csv(path) if point.role != LOW]
+        points = [point for point in ParetoFront.from_csv(path) if point.role != LEAST_FORGOTTEN]
         rows = [row for row in crops if row.fraction == fraction and row.point != UNMODIFIED]
         assert [(row.point, row.epsilon, row.f1, row.f2) for row in rows] == [
             (point.name, point.epsilon, *point.values) for point in points

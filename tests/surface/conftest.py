@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 EPSILONS = (0.3, 0.6, 0.9)
-POINTS = (("boundary-high", "boundary-high", 0.04), *((f"eps-{e:.4f}", "epsilon", e) for e in EPSILONS),
-          ("boundary-low", "boundary-low", 1.2))  # fmt: skip
+POINTS = (("most-forgotten", "most-forgotten", 0.04), *((f"eps-{e:.4f}", "epsilon", e) for e in EPSILONS),
+          ("least-forgotten", "least-forgotten", 1.2))  # fmt: skip
 
 
 def write_run(folder: Path, **metrics: object) -> Path:

@@ -52,7 +52,7 @@ def options(place: Path, retain: str = "theirs") -> list[str]:
 def test_sweep_writes_a_run_and_its_report(place: Path, tmp_path: Path) -> None:
     code, said = call("sweep", *options(place), "--out", str(tmp_path / "run"), "--points", "2", "--steps", "3")
     assert code == 0, said
-    assert "boundary-high" in said
+    assert "most-forgotten" in said
     assert "f1 reached" in said
     assert (tmp_path / "run" / "report.html").is_file()
     assert len(list((tmp_path / "run").glob("*/config.json"))) == 7
@@ -98,7 +98,7 @@ def test_a_run_is_judged_from_anywhere(place: Path, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     code, said = call("evaluate", str(run), "--extractor", "pixels")
     assert code == 0, said
-    for words in ("by pixels", "real images", "unmodified", "boundary-high", "8 images each", "fid", "psnr"):
+    for words in ("by pixels", "real images", "unmodified", "most-forgotten", "8 images each", "fid", "psnr"):
         assert words in said
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -10,7 +10,7 @@ import torch
 from ..models import I2IModel
 from ..unlearning.objectives import Objectives
 from ..unlearning.progress import Throttle
-from ..unlearning.trainer import steps_per_anchor
+from ..unlearning.schedule import steps_per_anchor
 from ..unlearning.training_loop import BETAS, Loop
 from .method import Method, taken
 

@@ -12,7 +12,7 @@ from .._utils import process_memory
 from ..baselines import METHODS, train
 from ..optim.control import GradientNorm
 from ..unlearning.history import History
-from ..unlearning.trainer import Run
+from ..unlearning.trainer import Trainer
 from .problem import Problem
 from .table import OURS, Cost
 from .trial import Trial
@@ -36,7 +36,7 @@ def measure(trial: Trial, method: str) -> Cost:
 def _seconds(method: str, problem: Problem, steps: int) -> float:
     start, device = time.perf_counter(), problem.model.device
     if method == OURS:
-        Run(copy.deepcopy(problem.model), problem.training, History()).train(GradientNorm(), steps)
+        Trainer(copy.deepcopy(problem.model), problem.training, History()).train(GradientNorm(), steps)
     else:
         next(train(METHODS[method], problem.model, problem.training, values=[1.0], steps=steps))
     if device.type == "cuda":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..demo import CHOICES
-from ..unlearning.phases import ANCHORS
+from ..unlearning.schedule import SCHEDULE
 from ..unlearning.settings import Settings
 
 __all__ = ["Effort"]
@@ -29,5 +29,5 @@ class Effort:
 
     def settings(self, family: str, seed: int) -> Settings:
         """Return the settings that a family's search starts from, with the steps of an anchor of ours."""
-        steps = self.pairs // len(ANCHORS)
+        steps = self.pairs // len(SCHEDULE.anchors)
         return replace(CHOICES[family].settings, batch_size=self.batch_size, steps=steps, seed=seed)

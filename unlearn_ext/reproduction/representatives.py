@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..baselines import METHODS
-from ..unlearning.pareto import TRAINED, ParetoFront, ParetoPoint
-from ..unlearning.phases import ANCHOR, EPSILON, FRONT, HIGH
+from ..unlearning.pareto import ANCHOR, EPSILON, MOST_FORGOTTEN, TRAINED, ParetoFront, ParetoPoint
+from ..unlearning.run_folder import FRONT
 from .table import OURS, REFERENCES, Row
 
 __all__ = ["MIDDLE", "chosen", "studied"]
@@ -45,7 +45,7 @@ def studied(run: Path) -> list[ParetoPoint]:
     Raises:
         UserError: no front is there.
     """
-    return [point for point in ParetoFront.from_csv(run / FRONT) if point.role in (HIGH, ANCHOR, EPSILON)]
+    return [point for point in ParetoFront.from_csv(run / FRONT) if point.role in (MOST_FORGOTTEN, ANCHOR, EPSILON)]
 
 
 def _apart(row: Row, other: Row) -> float:

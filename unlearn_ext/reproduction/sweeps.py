@@ -11,9 +11,9 @@ from ..baselines import METHODS, Method, train
 from ..optim.control import StepStats
 from ..unlearning.dial import encoder_state
 from ..unlearning.history import History
-from ..unlearning.phases import ANCHORS
+from ..unlearning.schedule import SCHEDULE
 from ..unlearning.settings import Settings
-from ..unlearning.trainer import Run
+from ..unlearning.trainer import Trainer
 from .lines import Leg
 from .problem import Problem
 from .table import OURS
@@ -72,19 +72,19 @@ def legs(
 def values(method: type[Method], problem: Problem) -> Sequence[float]:
     """Return the values of the knob that a method sweeps: its ladder, our ε, or as many NaN where there is no knob."""
     if method.knob == "epsilon":
-        return [share * problem.f1 for share in ANCHORS]
-    return method.grid or [math.nan] * len(ANCHORS)
+        return [share * problem.f1 for share in SCHEDULE.anchors]
+    return method.grid or [math.nan] * len(SCHEDULE.anchors)
 
 
 def _ours(problem: Problem, settings: Settings, pairs: int, on_step: OnStep | None) -> Iterator[Leg]:
     """What :func:`unlearn_ext.unlearning.phases.sweep` trains, without its folder."""
     model, objectives = copy.deepcopy(problem.model), replace(problem.training, settings=settings)
-    steps = pairs // len(ANCHORS)
+    steps = pairs // len(SCHEDULE.anchors)
 
     def told(step: int, planned: int, stats: StepStats, f2: float) -> None:
         on_step(step, stats.constraint.item(), f2)
 
-    run = Run(model, objectives, History(), told if on_step else None)
-    for number, share in enumerate(ANCHORS, 1):
-        run.approach(share * problem.f1, steps)
+    trainer = Trainer(model, objectives, History(), told if on_step else None)
+    for number, share in enumerate(SCHEDULE.anchors, 1):
+        trainer.approach(share * problem.f1, steps)
         yield Leg(share * problem.f1, encoder_state(model), number * steps)

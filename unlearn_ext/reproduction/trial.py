@@ -18,9 +18,10 @@ from ..unlearning.dial import encoder_state
 from ..unlearning.encoder import Encoder
 from ..unlearning.identity import known
 from ..unlearning.journal import check
-from ..unlearning.pareto import TRAINED, ParetoPoint
-from ..unlearning.phases import ANCHORS, EPSILON, HIGH, OUTPUTS, sweep, wanted
+from ..unlearning.pareto import EPSILON, MOST_FORGOTTEN, TRAINED, ParetoPoint
+from ..unlearning.phases import OUTPUTS, sweep, wanted
 from ..unlearning.progress import Callback, Progress
+from ..unlearning.schedule import SCHEDULE
 from .effort import Effort
 from .lines import Leg, candidates
 from .pictures import Pictures
@@ -115,11 +116,11 @@ class Trial:
     def front(self) -> list[Row]:
         """Sweep ours; return the rows of the unmodified model, of the retrained one under the first seed, and ours."""
         anchors = [point for point in self.sweep() if point.role != EPSILON]
-        anchors.sort(key=lambda point: (point.role == HIGH, -point.epsilon))  # in the order of training
+        anchors.sort(key=lambda point: (point.role == MOST_FORGOTTEN, -point.epsilon))  # in the order of training
         steps = self.settings.steps
         swept = [
             Leg(share * self.problem.f1, encoder_state(self.model(point.name)), number * steps)
-            for number, (share, point) in enumerate(zip(ANCHORS, anchors, strict=True), 1)
+            for number, (share, point) in enumerate(zip(SCHEDULE.anchors, anchors, strict=True), 1)
         ]
         references = [UNMODIFIED, RETRAINED] if self._has_yardstick else [UNMODIFIED]
         if self._is_first:

@@ -21,8 +21,10 @@ from .encoder import Encoder
 from .history import History
 from .journal import Journal
 from .objectives import Objectives
+from .outcome import warn_if_outside
 from .pareto import TRAINED, dominates
-from .trainer import OnStep, Run, warn_if_outside
+from .progress import OnStep
+from .trainer import Trainer
 
 __all__ = [
     "MAX_STEPS",
@@ -136,7 +138,7 @@ class Dial:
         Args:
             epsilon: ε; beyond the ends of the front, the result is the model at that end, with a warning.
             history: filled with every step, if steps are taken.
-            on_step: called for them, see :class:`unlearn_ext.unlearning.trainer.Run`.
+            on_step: called for them, see :class:`unlearn_ext.unlearning.trainer.Trainer`.
             journal: knows what was trained before.
         """
         warn_if_outside(epsilon, self.f1_star, self.anchors[0].f1)
@@ -145,8 +147,8 @@ class Dial:
         if not mixture.is_dominated:
             return made
         release()
-        run = Run(made.model, self._objectives, History() if history is None else history, on_step, journal)
-        trained = Unlearned(made.model, *run.approach(epsilon), TRAINED)
+        trainer = Trainer(made.model, self._objectives, History() if history is None else history, on_step, journal)
+        trained = Unlearned(made.model, *trainer.approach(epsilon), TRAINED)
         return trained if trained.f2 < mixture.f2 else self.model(mixture)
 
     def mixture(self, epsilon: float) -> Mixture:

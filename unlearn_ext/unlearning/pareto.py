@@ -14,10 +14,25 @@ from typing import Any
 from .._utils.atomic_io import write_table
 from ..errors import UserError
 
-__all__ = ["TRAINED", "ParetoFront", "ParetoPoint", "Values", "dominates", "hypervolume", "nondominated", "point_name"]
+__all__ = [
+    "ANCHOR",
+    "EPSILON",
+    "LEAST_FORGOTTEN",
+    "MOST_FORGOTTEN",
+    "TRAINED",
+    "ParetoFront",
+    "ParetoPoint",
+    "Values",
+    "dominates",
+    "hypervolume",
+    "nondominated",
+    "point_name",
+]
 
 Values = tuple[float, float]
 TRAINED = "trained"
+MOST_FORGOTTEN, ANCHOR, EPSILON, LEAST_FORGOTTEN = "most-forgotten", "anchor", "epsilon", "least-forgotten"  # roles
+_FORMER_ROLES = {"boundary-high": MOST_FORGOTTEN, "boundary-low": LEAST_FORGOTTEN}  # in tables of earlier versions
 
 
 def dominates(a: Values, b: Values) -> bool:
@@ -50,8 +65,8 @@ class ParetoPoint:
     """One unlearned model of a sweep. Objectives are in variances of the frozen latents over the retain set.
 
     Attributes:
-        name: of the point and of its folder: ``"boundary-high"``, ``"eps-0.3000"``, ``"boundary-low"``.
-        role: ``"boundary-high"``, ``"epsilon"`` or ``"boundary-low"``.
+        name: of the point and of its folder: ``"most-forgotten"``, ``"eps-0.3000"``, ``"least-forgotten"``.
+        role: ``"most-forgotten"``, ``"anchor"``, ``"epsilon"`` or ``"least-forgotten"``.
         epsilon: bound on f1 that was asked for.
         f1: forget objective over the whole training part.
         f2: retain objective over the whole training part.
@@ -87,7 +102,7 @@ class ParetoPoint:
     @property
     def label(self) -> str:
         """The point as a person would call it."""
-        names = {"boundary-high": "most forgotten", "boundary-low": "least forgotten"}
+        names = {MOST_FORGOTTEN: "most forgotten", LEAST_FORGOTTEN: "least forgotten"}
         return names.get(self.role, f"ε = {self.epsilon:.3g}")
 
 
@@ -161,8 +176,8 @@ class ParetoFront:
 
 
 def _whole(row: dict[str, str]) -> dict[str, str]:
-    """Return a row with the column that tables of earlier versions lack."""
-    return {"made_of": TRAINED, **row}
+    """Return a row as this version writes it, also of a table of an earlier version."""
+    return {"made_of": TRAINED, **row, "role": _FORMER_ROLES.get(row["role"], row["role"])}
 
 
 def point_name(epsilon: float) -> str:

@@ -3,69 +3,47 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .._utils import distributed
-from .._utils.atomic_io import save_folder
 from .._utils.file_lock import locked
-from .._utils.process_memory import peak_mb, release
+from .._utils.process_memory import release
 from ..data.augment import Augment
 from ..errors import UserError
-from ..models import I2IModel, load, reconstruct
-from ..optim.control import StepStats
-from .batches import Task, in_bytes, pixels
+from ..models import I2IModel, load
+from .batches import Task
 from .dial import Anchor, Dial, Unlearned, encoder_state
-from .encoder import Encoder
 from .history import History
 from .identity import identity
 from .journal import Journal, journal
 from .objectives import Objectives
 from .outputs import Outputs
-from .pareto import TRAINED, ParetoFront, ParetoPoint, point_name
-from .progress import Callback, Progress
+from .pareto import ANCHOR, EPSILON, LEAST_FORGOTTEN, MOST_FORGOTTEN, TRAINED, ParetoFront, point_name
+from .progress import Callback
+from .recorder import Recorder
 from .run_folder import FRONT, read_run, read_steps, steps_of, write_run
+from .schedule import SCHEDULE
 from .settings import Settings
-from .trainer import OnStep, Run, steps_per_anchor, warn_if_skipped
+from .trainer import Trainer
 from .validation import check_epsilon, check_images, check_model, check_task
 
-__all__ = [
-    "ANCHOR",
-    "ANCHORS",
-    "EPSILON",
-    "F2_TOLERANCE",
-    "HELD_OUT",
-    "HIGH",
-    "LOW",
-    "OUTPUTS",
-    "SAMPLES",
-    "add_points",
-    "read_dial",
-    "sweep",
-    "wanted",
-]
+__all__ = ["OUTPUTS", "add_points", "read_dial", "sweep", "wanted"]
 
-# ε of the anchors, as shares of the unmodified model's f1, from the least to the most forgotten. The last asks for all
-# and comes to rest at f1*.
-ANCHORS = (0.6, 0.25, 0.06, 0.0)
-F2_TOLERANCE = 1e-3  # f2 that counts as no cost, in variances of the frozen latents
-SAMPLES = 6  # images of each side in samples.npz
-HIGH, LOW, ANCHOR, EPSILON = "boundary-high", "boundary-low", "anchor", "epsilon"  # roles of points
 _FIGURES = [f"{name}.{kind}" for name in ("front", "steering", "convergence", "strip") for kind in ("png", "svg")]
 OUTPUTS = Outputs(
     "sweep",
     FRONT,
-    models=rf"{HIGH}|{LOW}|(anchor|eps)--?\d+\.\d{{4}}",
+    # The boundaries had other names in earlier versions, whose runs may be replaced.
+    models=rf"{MOST_FORGOTTEN}|{LEAST_FORGOTTEN}|boundary-high|boundary-low|(anchor|eps)--?\d+\.\d{{4}}",
     # The command line, the evaluation and the report add the second line to what a sweep itself writes.
     files=(
         FRONT, "history.csv", "samples.npz", "metrics.json",
@@ -150,145 +128,58 @@ def sweep(
             dial = cache(lambda: read_dial(Path(out), front, model, freeze()))  # nothing is loaded before it is needed
             return replace(front, dial=lambda epsilon: dial().at(epsilon))
         objectives = freeze()
-        made = _Sweep(model, objectives, held_out, out if distributed.is_first() else None, progress, kept)
-        made.stages = len(ANCHORS) + 1 + (points if epsilons is None else len(epsilons))
-        made.train_anchors()
-        low = made.find_lowest_boundary()
+        recorder = Recorder(model, objectives, held_out, out if distributed.is_first() else None, progress, kept)
+        recorder.stages = len(SCHEDULE.anchors) + 1 + (points if epsilons is None else len(epsilons))
+        dial = _train_anchors(model, objectives, recorder, kept)
+        least = _record_least_forgotten(dial, recorder)
         if epsilons is None:
-            high = made.dial.f1_star
-            epsilons = [high + (low.epsilon - high) * (i + 1) / (points + 1) for i in range(points)]
+            most = dial.f1_star
+            epsilons = [most + (least - most) * (i + 1) / (points + 1) for i in range(points)]
         for epsilon in _distinct(epsilons):
-            made.add(epsilon)
-        return made.finish(dataset)
-
-
-class _Sweep:
-    """The models of a sweep, and what is noted and saved of each."""
-
-    dial: Dial
-
-    def __init__(
-        self,
-        model: I2IModel,
-        objectives: Objectives,
-        held_out: tuple[torch.Tensor, torch.Tensor] | None,
-        out: str | PathLike[str] | None,
-        progress: Callback | None,
-        kept: Journal,
-    ) -> None:
-        self.start, self.journal = time.monotonic(), kept
-        self.original, self.objectives, self.settings = model, objectives, objectives.settings
-        self.task, self.progress = objectives.forget.task, progress
-        self.validation = objectives.held_out(*held_out) if held_out else None
-        self.f1_original, self.f2_original = kept.recall(lambda: objectives.evaluate(objectives.frozen))
-        self.histories: dict[str, History] = {}
-        self.points: list[ParetoPoint] = []
-        self.stages = 0
-        self.out = None if out is None else Path(out)
-        shown = [pixels(side.images[:SAMPLES]) for side in (objectives.forget, objectives.retain)]
-        self.show = torch.cat(shown)
-        unmodified = reconstruct(model, self.show, self.task)
-        samples = {"original": self.show, "corrupted": self.task(self.show), "unmodified": unmodified}
-        self.samples = {"is_forget": np.repeat([True, False], [len(side) for side in shown])}
-        self.samples |= {name: in_bytes(images).numpy() for name, images in samples.items()}
-
-    def train_anchors(self) -> None:
-        """Phase I: from the unmodified model to the highest completeness, anchor by anchor.
-
-        Raises:
-            UserError: f1 did not fall.
-        """
-        anchors, model = [], copy.deepcopy(self.original)
-        release()
-        run = Run(model, self.objectives, History(), journal=self.journal)
-        for share in ANCHORS:
-            start, epsilon = time.monotonic(), share * self.f1_original
-            name, role = (f"anchor-{epsilon:.4f}", ANCHOR) if share != ANCHORS[-1] else (HIGH, HIGH)
-            run.report_to(*self._reporting(name))
-            values = run.approach(epsilon)
-            if not values[0] < self.f1_original:
-                raise UserError(
-                    f"f1 did not fall below {self.f1_original:.4g} in {run.steps_taken} steps, so there is no front; "
-                    "take more steps or a higher learning rate."
-                )
-            state = self.journal.recall(lambda: encoder_state(model))
-            anchors.append(Anchor(name, state, *values))
-            reached = Unlearned(model, *values, TRAINED)
-            self._note(name, role, epsilon if role == ANCHOR else reached.f1, reached, start)
-        self.dial = Dial(self.original, self.objectives, self.f1_original, anchors)
-
-    def find_lowest_boundary(self) -> ParetoPoint:
-        """Phase I: the mixture with the least ε of those that cost no more than ``F2_TOLERANCE``."""
-        start = time.monotonic()
-        made = self.dial.model(self.dial.costing(F2_TOLERANCE))
-        return self._note(LOW, LOW, made.f1, made, start)
-
-    def add(self, epsilon: float) -> ParetoPoint:
-        """Phase II: min f2 s.t. f1 ≤ ε."""
-        start, name = time.monotonic(), point_name(epsilon)
-        return self._note(name, EPSILON, epsilon, self.dial.at(epsilon, *self._reporting(name), self.journal), start)
-
-    def finish(self, dataset: str) -> ParetoFront:
-        """Return the front; with a folder to write to, also write its files."""
-        front = ParetoFront(tuple(self.points), self.dial.at)
-        if self.out is not None:
-            write_run(self.out, front, steps_of(self.histories), self.samples, self._metrics(dataset))
-        warn_if_skipped(self.histories.values())
-        self.journal.finish()
+            _record_epsilon(epsilon, dial, recorder, kept)
+        front = ParetoFront(tuple(recorder.points), dial.at)
+        recorder.finish(front, dataset)
         return front
 
-    def _reporting(self, name: str) -> tuple[History, OnStep | None]:
-        """Return the history and the progress callback of a point."""
-        stage = len(self.points)
 
-        def on_step(step: int, steps: int, stats: StepStats, f2: float) -> None:
-            self.progress(
-                Progress(name, stage, self.stages, step, steps, stats.constraint.item(), f2, stats.lam.item())
+def _train_anchors(model: I2IModel, objectives: Objectives, recorder: Recorder, kept: Journal) -> Dial:
+    """Phase I: from the unmodified model to the highest completeness, anchor by anchor.
+
+    Raises:
+        UserError: f1 did not fall.
+    """
+    anchors, unlearned = [], copy.deepcopy(model)
+    release()
+    trainer = Trainer(unlearned, objectives, History(), journal=kept)
+    for share in SCHEDULE.anchors:
+        start, epsilon = time.monotonic(), share * recorder.f1_original
+        is_last = share == SCHEDULE.anchors[-1]
+        name, role = (MOST_FORGOTTEN, MOST_FORGOTTEN) if is_last else (f"anchor-{epsilon:.4f}", ANCHOR)
+        trainer.report_to(*recorder.reporting(name))
+        f1, f2 = trainer.approach(epsilon)
+        if not f1 < recorder.f1_original:
+            raise UserError(
+                f"f1 did not fall below {recorder.f1_original:.4g} in {trainer.steps_taken} steps, so there is no "
+                "front; take more steps or a higher learning rate."
             )
+        state = kept.recall(lambda: encoder_state(unlearned))
+        anchors.append(Anchor(name, state, f1, f2))
+        recorder.record(name, role, f1 if is_last else epsilon, Unlearned(unlearned, f1, f2, TRAINED), start)
+    return Dial(model, objectives, recorder.f1_original, anchors)
 
-        return self.histories.setdefault(name, History()), on_step if self.progress else None
 
-    def _note(self, name: str, role: str, epsilon: float, made: Unlearned, start: float) -> ParetoPoint:
-        judged = self.journal.recall(lambda: self._judged_and_saved(name, made.model, start))
-        validation, pictures, seconds = judged
-        self.samples[name] = pictures.numpy()
-        steps = len(self.histories.get(name, ()))
-        point = ParetoPoint(name, role, epsilon, made.f1, made.f2, *validation, steps, seconds, made.made_of)
-        self.points.append(point)
-        return point
+def _record_least_forgotten(dial: Dial, recorder: Recorder) -> float:
+    """Phase I: the mixture with the least f1 of those that do no damage; returns that f1."""
+    start = time.monotonic()
+    made = dial.model(dial.costing(SCHEDULE.f2_tolerance))
+    recorder.record(LEAST_FORGOTTEN, LEAST_FORGOTTEN, made.f1, made, start)
+    return made.f1
 
-    def _judged_and_saved(
-        self, name: str, model: I2IModel, start: float
-    ) -> tuple[tuple[float, float], torch.Tensor, float]:
-        """Return (f1, f2) of held-out images, the sample pictures, and the seconds since the start."""
-        encode = Encoder(model, self.settings)
-        validation = self.validation.evaluate(encode) if self.validation else (math.nan, math.nan)
-        pictures = in_bytes(reconstruct(model, self.show, self.task))
-        if self.out is not None:
-            save_folder(self.out / name, model.save_pretrained, replace=True)
-        return validation, pictures, time.monotonic() - start
 
-    def _metrics(self, dataset: str) -> dict[str, Any]:
-        from .._version import __version__
-
-        return {
-            "version": __version__,
-            "family": self.original.family,
-            "dataset": dataset,
-            "task": str(self.task),
-            "device": str(self.original.device),
-            "seed": self.settings.seed,
-            "settings": asdict(self.settings),
-            "f1_original": self.f1_original,
-            "f2_original": self.f2_original,
-            "f1_star": self.dial.f1_star,
-            "f2_tolerance": F2_TOLERANCE,
-            "anchors": ANCHORS,
-            "steps_per_anchor": steps_per_anchor(self.objectives),
-            "samples_from": "training images",
-            "seconds": time.monotonic() - self.start,
-            "peak_memory_mb": peak_mb(),
-        }
+def _record_epsilon(epsilon: float, dial: Dial, recorder: Recorder, kept: Journal) -> None:
+    """Phase II: min f2 s.t. f1 ≤ ε."""
+    start, name = time.monotonic(), point_name(epsilon)
+    recorder.record(name, EPSILON, epsilon, dial.at(epsilon, *recorder.reporting(name), kept), start)
 
 
 def add_points(
@@ -326,15 +217,16 @@ def add_points(
     with locked(out):
         before = read_run(out)
         objectives = Objectives.freeze(model, forget, retain, task, augment=augment, settings=settings)
-        made = _Sweep(model, objectives, held_out, out, progress, Journal())
-        made.dial, made.stages = read_dial(out, before.front, model, objectives), len(epsilons)
+        recorder = Recorder(model, objectives, held_out, out, progress, Journal())
+        dial, recorder.stages = read_dial(out, before.front, model, objectives), len(epsilons)
         for epsilon in _distinct(epsilons):
-            made.add(epsilon)
-        new = {point.name for point in made.points}
-        front = ParetoFront((*made.points, *(point for point in before.front if point.name not in new)), made.dial.at)
+            _record_epsilon(epsilon, dial, recorder, Journal())
+        new = {point.name for point in recorder.points}
+        points = (*recorder.points, *(point for point in before.front if point.name not in new))
+        front = ParetoFront(points, dial.at)
         steps = [row for row in read_steps(out) if row[0] not in new]
-        samples = {**before.samples, **made.samples}
-        write_run(out, front, [*steps, *steps_of(made.histories)], samples, before.metrics)
+        samples = {**before.samples, **recorder.samples}
+        write_run(out, front, [*steps, *steps_of(recorder.histories)], samples, before.metrics)
         return front
 
 
@@ -350,7 +242,7 @@ def read_dial(out: Path, front: ParetoFront, model: I2IModel, objectives: Object
     Raises:
         UserError: an anchor cannot be loaded.
     """
-    points = [point for point in reversed(front.points) if point.role in (ANCHOR, HIGH)]
+    points = [point for point in reversed(front.points) if point.role in (ANCHOR, MOST_FORGOTTEN)]
     loaded = (load(model.family, out / point.name) for point in points)
     anchors = [
         Anchor(point.name, encoder_state(anchor), *point.values) for point, anchor in zip(points, loaded, strict=True)

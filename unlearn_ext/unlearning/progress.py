@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Callback", "Progress", "Throttle"]
+from ..optim import StepStats
+
+__all__ = ["Callback", "OnStep", "Progress", "Throttle", "reporter"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Progress:
         index: number of the stage, from 0.
         total: number of stages.
         step: steps done in this stage.
-        steps: steps planned so far; it grows when a boundary is probed again or a run corrected, ``step`` never falls.
+        steps: steps planned so far; it grows when a run is corrected, ``step`` never falls.
         f1: forget objective of the last minibatch, in variances of the frozen latents; NaN before unlearning; of a
             baseline, its own loss.
         f2: retain objective of the last minibatch, same unit; while pretraining, the training loss; of a baseline,
@@ -37,6 +39,18 @@ class Progress:
 
 
 Callback = Callable[[Progress], None]
+OnStep = Callable[[int, int, StepStats, float], None]  # steps taken, steps planned so far, stats of the step, f2
+
+
+def reporter(progress: Callback | None, stage: str, index: int = 0, total: int = 1) -> OnStep | None:
+    """Return a callback of a trainer that reports its steps as progress of a stage; None where nobody listens."""
+    if progress is None:
+        return None
+
+    def on_step(step: int, steps: int, stats: StepStats, f2: float) -> None:
+        progress(Progress(stage, index, total, step, steps, stats.constraint.item(), f2, stats.lam.item()))
+
+    return on_step
 
 
 class Throttle:

@@ -24,7 +24,7 @@ class Settings:
         lr: learning rate of AdamW, held for half of the steps of an anchor; then it falls linearly to 0. It rises to
             this over the first ten steps of a run.
         steps: optimizer steps of an anchor of a sweep; a run to one ε takes three times as many. None: see
-            :func:`unlearn_ext.unlearning.trainer.steps_per_anchor`.
+            :func:`unlearn_ext.unlearning.schedule.steps_per_anchor`.
         batch_size: images in each minibatch, of forget and of retain images alike; four times as many are encoded at
             once where no gradient is needed.
         rate: share of the gap f1 − ε that a step closes.

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import copy
-import warnings
 
 import torch
 
 from ..data.augment import Augment
 from ..models import I2IModel
-from ..optim.control import StepStats
 from .batches import Task
 from .history import History
 from .journal import Journal
 from .objectives import Objectives
+from .outcome import warn_if_missed, warn_if_outside, warn_if_skipped
 from .pareto import point_name
-from .progress import Callback, Progress
+from .progress import Callback, reporter
+from .schedule import SCHEDULE, steps_per_anchor
 from .settings import Settings
-from .trainer import Run, steps_per_anchor, warn_if_outside, warn_if_skipped
+from .trainer import Trainer
 from .validation import check_epsilon, check_model
 
-__all__ = ["LENGTH", "reach", "unlearn", "warn_if_missed"]
-
-LENGTH = 3  # anchors' steps: see docs/theory.md
+__all__ = ["reach", "unlearn"]
 
 
 def unlearn(
@@ -75,33 +73,19 @@ def reach(
 ) -> I2IModel:
     """Do the same as :func:`unlearn`, with objectives that were frozen from the same model and with a journal.
 
-    It takes ``LENGTH`` times the steps of an anchor of a sweep, for it starts farther away. Where ε is missed over the
-    whole forget set, it takes half as many steps as an anchor more, towards an ε that makes up for the miss.
+    It takes ``anchors_per_run`` times the steps of an anchor of a sweep, since it starts farther away. Where ε is
+    missed over the whole forget set, it takes half as many steps as an anchor more, towards an ε that makes up for the
+    miss.
     """
     steps, tolerance, journal = steps_per_anchor(objectives), objectives.settings.tolerance, journal or Journal()
     original = journal.recall(lambda: objectives.evaluate_f1(objectives.frozen))
     warn_if_outside(epsilon, 0.0, original)
     unlearned = copy.deepcopy(model)
-    name = point_name(epsilon)
-
-    def on_step(step: int, steps: int, stats: StepStats, f2: float) -> None:
-        progress(Progress(name, 0, 1, step, steps, stats.constraint.item(), f2, stats.lam.item()))
-
     history = History() if history is None else history
-    run = Run(unlearned, objectives, history, on_step if progress else None, journal)
-    f1, _ = run.approach(epsilon, LENGTH * steps)
+    trainer = Trainer(unlearned, objectives, history, reporter(progress, point_name(epsilon)), journal)
+    f1, _ = trainer.approach(epsilon, SCHEDULE.anchors_per_run * steps)
     if abs(f1 - epsilon) > tolerance * original:
-        f1, _ = run.approach(2 * epsilon - f1, max(steps // 2, 1))
+        f1, _ = trainer.approach(2 * epsilon - f1, max(steps // 2, 1))
     warn_if_missed(epsilon, f1, tolerance * original)
     warn_if_skipped([history])
     return unlearned
-
-
-def warn_if_missed(epsilon: float, f1: float, tolerance: float) -> None:
-    """Warn when f1 ended above ε by more than the tolerance."""
-    if f1 - epsilon > tolerance:
-        warnings.warn(
-            f"ε = {epsilon:.4g} was not reached: f1 is {f1:.4g}. Either this encoder cannot forget that much of these "
-            "images, or it needs more steps (--steps).",
-            stacklevel=3,
-        )

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from ...optim.control import EpsilonGap, GradientNorm, StepStats
 from ...unlearning.history import History
-from ...unlearning.trainer import Run
+from ...unlearning.trainer import Trainer
 from ..trial import Trial
 from .study import Answer, OnStep, Part, Study, of_run
 
@@ -77,10 +77,10 @@ class Convergence(Study):
 
     def _trained(
         self, trial: Trial, control: EpsilonGap | GradientNorm, steps: int, on_step: OnStep | None = None
-    ) -> Run:
+    ) -> Trainer:
         problem = trial.problem
         model = copy.deepcopy(problem.model)
-        run = Run(model, problem.training, History(), of_run(on_step))
+        run = Trainer(model, problem.training, History(), of_run(on_step))
         run.train(control, steps)
         return run
 

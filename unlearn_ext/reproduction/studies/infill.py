@@ -15,7 +15,7 @@ from ...unlearning.batches import Side, pixels
 from ...unlearning.encoder import Encoder
 from ...unlearning.history import History
 from ...unlearning.objectives import Encode, Objectives
-from ...unlearning.trainer import Run
+from ...unlearning.trainer import Trainer
 from ..problem import Problem
 from ..table import UNMODIFIED
 from ..trial import Trial
@@ -116,7 +116,7 @@ class Infill(Study):
         """The unmodified model, and one that is trained on whenever the next is asked for."""
         yield WHOLE, trial.problem.model
         whole, model = training.evaluate_f1(training.frozen), copy.deepcopy(trial.problem.model)
-        run = Run(model, training, History(), of_run(on_step))
+        run = Trainer(model, training, History(), of_run(on_step))
         for share in self.shares:
             run.approach(share * whole)
             yield share, model

@@ -16,7 +16,7 @@ from ...models import CHUNK, I2IModel, reconstruct
 from ...tasks import Task
 from ...unlearning.batches import pixels
 from ...unlearning.encoder import Encoder
-from ...unlearning.phases import EPSILON
+from ...unlearning.pareto import EPSILON
 from ..table import RETRAINED, UNMODIFIED
 from ..trial import Trial
 from .study import Answer, OnStep, Part, Study

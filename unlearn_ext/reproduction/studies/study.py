@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...optim.control import StepStats
+from ...unlearning.progress import OnStep as OnTrainerStep
 from ...unlearning.progress import Progress
-from ...unlearning.trainer import OnStep as OnRunStep
 from ..table import Table
 from ..trial import Trial
 from ..workers import Workers
@@ -109,8 +109,8 @@ class Question:
         self.trial.progress(Progress(str(self), self.index, self.total, step, steps, f1, f2, math.nan))
 
 
-def of_run(on_step: OnStep | None) -> OnRunStep | None:
-    """The same for a :class:`~unlearn_ext.unlearning.trainer.Run`, which tells more."""
+def of_run(on_step: OnStep | None) -> OnTrainerStep | None:
+    """The same for a :class:`~unlearn_ext.unlearning.trainer.Trainer`, which tells more."""
     if on_step is None:
         return None
 
