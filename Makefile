@@ -74,8 +74,8 @@ sanitize: $(STAMP)
 	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 	$(BIN)/cmake --build build/sanitized/cmake --parallel 2
 	cd build/sanitized && LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. $(abspath $(BIN))/pytest \
-	  -p no:cacheprovider ../../tests/core --ignore=../../tests/core/test_compile.py \
-	  --ignore=../../tests/core/test_benchmarks.py $(addprefix ../../tests/faults/,test_fuzz_ops.py test_threads_and_forks.py)
+	  -p no:cacheprovider ../../tests/ops ../../tests/optim \
+	  --ignore=../../tests/optim/test_compile.py $(addprefix ../../tests/faults/,test_fuzz_ops.py test_threads_and_forks.py)
 
 RESULTS ?= benchmarks/results/$(shell date +%F)-$(shell uname -m).json
 

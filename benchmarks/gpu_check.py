@@ -65,10 +65,10 @@ def run(title: str, command: list[str], aside: bool = False, **environment: str)
 
 def checks(pytest: list[str]) -> list[tuple[str, list[str], dict[str, str]]]:
     """What is right or wrong whatever runs beside it: title, command and environment of each."""
-    tests = "tests/core/test_cuda.py"
+    tests = "tests/ops/test_cuda.py"
     found = [("CUDA tests", [*pytest, tests], {})]
     if importlib.util.find_spec("diffusers") and importlib.util.find_spec("transformers"):
-        found.append(("every family on the GPU", [*pytest, "tests/image/test_gpu.py"], {}))
+        found.append(("every family on the GPU", [*pytest, "tests/unlearning/test_gpu.py"], {}))
     else:
         print("── diffusers or transformers is not installed: sweeps of the families are left out")
     if importlib.util.find_spec("sybil"):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+# Folders whose tests work on small images.
+IMAGE_SIDE = {"baselines", "data", "metrics", "models", "pretrain", "reproduction", "unlearning"}
 
 
 @pytest.fixture(scope="module")
@@ -19,3 +25,47 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def image_side_in_one_thread(request: pytest.FixtureRequest) -> None:
+    """Use one thread in all tests of the image side."""
+    if request.path.parent.name in IMAGE_SIDE:
+        request.getfixturevalue("one_thread")
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Any:
+    """Return a VQ-GAN so small that a whole sweep takes seconds; not to be changed."""
+    import tiny
+
+    return tiny.model("vqgan")
+
+
+@pytest.fixture(scope="session")
+def tiny_images() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (forget, retain), vertical and horizontal stripes with noise; float32 [48, 1, 8, 8]; not to be changed."""
+    generator = torch.Generator().manual_seed(1)
+    stripes = torch.tensor([0.6, -0.6]).repeat(4)
+    noise = 0.3 * torch.randn(2, 48, 1, 8, 8, generator=generator)
+    return (noise[0] + stripes).clamp(-1, 1), (noise[1] + stripes[:, None]).clamp(-1, 1)
+
+
+@pytest.fixture
+def model(tiny_model: Any) -> Any:
+    """Return a copy of the tiny model, to be changed."""
+    return copy.deepcopy(tiny_model)
+
+
+@pytest.fixture
+def images(tiny_images: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Return copies of the two sets of images."""
+    return tuple(side.clone() for side in tiny_images)
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """Return a finished run, made up."""
+    from run_folders import write_run
+
+    return write_run(tmp_path / "run")

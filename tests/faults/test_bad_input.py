@@ -8,17 +8,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "image"))
 import tiny
+import torch
 
 import unlearn_ext as ux
 from unlearn_ext.errors import UserError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ pytest.importorskip("diffusers")
 pytest.importorskip("typer")
 pytest.importorskip("PIL.Image")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "image"))
 import tiny
 from typer.testing import CliRunner
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
-from pathlib import Path
 
 import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "image"))
 import tiny
+import torch
 
 from unlearn_ext._utils import atomic_io
 from unlearn_ext._utils.atomic_io import save_folder, write_atomically

@@ -16,7 +16,7 @@ KILLS = 50 if os.environ.get("UNLEARN_EXT_FUZZ") else 3
 
 def test_killed_sweeps_end_with_the_same_bytes() -> None:
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("kills.py")), str(KILLS)],
+        [sys.executable, str(ROOT / "tests" / "helpers" / "kills.py"), str(KILLS)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

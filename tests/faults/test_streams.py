@@ -12,7 +12,6 @@ import pytest
 
 pytest.importorskip("typer")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "image"))
 import tiny
 
 from unlearn_ext.cli.streams import SafeStream, make_safe

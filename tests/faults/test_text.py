@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ pytest.importorskip("typer")
 pytest.importorskip("matplotlib")
 pytest.importorskip("PIL.Image")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "image"))
 import tiny
 from PIL import Image
 from typer.testing import CliRunner

@@ -12,17 +12,10 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
-from typer.testing import CliRunner
 
-from unlearn_ext.cli.app import app
+from commands import call
 
 COMMANDS = ("demo", "pretrain", "run", "sweep", "evaluate", "report", "reproduce", "info")
-
-
-def call(*arguments: str, **environment: str) -> tuple[int, str]:
-    """Exit code and everything said, as one line of words."""
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200", **environment})
-    return result.exit_code, " ".join((result.stdout + result.stderr).split())
 
 
 def test_help_names_every_command() -> None:

@@ -1,4 +1,4 @@
-"""A small run folder, made up, for tests that need no model."""
+"""Write a small made-up run folder, for tests that need no model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 EPSILONS = (0.3, 0.6, 0.9)
 POINTS = (("most-forgotten", "most-forgotten", 0.04), *((f"eps-{e:.4f}", "epsilon", e) for e in EPSILONS),
@@ -49,9 +48,3 @@ def _table(path: Path, header: str, rows: list[list[object]]) -> None:
         writer = csv.writer(file)
         writer.writerow(header.split(","))
         writer.writerows(rows)
-
-
-@pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
-    """A finished run, made up."""
-    return write_run(tmp_path / "run")

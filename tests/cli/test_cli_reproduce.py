@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from .test_cli import call
+from commands import call
 
 pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")

@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-
-from .conftest import POINTS, write_run
+from run_folders import POINTS, write_run
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")

@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import call
 from torch.nn import functional
 
 from unlearn_ext import data, demo, models, pretrain
 from unlearn_ext.models import diffusion
 from unlearn_ext.unlearning import journal, objectives
 from unlearn_ext.unlearning.settings import Settings
-
-from .test_cli import call
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")

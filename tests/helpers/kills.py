@@ -1,6 +1,6 @@
 """Sweeps of a tiny model, killed at random moments and resumed, against one that was left alone.
 
-    python tests/faults/kills.py 50
+    python tests/helpers/kills.py 50
 
 Every sweep runs in a child of this process, so that Python and its libraries are loaded once, and is killed by SIGKILL.
 """
@@ -17,10 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "image"))
 import tiny
+import torch
 
 from unlearn_ext.tasks import CenterCrop
 from unlearn_ext.unlearning import journal
