@@ -1,4 +1,4 @@
-"""The kernels on lists of tensors: functional operators, and the two phases that the optimizers use."""
+"""Kernels on lists of tensors: functional operators, and the two-phase step that the optimizers use."""
 
 from .extension import build_info
 from .functional import (

@@ -1,4 +1,4 @@
-"""Whether what a step writes may be written, and by this way alone: else the answer would depend on who comes first."""
+"""Reject written tensors that alias other tensors; the result would depend on the order of the writes."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -8,22 +8,23 @@ from torch import Tensor, nn
 
 
 def check(columns: Sequence[Sequence[Tensor | None]], written: Sequence[int]) -> None:
-    """Refuses written tensors that share memory, among their elements or with another tensor; and frozen ones.
+    """Reject written tensors that overlap themselves, share memory with another tensor, or are inference tensors.
 
-    A tensor may be read from the very place where its own row is written: ``p.grad`` may be ``p``.
+    One case of sharing is allowed: within a row, a tensor that is only read may be the same memory as the tensor that
+    is written, such as ``p.grad`` being ``p``.
 
     Args:
         columns: the lists of ``layout.Operands``.
         written: indices of the lists that the step writes.
 
     Raises:
-        RuntimeError: the sentence names the tensors.
+        RuntimeError: a tensor was rejected; the message names the rows.
     """
     if not torch.is_inference_mode_enabled():
         for row, tensor in chain.from_iterable(enumerate(columns[column]) for column in written):
             if tensor is not None and tensor.is_inference():
-                raise RuntimeError(f"step: tensor {row} was made in inference mode and is frozen outside: clone() it")
-    open_spans: list[tuple[int, int, bool, Tensor]] = []  # those that reach beyond where the next one begins
+                raise RuntimeError(f"step: tensor {row} was made in inference mode and is read-only: clone() it")
+    open_spans: list[tuple[int, int, bool, Tensor]] = []  # spans that end after the current one begins
     for begin, end, row, writes, tensor in sorted(_spans(columns, written), key=lambda span: span[:2]):
         if writes and _overlaps_itself(tensor):
             raise RuntimeError(f"step: elements of tensor {row} share their memory (an expanded view?): clone() it")
@@ -39,7 +40,7 @@ def check(columns: Sequence[Sequence[Tensor | None]], written: Sequence[int]) ->
 
 
 def _spans(columns: Sequence[Sequence[Tensor | None]], written: Sequence[int]):
-    """First byte, end, row, whether it is written, and the tensor; a subclass keeps its memory to itself."""
+    """Yield (first byte, end, row, whether it is written, tensor); skip subclasses, whose memory is not known."""
     for column, tensors in enumerate(columns):
         for row, tensor in enumerate(tensors):
             if type(tensor) in (Tensor, nn.Parameter) and tensor.numel() and not tensor.is_meta:
@@ -56,7 +57,7 @@ def _dense(tensor: Tensor) -> bool:
 
 
 def _places(tensor: Tensor) -> Tensor:
-    """The address of every element."""
+    """Return the address of every element, flattened."""
     offsets = torch.arange(_extent(tensor)).as_strided(tensor.shape, tensor.stride()).flatten()
     return tensor.data_ptr() + offsets * tensor.itemsize
 
@@ -64,7 +65,7 @@ def _places(tensor: Tensor) -> Tensor:
 def _overlaps_itself(tensor: Tensor) -> bool:
     if _dense(tensor):
         return False
-    known = torch._debug_has_internal_overlap(tensor)  # 0: no, 1: yes, 2: too hard to tell from the strides
+    known = torch._debug_has_internal_overlap(tensor)  # 0: no, 1: yes, 2: not decidable from the strides
     return known == 1 or (known == 2 and _places(tensor).unique().numel() < tensor.numel())
 
 
@@ -73,6 +74,6 @@ def _same_place(a: Tensor, b: Tensor) -> bool:
 
 
 def _share(a: Tensor, b: Tensor) -> bool:
-    """Of two tensors whose spans overlap."""
+    """Return whether two tensors whose address spans overlap have an element in common."""
     interleaved = a.itemsize == b.itemsize and not (_dense(a) and _dense(b))
     return not interleaved or bool(torch.isin(_places(a), _places(b)).any())

@@ -1,4 +1,4 @@
-"""The compiled path of a step: the table of its rows, and the workspace that outlives it."""
+"""The step on the compiled kernels: the table of its rows, and the workspace that later steps reuse."""
 
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from .layout import WRITES, Operands, Rule, Sum
 
 
 class StepBuffers(Protocol):
-    """The numbers that the two phases pass to each other, see :class:`unlearn_ext.ops.TwoPhase`."""
+    """The tensors that the two phases use to exchange values, see :class:`unlearn_ext.ops.TwoPhase`."""
 
     device: torch.device
     hyper: Tensor
@@ -21,7 +21,7 @@ class StepBuffers(Protocol):
 
 
 class _Kernels:
-    """What the kernels of both kinds of device have in common."""
+    """The part that the CPU and CUDA kernels share."""
 
     gpu = -1
 
@@ -31,8 +31,8 @@ class _Kernels:
         self.table = kernels.Table(torch.Tensor.__dlpack_c_exchange_api__, torch.Tensor.is_neg, self.gpu)
 
     def begin(self, rule: Rule, operands: Operands, constraint: Tensor | None) -> str:
-        """Reads the operands; why no kernel serves them, or nothing."""
-        self.rule, self.constraint, self.staged = rule, constraint, []  # f1 must live until the kernels have read it
+        """Read the operands; return why no kernel supports them, or an empty string."""
+        self.rule, self.constraint, self.staged = rule, constraint, []  # keep f1 alive until the kernels have read it
         self.lists = operands.lists()
         if reason := self.table.read(rule, self.lists, operands.groups):
             return reason
@@ -52,7 +52,7 @@ class _Kernels:
         return ""
 
     def _stage(self, rows: list[int]) -> None:
-        """Replaces the tensors of these rows by contiguous copies; those that the step writes are copied back."""
+        """Replace the tensors of these rows by contiguous copies; those that the step writes are copied back later."""
         self.lists = tuple(list(tensors) for tensors in self.lists)
         for column, tensors in enumerate(self.lists):
             for row in rows:
@@ -66,7 +66,7 @@ class _Kernels:
     def _after_apply(self) -> None:
         for original, staged in self.staged:
             original.copy_(staged)
-        for column in WRITES[self.rule][:-1]:  # autograd learns of the in-place writes that it could not see
+        for column in WRITES[self.rule][:-1]:  # autograd did not see these in-place writes
             tensors, absent = self.lists[column], self.table.absent[column]
             if absent < len(tensors):
                 written = [t for t in tensors if t is not None] if absent else tensors
@@ -75,16 +75,23 @@ class _Kernels:
 
 
 class CpuKernels(_Kernels):
+    """The CPU kernels, on torch's number of threads."""
+
     def stats(self, solve: bool) -> None:
+        """Compute the sums, and with ``solve`` ψ, λ and the flags."""
         kernels.stats(self.table, self.job, solve, torch.get_num_threads())
 
     def apply_(self) -> None:
+        """Step in place with the λ of ``report``."""
         kernels.apply(self.table, self.job, torch.get_num_threads())
         self._after_apply()
 
 
 class CudaKernels(_Kernels):
-    """Two launches. The rows lie in a table on the device, which is laid out anew by launches of its own on change."""
+    """The CUDA kernels: two launches per step.
+
+    The table of rows is in device memory. If the rows changed, extra launches upload a new table.
+    """
 
     def __init__(self, step: StepBuffers) -> None:
         index = step.device.index
@@ -92,16 +99,17 @@ class CudaKernels(_Kernels):
         super().__init__(step)
         self.counter = torch.zeros(1, dtype=torch.int32, device=step.device)
         self.rows: Tensor | None = None
-        self.by_graph = False  # a captured graph fills the table, and may not have run yet
-        self.captured: dict[int, Tensor] = {}  # the tables of graphs, by address
+        self.by_graph = False  # a CUDA graph that is being captured fills the table, and may not have run yet
+        self.captured: dict[int, Tensor] = {}  # tables used by CUDA graphs, by address; kept alive for replays
 
     def begin(self, rule: Rule, operands: Operands, constraint: Tensor | None) -> str:
+        """Read the operands and upload the table if it changed; return why no kernel supports them, or nothing."""
         if reason := super().begin(rule, operands, constraint):
             return reason
         stream = torch.cuda.current_stream(self.gpu).cuda_stream
         capturing = torch.cuda.is_current_stream_capturing()
         if self.changed or self.by_graph:
-            size = len(self.table) * kernels.ROW_BYTES  # a new one: the old one may be a graph's
+            size = len(self.table) * kernels.ROW_BYTES  # always a new table: a CUDA graph may use the old one
             self.rows = torch.empty(size, dtype=torch.uint8, device=self.step.device)
             kernels.cuda_upload(self.table, self.rows.data_ptr(), self.gpu, stream)
             self.by_graph = capturing
@@ -111,8 +119,10 @@ class CudaKernels(_Kernels):
         return ""
 
     def stats(self, solve: bool) -> None:
+        """Compute the sums, and with ``solve`` ψ, λ and the flags."""
         kernels.cuda_stats(self.job, solve, *self.where)
 
     def apply_(self) -> None:
+        """Step in place with the λ of ``report``."""
         kernels.cuda_apply(self.job, *self.where)
         self._after_apply()

@@ -1,7 +1,7 @@
-"""Every operation of the kernels in plain torch: the oracle of the tests, and the path where no kernel serves.
+"""Every operation of the kernels in plain PyTorch: the reference in tests, and the fallback without a kernel.
 
 The formulas are those of ``csrc/rules.h``. Half-precision tensors are computed in float32, float64 ones in float64;
-sums are float64 where the device has it. Nothing here reads a tensor on the host.
+sums are float64 where the device has it. No tensor is read on the host, so nothing here synchronises.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,17 @@ from .layout import WRITES, Control, Hyper, Kind, Operands, Report, Rule, Sum
 
 @dataclass
 class _Element:
-    """Of one tensor, in the computing dtype: its share of d, P⁻¹g1 and diag P, and the state it would leave behind."""
+    """The values of one row in the computing dtype.
+
+    Attributes:
+        grad: g2, negated under ``maximize``.
+        constraint_grad: g1.
+        direction: d.
+        constraint: P⁻¹g1.
+        metric: diag P; ``None`` for P = I.
+        first: the new momentum buffer or first moment.
+        second: the new second moment.
+    """
 
     grad: Tensor
     constraint_grad: Tensor
@@ -27,12 +37,12 @@ class _Element:
 
 
 def check(rule: Rule, operands: Operands) -> None:
-    """Refuses what torch would broadcast, truncate or drop an imaginary part of.
+    """Reject operands that torch would silently broadcast, truncate or strip of an imaginary part.
 
     Raises:
-        ValueError: a shape is not its parameter's.
-        RuntimeError: a tensor is on another device, not dense or not of a floating-point dtype, or one that is written
-            is frozen or shares its _aliasing.
+        ValueError: a gradient's or state's shape is not its parameter's.
+        RuntimeError: a tensor is on another device, not dense or not of a real floating-point dtype, or a written
+            tensor is an inference tensor or shares memory, see :func:`_aliasing.check`.
     """
     owners = operands.grads if rule is Rule.PROJECT else operands.params
     for tensors in operands.lists()[:-1]:
@@ -58,7 +68,7 @@ def check(rule: Rule, operands: Operands) -> None:
 
 
 def stats(rule: Rule, operands: Operands, hyper: Tensor, sums: Tensor) -> None:
-    """Writes the sums of every group: float64 ``[groups, 5]``, columns as in ``layout.Sum``."""
+    """Write the sums of every group to ``sums``: float64 ``[groups, 5]``, columns as in ``layout.Sum``."""
     sums.zero_()
     for row, group in enumerate(operands.groups):
         e = _element(rule, operands, row, hyper[group])
@@ -75,7 +85,10 @@ def stats(rule: Rule, operands: Operands, hyper: Tensor, sums: Tensor) -> None:
 
 
 def solve(sums: Tensor, hyper: Tensor, control: Tensor, report: Tensor) -> None:
-    """λ = max((Ψ − Σμ⟨g1,d⟩) / Σμ⟨g1,P⁻¹g1⟩, 0) over all groups; writes ψ, λ, the clipping factor and the flags."""
+    """Solve for λ over all groups; write ψ, λ, the clipping factor and the flags to ``report``.
+
+    λ = max((Ψ − Σμ⟨g1,d⟩) / Σμ⟨g1,P⁻¹g1⟩, 0), with the sums over the groups and μ each group's learning rate.
+    """
     zero = torch.zeros_like(report[0])
     lr = hyper[:, Hyper.LR]
     dot, sq_constraint, sq_direction = (
@@ -113,7 +126,10 @@ def solve(sums: Tensor, hyper: Tensor, control: Tensor, report: Tensor) -> None:
 
 
 def apply_(rule: Rule, operands: Operands, hyper: Tensor, report: Tensor) -> None:
-    """θ ← θ − μ(d + λP⁻¹g1), and the state with it; with ``report[SKIPPED]`` set, every value stays as it was."""
+    """Step in place: θ ← θ − μ·scale·(d + λP⁻¹g1), and update the state.
+
+    If ``report[SKIPPED]`` is set, every value stays unchanged.
+    """
     keep = report[Report.SKIPPED] != 0
     lam, scale = report[Report.LAMBDA], report[Report.SCALE]
     for row, group in enumerate(operands.groups):
@@ -131,7 +147,7 @@ def apply_(rule: Rule, operands: Operands, hyper: Tensor, report: Tensor) -> Non
 
 
 def _write(target: Tensor | None, value: Tensor | None, keep: Tensor) -> None:
-    """Where there is a target, there is a value for it."""
+    """Write ``value`` to ``target``, unless ``keep`` is set or there is no target."""
     if target is not None:
         target.copy_(torch.where(keep, target, value.to(target.dtype)))
 
@@ -157,8 +173,8 @@ def _sgd(operands: Operands, row: int, param: Tensor, grad: Tensor, g1: Tensor, 
     if operands.firsts[row] is None:
         return _Element(grad, g1, decayed, g1)
     first = first * h[Hyper.BETA1] + decayed * (1 - h[Hyper.BETA2])
-    if (step := operands.steps[row]) is not None:  # none beside a buffer that torch's SGD has begun
-        first = torch.where(step != 0, first, decayed)  # it begins with the gradient itself, undampened
+    if (step := operands.steps[row]) is not None:  # a momentum buffer loaded from torch's SGD has no counter
+        first = torch.where(step != 0, first, decayed)  # as in torch, the first buffer is the gradient, undampened
     direction = torch.where(h[Hyper.NESTEROV] != 0, decayed + first * h[Hyper.BETA1], first)
     return _Element(grad, g1, direction, g1, first=first)
 
@@ -178,7 +194,7 @@ def _adamw(
 
 
 def _decayed(direction: Tensor, param: Tensor, weight_decay: Tensor) -> Tensor:
-    """No 0·∞: an infinite parameter that does not decay leaves its direction as it is."""
+    """Add weight decay to the direction; without decay return it unchanged, since 0·∞ would be NaN."""
     return torch.where(weight_decay == 0, direction, direction + param * weight_decay)
 
 
@@ -193,7 +209,7 @@ def _integral(control: Tensor, report: Tensor) -> Tensor:
 def _required_decrease(
     control: Tensor, report: Tensor, integral: Tensor, mean_lr: Tensor, sq_constraint: Tensor, lr_sq: Tensor
 ) -> Tensor:
-    """Ψ = μψ, the first-order decrease of f1 that the control function asks of this step."""
+    """Return Ψ = μψ, the first-order decrease of f1 that the control function requires of this step."""
     kind, alpha, delta = control[Control.KIND], control[Control.ALPHA], control[Control.DELTA]
     gap = report[Report.CONSTRAINT] - control[Control.EPSILON]
     shape = (

@@ -1,4 +1,4 @@
-"""The compiled module, if there is one, and what can be said about it."""
+"""The compiled module, if there is one, and information about it."""
 
 import importlib
 import platform
@@ -22,7 +22,7 @@ kernels, missing = _load()
 
 
 def why_not(device: torch.device) -> str:
-    """Why no kernel serves tensors on ``device``; empty where one does."""
+    """Return why no kernel supports tensors on ``device``; an empty string if one does."""
     if kernels is None:
         return missing
     if device.type == "cpu":
@@ -37,12 +37,12 @@ def why_not(device: torch.device) -> str:
 
 
 def build_info() -> dict[str, object]:
-    """What was built, what was found here, and why a path is not taken.
+    """Return what was built, what this machine has, and why kernels are not used.
 
     Returns:
         dict with keys ``version``, ``python``, ``torch``, ``threads``, ``cpu_kernels`` (bool), ``cpu_isa``,
         ``cuda_compiled`` (bool), ``cuda_archs``, ``cuda_available`` (torch sees a CUDA device) and ``why``: a list of
-        sentences, one for each path that is not taken.
+        sentences, one for each kind of kernel that is not used.
     """
     from .._version import __version__
 

@@ -1,4 +1,4 @@
-"""The functional layer: one call a step, registered as ``torch.ops.unlearn_ext.*``; none has a derivative."""
+"""Functional steps, one call per step, registered as ``torch.ops.unlearn_ext.*``; none is differentiable."""
 
 from collections.abc import Sequence
 from math import inf, nan
@@ -24,7 +24,7 @@ __all__ = [
 def control_block(
     coefficients: Sequence[float | Tensor], max_norm: float | None = None, lambda_max: float | None = None
 ) -> list[float | Tensor]:
-    """The ten entries of ``control`` (``layout.Control``) from a control function's ``coefficients()``."""
+    """Return the ten entries of ``control`` (``layout.Control``) from a control function's ``coefficients()``."""
     return [
         *coefficients,
         inf if max_norm is None else max_norm,
@@ -33,7 +33,7 @@ def control_block(
     ]
 
 
-#: The coefficients of a step that holds no constraint: λ = 0.
+#: The coefficients of a step without a constraint: λ = 0.
 UNCONSTRAINED = (Kind.UNCONSTRAINED, 0.0, nan, 0.0, 1.0, 0.0, inf)
 #: The coefficients of a step whose ψ the caller writes to ``control[Control.GIVEN_PSI]``.
 GIVEN_PSI = (Kind.GIVEN, 0.0, nan, 0.0, 1.0, 0.0, inf)
@@ -51,7 +51,7 @@ def _projection(directions: Sequence[Tensor], constraint_grads: Sequence[Tensor]
     _check_lists(directions, constraint_grads)
     step = TwoPhase(directions[0].device)
     none = [None] * len(directions)
-    step.hyper[:, Hyper.LR].fill_(1.0)  # not assigned, which would copy from the host: a CUDA graph may capture a fill
+    step.hyper[:, Hyper.LR].fill_(1.0)  # fill_, not assignment: a CUDA graph cannot capture a copy from the host
     step.control[Control.KIND].fill_(Kind.GIVEN)
     step.control[Control.CAP : Control.GIVEN_PSI].fill_(inf)
     step.begin(Rule.PROJECT, Operands(none, directions, constraint_grads, none, none, none, [0] * len(directions)))
@@ -60,7 +60,7 @@ def _projection(directions: Sequence[Tensor], constraint_grads: Sequence[Tensor]
 
 @operator()
 def halfspace_stats(directions: Sequence[Tensor], constraint_grads: Sequence[Tensor]) -> Tensor:
-    """⟨g1, d⟩, ‖g1‖² and ‖d‖² over all tensors: float64 ``[3]`` on their device.
+    """Compute ⟨g1, d⟩, ‖g1‖² and ‖d‖² over all tensors: float64 ``[3]`` on their device.
 
     Args:
         directions: d, at least one tensor.
@@ -80,17 +80,17 @@ def _(directions, constraint_grads):
 
 @operator(mutates=["directions"])
 def halfspace_project_(directions: Sequence[Tensor], constraint_grads: Sequence[Tensor], psi: Tensor) -> Tensor:
-    """d ← argmin ‖g − d‖² s.t. ⟨g1, g⟩ ≥ ψ, in place over all tensors at once.
+    """Project d in place: d ← argmin ‖g − d‖² s.t. ⟨g1, g⟩ ≥ ψ, over all tensors at once.
 
     Source: Feng et al., ICLR 2025, eq. 6 with any ψ.
 
     Args:
-        directions: d, at least one tensor; overwritten with g. Untouched if any value is not finite.
+        directions: d, at least one tensor; overwritten with g. Unchanged if any value is not finite.
         constraint_grads: g1, of the same shapes.
         psi: ψ, 0-d.
 
     Returns:
-        float64 ``[2]``: λ, and 1 where nothing was written because a value was not finite.
+        float64 ``[2]``: λ, and a flag, 1 if nothing was written because a value was not finite.
     """
     step = _projection(directions, constraint_grads)
     if psi is None or psi.dim() or not psi.is_floating_point():  # torch lets None pass for a tensor
@@ -121,15 +121,18 @@ def sgd_step_(
     report: Tensor,
     fused: bool | None = None,
 ) -> None:
-    """One step of :class:`~unlearn_ext.EpsilonSGD`, both phases, in place.
+    """Take one step of :class:`~unlearn_ext.EpsilonSGD` in place, both phases.
 
     Args:
-        params, grads, constraint_grads: θ, g2, g1, of the same shapes; a gradient that is ``None`` reads as zero.
-        momentum_buffers, steps: of the same length, or both empty for no momentum.
+        params: θ.
+        grads: g2, of the same shapes; ``None`` counts as zero.
+        constraint_grads: g1, of the same shapes; ``None`` counts as zero.
+        momentum_buffers: of the same shapes; empty for no momentum.
+        steps: float32 0-d step counters, as many as momentum buffers.
         groups: index of the row of ``hyper`` for each tensor, ascending.
         hyper: float64 ``[groups, 8]``, columns as in ``layout.Hyper``.
         control: float64 ``[10]``, see :func:`control_block`.
-        report: float64 ``[10]``; f1 goes in at ``layout.Report.CONSTRAINT``, the rest comes out.
+        report: float64 ``[10]``; the input is f1 at ``layout.Report.CONSTRAINT``, the rest is output.
         fused: as in :class:`TwoPhase`.
     """
     if len(momentum_buffers) != len(steps):
@@ -153,7 +156,7 @@ def adamw_step_(
     report: Tensor,
     fused: bool | None = None,
 ) -> None:
-    """One step of :class:`~unlearn_ext.EpsilonAdamW`, both phases, in place; arguments as :func:`sgd_step_`."""
+    """Take one step of :class:`~unlearn_ext.EpsilonAdamW` in place, both phases; arguments as in :func:`sgd_step_`."""
     operands = Operands(params, grads, constraint_grads, exp_avgs, exp_avg_sqs, steps, groups)
     _step(Rule.ADAMW, operands, hyper, control, report, fused)
 

@@ -1,4 +1,4 @@
-"""Names of the numbers that the two phases pass to each other; mirrors ``csrc/rules.h`` and ``csrc/tensors.h``."""
+"""Names of the values that the two phases exchange; mirrors ``csrc/rules.h`` and ``csrc/tensors.h``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ __all__ = ["WRITES", "Control", "Hyper", "Kind", "Operands", "Report", "Rule", "
 
 
 class Rule(IntEnum):
-    """Which step is taken, and so which direction d and metric P the QP is solved in."""
+    """The kind of step, which determines the direction d and the metric P of the QP."""
 
     PROJECT = 0
     SGD = 1
@@ -28,7 +28,7 @@ class Sum(IntEnum):
 
 
 class Hyper(IntEnum):
-    """Columns of ``hyper``, float64 ``[groups, 8]``. SGD keeps its momentum in BETA1 and its dampening in BETA2."""
+    """Columns of ``hyper``, float64 ``[groups, 8]``. SGD stores its momentum in BETA1 and its dampening in BETA2."""
 
     LR = 0
     BETA1 = 1
@@ -41,7 +41,7 @@ class Hyper(IntEnum):
 
 
 class Control(IntEnum):
-    """Entries of ``control``, float64 ``[10]``. ALPHA is NaN where ``rate`` takes its place."""
+    """Entries of ``control``, float64 ``[10]``. If ALPHA is NaN, RATE is used instead."""
 
     KIND = 0
     EPSILON = 1
@@ -65,7 +65,10 @@ class Kind(IntEnum):
 
 
 class Report(IntEnum):
-    """Entries of ``report``, float64 ``[10]``: f1 goes in, the rest comes out."""
+    """Entries of ``report``, float64 ``[10]``: f1 (CONSTRAINT) is input, the rest is output.
+
+    SKIPPED_STEPS and INTEGRAL carry over from step to step.
+    """
 
     CONSTRAINT = 0
     PSI = 1
@@ -79,21 +82,21 @@ class Report(IntEnum):
     INTEGRAL = 9
 
 
-#: Indices of the lists of :class:`Operands` that a rule writes; the step counters are the last.
+#: Indices of the lists of :class:`Operands` that each rule writes; the last is the list of step counters.
 WRITES = {Rule.PROJECT: (1, 5), Rule.SGD: (0, 3, 5), Rule.ADAMW: (0, 3, 4, 5)}
 
 
 @dataclass
 class Operands:
-    """The tensors of one step, a list entry each. Rows are sorted by group.
+    """The tensors of one step, as lists with one entry per row. Rows are sorted by group.
 
     Attributes:
         params: θ; ``None`` for ``Rule.PROJECT``.
-        grads: g2, ``None`` reads as zero (but not for ``Rule.PROJECT``, which writes g there).
-        constraint_grads: g1, ``None`` reads as zero.
-        firsts: momentum buffer or first moment; ``None`` where the rule keeps none.
-        seconds: second moment; ``None`` where the rule keeps none.
-        steps: float32 0-d counters of the steps taken; ``None`` where the rule keeps none.
+        grads: g2, ``None`` counts as zero; for ``Rule.PROJECT`` not ``None``, since g is written there.
+        constraint_grads: g1, ``None`` counts as zero.
+        firsts: momentum buffer or first moment; ``None`` if the rule has none.
+        seconds: second moment; ``None`` if the rule has none.
+        steps: float32 0-d counters of the steps taken; ``None`` if the rule has none.
         groups: index of the parameter group.
     """
 
@@ -109,5 +112,5 @@ class Operands:
         return len(self.grads)
 
     def lists(self) -> tuple[Sequence[Tensor | None], ...]:
-        """The tensors, list by list, in the order of the attributes."""
+        """Return the lists of tensors, in the order of the attributes."""
         return self.params, self.grads, self.constraint_grads, self.firsts, self.seconds, self.steps

@@ -1,4 +1,4 @@
-"""The two phases of a step, on the kernels or on the reference."""
+"""The two phases of a step, on the kernels or on the reference implementation."""
 
 import torch
 from torch import Tensor
@@ -12,16 +12,16 @@ __all__ = ["TwoPhase", "check_devices"]
 
 
 class TwoPhase:
-    """One step in two phases, and the small device tensors that carry the numbers between them.
+    """One step in two phases, with the small device tensors that carry values between them.
 
-    **stats** reads the gradients and writes the sums, ψ, λ and the flags; **apply_** reads λ and steps in place. A
-    collective over ``sums``, or a ψ computed by the caller, fits between ``stats(solve=False)`` and ``solve()``.
+    **stats** reads the gradients and writes the sums, ψ, λ and the flags; **apply_** reads λ and steps in place. To
+    reduce ``sums`` over processes, or to compute ψ in the caller, do so between ``stats(solve=False)`` and ``solve()``.
 
     Args:
-        device: of every operand.
+        device: device of every operand.
         groups: number of parameter groups.
-        fused: ``None``: the kernels where they serve, else the reference; ``True``: the kernels or ``RuntimeError``
-            with the reason; ``False``: the _reference.
+        fused: ``None``: the kernels if they support the operands, else the reference; ``True``: the kernels, or
+            ``RuntimeError`` with the reason; ``False``: the reference.
     """
 
     def __init__(self, device: torch.device, groups: int = 1, fused: bool | None = None) -> None:
@@ -37,10 +37,10 @@ class TwoPhase:
         self._kernels = None if reason else (CudaKernels if device.type == "cuda" else CpuKernels)(self)
 
     def on(self, hyper: Tensor, control: Tensor, report: Tensor) -> "TwoPhase":
-        """Itself, with the caller's numbers in the place of its own.
+        """Use caller-owned buffers; return self.
 
         Raises:
-            ValueError: of another shape, dtype or device, or not contiguous.
+            ValueError: a tensor has the wrong shape, dtype or device, or is not contiguous.
         """
         self.hyper = _checked("hyper", hyper, self.hyper)
         self.control = _checked("control", control, self.control)
@@ -48,10 +48,12 @@ class TwoPhase:
         return self
 
     def begin(self, rule: Rule, operands: Operands, constraint: Tensor | None = None) -> None:
-        """Checks the operands and fixes the path for this step.
+        """Check the operands and choose kernels or reference for this step.
 
         Args:
-            constraint: f1, one element; ``None``: ``report[Report.CONSTRAINT]`` holds it.
+            rule: the kind of step.
+            operands: the tensors of this step.
+            constraint: f1, one element; ``None`` if ``report[Report.CONSTRAINT]`` already has it.
 
         Raises:
             ValueError: a gradient's or state's shape is not its parameter's.
@@ -66,7 +68,7 @@ class TwoPhase:
             _reference.check(rule, operands)
 
     def stats(self, solve: bool = True) -> None:
-        """Writes ``sums``, and with ``solve`` ψ, λ and the flags; changes no operand."""
+        """Write ``sums``, and with ``solve`` ψ, λ and the flags; change no operand."""
         if self._fused_now:
             self._kernels.stats(solve)
             return
@@ -77,20 +79,20 @@ class TwoPhase:
             self.solve()
 
     def solve(self) -> None:
-        """ψ, λ and the flags from ``sums``, ``control`` and f1; to ``report``."""
+        """Compute ψ, λ and the flags from ``sums``, ``control`` and f1, and write them to ``report``."""
         _reference.solve(self.sums, self.hyper, self.control, self.report)
 
     def apply_(self) -> None:
-        """Steps in place with the λ of ``report``; writes nothing where its flag says so. Lets go of the operands."""
+        """Step in place with the λ of ``report``, or write nothing if its skip flag is set; then drop the operands."""
         if self._fused_now:
             self._kernels.apply_()
         else:
             _reference.apply_(self.rule, self.operands, self.hyper, self.report)
-        self.operands = self._constraint = None  # or two gradients would live until the next step
+        self.operands = self._constraint = None  # otherwise both gradients would stay in memory until the next step
 
 
 def _checked(name: str, tensor: Tensor, like: Tensor) -> Tensor:
-    """A block of numbers whose address crosses the border, if it is what the kernels take it for."""
+    """Return a buffer after checking its layout, since the kernels get only its address; else raise ``ValueError``."""
     if (tensor.shape, tensor.dtype, tensor.device) != (
         like.shape,
         like.dtype,
@@ -104,7 +106,10 @@ def _checked(name: str, tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def check_devices(*tensors: Tensor | None) -> None:
-    """Of a fake step: with one meta tensor among real ones, torch runs that and leaves all as they were."""
+    """Raise ``RuntimeError`` if the tensors are on several devices.
+
+    For fake implementations: with one meta tensor among real ones, torch runs only the fake and changes nothing.
+    """
     devices = {tensor.device for tensor in tensors if tensor is not None}
     if len(devices) > 1:
         raise RuntimeError(f"step: tensors are on {' and '.join(sorted(map(str, devices)))}; move them to one device")

@@ -1,4 +1,4 @@
-"""Optimizers that minimise an objective subject to one constraint, solved in the metric they step with."""
+"""Optimizers that minimise an objective under one constraint; each step solves a QP in the optimizer's own metric."""
 
 from .adamw import EpsilonAdamW
 from .control import EpsilonGap, GradientNorm, StepStats

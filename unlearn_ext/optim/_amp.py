@@ -1,4 +1,4 @@
-"""torch.amp.GradScaler, with both gradients scaled: it sees and unscales ``p.grad`` alone."""
+"""Support for torch.amp.GradScaler, which only unscales ``p.grad``, so ∇f1 is unscaled here."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,10 @@ from torch.optim import Optimizer
 
 
 def refuse_unscaled(optimizer: Optimizer, scaler: GradScaler) -> None:
-    """Raise where ``scaler.unscale_(optimizer)`` divided the gradients already, as torch does for a second time.
+    """Raise if ``scaler.unscale_(optimizer)`` already divided the gradients; torch also refuses a second call.
 
     Raises:
-        RuntimeError: with what to do instead.
+        RuntimeError: the gradients were unscaled before; the message says what to do instead.
     """
     state = scaler._per_optimizer_states.get(id(optimizer))
     if state is not None and state["stage"] is OptState.UNSCALED:
@@ -23,10 +23,10 @@ def refuse_unscaled(optimizer: Optimizer, scaler: GradScaler) -> None:
 
 @torch.no_grad()
 def unscale_held_(params: list[Tensor], grads: list[Tensor | None], scaler: GradScaler) -> None:
-    """Divides g1 by the scale, in place; if any value of it overflowed, leaves a NaN where the scaler will look.
+    """Divide g1 by the scale, in place; if any value of it overflowed, leave a NaN for the scaler to find.
 
-    The NaN stands in the ``.grad`` of the smallest parameter, to which ∇f2 will be added: ``scaler.step`` then skips
-    and ``scaler.update`` backs off, as for an overflow in ∇f2. Nothing waits for the device.
+    The NaN is written to the ``.grad`` of the smallest parameter, to which ∇f2 will be added: ``scaler.step`` then
+    skips the step and ``scaler.update`` lowers the scale, as for an overflow in ∇f2. Nothing synchronises.
     """
     mine = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
     if not mine:  # a later micro-batch may have no gradient at all
@@ -42,6 +42,6 @@ def unscale_held_(params: list[Tensor], grads: list[Tensor | None], scaler: Grad
 
 
 def unscale_(grads: list[Tensor | None], scale: Tensor) -> None:
-    """Divide ∇f2 by the scale, in place and each tensor once, as ``GradScaler.unscale_`` would have."""
+    """Divide ∇f2 by the scale, in place and each tensor once, as ``GradScaler.unscale_`` would do."""
     present = list({id(g): g for g in grads if g is not None}.values())
     torch._foreach_mul_(present, scale.double().reciprocal().float().to(present[0].device))

@@ -1,7 +1,7 @@
-"""The step as torch.compile sees it: one operator on tensors, and none of the Python in it.
+"""The step under torch.compile: one operator on tensors, whose Python code is not traced.
 
-Learning rate, ε and the other numbers are read by the operator when it runs, so no guard is set on them and a change
-compiles nothing anew.
+The operator reads learning rate, ε and the other numbers when it runs, so torch.compile sets no guards on them and a
+change does not cause a recompilation.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from ._constraint import Constraint
 
 
 class Steppable(Protocol):
-    """What a compiled step needs of an optimizer."""
+    """The attributes and methods of an optimizer that a compiled step uses."""
 
     _constraint: Constraint
     _groups: list[dict]
@@ -37,7 +37,7 @@ _numbers = count()
 
 
 def register(optimizer: "Steppable") -> int:
-    """A number by which compiled code finds the optimizer again."""
+    """Return a number by which compiled code finds the optimizer."""
     number = next(_numbers)
     _owners[number] = optimizer
     return number
@@ -61,21 +61,29 @@ def optimizer_step_(
     control: Tensor,
     report: Tensor,
 ) -> None:
-    """Both phases of an optimizer's step, with its numbers as they are now.
+    """Run both phases of an optimizer's step, with the current learning rate, ε and other numbers.
 
     Args:
         owner: number of the optimizer.
-        params, grads, constraint_grads: θ, g2, g1; a gradient that is ``None`` reads as zero.
-        firsts, seconds, steps: the moments and counters that there are, and beside each list the rows they belong to.
+        params: θ.
+        grads: g2; ``None`` counts as zero.
+        constraint_grads: g1; ``None`` counts as zero.
+        firsts: the momentum buffers or first moments that exist.
+        first_rows: the row in ``params`` of each of ``firsts``.
+        seconds: the second moments that exist.
+        second_rows: the row in ``params`` of each of ``seconds``.
+        steps: the step counters that exist.
+        step_rows: the row in ``params`` of each of ``steps``.
         groups: index of each parameter's group.
-        constraint: f1, one element; ``None`` where no constraint is held.
-        hyper, control: of :class:`~unlearn_ext.ops.TwoPhase`; written before the step.
-        report: likewise; written by the step.
+        constraint: f1, one element; ``None`` if no constraint is held.
+        hyper: buffer of :class:`~unlearn_ext.ops.TwoPhase`; written before the step.
+        control: buffer of :class:`~unlearn_ext.ops.TwoPhase`; written before the step.
+        report: buffer of :class:`~unlearn_ext.ops.TwoPhase`; written by the step.
     """
     optimizer, n = _owners[owner], len(params)
     optimizer._write_values(constraint is not None, hyper, control)
     states = _spread(firsts, first_rows, n), _spread(seconds, second_rows, n), _spread(steps, step_rows, n)
-    phases = _phases.get(optimizer)  # not the eager steps' own: a compiler may hand in other tensors for its numbers
+    phases = _phases.get(optimizer)  # not the eager step's: a compiler may pass copies of the buffers
     if phases is None or phases.device != report.device or len(phases.hyper) != len(hyper):
         phases = _phases[optimizer] = TwoPhase(report.device, len(hyper), optimizer._constraint.fused)
     phases.on(hyper, control, report)
@@ -92,7 +100,7 @@ def _(owner, params, grads, constraint_grads, firsts, first_rows, seconds, secon
 
 
 def step(optimizer: "Steppable", number: int) -> None:
-    """Only where :func:`can_compile` says so."""
+    """Take a step as one operator call; the caller must check :func:`can_compile` first."""
     constraint = optimizer._constraint
     phases = constraint.phases
     operands = optimizer._operands()
@@ -104,8 +112,11 @@ def step(optimizer: "Steppable", number: int) -> None:
 
 
 def can_compile(optimizer: "Steppable") -> bool:
-    """Not the first step, of all or of a new group, which makes state; not a ψ by a Python callable, moving averages, a
-    ``GradScaler``, or several processes."""
+    """Return whether the next step can be compiled.
+
+    Not supported: the first step, also the first after a group was added, because it creates state; a control that is
+    a Python callable; moving averages; ``GradScaler``; distributed training.
+    """
     constraint = optimizer._constraint
     begun = constraint.phases is not None and len(constraint.phases.hyper) == len(optimizer._groups)
     plain = hasattr(constraint.control, "coefficients") and not constraint.smoothing.on
@@ -114,13 +125,13 @@ def can_compile(optimizer: "Steppable") -> bool:
 
 
 def _packed(tensors: list[Tensor | None]) -> tuple[list[Tensor], list[int]]:
-    """Those that are none but a tensor, as an operator must be given what it writes to; and where they were."""
+    """Drop Nones (mutable operator arguments cannot be None); return tensors and row indices."""
     rows = [row for row, tensor in enumerate(tensors) if tensor is not None]
     return [tensors[row] for row in rows], rows
 
 
 def _spread(tensors: list[Tensor], rows: list[int], count: int) -> list[Tensor | None]:
-    """What :func:`_packed` packed."""
+    """Undo :func:`_packed`: return a list of ``count`` rows with ``None`` where there is no tensor."""
     if len(rows) == count:
         return tensors
     spread: list[Tensor | None] = [None] * count

@@ -1,4 +1,4 @@
-"""The constrained step: ψ, the two phases, and the numbers that outlive a step."""
+"""The constrained step: ψ, the two phases, and the values that persist between steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .control import EpsilonGap, GradientNorm, StepStats
 
 ControlFunction = GradientNorm | EpsilonGap | Callable[[StepStats], Tensor]
 
-#: Where the report has the numbers that outlive a step.
+#: Positions in the report of the values that persist between steps.
 OUTLIVING = {"skipped_steps": Report.SKIPPED_STEPS, "integral": Report.INTEGRAL}
 
 
@@ -29,7 +29,7 @@ class Constraint:
 
     Attributes:
         held: f1 and ∇f1 for the next step.
-        kept: the numbers that outlive a step, 0-d tensors: what a checkpoint has under ``"constraint"``.
+        kept: the values that persist between steps, 0-d tensors; a checkpoint has them under ``"constraint"``.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Constraint:
         device: torch.device,
         averages: list[Tensor | None] | None = None,
     ) -> None:
-        """Both phases of one step; ``averages`` of g1, where it is smoothed."""
+        """Run both phases of one step; ``averages`` are the moving averages of g1, if it is smoothed."""
         value = None if self.held.value is None else self.held.value.to(device)
         smooth = self.smoothing if value is not None and self.smoothing.on else None
         grads, held = operands.grads, operands.constraint_grads
@@ -98,6 +98,7 @@ class Constraint:
         self.held.release()
 
     def stats(self) -> StepStats:
+        """Return the values of the last step; raise ``RuntimeError`` before the first."""
         if self.phases is None:
             raise RuntimeError("stats: no step has been taken yet")
         report = self.phases.report.clone()
@@ -113,19 +114,19 @@ class Constraint:
         return StepStats(*(report[column] for column in columns), skipped=report[Report.SKIPPED] != 0)
 
     def adopt(self, kept: dict[str, Tensor] | None) -> None:
-        """Use these numbers from now on, as a group has them, unless they are the ones in use."""
+        """Use the persistent values of a parameter group from now on, if they are not in use already."""
         if kept is not None and kept is not self.kept:
             self.kept, self.phases = kept, None
 
     def remember(self, kept: dict[str, Tensor], params: list[Tensor], grads: list[Tensor | None]) -> None:
-        """Take up what a checkpoint has under ``"constraint"``, and gradients that were held with it."""
+        """Load what a checkpoint has under ``"constraint"``, and the gradients that were held when it was saved."""
         self.held.release()
         if "held" in kept:
             self.held.restore(kept["held"], params, grads)
         self.adopt({name: kept[name] for name in self.kept})
 
     def __getstate__(self) -> dict[str, object]:
-        # Addresses and tables are made anew, and all numbers are written again.
+        # Addresses and tables do not survive pickling: make them again, and write all numbers again.
         return {**self.__dict__, "phases": None, "_written_to": None}
 
     def _phases_on(self, device: torch.device, groups: int) -> TwoPhase:
@@ -140,7 +141,7 @@ class Constraint:
         return self.phases
 
     def write_values(self, rows: list[list[float | Tensor]], constrained: bool, hyper: Tensor, control: Tensor) -> None:
-        """To the device only what changed since the last step wrote to the same place."""
+        """Write the step's numbers to the buffers; skip a copy to the device if nothing changed since the last step."""
         if self._written_to is not control:
             self._written_to, self._hyper_written, self._control_written = control, None, None
         self._hyper_written = _write(hyper, chain.from_iterable(rows), self._hyper_written)
@@ -158,7 +159,7 @@ class Constraint:
         return ops.control_block(coefficients, self.max_norm, self.lambda_max)
 
     def _solve_with_callable(self, phases: TwoPhase) -> None:
-        """ψ by the user's callable, which sees the sums of this step; solved for ψ = 0 first to name them."""
+        """Solve with the ψ of the user's callable; solve for ψ = 0 first to compute the statistics that it receives."""
         report = phases.report.clone()
         phases.control[Control.GIVEN_PSI] = 0.0
         phases.solve()
@@ -169,12 +170,15 @@ class Constraint:
 
 
 def _write(target: Tensor, values: Iterable[float | Tensor], before: list[float] | None) -> list[float]:
-    """To the device only numbers that changed; a value that is a tensor is there already and is copied each time.
+    """Write values to ``target``; skip the copy from the host if no number changed, and always copy tensors.
 
     Args:
-        target: of as many elements as there are values.
+        target: tensor with as many elements as there are values.
         values: numbers or 0-d tensors.
-        before: what the last call returned.
+        before: return value of the last call, or ``None`` to write everything.
+
+    Returns:
+        The numbers, with 0 in place of tensors, for ``before`` of the next call.
     """
     numbers, tensors = [], []
     for index, value in enumerate(values):

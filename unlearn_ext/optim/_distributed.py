@@ -1,10 +1,10 @@
-"""Several processes: what they must agree on before any of them solves for λ.
+"""Distributed training: collectives that give every process the same sums and f1 before it solves for λ.
 
-Two ways to hold the parameters, and they mix. *Plain tensors* are whole on every process, and so are their averaged
-gradients (``DistributedDataParallel``): the sums are equal already, and only f1 must be averaged. *DTensors* are
-divided (``fully_shard``, tensor parallelism): the sums are added up over the mesh dimensions that divide a tensor, and
-averaged, as f1 is, over those that repeat it. That makes λ the same to the last bit on every process, and a value that
-is not finite on one of them makes all of them skip the step.
+Parameters may be of two kinds, also mixed. *Plain tensors* are replicated, and so are their averaged gradients
+(``DistributedDataParallel``): the sums are equal already, and only f1 must be averaged. *DTensors* are sharded
+(``fully_shard``, tensor parallelism): the sums are added up over the mesh dimensions that shard a tensor, and averaged,
+like f1, over those that replicate it. As a result λ is bitwise equal on every process, and a value that is not finite
+on one process makes all of them skip the step.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torch import Tensor
 
 from ..ops.layout import Operands, Report
 
-#: The argument ``process_group`` of the optimizers; a string, since torch may have been built without ``ProcessGroup``.
+#: Type of the optimizers' ``process_group``; a string, since torch may have been built without ``ProcessGroup``.
 Replicas: TypeAlias = "dist.ProcessGroup | str | None"
-Members = tuple[int, ...]  # ranks: what tells process groups apart
+Members = tuple[int, ...]  # ranks, which identify a process group
 
 
 def initialised() -> bool:
-    """Whether there may be other processes at all; asked in every step, so it must cost nothing."""
+    """Return whether torch.distributed is initialised; called in every step, so it must be cheap."""
     return dist.is_available() and dist.is_initialized()
 
 
 def checked(process_group: Replicas) -> Replicas:
-    """The argument ``process_group`` of the optimizers as it is, or ``ValueError``."""
+    """Return the optimizers' argument ``process_group`` unchanged; raise ``ValueError`` if it is not valid."""
     if process_group is None or process_group == "default":
         return process_group
     if dist.is_available() and isinstance(process_group, dist.ProcessGroup):
@@ -43,13 +43,13 @@ def checked(process_group: Replicas) -> Replicas:
 
 
 def made_by_zero() -> bool:
-    """Whether ``ZeroRedundancyOptimizer`` is at work: it makes an optimizer of a part of the parameters.
+    """Return whether ``ZeroRedundancyOptimizer`` is constructing this optimizer, on a part of the parameters.
 
     Each process would then solve its own QP, but λ needs the sums over all parameters, and ``hold_constraint`` needs
     all gradients.
     """
     module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
-    frame = None if module is None else sys._getframe(1)  # it gives no other sign of itself to what it makes
+    frame = None if module is None else sys._getframe(1)  # the call stack is the only sign of it
     while frame is not None:
         if frame.f_globals is vars(module):
             return True
@@ -58,7 +58,7 @@ def made_by_zero() -> bool:
 
 
 def refuse_zero() -> NoReturn:
-    """Raise ``RuntimeError`` with what to use instead of ``ZeroRedundancyOptimizer``."""
+    """Raise ``RuntimeError`` that says what to use instead of ``ZeroRedundancyOptimizer``."""
     raise RuntimeError(
         "ZeroRedundancyOptimizer gives every process a part of the parameters, and each would solve for its own λ; use "
         "fully_shard (FSDP2), which divides the optimizer's state too, or leave control out"
@@ -66,10 +66,10 @@ def refuse_zero() -> NoReturn:
 
 
 def refuse_fsdp1(params: list[Tensor]) -> None:
-    """Raise where ``FullyShardedDataParallel`` (FSDP1) flattened parameters: their parts are plain tensors.
+    """Raise if ``FullyShardedDataParallel`` (FSDP1) flattened parameters, since its shards are plain tensors.
 
     Raises:
-        RuntimeError: with what to use instead.
+        RuntimeError: a parameter was flattened; the message says what to use instead.
     """
     if any(getattr(param, "_fsdp_flattened", False) for param in params):
         raise RuntimeError(
@@ -79,7 +79,7 @@ def refuse_fsdp1(params: list[Tensor]) -> None:
 
 
 def averaged(value: Tensor, process_group: Replicas) -> Tensor:
-    """f1, 0-d, averaged over the replicas of plain parameters: float64, on the same device."""
+    """Return f1 (0-d) averaged over the replicas of plain parameters, on the same device; float64 if averaged."""
     group = _resolved(process_group)
     if group is None or group.size() == 1:
         return value
@@ -89,29 +89,29 @@ def averaged(value: Tensor, process_group: Replicas) -> Tensor:
 
 
 def has_shards(operands: Operands) -> bool:
-    """Whether any parameter of this step is a DTensor."""
+    """Return whether any parameter of this step is a DTensor."""
     from torch.distributed.tensor import DTensor
 
     return any(map(isinstance, _owners(operands), repeat(DTensor)))
 
 
 class Shards:
-    """One step's operands as this process holds them, and the collectives that make their sums everybody's.
+    """The local shards of one step's operands, and the collectives that reduce their sums over all processes.
 
-    The sums of tensors that are divided in different ways must be added up over different processes, so each parameter
-    group becomes a row of ``hyper`` and of ``sums`` for each way.
+    Sums of tensors with different sharding must be added up over different processes, so a parameter group gets one row
+    of ``hyper`` and of ``sums`` for each sharding of its tensors.
 
     Args:
-        operands: with DTensors among them.
-        hyper: a row for each parameter group.
-        process_group: over which plain parameters are replicated, if there are any; as the optimizers take it.
+        operands: operands of which at least one is a DTensor.
+        hyper: one row per parameter group.
+        process_group: the processes over which plain parameters, if any, are replicated; as in the optimizers.
 
     Attributes:
         operands: local tensors, sorted by row.
-        hyper: rows in that order.
+        hyper: one row per pair of parameter group and sharding.
 
     Raises:
-        RuntimeError: a parameter has a placement ``Partial``, or a gradient is no DTensor where its parameter is one.
+        RuntimeError: a parameter has a ``Partial`` placement, or is a DTensor whose gradient or state is not.
     """
 
     def __init__(self, operands: Operands, hyper: list[list[float | Tensor]], process_group: Replicas) -> None:
@@ -125,22 +125,22 @@ class Shards:
         self._divided = [way for _, way in rows]
         self.operands = _local(operands, [rows[key] for key in keys])
         self._add_replicas(process_group, any_plain=not all(hasattr(owner, "_spec") for owner in owners))
-        torch.autograd.graph.increment_version(owners)  # whose local tensors will be written, unseen by autograd
+        torch.autograd.graph.increment_version(owners)  # the step writes the local tensors, which autograd does not see
 
     def reduce_(self, sums: Tensor, report: Tensor) -> None:
-        """Adds up or averages the sums, and averages f1 in ``report``: one collective for each process group."""
+        """Add up or average the sums, and average f1 in ``report``, with one collective per process group."""
         block = torch.cat([sums, sums.new_zeros(1, sums.shape[1])])
         block[-1, 0] = report[Report.CONSTRAINT]
         for members, group in self._groups.items():
             dist.all_reduce(block, group=group)
-            for row, divided in enumerate([*self._divided, frozenset()]):  # the last is f1's
+            for row, divided in enumerate([*self._divided, frozenset()]):  # the last row has f1
                 if members not in divided:
                     block[row] /= len(members)
         sums.copy_(block[:-1])
         report[Report.CONSTRAINT] = block[-1, 0]
 
     def _ways(self, owners: Sequence[Tensor]) -> list[frozenset[Members]]:
-        """Over whom each tensor is divided."""
+        """Return the process groups that each tensor is sharded over."""
         known: dict[tuple, frozenset[Members]] = {}
         ways = []
         for row, owner in enumerate(owners):
@@ -174,7 +174,7 @@ class Shards:
         return members
 
     def _add_replicas(self, process_group: Replicas, any_plain: bool) -> None:
-        """The replicas that a user names, or that plain parameters have, unless a mesh holds them all already."""
+        """Add the process group of the replicas, unless it is not needed or a mesh already contains all its ranks."""
         if process_group == "default" and not any_plain:
             return
         group = _resolved(process_group)
@@ -187,7 +187,7 @@ def _resolved(process_group: Replicas) -> dist.ProcessGroup | None:
 
 
 def _owners(operands: Operands) -> Sequence[Tensor]:
-    """The tensors whose placement the others of their row share."""
+    """Return the tensors whose placement the other tensors of their row must have."""
     return operands.grads if operands.params[0] is None else operands.params
 
 
@@ -200,7 +200,7 @@ def _local(operands: Operands, rows: list[int]) -> Operands:
 
 
 def _shard(tensor: Tensor | None, owner: Tensor, row: int) -> Tensor | None:
-    """This process's part of a tensor, placed as its owner is: autograd may leave a gradient ``Partial``."""
+    """Return the local shard of a tensor, first placed like its owner, since a gradient may be ``Partial``."""
     if not hasattr(owner, "_spec") or tensor is None:
         return tensor
     if not hasattr(tensor, "_spec"):
@@ -208,4 +208,4 @@ def _shard(tensor: Tensor | None, owner: Tensor, row: int) -> Tensor | None:
     if tensor._spec.placements != owner._spec.placements:
         tensor = tensor.redistribute(owner._spec.mesh, owner._spec.placements)
     local = tensor._local_tensor
-    return local.wait() if hasattr(local, "trigger_wait") else local  # a collective may still be under way
+    return local.wait() if hasattr(local, "trigger_wait") else local  # a collective may still be running

@@ -1,4 +1,4 @@
-"""∇f1 and f1, held between the constraint's backward pass and the step."""
+"""Storage of ∇f1 and f1 between the constraint's backward pass and the step."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ._ownership import is_grad_alone, owned
 
 
 class HeldGradients:
-    """What :meth:`hold` took, until the step has used it.
+    """f1 and ∇f1 from :meth:`hold` until the step has used them.
 
     Attributes:
-        params: the parameters whose gradients are held; empty where nothing is.
+        params: the parameters whose gradients are held; empty if nothing is held.
         grads: ∇f1 of each of them.
-        value: f1, 0-d; ``None`` where nothing is held.
+        value: f1, 0-d; ``None`` if nothing is held.
         scaled: whether a ``GradScaler`` scaled f1; ∇f1 itself is unscaled already.
-        under_zero: whether ``ZeroRedundancyOptimizer`` made the optimizer, of a part of the parameters.
+        under_zero: whether ``ZeroRedundancyOptimizer`` made the optimizer on a part of the parameters.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class HeldGradients:
         self.value = value if self.value is None else self.value + value
 
     def of(self, params: list[Tensor]) -> list[Tensor | None]:
-        """Return ∇f1 of each parameter; parameters of a group that was added since have none."""
+        """Return ∇f1 of each parameter; ``None`` for parameters of a group that was added after :meth:`hold`."""
         if self.value is None:
             return [None] * len(params)
         if len(params) == len(self.params) and all(map(is_, params, self.params)):
@@ -73,18 +73,18 @@ class HeldGradients:
         return grads
 
     def release(self) -> None:
-        """Hold nothing any more."""
+        """Drop f1 and ∇f1."""
         self.params: list[Tensor] = []
         self.grads: list[Tensor | None] = []
         self.value: Tensor | None = None
         self.scaled = False
 
     def restore(self, value: Tensor, params: list[Tensor], grads: list[Tensor | None]) -> None:
-        """Hold what a checkpoint holds."""
+        """Hold the f1 and ∇f1 of a checkpoint."""
         self.value, self.params, self.grads = value, params, grads
 
     def consume(self, grads: list[Tensor | None], held: list[Tensor | None]) -> None:
-        """Note a gradient that a step uses up, to tell whether it is still there when the next f1 is held."""
+        """Remember a gradient that a step used, to detect in :meth:`hold` that it was not zeroed."""
         both = (grad for grad, g1 in zip(grads, held, strict=True) if grad is not None and g1 is not None)
         witness = next(both, None)
         if witness is None:
@@ -92,17 +92,17 @@ class HeldGradients:
         self._consumed = None if witness is None else (weakref.ref(witness), witness._version)
 
     def _refuse_consumed(self, params: list[Tensor], grads: list[Tensor | None]) -> None:
-        """Raise where ``p.grad`` has what the last step used: ∇f2 would be taken along as ∇f1.
+        """Raise if ``p.grad`` still contains the gradient that the last step used: ∇f2 would count as part of ∇f1.
 
-        A backward pass adds to ``p.grad`` in place, once: one that was zeroed before was written to twice.
+        The version counter tells: a backward pass writes to ``p.grad`` once, zeroing and a backward pass twice.
         """
         witness, version = self._consumed or (lambda: None, 0)
         grad = witness()
         row = None if grad is None else next((row for row, g in enumerate(grads) if g is grad), None)
-        if row is None or not is_grad_alone(params[row], known=2):  # known: grads and grad
+        if row is None or not is_grad_alone(params[row], known=2):  # known=2: grads and grad refer to it
             return
         writes = grad._version - version
-        plain = type(grad) is Tensor  # a sharded gradient is added to below its wrapper, which counts no write
+        plain = type(grad) is Tensor  # a DTensor counts no in-place write: they go to its local tensor
         if writes == 0 or (plain and writes == 1 and bool(grad.any())):
             raise RuntimeError(
                 "hold_constraint: p.grad still has what the last step used, and f1.backward() added ∇f1 to it; call "

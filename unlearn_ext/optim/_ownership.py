@@ -10,20 +10,20 @@ from sys import getrefcount
 import torch
 from torch import Tensor, nn
 
-_ALONE = next(map(getrefcount, [object()]))  # references to an object that one list holds, as map() passes it
+_ALONE = next(map(getrefcount, [object()]))  # reference count, inside map(), of an object that only one list refers to
 
 
 def owned(grads: list[Tensor | None]) -> list[Tensor | None]:
-    """Copy those gradients that somebody else may still write to; the others are taken as they are.
+    """Copy the gradients that other code may still write to; return the others without a copy.
 
-    Others may have the tensor itself (a buffer that is ``p.grad`` of several parameters, or of several losses), a view
-    of it, or it may be a view: of a bucket of DDP's, of a flat buffer, of one element that was expanded. A gradient
-    that the backward pass made belongs to nobody else.
+    Other code may refer to the tensor itself (a buffer that is ``p.grad`` of several parameters or losses) or to a view
+    of it, or the tensor may be a view: of a DDP bucket, of a flat buffer, of one expanded element. A gradient that the
+    backward pass allocated is not shared.
 
     Args:
-        grads: gradients that are no parameter's ``.grad`` any more.
+        grads: gradients that are no longer any parameter's ``.grad``.
     """
-    references = list(map(getrefcount, grads))  # before a name of ours adds one
+    references = list(map(getrefcount, grads))  # before a local name adds a reference
     return [
         grad.clone() if grad is not None and (count > _ALONE or _is_shared(grad)) else grad
         for grad, count in zip(grads, references, strict=True)
@@ -33,8 +33,8 @@ def owned(grads: list[Tensor | None]) -> list[Tensor | None]:
 def is_grad_alone(param: Tensor, known: int) -> bool:
     """Return whether only the parameter and the caller refer to ``param.grad``.
 
-    If other code refers to it, such as the owner of a buffer that is filled again for each backward pass, then the same
-    tensor may hold another gradient.
+    If other code refers to it, such as a buffer that is refilled for each backward pass, the same tensor may contain a
+    new gradient.
 
     Args:
         param: a parameter with a gradient.
@@ -46,14 +46,14 @@ def is_grad_alone(param: Tensor, known: int) -> bool:
 def _is_shared(grad: Tensor, owners: int = 1) -> bool:
     if grad._use_count() > owners:  # a view keeps its base alive
         return True
-    if type(grad) is not Tensor or grad.layout is not torch.strided:  # a DTensor's has memory of its own every time
+    if type(grad) is not Tensor or grad.layout is not torch.strided:  # a DTensor gradient always has new memory
         return False
-    # A view that fills its buffer alone is as large as its storage: then only torch's own note gives it away.
+    # A view of a whole buffer is as large as its storage, so only torch's view flag reveals it.
     return grad._is_view() or grad.untyped_storage().nbytes() > grad.nbytes
 
 
 def _references_to_a_gradient() -> int:
-    """Count what :func:`is_grad_alone` counts where there is nobody else."""
+    """Return the reference count in :func:`is_grad_alone` of a gradient that only its parameter refers to."""
     param = nn.Parameter(torch.zeros(1))
     param.grad = torch.zeros(1)
     return getrefcount(param.grad)

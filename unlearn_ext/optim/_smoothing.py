@@ -1,4 +1,7 @@
-"""Moving averages of f1 and of g1 against minibatch noise ("Bloop", 2024): a noisy g1 projects towards nothing."""
+"""Moving averages of f1 and of g1 against minibatch noise ("Bloop", 2024).
+
+Projecting onto the half-space of a noisy g1 does little for the full-data constraint.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,16 @@ from torch import Tensor
 
 
 class Smoothing:
-    """Bias-corrected exponential moving averages that stand in for f1 and g1 in the step.
+    """Bias-corrected exponential moving averages that replace f1 and g1 in the step.
 
-    The averages move on only where the step was taken: a skipped step leaves no trace in them.
+    A skipped step does not change the averages.
 
     Args:
-        value: decay of f1's average, in [0, 1); 0: none.
-        grad: decay of g1's average, in [0, 1); 0: none.
+        value: decay of f1's average, in [0, 1); 0: no averaging.
+        grad: decay of g1's average, in [0, 1); 0: no averaging.
     """
 
-    #: Names of the numbers that outlive a step, which the caller keeps: 0-d float64 tensors, zero at first.
+    #: Names of the values that persist between steps, which the caller stores: 0-d float64 tensors, zero at first.
     KEPT = ("smoothed_steps", "smoothed_constraint")
 
     def __init__(self, value: float, grad: float) -> None:
@@ -27,18 +30,19 @@ class Smoothing:
 
     @property
     def on(self) -> bool:
+        """Whether f1 or g1 is averaged."""
         return self.value_decay > 0 or self.grad_decay > 0
 
     def apply(
         self, value: Tensor, grads: list[Tensor | None], averages: list[Tensor | None], kept: dict[str, Tensor]
     ) -> Tensor:
-        """Return the averages with this step's f1 and g1 in them; :meth:`keep` confirms them.
+        """Replace f1 and g1 by their averages including this step; :meth:`keep` then stores the averages.
 
         Args:
             value: f1, 0-d.
-            grads: g1, overwritten with its corrected average where there is one.
-            averages: of each parameter's g1, uncorrected; ``None`` where none is kept.
-            kept: the numbers that outlive a step.
+            grads: g1, overwritten with its corrected average if there is one.
+            averages: uncorrected average of each parameter's g1; ``None`` if it is not averaged.
+            kept: the values that persist between steps.
 
         Returns:
             f1's corrected average, 0-d.
@@ -53,7 +57,7 @@ class Smoothing:
         return self._next / _correction(self.value_decay, kept)
 
     def keep(self, skipped: Tensor, kept: dict[str, Tensor]) -> None:
-        """Take the averages over, unless the step was skipped (bool, 0-d)."""
+        """Store the averages, unless the step was skipped (bool, 0-d)."""
         correction = _correction(self.grad_decay, kept)
         for average, grad in self._pairs:
             average.copy_(torch.where(skipped, average, grad * correction.to(grad.dtype)))

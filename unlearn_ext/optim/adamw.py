@@ -1,4 +1,4 @@
-"""AdamW, constrained: P = diag(√v̂ + eps)."""
+"""Constrained AdamW, with the metric P = diag(√v̂ + eps)."""
 
 from collections.abc import Iterable
 
@@ -15,31 +15,31 @@ __all__ = ["EpsilonAdamW"]
 
 
 class EpsilonAdamW(EpsilonOptimizer):
-    """``torch.optim.AdamW`` whose step satisfies ⟨∇f1, g⟩ ≥ ψ, solved in its own metric P = diag(√v̂ + eps).
+    """``torch.optim.AdamW`` whose step satisfies ⟨∇f1, g⟩ ≥ ψ, solved in Adam's metric P = diag(√v̂ + eps).
 
-    g = d + λP⁻¹∇f1 with d = P⁻¹m̂ + weight_decay·θ, m the moving average of ∇f2 and v that of w∇f1² + ∇f2². Projecting
-    before Adam instead would let Adam rescale the projection away. With no constraint held it is ``torch.optim.AdamW``,
-    to rounding. Source: Feng et al., ICLR 2025, eq. 5–6, in the metric P.
+    g = d + λP⁻¹∇f1 with d = P⁻¹m̂ + weight_decay·θ, m the moving average of ∇f2 and v that of w∇f1² + ∇f2². If the
+    projection came before Adam instead, Adam's rescaling would undo it. A step without a held constraint equals that of
+    ``torch.optim.AdamW`` up to rounding. Source: Feng et al., ICLR 2025, eq. 5–6, in the metric P.
 
     Args:
         params: parameters or groups; float32, bfloat16 or float16 for the kernels, any real dtype for the reference.
         lr, betas, eps, weight_decay, maximize: as in ``torch.optim.AdamW``; ``lr`` may be a tensor. ``maximize``
-            concerns the objective f2 alone.
+            applies only to the objective f2.
         control: ψ: :class:`~unlearn_ext.EpsilonGap`, :class:`~unlearn_ext.GradientNorm`, or a callable
             ``(StepStats) -> 0-d tensor``. ``None``: no constraint can be held until ``optimizer.control`` is set.
-        constraint_weight: w ≥ 0. Where ∇f1 is much larger than ∇f2, it alone makes the metric, in which f2 then falls
-            slowly; a smaller w lets it fall. Counting f1 in units of 1/√w does the same.
-        max_norm: clips ‖g‖_P. A clipped step may fall short of ψ.
-        lambda_max: bounds λ. A bounded step may fall short of ψ.
-        fused: ``None``: kernels where they serve; ``True``: kernels or an error; ``False``: the reference.
-        constraint_ema, constraint_grad_ema: decay of a moving average of f1, and of ∇f1, that stands in for it in the
-            step; 0: none. For small minibatches; see the documentation on noise.
-        process_group: the processes that hold replicas of plain parameters, over which f1 is averaged. ``"default"``:
-            all, once ``torch.distributed`` is initialised. ``None``: no averaging, for optimizers that have nothing to
-            do with each other. DTensor parameters name their processes themselves.
+        constraint_weight: w ≥ 0. If ∇f1 is much larger than ∇f2, it dominates the metric and f2 falls slowly; a smaller
+            w prevents that. Multiplying f1 by √w has the same effect on the metric.
+        max_norm: upper limit of ‖g‖_P; larger steps are clipped, and a clipped step may fall short of ψ.
+        lambda_max: upper limit of λ; a limited step may fall short of ψ.
+        fused: ``None``: kernels if they support the tensors; ``True``: kernels or an error; ``False``: the reference.
+        constraint_ema, constraint_grad_ema: decay of a moving average of f1, and of ∇f1, that replaces it in the step;
+            0: no averaging. For small minibatches; see the documentation on noise.
+        process_group: the processes that have replicas of plain parameters, over which f1 is averaged. ``"default"``:
+            all, once ``torch.distributed`` is initialised. ``None``: no averaging, for independent optimizers. DTensor
+            parameters bring their own process groups.
 
     Raises:
-        ValueError: an argument out of range, or no process group of which this process is a member.
+        ValueError: an argument is out of range, or this process is not a member of ``process_group``.
     """
 
     _rule = Rule.ADAMW
@@ -78,7 +78,7 @@ class EpsilonAdamW(EpsilonOptimizer):
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:  # a checkpoint of torch's namesake has none
+        for group in self.param_groups:  # a checkpoint of torch.optim.AdamW has none
             group.setdefault("constraint_weight", self.defaults["constraint_weight"])
 
     def _check_loadable(self, group: dict) -> None:

@@ -1,4 +1,4 @@
-"""What the optimizers share, as torch.optim has it: groups, steps, state, checkpoints."""
+"""Base class of the optimizers: parameter groups, steps, state and checkpoints, as in torch.optim."""
 
 import sys
 from abc import abstractmethod
@@ -25,7 +25,7 @@ __all__ = ["KEPT", "EpsilonOptimizer", "not_negative"]
 
 
 def not_negative(owner: str, **options: float | Tensor) -> None:
-    """Raises ``ValueError`` for the first option that is negative, or a tensor of more than one element."""
+    """Raise ``ValueError`` for the first option that is negative, or a tensor that has not exactly one element."""
     for name, value in options.items():
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"{owner}: {name} as a tensor must have one element, not shape {tuple(value.shape)}")
@@ -33,14 +33,14 @@ def not_negative(owner: str, **options: float | Tensor) -> None:
             raise ValueError(f"{owner}: {name}={value!r} must not be negative")
 
 
-#: The key under which every group has the numbers of the constraint that outlive a step.
+#: The key of every parameter group for the constraint's values that persist between steps.
 KEPT = "constraint"
 
 
 def _keep_adapted(optimizer: "EpsilonOptimizer", state_dict: dict) -> None:
     """Check a state dict and remember it for :meth:`EpsilonOptimizer.__setstate__`.
 
-    This is the last hook before loading, so it sees the changes that the user's hooks made to the state dict.
+    This is the last pre-hook, so it sees the changes that the user's hooks made to the state dict.
     """
     for group in state_dict["param_groups"]:
         optimizer._check_loadable(group)
@@ -50,7 +50,7 @@ def _keep_adapted(optimizer: "EpsilonOptimizer", state_dict: dict) -> None:
 def _as_saved(value: Tensor | float | None, device: torch.device) -> Tensor | None:
     """Copy a saved state to the parameter's device in its saved dtype.
 
-    Checkpoints of older versions of torch hold plain numbers, which become 0-d tensors, and ``None``, which stays.
+    Checkpoints of older torch versions contain plain numbers, which become 0-d tensors, and ``None``, which is kept.
     """
     if value is None:
         return None
@@ -59,13 +59,13 @@ def _as_saved(value: Tensor | float | None, device: torch.device) -> Tensor | No
 
 
 class EpsilonOptimizer(Optimizer):
-    """An optimizer whose every step solves: min ½‖g − d‖²_P s.t. ⟨g1, g⟩ ≥ ψ, over all parameter groups at once.
+    """An optimizer whose every step solves min ½‖g − d‖²_P s.t. ⟨g1, g⟩ ≥ ψ, over all parameter groups at once.
 
-    Subclasses name the rule, a group's row of ``layout.Hyper`` values, and a parameter's state.
+    Subclasses define the rule, a group's row of ``layout.Hyper`` values, and a parameter's state.
     """
 
     _rule: Rule
-    #: Options that checkpoints of older versions of torch lack, with the value that they had then.
+    #: Options that checkpoints of older torch versions do not have, with the value that then applied.
     _former_options: ClassVar[dict[str, Any]] = {"maximize": False}
 
     def __init__(self, params: Iterable, defaults: dict, constraint: Constraint) -> None:
@@ -79,18 +79,18 @@ class EpsilonOptimizer(Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Tell ``GradScaler`` to leave unscaling and skipping to ``step()``, which then waits for no device.
+        """Whether ``GradScaler`` leaves unscaling and skipping to ``step()``, which then does not synchronise.
 
-        Only ``GradScaler`` gets a yes. Lightning reads the same attribute as "a fused optimizer, whose gradients cannot
-        be clipped", which is wrong here: ``step()`` also takes gradients that were unscaled before.
+        True only if ``GradScaler`` reads it. Lightning reads the same attribute as "a fused optimizer, whose gradients
+        cannot be clipped", which is wrong here: ``step()`` also accepts gradients that are already unscaled.
         """
         return sys._getframe(1).f_globals.get("__name__") == GradScaler.__module__
 
     @staticmethod
     def profile_hook_step(func: Callable) -> Callable:
-        """Torch's wrapper of ``step()``, where a hook is to be run or a profiler to be told.
+        """Wrap ``step()`` so that torch's own wrapper runs only if there is a hook, a profiler or a compiler.
 
-        Where neither is, it would take a tenth of a step of 300 small tensors.
+        Otherwise torch's wrapper would take a tenth of the time of a step of 300 small tensors.
         """
         observed = Optimizer.profile_hook_step(func)
 
@@ -108,23 +108,24 @@ class EpsilonOptimizer(Optimizer):
     def param_groups(self) -> list[dict[str, Any]]:
         """The parameter groups, as in torch.
 
-        User code and frameworks may change the list, the dicts in it and their lists of parameters. Each step uses
-        what is there when it is called.
+        User code and frameworks may change the list, its dicts and their lists of parameters. Each step uses their
+        current contents.
         """
         return self._groups
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        # The same list by another name: torch.compile guards every number of what an optimizer calls param_groups.
+        # Stored under another name, because torch.compile guards every number in an optimizer's param_groups.
         self._groups = groups
 
     def add_param_group(self, param_group: dict) -> None:
+        """Add a parameter group, as in torch; its parameters take part from the next step on."""
         super().add_param_group(param_group)
         self.param_groups[-1][KEPT] = self._constraint.kept
 
     @property
     def control(self) -> ControlFunction | None:
-        """The control function; its attributes may be changed between steps, or another one set."""
+        """The control function; between steps you may change its attributes or set another one."""
         return self._constraint.control
 
     @control.setter
@@ -133,38 +134,39 @@ class EpsilonOptimizer(Optimizer):
 
     @property
     def stats(self) -> StepStats:
-        """What the last step saw and did; raises ``RuntimeError`` before the first."""
+        """The values of the last step; raises ``RuntimeError`` before the first."""
         return self._constraint.stats()
 
     @property
     def skipped_steps(self) -> Tensor:
-        """Number of steps that wrote nothing because a value was not finite. 0-d tensor on the parameters' device."""
+        """Number of steps that wrote nothing because a value was not finite: 0-d tensor on the parameters' device."""
         self._adopt()
         return self._constraint.kept["skipped_steps"].clone()
 
-    @torch._disable_dynamo  # it looks at who has the gradients, which a compiler cannot trace
+    @torch._disable_dynamo  # it reads reference counts, which a compiler cannot trace
     def hold_constraint(self, value: Tensor, scaler: GradScaler | None = None) -> None:
-        """Take every ``p.grad`` as ∇f1, and leave ``p.grad`` ``None`` for the objective.
+        """Take every ``p.grad`` as ∇f1, and set ``p.grad`` to ``None`` for the objective.
 
-        Call it after ``f1.backward()``. Further calls before ``step()`` add to what is held: scale each micro-batch's
-        loss as for ordinary gradient accumulation. A step with no constraint held is the plain optimizer's.
+        Call it after ``f1.backward()``. Further calls before ``step()`` add to f1 and ∇f1: scale each micro-batch's
+        loss as for ordinary gradient accumulation. A step without a held constraint is an unconstrained step.
 
-        What is held is f1 and ∇f1 as they are at this call: f1 is copied, and so is a gradient that somebody else may
-        still write to (one that another object, view or buffer shares). A gradient that is only ``p.grad`` is taken
-        without a copy.
+        The step uses f1 and ∇f1 as they are at this call: f1 is copied, and so is a gradient that other code may still
+        write to (one that another object, view or buffer shares). A gradient that only ``p.grad`` refers to is not
+        copied.
 
-        In several processes, call it where the gradients are already averaged or reduced: under ``no_sync`` once, after
-        the last micro-batch's backward pass, with the sum of their f1. Every process hands in its own f1.
+        In distributed training, call it when the gradients are already averaged or reduced: with ``no_sync`` once,
+        after the last micro-batch's backward pass, with the sum of their f1. Every process passes its local f1.
 
         Args:
             value: f1 itself, unscaled, one element; it is detached.
-            scaler: the ``GradScaler`` that scaled f1 for its backward pass, if one did. ∇f1 is unscaled here; where it
-                overflowed, the step is skipped and the scaler backs off.
+            scaler: the ``GradScaler`` that scaled f1 for its backward pass, if any. ∇f1 is unscaled here; if it
+                overflowed, the step is skipped and the scaler lowers its scale.
 
         Raises:
             ValueError: ``value`` is not a tensor with one element.
-            RuntimeError: no parameter has a gradient; the optimizer has no ``control``; ``p.grad`` still holds what the
-                last step used; ``scaler.unscale_`` was called before; or FSDP1 flattened the parameters.
+            RuntimeError: no parameter has a gradient; the optimizer has no ``control``; ``p.grad`` still has the
+                gradient that the last step used; ``scaler.unscale_`` was called before; or FSDP1 flattened the
+                parameters.
         """
         if scaler is not None and scaler.is_enabled():
             refuse_unscaled(self, scaler)
@@ -172,18 +174,18 @@ class EpsilonOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """One constrained step. If any value of g1, g2 or f1 is not finite, nothing is written and the step is counted.
+        """Take one constrained step; if a value of g1, g2 or f1 is not finite, write nothing and count a skipped step.
 
         Args:
             closure: re-evaluates the objective f2 and returns it.
 
         Returns:
-            the closure's loss, if there is one.
+            The closure's loss, if there is a closure.
 
         Raises:
             ValueError: a gradient's shape is not its parameter's.
-            RuntimeError: sparse tensors, several devices, ``fused=True`` where no kernel serves, or a gradient is held
-                for a parameter that is in no group any more.
+            RuntimeError: sparse tensors, several devices, ``fused=True`` without a kernel for the tensors, or ∇f1 is
+                held for a parameter that is no longer in any group.
         """
         loss = None
         if closure is not None:
@@ -207,27 +209,26 @@ class EpsilonOptimizer(Optimizer):
             self._constraint.run(self._rule, operands, hyper, device, self._averages(operands.params))
 
     def _write_values(self, constrained: bool, hyper: Tensor, control: Tensor) -> None:
-        """The numbers of a step as they are now, for a compiled one."""
+        """Write the current learning rates, ε and other numbers to the buffers of a compiled step."""
         self._constraint.write_values([self._hyper(group) for group in self.param_groups], constrained, hyper, control)
 
     def state_dict(self) -> dict:
-        """Return torch's state dict, with what the constraint keeps.
+        """Return torch's state dict, extended by the state of the constraint.
 
         Every group has ``"constraint"``, a dict of 0-d tensors that is the same for all groups: the count of skipped
-        steps, the integral, the averages, and f1 where it is held. ``state[i]["constraint_grad"]`` is ∇f1 where it is
-        held.
+        steps, the integral, the averages, and f1 if it is held. ``state[i]["constraint_grad"]`` is ∇f1 if it is held.
         """
         with self._held_in_public():
             return super().state_dict()
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Load a state dict as torch does, but keep the dtype that a state was saved in; hold what was held.
+        """Load a state dict as torch does, but keep each state's saved dtype, and restore the held f1 and ∇f1.
 
         Raises:
-            ValueError: other parameter groups than this optimizer's, or an option of torch's namesake that changes its
-                steps and is not served here, such as ``amsgrad``. Nothing is loaded then.
+            ValueError: the parameter groups do not match this optimizer's, or the state dict uses an option of the
+                torch optimizer that is not supported here, such as ``amsgrad``. Nothing is loaded then.
         """
-        handle = self.register_load_state_dict_pre_hook(_keep_adapted)  # after the user's, which may have adapted it
+        handle = self.register_load_state_dict_pre_hook(_keep_adapted)  # after the user's hooks, which may adapt it
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -235,27 +236,27 @@ class EpsilonOptimizer(Optimizer):
             self._loading = None
 
     def _check_loadable(self, group: dict) -> None:
-        """Raise ``ValueError`` for a saved group whose state would mean something else here."""
+        """Raise ``ValueError`` for a saved group whose state has another meaning in this optimizer."""
 
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_constraint": self._constraint}
 
     def __setstate__(self, state: dict) -> None:
         state = dict(state)
-        self.param_groups = state.pop("param_groups")  # torch would put it beside the property
+        self.param_groups = state.pop("param_groups")  # torch would write it to __dict__ and bypass the property
         super().__setstate__(state)
-        self.defaults.pop("differentiable", None)  # torch's own addition: a new group would have it, the others not
+        self.defaults.pop("differentiable", None)  # added by torch; otherwise only new groups would have it
         self._number = _compiled.register(self)
         for group in self.param_groups:
             for option, value in self._former_options.items():
                 group.setdefault(option, value)
-        if self.__dict__.setdefault("_loading", None) is not None:  # here, since hooks after loading have the last word
+        if self.__dict__.setdefault("_loading", None) is not None:  # here, so that the user's post-hooks come after it
             self._take_up(self._loading)
         for group in self.param_groups:
             group[KEPT] = self._constraint.kept
 
     def _take_up(self, saved: dict) -> None:
-        """Take the state over in the dtype that it was saved in, and what the constraint keeps and holds."""
+        """Load the state in its saved dtype, and the constraint's persistent and held values."""
         params = self._params()
         names = chain.from_iterable(group["params"] for group in saved["param_groups"])
         for name, param in zip(names, params, strict=True):
@@ -264,24 +265,24 @@ class EpsilonOptimizer(Optimizer):
                 self.state[param] = {key: value for key, value in state.items() if value is not None}
         held = [self.state[p].pop("constraint_grad", None) if p in self.state else None for p in params]
         kept = self.param_groups[0].get(KEPT) if self.param_groups else None
-        if kept:  # a checkpoint of torch's namesake has none
+        if kept:  # a checkpoint of the torch optimizer has none
             self._constraint.remember(kept, params, held)
 
     def __repr__(self) -> str:
         return f"{super().__repr__()}\ncontrol: {self.control!r}"
 
     def _adopt(self) -> None:
-        """Use the constraint's numbers that are in the first parameter group.
+        """Use the constraint's persistent values from the first parameter group.
 
-        They may be others than at the last step: ``torch.optim.swap_in_optimizer_params_and_state``, for example,
-        replaces the contents of the groups for the time of a ``with`` block.
+        They may have been replaced since the last step: ``torch.optim.swap_in_optimizer_params_and_state``, for
+        example, replaces the contents of the groups inside a ``with`` block.
         """
         if self._groups:
             self._constraint.adopt(self._groups[0].get(KEPT))
 
     @contextmanager
     def _held_in_public(self) -> Iterator[None]:
-        """Add f1 and ∇f1, if held, to the groups and states for the time of a ``with`` block.
+        """Add f1 and ∇f1, if held, to the groups and states inside a ``with`` block.
 
         ``torch.optim.Optimizer.state_dict`` reads them there.
         """
@@ -303,7 +304,7 @@ class EpsilonOptimizer(Optimizer):
                 self.state.pop(param) if before is None else self.state.update({param: before})
 
     def _unscale(self, grads: list[Tensor | None]) -> None:
-        """What ``GradScaler.step`` left to do: it sets ``grad_scale`` unless ∇f2 was unscaled before."""
+        """Unscale ∇f2 if ``GradScaler.step`` left that to the optimizer by setting ``grad_scale``."""
         if not hasattr(self, "grad_scale"):
             return
         if self._constraint.held.value is not None and not self._constraint.held.scaled:
@@ -315,7 +316,7 @@ class EpsilonOptimizer(Optimizer):
             unscale_(grads, self.grad_scale)
 
     def _averages(self, params: list[Tensor]) -> list[Tensor] | None:
-        """Of g1, where it is smoothed; zeros where they are first asked for."""
+        """Return the moving averages of g1, created as zeros; ``None`` if g1 is not smoothed."""
         if not self._constraint.smoothing.grad_decay:
             return None
         states = self._states(params)
@@ -342,7 +343,7 @@ class EpsilonOptimizer(Optimizer):
         grads, held = [p.grad for p in params], self._constraint.held.of(params)
         sizes = [len(group["params"]) for group in self._groups]
         groups = list(chain.from_iterable(repeat(index, size) for index, size in enumerate(sizes)))
-        if [grad for grad in grads if grad is None]:  # those without any take no part; any() would cost twice as much
+        if [grad for grad in grads if grad is None]:  # drop rows without gradients; any() would take twice as long
             rows = [
                 row for row in zip(params, grads, held, groups, strict=True) if row[1] is not None or row[2] is not None
             ]
@@ -352,13 +353,13 @@ class EpsilonOptimizer(Optimizer):
 
     @abstractmethod
     def _hyper(self, group: dict) -> list[float | Tensor]:
-        """The group's values, in the order of ``layout.Hyper``."""
+        """Return the group's values, in the order of ``layout.Hyper``."""
 
     @abstractmethod
     def _state_of(self, params: list[Tensor], groups: list[int]) -> tuple[list[Tensor | None], ...]:
-        """First moments, second moments and step counters of parameters, made when they are first asked for.
+        """Return first moments, second moments and step counters of the parameters; create missing ones.
 
         Args:
             params: the parameters of this step.
-            groups: the index of each one's group.
+            groups: index of each parameter's group.
         """

@@ -1,4 +1,4 @@
-"""The projection alone, in front of any optimizer."""
+"""The projection alone, for use before any optimizer."""
 
 from collections.abc import Iterable
 
@@ -16,21 +16,21 @@ __all__ = ["EpsilonProjection"]
 
 
 class EpsilonProjection:
-    """Rewrites ``p.grad`` = ∇f2 in place with g = argmin ‖g − ∇f2‖² s.t. ⟨∇f1, g⟩ ≥ ψ; then any optimizer steps.
+    """In-place projection of ``p.grad`` = ∇f2 to g = argmin ‖g − ∇f2‖² s.t. ⟨∇f1, g⟩ ≥ ψ, before any optimizer's step.
 
-    **What is lost.** The guarantee ⟨∇f1, Δθ⟩ ≤ −μψ holds for a plain SGD step only. Momentum mixes old gradients
-    in, and Adam rescales every coordinate: handed to Adam, ε is missed by 20–60 % and f2 pays for it. Use
-    :class:`EpsilonSGD` or :class:`EpsilonAdamW` where they will do.
+    **Limitation.** The guarantee ⟨∇f1, Δθ⟩ ≤ −μψ holds only for a plain SGD step. Momentum adds old gradients, and Adam
+    rescales every coordinate: with Adam, f1 misses ε by 20–60 % and f2 is worse. Use :class:`EpsilonSGD` or
+    :class:`EpsilonAdamW` if you can.
 
     Args:
-        params: tensors, named or not, or parameter groups, as ``torch.optim`` takes them (groups' options are ignored).
-        control: ψ; ``EpsilonGap(rate=…)`` needs the learning rate to turn a share of the gap into ψ: give it as ``lr``.
-        lr: learning rate of the optimizer that will step.
+        params: tensors, named or not, or parameter groups, as in ``torch.optim`` (the groups' options are ignored).
+        control: ψ; ``EpsilonGap(rate=…)`` needs the learning rate to convert ``rate`` to ψ: give it as ``lr``.
+        lr: learning rate of the optimizer that takes the step.
         max_norm, lambda_max, fused, process_group: as in :class:`EpsilonSGD`.
 
     Raises:
-        TypeError: parameters that no optimizer of torch would take.
-        ValueError: no parameters, or an argument out of range.
+        TypeError: ``params`` that no torch optimizer accepts.
+        ValueError: no parameters, or an argument is out of range.
     """
 
     def __init__(
@@ -45,23 +45,26 @@ class EpsilonProjection:
         process_group: Replicas = "default",
     ) -> None:
         not_negative("EpsilonProjection", lr=lr)
-        groups = torch.optim.SGD(params).param_groups  # tensors, groups, names: as torch reads them
+        groups = torch.optim.SGD(params).param_groups  # torch parses tensors, groups and names
         self.params: list[Tensor] = [param for group in groups for param in group["params"]]
         self.lr = lr
         self._constraint = Constraint(control, max_norm, lambda_max, fused, Smoothing(0.0, 0.0), process_group)
 
     @property
     def stats(self) -> StepStats:
-        """What the last projection saw and did; raises ``RuntimeError`` before the first."""
+        """The values of the last projection; raises ``RuntimeError`` before the first."""
         return self._constraint.stats()
 
     def hold_constraint(self, value: Tensor) -> None:
-        """Takes every ``p.grad`` as ∇f1; see :meth:`EpsilonSGD.hold_constraint`."""
+        """Take every ``p.grad`` as ∇f1; see :meth:`EpsilonSGD.hold_constraint`."""
         self._constraint.hold(value, self.params)
 
     @torch.no_grad()
     def project_(self) -> None:
-        """``p.grad`` ← g. A parameter with no ∇f2 gets λ∇f1. If any value is not finite, no gradient is written."""
+        """Replace ``p.grad`` by g, in place.
+
+        A parameter without ∇f2 gets λ∇f1. If any value is not finite, no gradient is changed.
+        """
         held = self._constraint.held.of(self.params)
         rows = [(p, g1) for p, g1 in zip(self.params, held, strict=True) if p.grad is not None or g1 is not None]
         if not rows:

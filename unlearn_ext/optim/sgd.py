@@ -1,4 +1,4 @@
-"""SGD, constrained: P = I."""
+"""Constrained SGD, with the metric P = I."""
 
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -18,26 +18,26 @@ __all__ = ["EpsilonSGD"]
 class EpsilonSGD(EpsilonOptimizer):
     """``torch.optim.SGD`` whose step satisfies ⟨∇f1, g⟩ ≥ ψ; g = d + λ∇f1 with d the momentum buffer of ∇f2.
 
-    Weight decay is part of d, as torch's SGD has it, so the guarantee covers it. With no constraint held it is
-    ``torch.optim.SGD``, to rounding. Source: Feng et al., ICLR 2025, eq. 5–6; Gong, Liu, Liu, NeurIPS 2021.
+    As in torch's SGD, weight decay is part of d, so the guarantee covers it. A step without a held constraint equals
+    that of ``torch.optim.SGD`` up to rounding. Source: Feng et al., ICLR 2025, eq. 5–6; Gong, Liu, Liu, NeurIPS 2021.
 
     Args:
         params: parameters or groups; float32, bfloat16 or float16 for the kernels, any real dtype for the reference.
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in ``torch.optim.SGD``; ``lr`` may be a tensor.
-            ``maximize`` concerns the objective f2 alone.
+            ``maximize`` applies only to the objective f2.
         control: ψ: :class:`~unlearn_ext.EpsilonGap`, :class:`~unlearn_ext.GradientNorm`, or a callable
             ``(StepStats) -> 0-d tensor``. ``None``: no constraint can be held until ``optimizer.control`` is set.
-        max_norm: clips the global norm of g. A clipped step may fall short of ψ.
-        lambda_max: bounds λ. A bounded step may fall short of ψ.
-        fused: ``None``: kernels where they serve; ``True``: kernels or an error; ``False``: the reference.
-        constraint_ema, constraint_grad_ema: decay of a moving average of f1, and of ∇f1, that stands in for it in the
-            step; 0: none. For small minibatches; see the documentation on noise.
-        process_group: the processes that hold replicas of plain parameters, over which f1 is averaged. ``"default"``:
-            all, once ``torch.distributed`` is initialised. ``None``: no averaging, for optimizers that have nothing to
-            do with each other. DTensor parameters name their processes themselves.
+        max_norm: upper limit of the global norm of g; a clipped step may fall short of ψ.
+        lambda_max: upper limit of λ; a limited step may fall short of ψ.
+        fused: ``None``: kernels if they support the tensors; ``True``: kernels or an error; ``False``: the reference.
+        constraint_ema, constraint_grad_ema: decay of a moving average of f1, and of ∇f1, that replaces it in the step;
+            0: no averaging. For small minibatches; see the documentation on noise.
+        process_group: the processes that have replicas of plain parameters, over which f1 is averaged. ``"default"``:
+            all, once ``torch.distributed`` is initialised. ``None``: no averaging, for independent optimizers. DTensor
+            parameters bring their own process groups.
 
     Raises:
-        ValueError: an argument out of range, or no process group of which this process is a member.
+        ValueError: an argument is out of range, or this process is not a member of ``process_group``.
     """
 
     _rule = Rule.SGD
