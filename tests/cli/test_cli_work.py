@@ -109,7 +109,7 @@ def test_a_run_that_does_not_say_of_what_it_is_is_named(run_folder: Path) -> Non
     pytest.importorskip("efficientnet_lite_pytorch")
     code, said = call("evaluate", str(run_folder))
     assert code == 1
-    assert "does not say of what images and model it is" in said
+    assert "does not name its images and its model" in said
 
 
 def test_run_keeps_one_model(place: Path, tmp_path: Path) -> None:

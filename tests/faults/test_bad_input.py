@@ -324,14 +324,14 @@ FILES = {
     "unknown sources": (
         text("run/sources.json", '{"data": 3, "wrong": 1}'),
         "evaluate {place}/run --extractor mnist-cnn",
-        "{place}/run does not say of what images and model it is; a run of `unlearn-ext sweep` says so in "
-        "sources.json. From Python, pass the model and the images to unlearn_ext.metrics.evaluate.",
+        "{place}/run does not name its images and its model: sources.json, which `unlearn-ext sweep` writes, cannot "
+        "be read. From Python, pass the model and the images to unlearn_ext.metrics.evaluate.",
     ),
     "a number for a task in sources.json": (
         text("run/sources.json", '{"task": 3}'),
         "evaluate {place}/run --extractor mnist-cnn",
-        "{place}/run does not say of what images and model it is; a run of `unlearn-ext sweep` says so in "
-        "sources.json. From Python, pass the model and the images to unlearn_ext.metrics.evaluate.",
+        "{place}/run does not name its images and its model: sources.json, which `unlearn-ext sweep` writes, cannot "
+        "be read. From Python, pass the model and the images to unlearn_ext.metrics.evaluate.",
     ),
     "half of an experiment's settings": (
         text("out/reproduction.json", "{"),
@@ -402,12 +402,12 @@ VALUES = {
     "one of two folders": (
         nothing,
         RUN.replace(" --retain {place}/theirs", ""),
-        "Invalid value: images of your own are two folders: give both --forget and --retain.",
+        "Invalid value: your own images need two folders: give both --forget and --retain.",
     ),
     "labels in words": (
         nothing,
         SMALL + "--forget-classes cat",
-        "Invalid value: --forget-classes takes, for built-in images, numbers with commas between, such as 3,8, not "
+        "Invalid value: for built-in images --forget-classes must be numbers separated by commas, such as 3,8, not "
         "cat.",
     ),
     "no minibatch": (nothing, RUN + " --batch-size 0", "Invalid value for '--batch-size': …"),
@@ -419,7 +419,7 @@ VALUES = {
     "own images without a model": (
         nothing,
         RUN.replace(" --model {place}/checkpoint", ""),
-        "Invalid value: images of your own need --model, the checkpoint that is to forget.",
+        "Invalid value: your own images need --model, the checkpoint to unlearn.",
     ),
     "no points": (nothing, SWEEP.replace("--points 1", "--points 0"), "Invalid value for '--points': …"),
     "no such extractor": (
@@ -444,20 +444,20 @@ STATES = {
     "runs among images": (
         nothing,
         RUN.replace("{place}/out", "{place}/ours/out"),
-        "{place}/ours/out, which is written to, and {place}/ours, which is only read, are one folder or one lies in "
-        "the other: choose another --out.",
+        "the output folder {place}/ours/out and the input {place}/ours are the same folder or one contains the other: "
+        "choose another --out.",
     ),
     "runs in the checkpoint": (
         nothing,
         RUN.replace("{place}/out", "{place}/checkpoint"),
-        "{place}/checkpoint, which is written to, and {place}/checkpoint, which is only read, are one folder or one "
-        "lies in the other: choose another --out.",
+        "the output folder {place}/checkpoint and the input {place}/checkpoint are the same folder or one contains the "
+        "other: choose another --out.",
     ),
     "the checkpoint among runs": (
         nothing,
         RUN.replace("{place}/out", "{place}"),
-        "{place}, which is written to, and {place}/checkpoint, which is only read, are one folder or one lies in the "
-        "other: choose another --out.",
+        "the output folder {place} and the input {place}/checkpoint are the same folder or one contains the other: "
+        "choose another --out.",
     ),
     "a journal that is none": (
         text("out/.eps-0.5000.journal", "x"),
@@ -483,8 +483,8 @@ STATES = {
     "a run without its sources": (
         nothing,
         "evaluate {place}/run",
-        "{place}/run does not say of what images and model it is; a run of `unlearn-ext sweep` says so in "
-        "sources.json. From Python, pass the model and the images to unlearn_ext.metrics.evaluate.",
+        "{place}/run does not name its images and its model: sources.json, which `unlearn-ext sweep` writes, cannot "
+        "be read. From Python, pass the model and the images to unlearn_ext.metrics.evaluate.",
     ),
 }
 

@@ -106,7 +106,7 @@ def test_a_run_whose_output_nobody_reads_ends_with_its_model(place: Path, tmp_pa
 def test_a_log_on_a_full_disk_is_mentioned_once(place: Path, tmp_path: Path) -> None:
     done = shell(place, f"{COMMAND}run --epsilon 0.5 {SOURCES} --out {tmp_path}/run > /dev/full")
     assert done.returncode == 0
-    assert done.stderr.count(f"The output cannot be written any more: {os.strerror(errno.ENOSPC)}. The command") == 1
+    assert done.stderr.count(f"The output can no longer be written: {os.strerror(errno.ENOSPC)}. The command") == 1
 
 
 @pytest.mark.parametrize("arguments", ["--help", "reproduce --help", "info", ""])

@@ -1,4 +1,4 @@
-"""The command line. It needs the extra `cli`; the rest of the package does not."""
+"""The command line. Only this part of the package needs the extra `cli`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run `unlearn-ext`; where its libraries are missing, say which extra brings them."""
+    """Run `unlearn-ext`; if a library is missing, exit with a message that names the extra to install."""
     make_safe()
     try:
         for module in ("typer", "rich"):

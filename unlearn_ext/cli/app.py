@@ -1,4 +1,4 @@
-"""The commands: thin words around `unlearn_ext`'s own functions, and one place where errors become sentences."""
+"""The commands: thin wrappers around the functions of `unlearn_ext`, and the handler that prints errors."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ __all__ = [
     "sweep",
 ]
 
-_UsageError = typer.BadParameter.__base__  # typer's own or click's, by typer's release
+_UsageError = typer.BadParameter.__base__  # defined by typer or by click, depending on the release of typer
 
 
 class _Commands(TyperGroup):
-    """Turns every way to fail into an exit code and one sentence."""
+    """A group of commands that turns every failure into an exit code and a message of one sentence."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
-        """Take `--debug` wherever it was typed."""
+        """Move `--debug` to the front, so that it is accepted anywhere on the command line."""
         return super().parse_args(ctx, sorted(args, key=lambda arg: arg != "--debug"))
 
     def invoke(self, ctx: typer.Context) -> Any:
-        """Run a command: 0 it worked, 1 it could not, 2 it was asked wrongly, 130 it was interrupted."""
+        """Run a command and set the exit code: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
         try:
             with plain_warnings():
                 return super().invoke(ctx)
@@ -79,17 +79,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Out = Annotated[Path, typer.Option("--out", help="Folder to write the run to.")]
-Wanted = Annotated[int, typer.Option("--points", min=1, help="How many ε, spaced evenly between the boundaries.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write the results to.")]
+Wanted = Annotated[int, typer.Option("--points", min=1, help="Number of ε, evenly spaced between the boundaries.")]
 Resume = Annotated[
     bool,
-    typer.Option("--resume", help="Go on where an earlier process of the same command was ended."),
+    typer.Option("--resume", help="Continue an interrupted run of the same command."),
 ]
 Force = Annotated[
     bool,
-    typer.Option("--force", help="Replace an earlier run in the folder: what it wrote is removed, and no other file."),
+    typer.Option("--force", help="Replace an earlier run in the folder: remove only the files that it wrote."),
 ]
-Epsilon = Annotated[float, typer.Option(min=0.0, help="f1 to reach; the smaller, the more is forgotten.")]
+Epsilon = Annotated[float, typer.Option(min=0.0, help="What may be left of the forgotten (f1); smaller forgets more.")]
 
 
 @app.callback()
@@ -98,21 +98,23 @@ def options(
         bool, typer.Option("--debug", envvar="UNLEARN_EXT_DEBUG", help="Show the traceback of an error.")
     ] = False,
 ) -> None:
-    """**Machine unlearning that its user can steer.** ε says how much to forget: the smaller, the more.
+    """**Machine unlearning with a limit that you choose.** ε is how much may be left of the forgotten (f1).
 
-    Begin with `unlearn-ext demo`. Every command explains itself: `unlearn-ext sweep --help`.
+    A smaller ε forgets more. At each ε, the damage to the retained (f2) is made as small as possible.
 
-    Exit codes: 0 done, 1 could not be done, 2 wrongly asked, 130 interrupted.
+    Start with `unlearn-ext demo`. For help with a command, add `--help`, for example `unlearn-ext sweep --help`.
+
+    Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
     """
 
 
 @app.command()
 def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume = False, force: Force = False) -> None:
-    """Everything, on built-in images: train a small model, unlearn it at several degrees, draw the report.
+    """Run everything on built-in images: train a small model, unlearn it at several ε and draw the report.
 
-    The trained model is cached: the second demo is quicker.
+    The trained model is cached, so a second demo is faster.
 
-    Examples:
+    For example:
 
     - `unlearn-ext demo --out runs/demo`
 
@@ -140,9 +142,9 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
 @app.command()
 @unfolded
 def pretrain(small: Small, seed: Seed = 0) -> None:
-    """The small model of a family for built-in images, trained in a few minutes, or found in the cache.
+    """Train a family's small model for built-in images in a few minutes, or find it in the cache.
 
-    It prints the folder, which `--model` takes. `sweep` and `run` without `--model` use the same one.
+    Prints the model's folder, which can be given as `--model`. `sweep` and `run` without `--model` use the same model.
 
     Example: `unlearn-ext pretrain --family mae --data fashion-mnist`
     """
@@ -167,9 +169,9 @@ def sweep(
     resume: Resume = False,
     force: Force = False,
 ) -> None:
-    """The whole Pareto front: a few trained models, both boundaries, and models at ε spaced evenly between them.
+    """Compute the Pareto front: a few trained models, both boundaries, and models at evenly spaced ε between them.
 
-    Examples:
+    For example:
 
     - `unlearn-ext sweep --data fashion-mnist --forget-classes 0,6 --points 5`
 
@@ -177,9 +179,9 @@ def sweep(
 
     - `unlearn-ext sweep --data-dir photos/ --forget-classes cat,dog --model checkpoint/ --out runs/mine`
 
-    - The same command with `--resume` goes on where this one was killed, with the results of an uninterrupted run.
+    - After an interruption, the same command with `--resume` continues and gives the results of an uninterrupted run.
 
-    - `torchrun --nproc-per-node 2 -m unlearn_ext sweep` divides every minibatch between two processes.
+    - `torchrun --nproc-per-node 2 -m unlearn_ext sweep` splits every minibatch between two processes.
     """
     keep_apart(out_, sources)
     place = Place.of_sweep(out_, points, resume, force)
@@ -202,15 +204,15 @@ def run(
     resume: Resume = False,
     force: Force = False,
 ) -> None:
-    """One model, at one ε. Where you do not know which ε you want, `sweep` shows what each would cost.
+    """Train one model at one ε. If you do not know which ε you want, `sweep` shows the cost of several.
 
-    Examples:
+    For example:
 
     - `unlearn-ext run --epsilon 0.3 --data mnist --forget-classes 3,8`
 
     - `unlearn-ext run --epsilon 0.1 --forget ours/ --retain theirs/ --model checkpoint/ --out runs/mine`
 
-    - `torchrun --nproc-per-node 2 -m unlearn_ext run --epsilon 0.3` divides every minibatch between two processes.
+    - `torchrun --nproc-per-node 2 -m unlearn_ext run --epsilon 0.3` splits every minibatch between two processes.
     """
     keep_apart(out_, sources)
     place = Place.of_run(out_, epsilon, resume, force)
@@ -228,12 +230,13 @@ def run(
 def dial(
     run: Annotated[Path, typer.Argument(help="Folder that `sweep` or `demo` wrote.")],
     epsilon: Annotated[
-        list[float], typer.Option(min=0.0, help="f1 to reach; the smaller, the more is forgotten. May be given again.")
+        list[float], typer.Option(min=0.0, help="What may be left of the forgotten (f1). Can be repeated.")
     ],
 ) -> None:
-    """A model at any other ε, in seconds, from the models of a sweep; it joins the run and its report.
+    """Add a model at any other ε to a sweep and its report, in seconds.
 
-    It lies on a straight line between two of them, and is trained only where no line is good enough.
+    The model is a mixture: a weighted average of two models of the sweep. A model is trained only where no mixture
+    is good enough.
 
     Example: `unlearn-ext dial runs/demo --epsilon 0.35`
     """
@@ -241,8 +244,8 @@ def dial(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Folder that a run was written to.")]) -> None:
-    """Draw a run's report again: `report.html`, one file to send to anybody, and `figures/`.
+def report(run: Annotated[Path, typer.Argument(help="Folder of the run.")]) -> None:
+    """Draw a run's report again: `report.html`, a single self-contained file, and `figures/`.
 
     Example: `unlearn-ext report runs/demo`
     """
@@ -258,15 +261,17 @@ def evaluate(
         list[str],
         typer.Option(
             metavar="NAME",
-            help="Whose features to compare: efficientnet-lite0, mnist-cnn, fashion-mnist-cnn, inception-v3[:FILE] or "
-            "clip:FOLDER_OR_ID. May be given more than once.",
+            help="Network whose features are compared: efficientnet-lite0, mnist-cnn, fashion-mnist-cnn, "
+            "inception-v3[:FILE] or clip:FOLDER_OR_ID. Can be repeated.",
         ),
     ] = ["efficientnet-lite0"],  # noqa: B006  typer only reads it
     images: Annotated[
-        int | None, typer.Option(min=8, help="Of each kind.", show_default="all validation images of the smaller set")
+        int | None, typer.Option(min=8, help="Validation images per set.", show_default="all of the smaller set")
     ] = None,
 ) -> None:
-    """FID, KID, IS, cosine, PSNR and SSIM of every model of a run, on validation images; also as `metrics.csv`.
+    """Compute FID, KID, IS, cosine, PSNR and SSIM of every model of a run on validation images.
+
+    The numbers are printed and written to `metrics.csv` in the run's folder.
 
     Example: `unlearn-ext evaluate runs/demo --extractor mnist-cnn`
     """
@@ -275,26 +280,26 @@ def evaluate(
 
 @app.command()
 def reproduce(
-    family: Annotated[str, typer.Option(help="Kind of model, or all.", metavar="FAMILY")] = "vqgan",
-    seeds: Annotated[int | None, typer.Option(min=1, help="How many.", show_default="3; with --quick 1")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Short sweeps of few images, for a first look.")] = False,
+    family: Annotated[str, typer.Option(help="Kind of model, or all of them.", metavar="FAMILY")] = "vqgan",
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds.", show_default="3; with --quick 1")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Short sweeps of few images, for a first impression.")] = False,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Models trained side by side.", show_default="as many as cores")
+        int | None, typer.Option(min=1, help="Models trained in parallel.", show_default="one per CPU core")
     ] = None,
     device: Device = None,
     out_: Out = Path("runs/reproduction"),
 ) -> None:
-    """Ours beside every baseline, on built-in images: tables and a page.
+    """Compare our method with every baseline on built-in images, as tables and an HTML page.
 
-    Every method gets the same search and the same number of gradient pairs in one warm-started sweep, and is judged by
-    f2 at equal f1 and by hypervolume, mixtures of its models included.
+    Every method gets the same hyperparameter search and the same number of gradient pairs in one warm-started sweep.
+    Methods are compared by f2 at equal f1 and by hypervolume; mixtures of a method's models count too.
 
-    Beside it, of the first seed: which exponent δ is fastest, how soon the forgotten comes back, what a probe and a
-    linear reader find in the latents, and what the size of the hole changes.
+    Further studies use the first seed: which exponent δ is fastest, how soon the forgotten comes back under further
+    training, what a linear probe and a linear reader find in the latents, and how the size of the hole matters.
 
-    What is there already is not computed again: a run cut short goes on, and more seeds can be added.
+    Finished parts are not computed again: an interrupted run continues, and seeds can be added later.
 
-    Examples:
+    For example:
 
     - `unlearn-ext reproduce --quick --out runs/quick`
 
@@ -305,7 +310,7 @@ def reproduce(
 
 @app.command()
 def info() -> None:
-    """What was built, what was found, and why a path is not taken."""
+    """Show the versions of Python and torch, which kernels were compiled, and why any of them are not used."""
     import unlearn_ext
 
     out.print(facts_table("unlearn_ext", unlearn_ext.build_info()))

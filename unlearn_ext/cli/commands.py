@@ -1,4 +1,4 @@
-"""What the commands do once they know what to do it with."""
+"""The work of the commands, after their options have been parsed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ __all__ = ["dial_to", "evaluate_run", "reproduce_to", "show_run", "sweep_to", "u
 
 
 def sweep_to(place: Place, problem: Problem, points: int, progress: Callback) -> None:
-    """Write the front to a place, with so many points between its boundaries."""
+    """Run a sweep with the given number of points between the boundaries, and write it to a folder."""
     from ..unlearning.phases import sweep
 
-    require_drawing()  # better now than after the last point
+    require_drawing()  # fail now rather than after the last point
     images = problem.images
     sweep(
         problem.model, images.forget, images.retain, task=problem.task, points=points,
@@ -40,11 +40,11 @@ def sweep_to(place: Place, problem: Problem, points: int, progress: Callback) ->
 
 
 def show_run(folder: Path, sources: Sources) -> None:
-    """Draw the report, and say in a table what was asked and reached; of several processes, the first does.
+    """Write the report and print a table of the ε asked and the f1 reached; only the first process does.
 
     Args:
-        folder: of the run.
-        sources: what was typed for it, which is kept there.
+        folder: folder of the run.
+        sources: the options that were typed for the run; they are saved in the folder.
     """
     from ..report import write_report
     from ..unlearning.run_folder import read_run
@@ -57,7 +57,7 @@ def show_run(folder: Path, sources: Sources) -> None:
 
 
 def dial_to(run: Path, epsilons: Sequence[float]) -> None:
-    """Add models at other ε to a run, and draw its report again."""
+    """Add models at other ε to a run and draw its report again."""
     from ..unlearning.phases import add_points
     from ..unlearning.run_folder import read_run
     from ..unlearning.settings import Settings
@@ -77,7 +77,7 @@ def dial_to(run: Path, epsilons: Sequence[float]) -> None:
 
 
 def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
-    """Judge every model of a run by the extractors named, and show what they say."""
+    """Evaluate every model of a run with the named extractors, and print the results."""
     from ..metrics import evaluate, load_extractor
     from ..unlearning.run_folder import read_run
 
@@ -99,7 +99,7 @@ def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
 def reproduce_to(
     folder: Path, family: str, seeds: int | None, quick: bool, jobs: int | None, device: str | None
 ) -> None:
-    """Ours and every baseline, and the page that compares them."""
+    """Run our method and every baseline, and write the page that compares them."""
     from ..report import require_judging, write_reproduction
     from ..reproduction import FAMILIES, FULL, QUICK, cores, judge, reproduce, standings
 
@@ -118,7 +118,7 @@ def reproduce_to(
 
 
 def unlearn_to(place: Place, problem: Problem, epsilon: float, progress: Callback) -> list[Table]:
-    """Write one model at one ε to a place; return what it reached, or nothing if an earlier process said it."""
+    """Train one model at one ε and write it; return a table of what it reached, or no table if the run was finished."""
     from ..unlearning.encoder import Encoder
     from ..unlearning.identity import identity
     from ..unlearning.journal import journal

@@ -1,4 +1,4 @@
-"""From what was typed to a model and its images; what cannot be meant is refused before anything is trained."""
+"""Turn the typed options into a model and its images, and reject invalid combinations before anything is trained."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["Problem", "built_in", "describe", "device_named", "keep_apart", "pre
 
 @dataclass(frozen=True)
 class Problem:
-    """A model, what it is to forget and to retain, what is hidden from it, and how it is trained."""
+    """A model, its images to forget and to retain, its task, and the settings of its training."""
 
     model: I2IModel
     images: ForgetRetain
@@ -42,18 +42,18 @@ class Problem:
 def prepare(
     sources: Sources, training: Training, machine: Machine, progress: Callback, place: Place | None = None
 ) -> Problem:
-    """Read the images, load or train the model, and bring it to where it works.
+    """Read the images, load or train the model, and move it to its device.
 
     Args:
-        sources: images, task and model, as they were typed.
-        training: how the model is trained.
-        machine: where it works.
+        sources: images, task and model, as typed.
+        training: training options.
+        machine: device, precision and memory options.
         progress: called while a small model is trained.
-        place: where a run is to be written, which is checked as early as it can be; None where nothing is written.
+        place: output folder of the run, checked as early as possible; None if nothing is written.
 
     Raises:
-        UserError: see what is called.
-        typer.BadParameter: options that exclude or need each other.
+        UserError: the images, the model, the settings or the output folder cannot be used.
+        typer.BadParameter: options contradict each other, or one that another needs is missing.
     """
     from .. import models, tasks
     from ..data import augment
@@ -88,19 +88,19 @@ def prepare(
 
 
 def keep_apart(out: Path, sources: Sources) -> None:
-    """Raises ``UserError`` where what is read lies in the folder that is written to, or that in it."""
+    """Raise ``UserError`` if an input folder and the output folder are the same or one contains the other."""
     for read in (sources.model, sources.data_dir, sources.dataset, sources.forget, sources.retain):
         if read is not None and os.path.exists(original := Path(read).expanduser()):
             written, original = out.resolve(), original.resolve()
             if written == original or written in original.parents or original in written.parents:
                 raise UserError(
-                    f"{out}, which is written to, and {read}, which is only read, are one folder or one lies in the "
-                    "other: choose another --out."
+                    f"the output folder {out} and the input {read} are the same folder or one contains the other: "
+                    "choose another --out."
                 )
 
 
 def built_in(small: Small, seed: int, size: int | None = None) -> tuple[ForgetRetain, str]:
-    """Built-in images, of the size of the family's small model if none is given, and how the report calls them."""
+    """Return built-in images and their name in the report; the default size is that of the family's small model."""
     from .. import data
     from ..models import check_family
     from ..pretrain import RECIPES
@@ -113,28 +113,28 @@ def built_in(small: Small, seed: int, size: int | None = None) -> tuple[ForgetRe
 
 
 def describe(name: str, classes: list[int] | tuple[int, ...]) -> str:
-    """A built-in set as the report names it."""
+    """Return the name of a built-in set and its forgotten classes for the report."""
     return f"{name}, forgetting class {', '.join(map(str, classes))}"
 
 
 def _check(sources: Sources) -> None:
-    """Refuse combinations that mean nothing."""
+    """Reject combinations of options that contradict each other or are incomplete."""
     if (sources.forget is None) != (sources.retain is None):
-        raise typer.BadParameter("images of your own are two folders: give both --forget and --retain.")
+        raise typer.BadParameter("your own images need two folders: give both --forget and --retain.")
     own = (sources.data_dir, sources.dataset, sources.forget)
     if sum(given is not None for given in (sources.data, *own)) > 1:
         raise typer.BadParameter("give one of --data, --data-dir, --dataset, or --forget and --retain.")
     if sources.forget and sources.forget_classes:
-        raise typer.BadParameter("--forget-classes is of no use to --forget and --retain: two folders have no classes.")
+        raise typer.BadParameter("--forget and --retain have no classes: leave out --forget-classes.")
     classed = "--data-dir" if sources.data_dir else "--dataset" if sources.dataset else None
     if classed and not sources.forget_classes:
         raise typer.BadParameter(f"{classed} needs --forget-classes, the names of the classes to forget.")
     if any(own) and not sources.model:
-        raise typer.BadParameter("images of your own need --model, the checkpoint that is to forget.")
+        raise typer.BadParameter("your own images need --model, the checkpoint to unlearn.")
 
 
 def _images(sources: Sources, size: int, channels: int, settings: Settings) -> tuple[ForgetRetain, str]:
-    """What the options name, at a model's size, and how the report calls it."""
+    """Return the images that the options name, at the model's size, and their name in the report."""
     from .. import data
 
     how = {
@@ -155,16 +155,16 @@ def _images(sources: Sources, size: int, channels: int, settings: Settings) -> t
 
 
 def _labels(text: str) -> list[int]:
-    """Labels of a built-in set: `3,8` as [3, 8]."""
+    """Parse labels of a built-in set: `3,8` becomes [3, 8]."""
     try:
         return [int(label) for label in text.split(",")]
     except ValueError:
-        message = f"--forget-classes takes, for built-in images, numbers with commas between, such as 3,8, not {text}."
+        message = f"for built-in images --forget-classes must be numbers separated by commas, such as 3,8, not {text}."
         raise typer.BadParameter(message) from None
 
 
 def _settings(training: Training, machine: Machine) -> Settings:
-    """The usual settings, but for what was typed."""
+    """Return the default settings, changed by the options that were typed."""
     from ..unlearning.settings import Settings
 
     typed = {"steps": training.steps, "lr": training.lr, "batch_size": training.batch_size, "memory": machine.memory}
@@ -173,10 +173,10 @@ def _settings(training: Training, machine: Machine) -> Settings:
 
 
 def device_named(name: str | None) -> torch.device:
-    """The device of that name; where there is none, this process's GPU, or the CPU.
+    """Return the named device; without a name, this process's GPU if there is one, else the CPU.
 
     Raises:
-        UserError: torch has no such device here.
+        UserError: torch cannot use this device here.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The options that commands share, a group of them a dataclass."""
+"""The options that several commands share, each group as a dataclass."""
 
 from __future__ import annotations
 
@@ -24,112 +24,112 @@ def _option(panel: str, help: str, *names: str, **more: Any) -> Any:
 Family = Annotated[str, _option("Model", f"Kind of model: {', '.join(FAMILIES)}.", metavar="FAMILY")]
 
 
-Seed = Annotated[int, _option("Training", "Of everything random.")]
+Seed = Annotated[int, _option("Training", "Random seed.")]
 
 
 Device = Annotated[
     str | None,
-    _option("Machine", "As torch names it: cpu, cuda, cuda:1, mps.", show_default="a GPU where there is one"),
+    _option("Machine", "Device, as in torch: cpu, cuda, cuda:1, mps.", show_default="a GPU if there is one"),
 ]
 
 
 @dataclass(frozen=True)
 class Small:
-    """Built-in images, a task, and the family of the small model for them."""
+    """Options for built-in images, the task, and the family of the small model."""
 
     data: Annotated[
         str | None,
-        _option("Images", "Built-in images: mnist (needs no network) or fashion-mnist.", show_default="mnist"),
+        _option("Images", "Built-in images: mnist (no download needed) or fashion-mnist.", show_default="mnist"),
     ] = None
     forget_classes: Annotated[
         str | None,
-        _option("Images", "What to forget: labels of the built-in images, names of sub-folders or of a data set's "
-                "classes, with commas between them; names may contain commas.", metavar="CLASSES",
+        _option("Images", "Classes to forget, separated by commas: labels of the built-in images, names of "
+                "sub-folders or of a data set's classes. Names may contain commas.", metavar="CLASSES",
                 show_default="0,1 of the built-in images"),
     ] = None  # fmt: skip
     task: Annotated[
         str,
-        _option("Images", "What is hidden from the model: center-crop:F, outpaint:F (F of a side is kept), "
-                "random-mask:F or reconstruct (nothing).", metavar="TASK"),
+        _option("Images", "What is hidden from the model: center-crop:F, outpaint:F (the fraction F of a side is "
+                "kept), random-mask:F, or reconstruct (nothing is hidden).", metavar="TASK"),
     ] = "center-crop:0.5"  # fmt: skip
     family: Family = "vqgan"
 
 
 @dataclass(frozen=True)
 class Sources(Small):
-    """Images, task, model."""
+    """Options for images, task and model."""
 
-    data_dir: Annotated[Path | None, _option("Images", "Your own images, a folder with a sub-folder a class.")] = None
-    forget: Annotated[Path | None, _option("Images", "Your own images to forget, a folder.")] = None
-    retain: Annotated[Path | None, _option("Images", "Your own images to retain, a folder.")] = None
+    data_dir: Annotated[Path | None, _option("Images", "Folder of your own images, a sub-folder per class.")] = None
+    forget: Annotated[Path | None, _option("Images", "Folder of your own images to forget.")] = None
+    retain: Annotated[Path | None, _option("Images", "Folder of your own images to retain.")] = None
     dataset: Annotated[
         str | None,
         _option(
             "Images",
-            "A data set of Hugging Face's library datasets: a folder, or an id of its hub (a name, or owner/name).",
+            "Data set for the library Hugging Face datasets: a folder, or a hub id (name or owner/name).",
             metavar="DIR",
         ),
     ] = None
-    split: Annotated[str, _option("Images", "Of --dataset.")] = "train"
+    split: Annotated[str, _option("Images", "Split of --dataset.")] = "train"
     image_column: Annotated[
-        str | None, _option("Images", "Of --dataset.", metavar="NAME", show_default="the only column of images")
+        str | None, _option("Images", "Image column of --dataset.", metavar="NAME", show_default="its only one")
     ] = None
     label_column: Annotated[
-        str | None, _option("Images", "Of --dataset.", metavar="NAME", show_default="the only column of classes")
+        str | None, _option("Images", "Class column of --dataset.", metavar="NAME", show_default="its only one")
     ] = None
-    skip_bad: Annotated[bool, _option("Images", "Leave out images that cannot be read.", "--skip-bad")] = False
+    skip_bad: Annotated[bool, _option("Images", "Skip images that cannot be read.", "--skip-bad")] = False
     augment: Annotated[
         list[str],
-        _option("Images", f"Of training images: {', '.join(AUGMENTATIONS)}; may be given twice. The unmodified model "
-                "then works at every step.", metavar="NAME", show_default="none"),
+        _option("Images", f"Augmentation of training images: {', '.join(AUGMENTATIONS)}; can be repeated. "
+                "The unmodified model then runs in every step, which is slower.", metavar="NAME", show_default="none"),
     ] = field(default_factory=list)  # fmt: skip
     model: Annotated[
         str | None,
-        _option("Model", "Checkpoint: a folder, or an id of the Hugging Face hub, owner/name.", metavar="DIR",
-                show_default="a small one, trained once and cached"),
+        _option("Model", "Checkpoint: a folder, or a Hugging Face hub id, owner/name.", metavar="DIR",
+                show_default="a small model, trained once and cached"),
     ] = None  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Training:
-    """What is left out is what suits the small built-in models."""
+    """Options for training. The defaults suit the small built-in models."""
 
     seed: Seed = 0
     steps: Annotated[
         int | None,
-        _option("Training", "Steps per anchor of a sweep; a run takes three times as many.", min=1,
-                show_default="by the number of images"),
+        _option("Training", "Optimizer steps per anchor of a sweep; `run` takes three times as many.", min=1,
+                show_default="depends on the number of images"),
     ] = None  # fmt: skip
-    batch_size: Annotated[int | None, _option("Training", "Images a minibatch, of either side.", min=1)] = None
+    batch_size: Annotated[int | None, _option("Training", "Images per minibatch, from each set.", min=1)] = None
     lr: Annotated[float | None, _option("Training", "Learning rate.")] = None
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the work is done with."""
+    """Options for the device, precision and memory."""
 
     device: Device = None
     precision: Annotated[
-        str, _option("Machine", f"Of the encoder: {', '.join(PRECISIONS)} (automatic mixed precision).", metavar="NAME")
+        str, _option("Machine", f"Encoder precision: {', '.join(PRECISIONS)} (mixed precision).", metavar="NAME")
     ] = "float32"
-    compile: Annotated[bool, _option("Machine", "Run the encoder through torch.compile.", "--compile")] = False
+    compile: Annotated[bool, _option("Machine", "Compile the encoder with torch.compile.", "--compile")] = False
     channels_last: Annotated[
-        bool, _option("Machine", "Lay convolutions out channels last: often faster.", "--channels-last")
+        bool, _option("Machine", "Use the channels-last memory format, which is often faster.", "--channels-last")
     ] = False
     checkpointing: Annotated[
-        bool, _option("Machine", "Gradient checkpointing: less memory, more time.", "--checkpointing")
+        bool, _option("Machine", "Use gradient checkpointing: less memory, more time.", "--checkpointing")
     ] = False
     memory: Annotated[
         float | None,
-        _option("Machine", "GiB of images, and of cached targets, past which they lie in a file in the cache folder.",
+        _option("Machine", "GiB of images, and of cached targets, to keep in memory; beyond that, a file is used.",
                 min=0.0, show_default="2"),
     ] = None  # fmt: skip
 
 
 def unfolded(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameters of a dataclass type are, to typer, an option for each of its fields.
+    """Replace every parameter of a dataclass type by one typer option per field of the dataclass.
 
-    Typer knows no groups of options; a command takes one all the same, as a whole.
+    Typer has no groups of options. With this decorator, a command takes a group of options as one parameter.
     """
     hints = get_type_hints(command, include_extras=True)
     groups = {name: kind for name, kind in hints.items() if is_dataclass(kind)}

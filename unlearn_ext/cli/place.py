@@ -1,4 +1,4 @@
-"""Where a command writes its run, and what may become of a run that is there."""
+"""The output folder of a command, and whether to resume or replace a run that is already there."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["Place"]
 
 @dataclass(frozen=True)
 class Place:
-    """A folder, and what was asked for it.
+    """The output folder of a command, and the models asked for.
 
     Attributes:
-        folder: of the run.
+        folder: folder of the run.
         outputs: what the command writes there.
-        asked: which models, as part of the run's identity.
-        resume: go on with the run that is there.
-        force: replace the run that is there.
+        asked: the models asked for, as part of the run's identity.
+        resume: whether to resume a run that is already there.
+        force: whether to replace a run that is already there.
     """
 
     folder: Path
@@ -35,17 +35,17 @@ class Place:
 
     @classmethod
     def of_sweep(cls, folder: Path, points: int, resume: bool, force: bool) -> Place:
-        """Return the place of a sweep."""
+        """Return the output folder of a sweep."""
         from ..unlearning.phases import OUTPUTS, wanted
 
         return cls(folder, OUTPUTS, wanted(points, None), resume, force)
 
     @classmethod
     def of_run(cls, folder: Path, epsilon: float, resume: bool, force: bool) -> Place:
-        """Return the place of one model at one ε, a folder of its own in the folder.
+        """Return the output folder of one model at one ε; the model goes into a sub-folder.
 
         Raises:
-            UserError: ε is no finite number.
+            UserError: ε is not a finite number.
         """
         from ..unlearning.outputs import one_model
         from ..unlearning.pareto import point_name
@@ -56,14 +56,14 @@ class Place:
 
     @property
     def result(self) -> Path:
-        """What the command writes last."""
+        """The path that the command writes last."""
         return self.folder / self.outputs.result
 
     def check(self, known: Mapping[str, Any]) -> None:
-        """Check that the run may be written here; of several processes, the first does.
+        """Check that the run may be written here; only the first process checks.
 
         Args:
-            known: the part of the run's identity that is known besides ``asked``.
+            known: the part of the run's identity that is already known, apart from ``asked``.
 
         Raises:
             UserError: see :func:`unlearn_ext.unlearning.journal.check`.

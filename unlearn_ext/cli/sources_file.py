@@ -1,4 +1,4 @@
-"""What was typed for a run, kept in its folder, so that the run can be judged from anywhere."""
+"""The typed options of a run, saved in its folder, so that the run can be evaluated from any working directory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FOLDERS = ("data_dir", "dataset", "forget", "retain", "model")
 
 
 def keep(sources: Sources, run: Path) -> None:
-    """Write it beside the models of a run; folders so that they are found from anywhere."""
+    """Save the options in a run's folder, with existing folders as absolute paths."""
     given = {name: Path(place) for name in _FOLDERS if (place := getattr(sources, name))}
     found = {name: place.resolve() for name, place in given.items() if place.exists()}
     text = json.dumps(asdict(sources) | found, indent=2, default=str, ensure_ascii=False)
@@ -26,10 +26,10 @@ def keep(sources: Sources, run: Path) -> None:
 
 
 def kept(run: Path) -> Sources:
-    """What :func:`keep` wrote.
+    """Return the options that :func:`keep` saved.
 
     Raises:
-        UserError: nothing was kept there.
+        UserError: the run's folder holds no valid options.
     """
     try:
         sources = Sources(**json.loads((run / FILE).read_text(encoding="utf-8")))
@@ -38,13 +38,13 @@ def kept(run: Path) -> Sources:
         return sources
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{run} does not say of what images and model it is; a run of `unlearn-ext sweep` says so in {FILE}. "
+            f"{run} does not name its images and its model: {FILE}, which `unlearn-ext sweep` writes, cannot be read. "
             "From Python, pass the model and the images to unlearn_ext.metrics.evaluate."
         ) from error
 
 
 def _check(name: str, value: Any, default: Any) -> None:
-    """Raises ``TypeError`` where a value is of no kind that could have been typed."""
+    """Raise ``TypeError`` if a value has a type that the command line cannot produce."""
     kinds = (str, type(None)) if default is None else type(default)
     if not isinstance(value, kinds) or (isinstance(value, list) and not all(isinstance(part, str) for part in value)):
         raise TypeError(f"{name} is {value!r}")

@@ -1,4 +1,4 @@
-"""Standard output and standard error that cannot end a command: a run goes on although nobody can read its output."""
+"""Standard output and standard error that never raise, so that a run continues when its output cannot be written."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _SPELLED = {
 
 
 def make_safe() -> None:
-    """Replace ``sys.stdout`` and ``sys.stderr`` by streams that never raise.
+    r"""Replace ``sys.stdout`` and ``sys.stderr`` by streams that never raise.
 
-    What their encoding lacks is spelled out: Greek letters by their names, all else, such as parts of a file name that
-    are not text, by escapes such as ``\\udce9``. Once a stream cannot be written to, because its reader has left or its
-    disk is full, the rest goes to the null device.
+    Characters that the encoding lacks are spelled out: Greek letters by name, everything else by escapes such as
+    ``\udce9``, which stands for a byte of a file name that is not text. When a stream can no longer be written to,
+    because its reader is gone or the disk is full, the rest of the output goes to the null device.
     """
     _open_closed()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if hasattr(stream, "buffer"):  # a notebook's has none, and no encoding that lacks anything
+        if hasattr(stream, "buffer"):  # a notebook's stream has no buffer and can write every character
             setattr(sys, name, SafeStream(stream))
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
-    """Spell out characters that an encoding lacks; a handler for :func:`codecs.register_error`."""
+    """Spell out characters that an encoding lacks; an error handler for :func:`codecs.register_error`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]
@@ -47,8 +47,8 @@ codecs.register_error(_spell.__name__, _spell)
 def _open_closed() -> None:
     """Open the null device in place of standard streams that were closed.
 
-    The system gives the lowest free number, so each gets its own again. Else the first file that is opened would get
-    it, and whatever a library prints would be written there.
+    The operating system assigns the lowest free file descriptor, so each stream gets its old one back. Otherwise the
+    next opened file would get it, and anything that a library prints would be written into that file.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -56,10 +56,10 @@ def _open_closed() -> None:
 
 
 class SafeStream(io.TextIOWrapper):
-    """A stream in the place of another that never raises; :func:`make_safe` says what it does instead.
+    """A stream that replaces another one and never raises; see :func:`make_safe`.
 
     Args:
-        stream: the other one, which shares its bytes.
+        stream: the stream to replace; both share its underlying buffer.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -67,14 +67,16 @@ class SafeStream(io.TextIOWrapper):
             stream.buffer, stream.encoding, _spell.__name__, line_buffering=stream.line_buffering,
             write_through=stream.write_through,
         )  # fmt: skip
-        self._replaced = stream  # it would close the bytes when nothing refers to it
+        self._replaced = stream  # without a reference, it would be collected and close the shared buffer
 
     def write(self, text: str) -> int:
+        """Write text without raising ``OSError``; return its length."""
         with self._without_errors():
             super().write(text)
         return len(text)
 
     def flush(self) -> None:
+        """Flush the buffer without raising ``OSError``."""
         with self._without_errors():
             super().flush()
 
@@ -85,5 +87,5 @@ class SafeStream(io.TextIOWrapper):
         except OSError as error:
             with open(os.devnull, "wb") as null:
                 os.dup2(null.fileno(), self.fileno())
-            if error.errno != errno.EPIPE and self is sys.stdout:  # a reader that has left wants nothing more
-                print(f"The output cannot be written any more: {error.strerror}. The command goes on.", file=sys.stderr)
+            if error.errno != errno.EPIPE and self is sys.stdout:  # with EPIPE, the reader is gone: no warning
+                print(f"The output can no longer be written: {error.strerror}. The command continues.", file=sys.stderr)

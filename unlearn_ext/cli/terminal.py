@@ -1,4 +1,4 @@
-"""What a run looks like in a terminal: bars where a person watches, one line a model where none does."""
+"""Terminal output of a run: progress bars if it is interactive, and one line per model."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ err = Console(stderr=True, highlight=False)
 
 
 class Watch:
-    """A progress callback: one bar over the models, one over the steps of the present one."""
+    """A progress callback with one bar for the models and one for the steps of the current model."""
 
     def __init__(self) -> None:
         self._last: Progress | None = None
         self._began = time.monotonic()
         self._overall = bars.Progress(
             bars.TextColumn("[bold]{task.description:<14}"), bars.BarColumn(16), bars.MofNCompleteColumn(),
-            bars.TimeElapsedColumn(), bars.TextColumn("gone,"), bars.TimeRemainingColumn(), bars.TextColumn("left"),
+            bars.TimeElapsedColumn(), bars.TextColumn("elapsed,"), bars.TimeRemainingColumn(), bars.TextColumn("left"),
             console=out,
         )  # fmt: skip
         self._steps = bars.Progress(
@@ -77,12 +77,13 @@ class Watch:
             self._finish_stage()
 
     def __call__(self, now: Progress) -> None:
+        """Update the bars; print the line of the last model when the next one begins."""
         if self._last is None or (now.stage, now.index) != (self._last.stage, self._last.index):
             self._finish_stage()
             self._start_stage(now)
         self._last = now
         for task in self._overall.tasks:
-            done = now.index + now.step / now.steps  # falls when corrections add steps to the plan
+            done = now.index + now.step / now.steps  # decreases when corrections add planned steps, hence the maximum
             self._overall.update(task.id, completed=max(done, task.completed), total=now.total)
         for task in self._steps.tasks:
             self._steps.update(task.id, completed=now.step, total=now.steps, numbers=_numbers(now))
@@ -100,7 +101,7 @@ class Watch:
     def _finish_stage(self) -> None:
         if self._last is None:
             return
-        # What another process made, only that one knows the numbers and the time of.
+        # f2 is NaN if another process made this model; its numbers and time are unknown here.
         seconds = "done" if math.isnan(self._last.f2) else f"[dim]{time.monotonic() - self._began:.1f} s[/]"
         out.print(f"{escape(self._last.stage):<14} {_numbers(self._last)}  {seconds}")
 
@@ -108,16 +109,16 @@ class Watch:
 def _numbers(now: Progress) -> str:
     if math.isnan(now.f2):
         return ""
-    if math.isnan(now.f1):  # not unlearning yet
+    if math.isnan(now.f1):  # pretraining
         return f"loss {now.f2:.4f}"
-    if math.isnan(now.lam):  # a baseline, whose losses may be others
+    if math.isnan(now.lam):  # a baseline, whose losses need not be f1 and f2
         return f"losses {now.f1:.4f} and {now.f2:.5f}"
     return f"f1 {now.f1:.4f}  f2 {now.f2:.5f}  λ {now.lam:.3g}"
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Joins the processes that torchrun started with this one; of several, only the first says more than errors."""
+    """Join the processes that torchrun started; all but the first print only errors."""
     with distributed.joined():
         if not distributed.is_first():
             out.quiet = True
@@ -126,7 +127,7 @@ def together() -> Iterator[None]:
 
 
 def front_table(run: RunFolder) -> Table:
-    """ε asked, f1 reached, the miss, and the cost f2, a line a model."""
+    """Return a table with one row per model: ε asked, f1 reached, the miss and f2."""
     table = Table(title="from the most to the least forgotten", title_style="dim")
     table.add_column("model")
     for heading in ("ε asked", "f1 reached", "miss", "f2 cost"):
@@ -140,7 +141,7 @@ def front_table(run: RunFolder) -> Table:
 def outcome_table(
     epsilon: float, before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]
 ) -> Table:
-    """f1 and f2 of one model before and after, a line a set of images."""
+    """Return a table of f1 and f2 of one model before and after unlearning, one row per set of images."""
     table = Table("images", title=f"ε = {epsilon:g} asked", title_style="dim")
     for heading in ("f1 before", "f1 reached", "miss", "f2 cost"):
         table.add_column(heading, justify="right")
@@ -150,7 +151,7 @@ def outcome_table(
 
 
 def metric_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
-    """What was measured on the pixels of the hole, and a table for each extractor; a line a model and set."""
+    """Yield a table of the measures in the hole and a table for each extractor, one row per model and set."""
     known = ("model", "set", "images")
     columns = [name.partition(":") for name in rows[0] if name not in known]
     for extractor in dict.fromkeys(extractor for *_, extractor in columns):
@@ -168,13 +169,13 @@ def metric_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
 
 
 def standings_table(family: str, standings: Sequence[Standing], costs: Mapping[str, Cost]) -> Table:
-    """Return how every method did on validation images, from the largest hypervolume down."""
+    """Return a table of all methods on validation images, in decreasing order of hypervolume."""
     from ..reproduction.compare import SHARES, STRICT_F2
 
     pairs = max((standing.pairs for standing in standings), default=0)
     title = (
-        f"{family}, validation images, {pairs} pairs: hypervolume to f2 = {STRICT_F2:g} (HV), f2 at shares of the "
-        "unmodified f1, milliseconds (ms) a pair"
+        f"{family}, validation images, {pairs} gradient pairs: hypervolume up to f2 = {STRICT_F2:g} (HV), f2 at "
+        "fractions of the unmodified f1, milliseconds per pair (ms)"
     )
     table = Table(title=escape(title), title_style="dim", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
@@ -190,7 +191,7 @@ def standings_table(family: str, standings: Sequence[Standing], costs: Mapping[s
 
 
 def facts_table(title: str, facts: dict[str, Any]) -> Table:
-    """Names and values, a line each."""
+    """Return a table of names and values, one row each."""
     table = Table(title=title, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -209,7 +210,7 @@ def _said(value: Any) -> str:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Show a warning meant for the user as one yellow sentence, and no other."""
+    """Show each ``UserWarning`` as one yellow sentence, and hide all other warnings."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, UserWarning):
