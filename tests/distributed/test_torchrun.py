@@ -133,7 +133,7 @@ def test_processes_leave_a_finished_run_alone_and_it_is_said_once(place, swept, 
 
 KILLED = """
 import os, signal, sys
-from unlearn_ext import journal
+from unlearn_ext.unlearning import journal
 from unlearn_ext.cli import main
 journal.SECONDS, left = 0.0, [int(os.environ["KILL_AFTER"])]
 checkpoint = journal.Journal.checkpoint
@@ -161,8 +161,8 @@ def test_processes_that_were_killed_go_on_together(place, swept, tmp_path, monke
 
 LEAVES = """
 from pathlib import Path
-from unlearn_ext import parallel
-with parallel.joined():
+from unlearn_ext._utils import distributed
+with distributed.joined():
     import torch.distributed.nn.functional
 names = [comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")]
 print(*(name for name in names if "gloo" in name))

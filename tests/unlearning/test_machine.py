@@ -108,7 +108,7 @@ def test_epsilon_is_met_in_mixed_precision(model, images, precision):
     objectives = Objectives.freeze(model, *images, TASK, settings=settings)
     original, lost = objectives.evaluate(Encoder(model, settings))
     assert lost == 0
-    history = ux.run.History()
+    history = ux.History()
     unlearned = ux.unlearn(model, *images, task=TASK, epsilon=original / 2, settings=settings, history=history)
     f1, f2 = objectives.evaluate(Encoder(unlearned, settings))
     assert f1 == pytest.approx(original / 2, abs=0.02 * original)

@@ -1,4 +1,4 @@
-"""A run that goes on after its process was ended ends as if nothing had been; tests/helpers/kills.py kills real ones."""
+"""A resumed run ends as one that was never ended; tests/helpers/kills.py kills real ones."""
 
 import gc
 import os

@@ -64,7 +64,7 @@ class Trial:
         task: Task = demo.TASK,
         device: torch.device = CPU,
     ) -> None:
-        self.family, self.seed, self.effort, self.points = family, seed, effort, points
+        self.family, self.seed, self.effort, self.n_points = family, seed, effort, points
         self.out, self.progress = out, progress
         self.task, self.device = task, device
         self.settings = self.effort.settings(family, seed)
@@ -96,14 +96,14 @@ class Trial:
 
     def check(self) -> None:
         """Raise ``UserError`` where :meth:`sweep` may not write, before anything is trained for it."""
-        asked = wanted(self.points, None)
+        asked = wanted(self.n_points, None)
         check(self.folder, OUTPUTS, known(self.family, self.settings, **asked), resume=True, force=False)
 
     def sweep(self) -> list[ParetoPoint]:
         """Sweep ours into the folder, and return :meth:`points`."""
         problem, images = self.problem, self.problem.images
         sweep(
-            problem.model, images.forget, images.retain, task=self.task, points=self.points, out=self.folder,
+            problem.model, images.forget, images.retain, task=self.task, points=self.n_points, out=self.folder,
             held_out=(images.forget_validation, images.retain_validation), dataset=images.name,
             settings=self.settings, progress=self.progress, resume=True,
         )  # fmt: skip
