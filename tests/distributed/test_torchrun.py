@@ -107,7 +107,7 @@ def test_two_processes_sweep_what_one_does(place, swept, tmp_path):
     done = called(1, *sweep_options(place, tmp_path))
     assert done.returncode == 0, done.stderr
     for said in (done.stdout, swept[1]):
-        assert said.count("most-forgotten │") == 1
+        assert said.count("│ most-forgotten ") == 1
     for one, two in zip(*(ParetoFront.from_csv(out / "front.csv") for out in (tmp_path, swept[0])), strict=True):
         assert two.values == pytest.approx(one.values, rel=1e-2, abs=1e-5)
         assert two.steps == one.steps
