@@ -81,6 +81,16 @@ def test_csv_keeps_every_digit(tmp_path):
     assert header == "name,role,epsilon,f1,f2,f1_validation,f2_validation,steps,seconds,made_of,dominated"
 
 
+def test_a_table_of_an_earlier_version_is_read(tmp_path):
+    header = "name,role,epsilon,f1,f2,f1_validation,f2_validation,steps,seconds,dominated"
+    rows = ["boundary-high,boundary-high,0.1,0.1,0.2,0.1,0.2,5,1.0,0", "boundary-low,boundary-low,1,1,0,1,0,5,1.0,0"]
+    (tmp_path / "front.csv").write_text("\n".join([header, *rows, ""]))
+    front = ParetoFront.from_csv(tmp_path / "front.csv")
+    assert [point.role for point in front] == ["most-forgotten", "least-forgotten"]
+    assert [point.name for point in front] == ["boundary-high", "boundary-low"]  # of their folders
+    assert {point.made_of for point in front} == {"trained"}
+
+
 @pytest.mark.parametrize("content", [None, "a,b\n1,2\n", "name,role,epsilon\nx,epsilon,zero\n"])
 def test_a_file_that_is_no_front_is_a_user_error(tmp_path, content):
     path = tmp_path / "front.csv"
