@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from itertools import repeat
 from operator import is_, is_not
 
@@ -24,6 +25,11 @@ class HeldGradients:
         scaled: whether a ``GradScaler`` scaled f1; ∇f1 itself is unscaled already.
         under_zero: whether ``ZeroRedundancyOptimizer`` made the optimizer, of a part of the parameters.
     """
+
+    params: list[Tensor]
+    grads: list[Tensor | None]
+    value: Tensor | None
+    scaled: bool
 
     def __init__(self) -> None:
         self.under_zero = False
@@ -74,16 +80,16 @@ class HeldGradients:
 
     def release(self) -> None:
         """Hold nothing any more."""
-        self.params: list[Tensor] = []
-        self.grads: list[Tensor | None] = []
-        self.value: Tensor | None = None
+        self.params = []
+        self.grads = []
+        self.value = None
         self.scaled = False
 
     def restore(self, value: Tensor, params: list[Tensor], grads: list[Tensor | None]) -> None:
         """Hold what a checkpoint holds."""
         self.value, self.params, self.grads = value, params, grads
 
-    def consume(self, grads: list[Tensor | None], held: list[Tensor | None]) -> None:
+    def consume(self, grads: Sequence[Tensor | None], held: Sequence[Tensor | None]) -> None:
         """Note a gradient that a step uses up, to tell whether it is still there when the next f1 is held."""
         both = (grad for grad, g1 in zip(grads, held, strict=True) if grad is not None and g1 is not None)
         witness = next(both, None)
@@ -99,7 +105,7 @@ class HeldGradients:
         witness, version = self._consumed or (lambda: None, 0)
         grad = witness()
         row = None if grad is None else next((row for row, g in enumerate(grads) if g is grad), None)
-        if row is None or not is_grad_alone(params[row], known=2):  # known: grads and grad
+        if grad is None or row is None or not is_grad_alone(params[row], known=2):  # known: grads and grad
             return
         writes = grad._version - version
         plain = type(grad) is Tensor  # a sharded gradient is added to below its wrapper, which counts no write

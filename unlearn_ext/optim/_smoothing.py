@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ class Smoothing:
         return self.value_decay > 0 or self.grad_decay > 0
 
     def apply(
-        self, value: Tensor, grads: list[Tensor | None], averages: list[Tensor | None], kept: dict[str, Tensor]
+        self, value: Tensor, grads: Sequence[Tensor | None], averages: Sequence[Tensor | None], kept: dict[str, Tensor]
     ) -> Tensor:
         """Return the averages with this step's f1 and g1 in them; :meth:`keep` confirms them.
 
