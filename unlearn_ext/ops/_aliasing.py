@@ -1,6 +1,6 @@
 """Reject written tensors that alias other tensors; the result would depend on the order of the writes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import torch
@@ -39,11 +39,13 @@ def check(columns: Sequence[Sequence[Tensor | None]], written: Sequence[int]) ->
         open_spans.append((end, row, writes, tensor))
 
 
-def _spans(columns: Sequence[Sequence[Tensor | None]], written: Sequence[int]):
+def _spans(
+    columns: Sequence[Sequence[Tensor | None]], written: Sequence[int]
+) -> Iterator[tuple[int, int, int, bool, Tensor]]:
     """Yield (first byte, end, row, whether it is written, tensor); skip subclasses, whose memory is not known."""
     for column, tensors in enumerate(columns):
         for row, tensor in enumerate(tensors):
-            if type(tensor) in (Tensor, nn.Parameter) and tensor.numel() and not tensor.is_meta:
+            if tensor is not None and type(tensor) in (Tensor, nn.Parameter) and tensor.numel() and not tensor.is_meta:
                 begin = tensor.data_ptr()
                 yield begin, begin + _extent(tensor) * tensor.itemsize, row, column in written, tensor
 
@@ -53,7 +55,7 @@ def _extent(tensor: Tensor) -> int:
 
 
 def _dense(tensor: Tensor) -> bool:
-    return torch.ops.aten.is_non_overlapping_and_dense(tensor)
+    return bool(torch.ops.aten.is_non_overlapping_and_dense(tensor))
 
 
 def _places(tensor: Tensor) -> Tensor:

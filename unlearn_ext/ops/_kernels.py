@@ -1,5 +1,6 @@
 """The step on the compiled kernels: the table of its rows, and the workspace that later steps reuse."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -24,6 +25,8 @@ class _Kernels:
     """The part that the CPU and CUDA kernels share."""
 
     gpu = -1
+    lists: tuple[Sequence[Tensor | None], ...]
+    staged: list[tuple[Tensor, Tensor]]
 
     def __init__(self, step: StepBuffers) -> None:
         self.step = step
@@ -53,15 +56,15 @@ class _Kernels:
 
     def _stage(self, rows: list[int]) -> None:
         """Replace the tensors of these rows by contiguous copies; those that the step writes are copied back later."""
-        self.lists = tuple(list(tensors) for tensors in self.lists)
-        for column, tensors in enumerate(self.lists):
+        self.lists = lists = tuple(list(tensors) for tensors in self.lists)
+        for column, tensors in enumerate(lists):
             for row in rows:
                 original = tensors[row]
                 if original is None or original.is_contiguous():
                     continue
-                tensors[row] = original.contiguous()
+                tensors[row] = copy = original.contiguous()
                 if column in WRITES[self.rule]:
-                    self.staged.append((original, tensors[row]))
+                    self.staged.append((original, copy))
 
     def _after_apply(self) -> None:
         for original, staged in self.staged:
@@ -70,7 +73,7 @@ class _Kernels:
             tensors, absent = self.lists[column], self.table.absent[column]
             if absent < len(tensors):
                 written = [t for t in tensors if t is not None] if absent else tensors
-                torch.autograd.graph.increment_version(written)
+                torch.autograd.graph.increment_version(written)  # type: ignore[arg-type]  # none is None
         self.lists, self.staged, self.constraint = (), [], None
 
 
@@ -98,7 +101,7 @@ class CudaKernels(_Kernels):
         self.gpu = torch.cuda.current_device() if index is None else index
         super().__init__(step)
         self.counter = torch.zeros(1, dtype=torch.int32, device=step.device)
-        self.rows: Tensor | None = None
+        self.rows: Tensor
         self.by_graph = False  # a CUDA graph that is being captured fills the table, and may not have run yet
         self.captured: dict[int, Tensor] = {}  # tables used by CUDA graphs, by address; kept alive for replays
 

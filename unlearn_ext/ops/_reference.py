@@ -4,6 +4,7 @@ The formulas are those of ``csrc/rules.h``. Half-precision tensors are computed 
 sums are float64 where the device has it. No tensor is read on the host, so nothing here synchronises.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +45,7 @@ def check(rule: Rule, operands: Operands) -> None:
         RuntimeError: a tensor is on another device, not dense or not of a real floating-point dtype, or a written
             tensor is an inference tensor or shares memory, see :func:`_aliasing.check`.
     """
-    owners = operands.grads if rule is Rule.PROJECT else operands.params
+    owners = _owners(rule, operands)
     for tensors in operands.lists()[:-1]:
         for row, (owner, tensor) in enumerate(zip(owners, tensors, strict=True)):
             if tensor is None:
@@ -65,6 +66,11 @@ def check(rule: Rule, operands: Operands) -> None:
                     f"step: tensor {row} is {tensor.dtype}; only real floating-point tensors can be stepped"
                 )
     _aliasing.check(operands.lists(), WRITES[rule])
+
+
+def _owners(rule: Rule, operands: Operands) -> Sequence[Tensor]:
+    """Return the tensors that the step is one of."""
+    return operands.grads if rule is Rule.PROJECT else operands.params  # type: ignore[return-value]  # none is None
 
 
 def stats(rule: Rule, operands: Operands, hyper: Tensor, sums: Tensor) -> None:
@@ -132,13 +138,14 @@ def apply_(rule: Rule, operands: Operands, hyper: Tensor, report: Tensor) -> Non
     """
     keep = report[Report.SKIPPED] != 0
     lam, scale = report[Report.LAMBDA], report[Report.SCALE]
+    owners = _owners(rule, operands)
     for row, group in enumerate(operands.groups):
         e = _element(rule, operands, row, hyper[group])
         g = (e.direction + e.constraint * lam.to(e.direction.dtype)) * scale.to(e.direction.dtype)
         if rule is Rule.PROJECT:
-            _write(operands.grads[row], g, keep)
+            _write(owners[row], g, keep)
             continue
-        param = operands.params[row]
+        param = owners[row]
         _write(param, param.to(g.dtype) - g * hyper[group, Hyper.LR].to(g.dtype), keep)
         _write(operands.firsts[row], e.first, keep)
         _write(operands.seconds[row], e.second, keep)
@@ -149,11 +156,11 @@ def apply_(rule: Rule, operands: Operands, hyper: Tensor, report: Tensor) -> Non
 def _write(target: Tensor | None, value: Tensor | None, keep: Tensor) -> None:
     """Write ``value`` to ``target``, unless ``keep`` is set or there is no target."""
     if target is not None:
-        target.copy_(torch.where(keep, target, value.to(target.dtype)))
+        target.copy_(torch.where(keep, target, value.to(target.dtype)))  # type: ignore[union-attr]
 
 
 def _element(rule: Rule, operands: Operands, row: int, hyper: Tensor) -> _Element:
-    like = operands.grads[row] if rule is Rule.PROJECT else operands.params[row]
+    like = _owners(rule, operands)[row]
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     grad, constraint_grad, first, second = (
         torch.zeros_like(like, dtype=dtype) if tensor is None else tensor.to(dtype)
@@ -184,7 +191,7 @@ def _adamw(
 ) -> _Element:
     dtype = param.dtype
     beta1, beta2, weight = hyper[Hyper.BETA1], hyper[Hyper.BETA2], hyper[Hyper.CONSTRAINT_WEIGHT].to(dtype)
-    t = operands.steps[row].to(hyper.dtype) + 1
+    t = operands.steps[row].to(hyper.dtype) + 1  # type: ignore[union-attr]  # AdamW has them
     first = first + (grad - first) * (1 - beta1).to(dtype)
     second = second * beta2.to(dtype) + (grad * grad + g1 * g1 * weight) * (1 - beta2).to(dtype)
     metric = second.sqrt() * (1 - beta2**t).rsqrt().to(dtype) + hyper[Hyper.EPS].to(dtype)

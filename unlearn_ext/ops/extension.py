@@ -3,6 +3,7 @@
 import importlib
 import platform
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,7 +19,12 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, f"the compiled module could not be imported ({error}); reinstall with 'pip install .'"
 
 
-kernels, missing = _load()
+if TYPE_CHECKING:
+    import unlearn_ext._C as kernels  # or None
+
+    missing: str
+else:
+    kernels, missing = _load()
 
 
 def why_not(device: torch.device) -> str:

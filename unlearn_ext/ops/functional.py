@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .layout import Control, Hyper, Kind, Operands, Report, Rule, Sum
-from .registration import operator
+from .registration import fake, operator
 from .two_phase import TwoPhase, check_devices
 
 __all__ = [
@@ -71,8 +71,8 @@ def halfspace_stats(directions: Sequence[Tensor], constraint_grads: Sequence[Ten
     return step.sums[0, : Sum.RAW_CONSTRAINT].clone()
 
 
-@torch.library.register_fake("unlearn_ext::halfspace_stats")
-def _(directions, constraint_grads):
+@fake("halfspace_stats")
+def _(directions: Sequence[Tensor], constraint_grads: Sequence[Tensor]) -> Tensor:
     _check_lists(directions, constraint_grads)
     check_devices(*directions, *constraint_grads)
     return directions[0].new_empty(3, dtype=torch.float64)
@@ -101,8 +101,8 @@ def halfspace_project_(directions: Sequence[Tensor], constraint_grads: Sequence[
     return torch.stack((step.report[Report.LAMBDA], step.report[Report.SKIPPED]))
 
 
-@torch.library.register_fake("unlearn_ext::halfspace_project_")
-def _(directions, constraint_grads, psi):
+@fake("halfspace_project_")
+def _(directions: Sequence[Tensor], constraint_grads: Sequence[Tensor], psi: Tensor) -> Tensor:
     _check_lists(directions, constraint_grads)
     check_devices(*directions, *constraint_grads, *([psi] if psi.is_meta else []))
     return directions[0].new_empty(2, dtype=torch.float64)
@@ -161,13 +161,36 @@ def adamw_step_(
     _step(Rule.ADAMW, operands, hyper, control, report, fused)
 
 
-@torch.library.register_fake("unlearn_ext::sgd_step_")
-def _(params, grads, constraint_grads, momentum_buffers, steps, groups, hyper, control, report, fused=None):
+@fake("sgd_step_")
+def _(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    constraint_grads: Sequence[Tensor | None],
+    momentum_buffers: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    groups: Sequence[int],
+    hyper: Tensor,
+    control: Tensor,
+    report: Tensor,
+    fused: bool | None = None,
+) -> None:
     check_devices(*params, *grads, *constraint_grads, *momentum_buffers, *steps, hyper, control, report)
 
 
-@torch.library.register_fake("unlearn_ext::adamw_step_")
-def _(params, grads, constraint_grads, exp_avgs, exp_avg_sqs, steps, groups, hyper, control, report, fused=None):
+@fake("adamw_step_")
+def _(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    constraint_grads: Sequence[Tensor | None],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    groups: Sequence[int],
+    hyper: Tensor,
+    control: Tensor,
+    report: Tensor,
+    fused: bool | None = None,
+) -> None:
     check_devices(*params, *grads, *constraint_grads, *exp_avgs, *exp_avg_sqs, *steps, hyper, control, report)
 
 

@@ -7,9 +7,10 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["P", "T", "operator"]
+__all__ = ["P", "T", "fake", "operator"]
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _library = torch.library.Library("unlearn_ext", "FRAGMENT")
 
@@ -30,7 +31,7 @@ def operator(*, mutates: Iterable[str] = ()) -> Callable[[Callable[P, T]], Calla
         schema = torch.library.infer_schema(function, mutates_args=tuple(mutates))
         _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(name, torch.no_grad()(function), "CompositeExplicitAutograd")
-        registered = getattr(torch.ops.unlearn_ext, name)
+        registered: Callable[P, T] = getattr(torch.ops.unlearn_ext, name)
         if not schema.endswith("-> ()"):
             _library.impl(name, _without_derivative(registered), "Autograd")
 
@@ -43,14 +44,20 @@ def operator(*, mutates: Iterable[str] = ()) -> Callable[[Callable[P, T]], Calla
     return register
 
 
-def _without_derivative(registered: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def call(*args: Any) -> Tensor:
+def fake(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Register a function that the operator ``name`` runs on fake tensors, which have shapes but no values."""
+    register: Callable[[Callable[P, T]], Callable[P, T]] = torch.library.register_fake(f"unlearn_ext::{name}")
+    return register
+
+
+def _without_derivative(registered: Callable[..., T]) -> Callable[..., T]:
+    def call(*args: Any) -> T:
         with torch._C._AutoDispatchBelowAutograd():
             result = registered(*args)
         if torch.is_grad_enabled():
             tensors = (t for arg in args for t in (arg if isinstance(arg, list) else [arg]) if isinstance(t, Tensor))
             if needed := [tensor for tensor in tensors if tensor.requires_grad]:
-                return _NoDerivative.apply(str(registered), result, *needed)
+                result = _NoDerivative.apply(str(registered), result, *needed)  # type: ignore[no-untyped-call]
         return result
 
     return call

@@ -63,14 +63,14 @@ class TwoPhase:
         reason = self._kernels.begin(rule, operands, constraint) if self._kernels else "no kernels"
         if self.fused and reason:
             raise RuntimeError(f"fused=True, but {reason}.")
-        self._fused_now = not reason
+        self._serving = None if reason else self._kernels
         if reason:
             _reference.check(rule, operands)
 
     def stats(self, solve: bool = True) -> None:
         """Write ``sums``, and with ``solve`` ψ, λ and the flags; change no operand."""
-        if self._fused_now:
-            self._kernels.stats(solve)
+        if self._serving is not None:
+            self._serving.stats(solve)
             return
         if self._constraint is not None:
             self.report[Report.CONSTRAINT].copy_(self._constraint)
@@ -84,11 +84,11 @@ class TwoPhase:
 
     def apply_(self) -> None:
         """Step in place with the λ of ``report``, or write nothing if its skip flag is set; then drop the operands."""
-        if self._fused_now:
-            self._kernels.apply_()
+        if self._serving is not None:
+            self._serving.apply_()
         else:
             _reference.apply_(self.rule, self.operands, self.hyper, self.report)
-        self.operands = self._constraint = None  # otherwise both gradients would stay in memory until the next step
+        self.operands = self._constraint = None  # type: ignore[assignment]  # frees both gradients
 
 
 def _checked(name: str, tensor: Tensor, like: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Support for torch.amp.GradScaler, which only unscales ``p.grad``, so ∇f1 is unscaled here."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
@@ -41,7 +43,7 @@ def unscale_held_(params: list[Tensor], grads: list[Tensor | None], scaler: Grad
     smallest.grad = torch.zeros_like(smallest) + torch.where(overflow > 0, torch.nan, 0.0).to(smallest.dtype)
 
 
-def unscale_(grads: list[Tensor | None], scale: Tensor) -> None:
+def unscale_(grads: Sequence[Tensor | None], scale: Tensor) -> None:
     """Divide ∇f2 by the scale, in place and each tensor once, as ``GradScaler.unscale_`` would do."""
     present = list({id(g): g for g in grads if g is not None}.values())
     torch._foreach_mul_(present, scale.double().reciprocal().float().to(present[0].device))

@@ -6,14 +6,14 @@ change does not cause a recompilation.
 
 from collections.abc import Sequence
 from itertools import count
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from ..ops.layout import Operands, Rule
-from ..ops.registration import operator
+from ..ops.registration import fake, operator
 from ..ops.two_phase import TwoPhase, check_devices
 from . import _distributed
 from ._constraint import Constraint
@@ -23,7 +23,7 @@ class Steppable(Protocol):
     """The attributes and methods of an optimizer that a compiled step uses."""
 
     _constraint: Constraint
-    _groups: list[dict]
+    _groups: list[dict[str, Any]]
     _rule: Rule
 
     def _operands(self) -> Operands: ...
@@ -93,8 +93,20 @@ def optimizer_step_(
     optimizer._constraint.held.consume(grads, constraint_grads)
 
 
-@torch.library.register_fake("unlearn_ext::optimizer_step_")
-def _(owner, params, grads, constraint_grads, firsts, first_rows, seconds, second_rows, steps, step_rows, *others):
+@fake("optimizer_step_")
+def _(
+    owner: int,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    constraint_grads: Sequence[Tensor | None],
+    firsts: Sequence[Tensor],
+    first_rows: Sequence[int],
+    seconds: Sequence[Tensor],
+    second_rows: Sequence[int],
+    steps: Sequence[Tensor],
+    step_rows: Sequence[int],
+    *others: Any,
+) -> None:
     _groups, _constraint, *blocks = others
     check_devices(*params, *grads, *constraint_grads, *firsts, *seconds, *steps, *blocks)
 
@@ -102,7 +114,7 @@ def _(owner, params, grads, constraint_grads, firsts, first_rows, seconds, secon
 def step(optimizer: "Steppable", number: int) -> None:
     """Take a step as one operator call; the caller must check :func:`can_compile` first."""
     constraint = optimizer._constraint
-    phases = constraint.phases
+    phases: TwoPhase = constraint.phases  # type: ignore[assignment]  # can_compile says that they are there
     operands = optimizer._operands()
     states = (*_packed(operands.firsts), *_packed(operands.seconds), *_packed(operands.steps))
     lists = (operands.params, operands.grads, operands.constraint_grads, *states, operands.groups)
@@ -124,13 +136,13 @@ def can_compile(optimizer: "Steppable") -> bool:
     return begun and plain and alone and not hasattr(optimizer, "grad_scale")
 
 
-def _packed(tensors: list[Tensor | None]) -> tuple[list[Tensor], list[int]]:
+def _packed(tensors: Sequence[Tensor | None]) -> tuple[list[Tensor], list[int]]:
     """Drop Nones (mutable operator arguments cannot be None); return tensors and row indices."""
     rows = [row for row, tensor in enumerate(tensors) if tensor is not None]
-    return [tensors[row] for row in rows], rows
+    return [tensor for tensor in tensors if tensor is not None], rows
 
 
-def _spread(tensors: list[Tensor], rows: list[int], count: int) -> list[Tensor | None]:
+def _spread(tensors: Sequence[Tensor], rows: Sequence[int], count: int) -> Sequence[Tensor | None]:
     """Undo :func:`_packed`: return a list of ``count`` rows with ``None`` where there is no tensor."""
     if len(rows) == count:
         return tensors

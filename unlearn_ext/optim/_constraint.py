@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 
 import torch
@@ -66,13 +66,13 @@ class Constraint:
         operands: Operands,
         hyper: list[list[float | Tensor]],
         device: torch.device,
-        averages: list[Tensor | None] | None = None,
+        averages: Sequence[Tensor | None] | None = None,
     ) -> None:
         """Run both phases of one step; ``averages`` are the moving averages of g1, if it is smoothed."""
         value = None if self.held.value is None else self.held.value.to(device)
         smooth = self.smoothing if value is not None and self.smoothing.on else None
         grads, held = operands.grads, operands.constraint_grads
-        if smooth:
+        if smooth and value is not None:
             value = smooth.apply(value, held, averages or [None] * len(operands), self.kept)
         several, shards = _distributed.initialised(), None
         if several and _distributed.has_shards(operands):
@@ -111,7 +111,7 @@ class Constraint:
             Report.SQ_DIRECTION,
             Report.SCALE,
         )
-        return StepStats(*(report[column] for column in columns), skipped=report[Report.SKIPPED] != 0)
+        return StepStats._make([*(report[column] for column in columns), report[Report.SKIPPED] != 0])
 
     def adopt(self, kept: dict[str, Tensor] | None) -> None:
         """Use the persistent values of a parameter group from now on, if they are not in use already."""
@@ -148,11 +148,13 @@ class Constraint:
         self._control_written = _write(control, self._control_block(constrained), self._control_written)
 
     def _control_block(self, constrained: bool) -> list[float | Tensor]:
+        control = self.control
+        coefficients: Sequence[float | Tensor]
         if not constrained:
             coefficients = ops.UNCONSTRAINED
-        elif hasattr(self.control, "coefficients"):
-            coefficients = self.control.coefficients()
-        elif callable(self.control):
+        elif control is not None and hasattr(control, "coefficients"):
+            coefficients = control.coefficients()
+        elif callable(control):
             coefficients = ops.GIVEN_PSI
         else:
             raise TypeError(f"control={self.control!r} must be EpsilonGap, GradientNorm or a callable")
@@ -163,7 +165,7 @@ class Constraint:
         report = phases.report.clone()
         phases.control[Control.GIVEN_PSI] = 0.0
         phases.solve()
-        psi = self.control(self.stats())
+        psi = self.control(self.stats())  # type: ignore[operator, misc]  # it has no coefficients
         phases.report.copy_(report)
         phases.control[Control.GIVEN_PSI].copy_(torch.as_tensor(psi))
         phases.solve()

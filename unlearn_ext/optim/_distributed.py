@@ -141,8 +141,8 @@ class Shards:
 
     def _ways(self, owners: Sequence[Tensor]) -> list[frozenset[Members]]:
         """Return the process groups that each tensor is sharded over."""
-        known: dict[tuple, frozenset[Members]] = {}
-        ways = []
+        known: dict[tuple[int, Any], frozenset[Members]] = {}
+        ways: list[frozenset[Members]] = []
         for row, owner in enumerate(owners):
             if not hasattr(owner, "_spec"):
                 ways.append(frozenset())
@@ -183,20 +183,30 @@ class Shards:
 
 
 def _resolved(process_group: Replicas) -> dist.ProcessGroup | None:
-    return dist.group.WORLD if process_group == "default" else process_group
+    return dist.group.WORLD if isinstance(process_group, str) else process_group
 
 
 def _owners(operands: Operands) -> Sequence[Tensor]:
     """Return the tensors whose placement the other tensors of their row must have."""
-    return operands.grads if operands.params[0] is None else operands.params
+    return operands.grads if operands.params[0] is None else operands.params  # type: ignore[return-value]
 
 
 def _local(operands: Operands, rows: list[int]) -> Operands:
     order = sorted(range(len(rows)), key=rows.__getitem__)
     owners = _owners(operands)
-    *tensors, steps = operands.lists()
-    local = ([_shard(column[i], owners[i], i) for i in order] for column in tensors)
-    return Operands(*local, [steps[i] for i in order], [rows[i] for i in order])
+
+    def local(column: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return [_shard(column[i], owners[i], i) for i in order]
+
+    return Operands(
+        local(operands.params),
+        local(operands.grads),
+        local(operands.constraint_grads),
+        local(operands.firsts),
+        local(operands.seconds),
+        [operands.steps[i] for i in order],
+        [rows[i] for i in order],
+    )
 
 
 def _shard(tensor: Tensor | None, owner: Tensor, row: int) -> Tensor | None:
@@ -205,7 +215,9 @@ def _shard(tensor: Tensor | None, owner: Tensor, row: int) -> Tensor | None:
         return tensor
     if not hasattr(tensor, "_spec"):
         raise RuntimeError(f"step: tensor {row} is a DTensor, but its gradient or moment is not")
-    if tensor._spec.placements != owner._spec.placements:
-        tensor = tensor.redistribute(owner._spec.mesh, owner._spec.placements)
-    local = tensor._local_tensor
-    return local.wait() if hasattr(local, "trigger_wait") else local  # a collective may still be running
+    sharded: Any = tensor
+    if sharded._spec.placements != owner._spec.placements:
+        sharded = sharded.redistribute(owner._spec.mesh, owner._spec.placements)
+    local = sharded._local_tensor
+    part: Tensor = local.wait() if hasattr(local, "trigger_wait") else local  # a collective may still be running
+    return part

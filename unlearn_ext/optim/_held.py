@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from itertools import repeat
 from operator import is_, is_not
 
@@ -24,6 +25,11 @@ class HeldGradients:
         scaled: whether a ``GradScaler`` scaled f1; ∇f1 itself is unscaled already.
         under_zero: whether ``ZeroRedundancyOptimizer`` made the optimizer on a part of the parameters.
     """
+
+    params: list[Tensor]
+    grads: list[Tensor | None]
+    value: Tensor | None
+    scaled: bool
 
     def __init__(self) -> None:
         self.under_zero = False
@@ -74,16 +80,16 @@ class HeldGradients:
 
     def release(self) -> None:
         """Drop f1 and ∇f1."""
-        self.params: list[Tensor] = []
-        self.grads: list[Tensor | None] = []
-        self.value: Tensor | None = None
+        self.params = []
+        self.grads = []
+        self.value = None
         self.scaled = False
 
     def restore(self, value: Tensor, params: list[Tensor], grads: list[Tensor | None]) -> None:
         """Hold the f1 and ∇f1 of a checkpoint."""
         self.value, self.params, self.grads = value, params, grads
 
-    def consume(self, grads: list[Tensor | None], held: list[Tensor | None]) -> None:
+    def consume(self, grads: Sequence[Tensor | None], held: Sequence[Tensor | None]) -> None:
         """Remember a gradient that a step used, to detect in :meth:`hold` that it was not zeroed."""
         both = (grad for grad, g1 in zip(grads, held, strict=True) if grad is not None and g1 is not None)
         witness = next(both, None)
@@ -99,7 +105,7 @@ class HeldGradients:
         witness, version = self._consumed or (lambda: None, 0)
         grad = witness()
         row = None if grad is None else next((row for row, g in enumerate(grads) if g is grad), None)
-        if row is None or not is_grad_alone(params[row], known=2):  # known=2: grads and grad refer to it
+        if grad is None or row is None or not is_grad_alone(params[row], known=2):  # grads and grad refer to it
             return
         writes = grad._version - version
         plain = type(grad) is Tensor  # a DTensor counts no in-place write: they go to its local tensor

@@ -40,11 +40,11 @@ def is_grad_alone(param: Tensor, known: int) -> bool:
         param: a parameter with a gradient.
         known: number of references to the gradient that the caller has.
     """
-    return getrefcount(param.grad) <= _OF_A_PARAMETER + known and not _is_shared(param.grad, owners=2)
+    return getrefcount(param.grad) <= _OF_A_PARAMETER + known and not _is_shared(param.grad, owners=2)  # type: ignore[arg-type]
 
 
 def _is_shared(grad: Tensor, owners: int = 1) -> bool:
-    if grad._use_count() > owners:  # a view keeps its base alive
+    if grad._use_count() > owners:  # type: ignore[attr-defined]  # a view keeps its base alive
         return True
     if type(grad) is not Tensor or grad.layout is not torch.strided:  # a DTensor gradient always has new memory
         return False

@@ -5,6 +5,8 @@ Projecting onto the half-space of a noisy g1 does little for the full-data const
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ class Smoothing:
         return self.value_decay > 0 or self.grad_decay > 0
 
     def apply(
-        self, value: Tensor, grads: list[Tensor | None], averages: list[Tensor | None], kept: dict[str, Tensor]
+        self, value: Tensor, grads: Sequence[Tensor | None], averages: Sequence[Tensor | None], kept: dict[str, Tensor]
     ) -> Tensor:
         """Replace f1 and g1 by their averages including this step; :meth:`keep` then stores the averages.
 

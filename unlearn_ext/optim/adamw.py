@@ -1,15 +1,16 @@
 """Constrained AdamW, with the metric P = diag(√v̂ + eps)."""
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from ..ops.layout import Rule
 from ._constraint import Constraint, ControlFunction
 from ._distributed import Replicas
 from ._smoothing import Smoothing
-from .base import EpsilonOptimizer, not_negative
+from .base import EpsilonOptimizer, States, not_negative
 
 __all__ = ["EpsilonAdamW"]
 
@@ -46,7 +47,7 @@ class EpsilonAdamW(EpsilonOptimizer):
 
     def __init__(
         self,
-        params: Iterable,
+        params: ParamsT,
         lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -76,12 +77,12 @@ class EpsilonAdamW(EpsilonOptimizer):
         smoothing = Smoothing(constraint_ema, constraint_grad_ema)
         super().__init__(params, defaults, Constraint(control, max_norm, lambda_max, fused, smoothing, process_group))
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:  # a checkpoint of torch.optim.AdamW has none
             group.setdefault("constraint_weight", self.defaults["constraint_weight"])
 
-    def _check_loadable(self, group: dict) -> None:
+    def _check_loadable(self, group: dict[str, Any]) -> None:
         coupled = group.get("weight_decay") and not group.get("decoupled_weight_decay", True)
         if group.get("amsgrad") or coupled:
             option = "amsgrad=True" if group.get("amsgrad") else "weight decay that is part of the gradient"
@@ -90,7 +91,7 @@ class EpsilonAdamW(EpsilonOptimizer):
                 "of a torch.optim.AdamW without it"
             )
 
-    def _hyper(self, group: dict) -> list[float | Tensor]:
+    def _hyper(self, group: dict[str, Any]) -> list[float | Tensor]:
         return [
             group["lr"],
             *group["betas"],
@@ -101,7 +102,7 @@ class EpsilonAdamW(EpsilonOptimizer):
             group["constraint_weight"],
         ]
 
-    def _state_of(self, params: list[Tensor], groups: list[int]) -> tuple[list[Tensor | None], ...]:
+    def _state_of(self, params: list[Tensor], groups: list[int]) -> States:
         states = self._states(params)
         for param, state in zip(params, states, strict=True):
             if not state:

@@ -2,18 +2,20 @@
 
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from itertools import chain, repeat
 from operator import is_
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias, TypeVar, overload
 
 import torch
 from torch import Tensor
+from torch._C._autograd import _profiler_enabled
+from torch._compile import _disable_dynamo
 from torch.amp import GradScaler
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.optim.optimizer import ParamsT, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ..ops.layout import Operands, Rule
 from . import _compiled, _distributed
@@ -21,7 +23,10 @@ from ._amp import refuse_unscaled, unscale_
 from ._constraint import Constraint, ControlFunction
 from .control import StepStats
 
-__all__ = ["KEPT", "EpsilonOptimizer", "not_negative"]
+__all__ = ["KEPT", "EpsilonOptimizer", "States", "not_negative"]
+
+T = TypeVar("T")
+States: TypeAlias = tuple[Sequence[Tensor | None], Sequence[Tensor | None], Sequence[Tensor | None]]
 
 
 def not_negative(owner: str, **options: float | Tensor) -> None:
@@ -37,7 +42,7 @@ def not_negative(owner: str, **options: float | Tensor) -> None:
 KEPT = "constraint"
 
 
-def _keep_adapted(optimizer: "EpsilonOptimizer", state_dict: dict) -> None:
+def _keep_adapted(optimizer: "EpsilonOptimizer", state_dict: dict[str, Any]) -> None:
     """Check a state dict and remember it for :meth:`EpsilonOptimizer.__setstate__`.
 
     This is the last pre-hook, so it sees the changes that the user's hooks made to the state dict.
@@ -68,13 +73,13 @@ class EpsilonOptimizer(Optimizer):
     #: Options that checkpoints of older torch versions do not have, with the value that then applied.
     _former_options: ClassVar[dict[str, Any]] = {"maximize": False}
 
-    def __init__(self, params: Iterable, defaults: dict, constraint: Constraint) -> None:
+    def __init__(self, params: ParamsT, defaults: dict[str, Any], constraint: Constraint) -> None:
         constraint.held.under_zero = _distributed.made_by_zero()
         if constraint.held.under_zero and constraint.control is not None:
             _distributed.refuse_zero()
         self._constraint = constraint
         self._number = _compiled.register(self)
-        self._loading: dict | None = None
+        self._loading: dict[str, Any] | None = None
         super().__init__(params, defaults)
 
     @property
@@ -87,7 +92,7 @@ class EpsilonOptimizer(Optimizer):
         return sys._getframe(1).f_globals.get("__name__") == GradScaler.__module__
 
     @staticmethod
-    def profile_hook_step(func: Callable) -> Callable:
+    def profile_hook_step(func: Callable[..., T]) -> Callable[..., T]:
         """Wrap ``step()`` so that torch's own wrapper runs only if there is a hook, a profiler or a compiler.
 
         Otherwise torch's wrapper would take a tenth of the time of a step of 300 small tensors.
@@ -95,10 +100,10 @@ class EpsilonOptimizer(Optimizer):
         observed = Optimizer.profile_hook_step(func)
 
         @wraps(func)
-        def step(self: "EpsilonOptimizer", *args: Any, **kwargs: Any) -> Any:
+        def step(self: "EpsilonOptimizer", *args: Any, **kwargs: Any) -> T:
             hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
             hooks = hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks
-            if hooks or torch.compiler.is_compiling() or torch.autograd._profiler_enabled():
+            if hooks or torch.compiler.is_compiling() or _profiler_enabled():
                 return observed(self, *args, **kwargs)
             return func(self, *args, **kwargs)
 
@@ -118,7 +123,7 @@ class EpsilonOptimizer(Optimizer):
         # Stored under another name, because torch.compile guards every number in an optimizer's param_groups.
         self._groups = groups
 
-    def add_param_group(self, param_group: dict) -> None:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as in torch; its parameters take part from the next step on."""
         super().add_param_group(param_group)
         self.param_groups[-1][KEPT] = self._constraint.kept
@@ -143,7 +148,7 @@ class EpsilonOptimizer(Optimizer):
         self._adopt()
         return self._constraint.kept["skipped_steps"].clone()
 
-    @torch._disable_dynamo  # it reads reference counts, which a compiler cannot trace
+    @_disable_dynamo  # it reads reference counts, which a compiler cannot trace
     def hold_constraint(self, value: Tensor, scaler: GradScaler | None = None) -> None:
         """Take every ``p.grad`` as ∇f1, and set ``p.grad`` to ``None`` for the objective.
 
@@ -172,8 +177,14 @@ class EpsilonOptimizer(Optimizer):
             refuse_unscaled(self, scaler)
         self._constraint.hold(value, self._params(), scaler)
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], T]) -> T: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], T] | None = None) -> T | None:
         """Take one constrained step; if a value of g1, g2 or f1 is not finite, write nothing and count a skipped step.
 
         Args:
@@ -205,14 +216,14 @@ class EpsilonOptimizer(Optimizer):
         if len(operands):
             self._unscale(operands.grads)
             hyper = [self._hyper(group) for group in self.param_groups]
-            device = operands.params[0].device
-            self._constraint.run(self._rule, operands, hyper, device, self._averages(operands.params))
+            params: Sequence[Tensor] = operands.params  # type: ignore[assignment]  # only a projection has none
+            self._constraint.run(self._rule, operands, hyper, params[0].device, self._averages(params))
 
     def _write_values(self, constrained: bool, hyper: Tensor, control: Tensor) -> None:
         """Write the current learning rates, ε and other numbers to the buffers of a compiled step."""
         self._constraint.write_values([self._hyper(group) for group in self.param_groups], constrained, hyper, control)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Return torch's state dict, extended by the state of the constraint.
 
         Every group has ``"constraint"``, a dict of 0-d tensors that is the same for all groups: the count of skipped
@@ -221,27 +232,29 @@ class EpsilonOptimizer(Optimizer):
         with self._held_in_public():
             return super().state_dict()
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict as torch does, but keep each state's saved dtype, and restore the held f1 and ∇f1.
 
         Raises:
             ValueError: the parameter groups do not match this optimizer's, or the state dict uses an option of the
                 torch optimizer that is not supported here, such as ``amsgrad``. Nothing is loaded then.
         """
-        handle = self.register_load_state_dict_pre_hook(_keep_adapted)  # after the user's hooks, which may adapt it
+        handle = self.register_load_state_dict_pre_hook(  # after the user's hooks, which may adapt it
+            _keep_adapted  # type: ignore[arg-type]  # it gets this optimizer
+        )
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
             self._loading = None
 
-    def _check_loadable(self, group: dict) -> None:
+    def _check_loadable(self, group: dict[str, Any]) -> None:
         """Raise ``ValueError`` for a saved group whose state has another meaning in this optimizer."""
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_constraint": self._constraint}
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         self.param_groups = state.pop("param_groups")  # torch would write it to __dict__ and bypass the property
         super().__setstate__(state)
@@ -250,12 +263,13 @@ class EpsilonOptimizer(Optimizer):
         for group in self.param_groups:
             for option, value in self._former_options.items():
                 group.setdefault(option, value)
-        if self.__dict__.setdefault("_loading", None) is not None:  # here, so that the user's post-hooks come after it
-            self._take_up(self._loading)
+        saved = self.__dict__.setdefault("_loading", None)
+        if saved is not None:  # here, so that the user's post-hooks come after it
+            self._take_up(saved)
         for group in self.param_groups:
             group[KEPT] = self._constraint.kept
 
-    def _take_up(self, saved: dict) -> None:
+    def _take_up(self, saved: dict[str, Any]) -> None:
         """Load the state in its saved dtype, and the constraint's persistent and held values."""
         params = self._params()
         names = chain.from_iterable(group["params"] for group in saved["param_groups"])
@@ -303,7 +317,7 @@ class EpsilonOptimizer(Optimizer):
             for param, _, before in held:
                 self.state.pop(param) if before is None else self.state.update({param: before})
 
-    def _unscale(self, grads: list[Tensor | None]) -> None:
+    def _unscale(self, grads: Sequence[Tensor | None]) -> None:
         """Unscale ∇f2 if ``GradScaler.step`` left that to the optimizer by setting ``grad_scale``."""
         if not hasattr(self, "grad_scale"):
             return
@@ -315,7 +329,7 @@ class EpsilonOptimizer(Optimizer):
         if self.grad_scale is not None:
             unscale_(grads, self.grad_scale)
 
-    def _averages(self, params: list[Tensor]) -> list[Tensor] | None:
+    def _averages(self, params: Sequence[Tensor]) -> list[Tensor] | None:
         """Return the moving averages of g1, created as zeros; ``None`` if g1 is not smoothed."""
         if not self._constraint.smoothing.grad_decay:
             return None
@@ -328,7 +342,7 @@ class EpsilonOptimizer(Optimizer):
     def _params(self) -> list[Tensor]:
         return list(chain.from_iterable([group["params"] for group in self._groups]))
 
-    def _states(self, params: list[Tensor]) -> list[dict]:
+    def _states(self, params: Sequence[Tensor]) -> list[dict[str, Any]]:
         """Return the state of each parameter.
 
         Skips the lookups if ``self.state`` is in the order of ``params``: looking up a tensor is slow.
@@ -347,16 +361,17 @@ class EpsilonOptimizer(Optimizer):
             rows = [
                 row for row in zip(params, grads, held, groups, strict=True) if row[1] is not None or row[2] is not None
             ]
-            params, grads, held, groups = ([row[column] for row in rows] for column in range(4))
+            params, grads = [row[0] for row in rows], [row[1] for row in rows]
+            held, groups = [row[2] for row in rows], [row[3] for row in rows]
         states = self._state_of(params, groups)
         return Operands(params, grads, held, *states, groups)
 
     @abstractmethod
-    def _hyper(self, group: dict) -> list[float | Tensor]:
+    def _hyper(self, group: dict[str, Any]) -> list[float | Tensor]:
         """Return the group's values, in the order of ``layout.Hyper``."""
 
     @abstractmethod
-    def _state_of(self, params: list[Tensor], groups: list[int]) -> tuple[list[Tensor | None], ...]:
+    def _state_of(self, params: list[Tensor], groups: list[int]) -> States:
         """Return first moments, second moments and step counters of the parameters; create missing ones.
 
         Args:

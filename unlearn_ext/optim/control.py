@@ -6,13 +6,15 @@ A control is one of the two classes below, or any callable ``(StepStats) -> 0-d 
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite, nan
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
 from ..ops.layout import Kind
 
 __all__ = ["EpsilonGap", "GradientNorm", "StepStats"]
+
+T = TypeVar("T")
 
 
 class StepStats(NamedTuple):
@@ -93,7 +95,7 @@ class EpsilonGap:
         return (float(Kind.EPSILON_GAP), self.epsilon, alpha, self.rate, self.delta, self.integral, _cap(self.cap))
 
 
-def _check(name: str, value: object, good: Callable[[object], bool]) -> None:
+def _check(name: str, value: T | Tensor, good: Callable[[T], bool]) -> None:
     if not isinstance(value, Tensor) and not good(value):  # reading a tensor's value would synchronise
         raise ValueError(f"control: {name}={value!r} is out of range; see the docstring of the control function")
 

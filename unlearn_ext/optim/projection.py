@@ -1,9 +1,8 @@
 """The projection alone, for use before any optimizer."""
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from ..ops.layout import Hyper, Operands, Rule
 from ._constraint import Constraint, ControlFunction
@@ -35,7 +34,7 @@ class EpsilonProjection:
 
     def __init__(
         self,
-        params: Iterable,
+        params: ParamsT,
         control: ControlFunction,
         *,
         lr: float = 1.0,
@@ -74,5 +73,5 @@ class EpsilonProjection:
                 param.grad = torch.zeros_like(param)
         none = [None] * len(rows)
         operands = Operands(none, [p.grad for p, _ in rows], [g1 for _, g1 in rows], none, none, none, [0] * len(rows))
-        hyper = [[self.lr if column is Hyper.LR else 0.0 for column in Hyper]]
+        hyper: list[list[float | Tensor]] = [[self.lr if column is Hyper.LR else 0.0 for column in Hyper]]
         self._constraint.run(Rule.PROJECT, operands, hyper, self.params[0].device)

@@ -1,16 +1,16 @@
 """Constrained SGD, with the metric P = I."""
 
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from ..ops.layout import Rule
 from ._constraint import Constraint, ControlFunction
 from ._distributed import Replicas
 from ._smoothing import Smoothing
-from .base import EpsilonOptimizer, not_negative
+from .base import EpsilonOptimizer, States, not_negative
 
 __all__ = ["EpsilonSGD"]
 
@@ -45,7 +45,7 @@ class EpsilonSGD(EpsilonOptimizer):
 
     def __init__(
         self,
-        params: Iterable,
+        params: ParamsT,
         lr: float | Tensor = 1e-3,
         momentum: float = 0.0,
         dampening: float = 0.0,
@@ -75,7 +75,7 @@ class EpsilonSGD(EpsilonOptimizer):
         smoothing = Smoothing(constraint_ema, constraint_grad_ema)
         super().__init__(params, defaults, Constraint(control, max_norm, lambda_max, fused, smoothing, process_group))
 
-    def _hyper(self, group: dict) -> list[float | Tensor]:
+    def _hyper(self, group: dict[str, Any]) -> list[float | Tensor]:
         return [
             group["lr"],
             group["momentum"],
@@ -102,7 +102,7 @@ class EpsilonSGD(EpsilonOptimizer):
             )
         super()._write_values(constrained, hyper, control)
 
-    def _state_of(self, params: list[Tensor], groups: list[int]) -> tuple[list[Tensor | None], ...]:
+    def _state_of(self, params: list[Tensor], groups: list[int]) -> States:
         none = [None] * len(params)
         if not any(self._keeps):
             return none, none, none
