@@ -25,7 +25,7 @@ help:
 	@echo "make bench    time the step against its peers on this CPU (and GPU); about 10 minutes"
 	@echo "make gpu-check  with a GPU, CUDA and torch, and no network: build, CUDA tests, sanitizers, benchmarks"
 	@echo "make docs     build the documentation (build/docs/index.html); a warning is an error"
-	@echo "make lint     check style, docstrings and which module imports which"
+	@echo "make lint     check style, docstrings, types, and which module imports which"
 	@echo "make install  only make the environment, in $(VENV)"
 	@echo "make clean    remove the environment and what was built"
 

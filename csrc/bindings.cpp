@@ -24,7 +24,7 @@ Rule rule_of(int rule) {
     return Rule(rule);
 }
 
-// `blocks`: addresses of hyper, control, partials, sums and report, as ops.py made them.
+// `blocks`: addresses of hyper, control, partials, sums and report, as ops/_kernels.py made them.
 Job make_job(int rule, const Table& table, int64_t n_groups, std::array<uintptr_t, 5> blocks, py::handle constraint) {
     if (!groups_fit(table.rows(), n_groups))
         throw py::value_error("step: groups must ascend from 0 and stay below the " + std::to_string(n_groups) + " rows of hyper");

@@ -69,7 +69,7 @@ def check(rule: Rule, operands: Operands) -> None:
 
 
 def _owners(rule: Rule, operands: Operands) -> Sequence[Tensor]:
-    """Return the tensors that the step is one of."""
+    """Return the tensors that the step changes: the directions of a projection, else the parameters."""
     return operands.grads if rule is Rule.PROJECT else operands.params  # type: ignore[return-value]  # none is None
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .._version import __version__
+
 __all__ = ["build_info", "kernels", "missing", "why_not"]
 
 
@@ -50,8 +52,6 @@ def build_info() -> dict[str, object]:
         ``cuda_compiled`` (bool), ``cuda_archs``, ``cuda_available`` (torch sees a CUDA device) and ``why``: a list of
         sentences, one for each kind of kernel that is not used.
     """
-    from .._version import __version__
-
     cuda = torch.cuda.is_available()
     reasons = {"CPU kernels": why_not(torch.device("cpu")), "CUDA kernels": why_not(torch.device("cuda"))}
     if not cuda and not reasons["CUDA kernels"]:

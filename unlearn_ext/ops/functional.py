@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .layout import Control, Hyper, Kind, Operands, Report, Rule, Sum
-from .registration import fake, operator
-from .two_phase import TwoPhase, check_devices
+from .registration import check_devices, fake, fake_in_place, operator
+from .two_phase import TwoPhase
 
 __all__ = [
     "GIVEN_PSI",
@@ -161,37 +161,8 @@ def adamw_step_(
     _step(Rule.ADAMW, operands, hyper, control, report, fused)
 
 
-@fake("sgd_step_")
-def _(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor | None],
-    constraint_grads: Sequence[Tensor | None],
-    momentum_buffers: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    groups: Sequence[int],
-    hyper: Tensor,
-    control: Tensor,
-    report: Tensor,
-    fused: bool | None = None,
-) -> None:
-    check_devices(*params, *grads, *constraint_grads, *momentum_buffers, *steps, hyper, control, report)
-
-
-@fake("adamw_step_")
-def _(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor | None],
-    constraint_grads: Sequence[Tensor | None],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    groups: Sequence[int],
-    hyper: Tensor,
-    control: Tensor,
-    report: Tensor,
-    fused: bool | None = None,
-) -> None:
-    check_devices(*params, *grads, *constraint_grads, *exp_avgs, *exp_avg_sqs, *steps, hyper, control, report)
+fake("sgd_step_")(fake_in_place)
+fake("adamw_step_")(fake_in_place)
 
 
 def _step(rule: Rule, operands: Operands, hyper: Tensor, control: Tensor, report: Tensor, fused: bool | None) -> None:

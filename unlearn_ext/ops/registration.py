@@ -6,8 +6,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["P", "T", "fake", "operator"]
+__all__ = ["P", "T", "check_devices", "fake", "fake_in_place", "operator"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -48,6 +49,21 @@ def fake(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Register a function that the operator ``name`` runs on fake tensors, which have shapes but no values."""
     register: Callable[[Callable[P, T]], Callable[P, T]] = torch.library.register_fake(f"unlearn_ext::{name}")
     return register
+
+
+def check_devices(*tensors: Tensor | None) -> None:
+    """Raise ``RuntimeError`` if the tensors are on several devices.
+
+    For fake implementations: with one meta tensor among real ones, torch runs only the fake and changes nothing.
+    """
+    devices = {tensor.device for tensor in tensors if tensor is not None}
+    if len(devices) > 1:
+        raise RuntimeError(f"step: tensors are on {' and '.join(sorted(map(str, devices)))}; move them to one device")
+
+
+def fake_in_place(*args: Any, **kwargs: Any) -> None:
+    """Do what an in-place operator does on fake tensors: only check that all of them are on one device."""
+    check_devices(*(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)))
 
 
 def _without_derivative(registered: Callable[..., T]) -> Callable[..., T]:

@@ -8,7 +8,7 @@ from ._kernels import CpuKernels, CudaKernels
 from .extension import why_not
 from .layout import Control, Hyper, Operands, Report, Rule, Sum
 
-__all__ = ["TwoPhase", "check_devices"]
+__all__ = ["TwoPhase"]
 
 
 class TwoPhase:
@@ -103,13 +103,3 @@ def _checked(name: str, tensor: Tensor, like: Tensor) -> Tensor:
             f"not {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
         )
     return tensor
-
-
-def check_devices(*tensors: Tensor | None) -> None:
-    """Raise ``RuntimeError`` if the tensors are on several devices.
-
-    For fake implementations: with one meta tensor among real ones, torch runs only the fake and changes nothing.
-    """
-    devices = {tensor.device for tensor in tensors if tensor is not None}
-    if len(devices) > 1:
-        raise RuntimeError(f"step: tensors are on {' and '.join(sorted(map(str, devices)))}; move them to one device")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..ops.layout import Operands, Rule
-from ..ops.registration import fake, operator
-from ..ops.two_phase import TwoPhase, check_devices
+from ..ops.registration import fake, fake_in_place, operator
+from ..ops.two_phase import TwoPhase
 from . import _distributed
 from ._constraint import Constraint
 
@@ -93,22 +93,7 @@ def optimizer_step_(
     optimizer._constraint.held.consume(grads, constraint_grads)
 
 
-@fake("optimizer_step_")
-def _(
-    owner: int,
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor | None],
-    constraint_grads: Sequence[Tensor | None],
-    firsts: Sequence[Tensor],
-    first_rows: Sequence[int],
-    seconds: Sequence[Tensor],
-    second_rows: Sequence[int],
-    steps: Sequence[Tensor],
-    step_rows: Sequence[int],
-    *others: Any,
-) -> None:
-    _groups, _constraint, *blocks = others
-    check_devices(*params, *grads, *constraint_grads, *firsts, *seconds, *steps, *blocks)
+fake("optimizer_step_")(fake_in_place)
 
 
 def step(optimizer: "Steppable", number: int) -> None:

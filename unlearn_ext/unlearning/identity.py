@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .._version import __version__
 from ..data.augment import Augment
 from ..models import I2IModel
 from .batches import Task
@@ -26,8 +27,6 @@ def known(family: str, settings: Settings, **asked: Any) -> dict[str, Any]:
         settings: of the training.
         asked: what else was asked for; numbers, strings and lists of them.
     """
-    from .._version import __version__
-
     trained = {name: value for name, value in asdict(settings).items() if name != "memory"}
     return {"version of unlearn_ext": __version__, "family": family, **trained, **asked}
 

@@ -50,7 +50,7 @@ OUTPUTS = Outputs(
         "sources.json", "metrics.csv", "report.html", *(f"figures/{name}" for name in _FIGURES),
     ),
 )  # fmt: skip
-HELD_OUT = ("forget_validation", "retain_validation")
+_HELD_OUT = ("forget_validation", "retain_validation")
 
 
 def sweep(
@@ -72,11 +72,11 @@ def sweep(
 ) -> ParetoFront:
     """Return both boundaries, and models with min f2 s.t. f1 ≤ ε for ε between them.
 
-    A few anchors are trained, one after the other from the unmodified model on, with the optimizer's state kept. The
-    last one is the highest boundary, where f1 comes to rest at f1* (Phase I). All other models are mixtures on straight
-    lines between anchors, see :class:`unlearn_ext.unlearning.dial.Dial`: the lowest boundary, where f2 first costs more
-    than ``F2_TOLERANCE``, and those at the ε that are asked for (Phase II). A model is trained for an ε only where the
-    mixture is worse than an anchor in both f1 and f2.
+    A few anchors are trained, one after the other, from the unmodified model on; the optimizer's state is kept. The
+    last anchor is the most forgotten model, where f1 comes to rest at f1* (Phase I). All other models are mixtures on
+    straight lines between anchors, see :class:`unlearn_ext.unlearning.dial.Dial`: the least forgotten model, where f2
+    reaches ``SCHEDULE.f2_tolerance`` (Phase I), and one for each ε that is asked for (Phase II). A model is trained for
+    an ε only where the mixture is worse than an anchor in both f1 and f2.
 
     Where ``torch.distributed`` is initialised, call it in every process with the same arguments: each works on its
     share of every minibatch, all find the same models, and the first writes.
@@ -116,7 +116,7 @@ def sweep(
         check_epsilon(epsilon)
     check_model(model)
     check_task(task)
-    sets = {"forget": forget, "retain": retain, **dict(zip(HELD_OUT, held_out or (), strict=False))}
+    sets = {"forget": forget, "retain": retain, **dict(zip(_HELD_OUT, held_out or (), strict=False))}
     for name, images in sets.items():
         check_images(name.replace("_", " "), images, model)
     run = {} if out is None else identity(model, sets, task, augment, settings, **wanted(points, epsilons))
