@@ -10,9 +10,9 @@ __all__ = ["UserError", "first_ten", "require"]
 
 
 class UserError(ValueError):
-    """Input that cannot be worked with. The message is one sentence that says what is wrong and what to do.
+    """Input that cannot be used. The message is one sentence that says what is wrong and what to do.
 
-    Where it is about several things, they are listed below it, a line each.
+    If several items are wrong, they are listed below the sentence, one per line.
     """
 
 
@@ -20,17 +20,17 @@ def require(module: str, extra: str) -> ModuleType:
     """Import an optional dependency.
 
     Args:
-        module: name to import, for example ``"diffusers"``.
-        extra: the extra of this package that brings it, for example ``"images"``.
+        module: name of the module, for example ``"diffusers"``.
+        extra: the extra of this package that installs it, for example ``"images"``.
 
     Raises:
-        UserError: the module is not installed; the sentence names the extra.
+        UserError: the module is not installed; the message names the extra.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
-            raise  # the module is there, but something under it is broken: that is not a missing extra
+            raise  # the module exists, but one of its own imports failed: not a missing extra
         package = module.partition(".")[0]
         raise UserError(
             f"{package} is not installed; it comes with the extra `{extra}`: pip install 'unlearn-ext[{extra}]'"
@@ -38,6 +38,6 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def first_ten(lines: Sequence[str]) -> str:
-    """Lines to put below a sentence: the first ten, and how many more there are."""
+    """Return lines to put below a message: the first ten, and the number of the others."""
     more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
     return "".join(f"\n  {line}" for line in [*lines[:10], *more])

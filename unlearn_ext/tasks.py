@@ -1,4 +1,4 @@
-"""T(x): what is taken away from an image before the model must give it back."""
+"""Tasks T(x): the part of an image that is masked before the model must reconstruct it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["TASKS", "CenterCrop", "Outpaint", "RandomMask", "Reconstruct", "Task
 
 
 class Task(ABC):
-    """What is hidden from the model; what is hidden is filled with 0, the middle grey of images in [-1, 1].
+    """A task that hides part of an image; hidden pixels are set to 0, the middle grey of images in [-1, 1].
 
     Attributes:
-        name: as it is typed.
-        example: of how it is typed.
+        name: name on the command line.
+        example: an example for the command line.
     """
 
     name: ClassVar[str]
@@ -27,10 +27,10 @@ class Task(ABC):
 
     @abstractmethod
     def mask(self, images: torch.Tensor) -> torch.Tensor:
-        """Bool [N, 1, H, W], or [1, 1, H, W] where it is the same for all, of images [N, C, H, W]: True is hidden."""
+        """Return the mask of images [N, C, H, W], True where hidden: bool [N, 1, H, W], or [1, 1, H, W] if shared."""
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [N, C, H, W] without what is hidden; the input is not written to."""
+        """Return images [N, C, H, W] with the hidden pixels set to 0; the input is not changed."""
         return images.masked_fill(self.mask(images), 0)
 
     def __str__(self) -> str:
@@ -39,12 +39,12 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class CenterCrop(Task):
-    """A square in the middle is hidden.
+    """A task that hides the centre of the image.
 
-    Its side is ``round(fraction · side)`` pixels along each axis; 0.5 hides a quarter of the area.
+    Along each axis, ``round(fraction · side)`` pixels are hidden; 0.5 hides a quarter of the area.
 
     Attributes:
-        fraction: of a side that is hidden, in (0, 1].
+        fraction: hidden fraction of each side, in (0, 1].
 
     Raises:
         UserError: the fraction is outside (0, 1].
@@ -58,16 +58,16 @@ class CenterCrop(Task):
         _check_fraction(self)
 
     def mask(self, images: torch.Tensor) -> torch.Tensor:
-        """Bool [1, 1, H, W]."""
+        """Return the mask, bool [1, 1, H, W]."""
         return _middle(images, self.fraction)
 
 
 @dataclass(frozen=True)
 class Outpaint(Task):
-    """All but a square in the middle is hidden: what ``CenterCrop`` of the same fraction hides, this one keeps.
+    """A task that hides all but the centre of the image, the inverse of ``CenterCrop`` of the same fraction.
 
     Attributes:
-        fraction: of a side that is kept, in (0, 1]; 0.5 keeps a quarter of the area.
+        fraction: visible fraction of each side, in (0, 1]; 0.5 keeps a quarter of the area.
 
     Raises:
         UserError: the fraction is outside (0, 1].
@@ -81,26 +81,25 @@ class Outpaint(Task):
         _check_fraction(self)
 
     def mask(self, images: torch.Tensor) -> torch.Tensor:
-        """Bool [1, 1, H, W]."""
+        """Return the mask, bool [1, 1, H, W]."""
         return ~_middle(images, self.fraction)
 
 
 @dataclass(frozen=True)
 class RandomMask(Task):
-    """Cells of a square grid are hidden, ``round(fraction · grid²)`` of them, chosen anew for every image.
+    """A task that hides ``round(fraction · grid²)`` random cells of a square grid, different for every image.
 
-    The choice is drawn from the seed and the image's own pixels. So an image has one mask, in whatever batch and order
-    it comes: the targets of the objectives, computed once, stay true, and a model given the mask sees the same cells as
-    its frozen copy.
+    The cells depend only on the seed and the image's pixels. So an image has the same mask in every batch and order:
+    the targets of the objectives can be computed once, and a model and its frozen copy see the same cells.
 
     Attributes:
-        fraction: of the area that is hidden, in (0, 1].
-        grid: cells along a side; 14 are the patches of a ViT/16 at 224 pixels. Where it does not divide the side, cells
-            differ by a pixel.
-        seed: of the choice.
+        fraction: hidden fraction of the cells, in (0, 1].
+        grid: cells along a side; 14 gives the patches of a ViT/16 at 224 pixels. If it does not divide the side, cell
+            sizes differ by one pixel.
+        seed: random seed.
 
     Raises:
-        UserError: the fraction is outside (0, 1], or the grid has no cell.
+        UserError: the fraction is outside (0, 1], or the grid is smaller than 1.
     """
 
     name: ClassVar[str] = "random-mask"
@@ -115,10 +114,10 @@ class RandomMask(Task):
             raise UserError(f"random-mask needs a grid of at least one cell along a side, not {self.grid}.")
 
     def mask(self, images: torch.Tensor) -> torch.Tensor:
-        """Bool [N, 1, H, W].
+        """Return the masks, bool [N, 1, H, W].
 
         Raises:
-            UserError: the grid is finer than the pixels.
+            UserError: the grid has more cells along a side than the image has pixels.
         """
         height, width = images.shape[-2:]
         if self.grid > min(height, width):
@@ -132,7 +131,7 @@ class RandomMask(Task):
         return cells[:, None, rows[:, None], columns].to(images.device)
 
     def _cells(self, generator: torch.Generator) -> torch.Tensor:
-        """Bool [grid, grid], on the CPU."""
+        """Return the hidden cells of one image, bool [grid, grid], on the CPU."""
         hidden = torch.zeros(self.grid**2, dtype=torch.bool)
         hidden[torch.randperm(self.grid**2, generator=generator)[: round(self.fraction * self.grid**2)]] = True
         return hidden.view(self.grid, self.grid)
@@ -140,13 +139,13 @@ class RandomMask(Task):
 
 @dataclass(frozen=True)
 class Reconstruct(Task):
-    """Nothing is hidden: the model gives back what it was given."""
+    """A task that hides nothing: the model reconstructs its input."""
 
     name: ClassVar[str] = "reconstruct"
     example: ClassVar[str] = "reconstruct"
 
     def mask(self, images: torch.Tensor) -> torch.Tensor:
-        """Bool [1, 1, H, W], all False."""
+        """Return the mask, bool [1, 1, H, W], all False."""
         return torch.zeros(1, 1, *images.shape[-2:], dtype=torch.bool, device=images.device)
 
 
@@ -154,10 +153,10 @@ TASKS: dict[str, type[Task]] = {task.name: task for task in (CenterCrop, Outpain
 
 
 def parse(text: str) -> Task:
-    """The task that a text such as ``"center-crop:0.5"`` names; numbers left out have their defaults.
+    """Return the task for a string such as ``"center-crop:0.5"``; omitted numbers have their defaults.
 
     Raises:
-        UserError: no such task, or its numbers cannot be read.
+        UserError: there is no such task, or its numbers cannot be parsed.
     """
     name, *numbers = text.split(":")
     if name not in TASKS:
@@ -180,7 +179,7 @@ def _check_fraction(task: CenterCrop | Outpaint | RandomMask) -> None:
 
 
 def _middle(images: torch.Tensor, fraction: float) -> torch.Tensor:
-    """Bool [1, 1, H, W], True in the square in the middle."""
+    """Return the mask of the centre, bool [1, 1, H, W]."""
     height, width = images.shape[-2:]
     tall, wide = round(fraction * height), round(fraction * width)
     top, left = (height - tall) // 2, (width - wide) // 2

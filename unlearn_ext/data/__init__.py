@@ -1,4 +1,4 @@
-"""Images to forget and images to retain: the built-in sets, and the user's own."""
+"""Images to forget and images to retain: built-in data sets, and loaders for the user's images."""
 
 from .builtin import BUILT_IN, SIDE, labelled, load
 from .columns import load_dataset_columns

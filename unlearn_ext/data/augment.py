@@ -1,4 +1,4 @@
-"""Augmentation: small changes to a training image, drawn anew each time that it comes."""
+"""Augmentation: small random changes to a training image, different each time the image is used."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ Augment = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 def flip(images: torch.Tensor, draw: int) -> torch.Tensor:
-    """Every other image, by chance, is mirrored left to right.
+    """Mirror each image left to right with probability 1/2.
 
     Args:
         images: float [N, C, H, W].
-        draw: the same number gives the same choice.
+        draw: number of the draw; the same number and image give the same choice.
     """
     chosen = [torch.rand((), generator=generator) < 0.5 for generator in generators(images, "flip", draw)]
     return torch.where(torch.stack(chosen)[:, None, None, None], images.flip(-1), images)
 
 
 def shift(images: torch.Tensor, draw: int) -> torch.Tensor:
-    """Every image is moved by up to an eighth of its side each way, its edge pixels repeated.
+    """Translate each image by up to an eighth of its height and width in each direction; repeat edge pixels.
 
     Args:
         images: float [N, C, H, W].
-        draw: the same number gives the same ways.
+        draw: number of the draw; the same number and image give the same translation.
     """
     height, width = images.shape[-2:]
     most = (height // 8, width // 8)
@@ -47,10 +47,10 @@ KNOWN: dict[str, Augment] = {"flip": flip, "shift": shift}
 
 
 def parse(names: Sequence[str]) -> Augment | None:
-    """The augmentations of these names, one after the other; none for no name.
+    """Return a function that applies the named augmentations in order; ``None`` if there are no names.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: a name is unknown.
     """
     for name in names:
         if name not in KNOWN:

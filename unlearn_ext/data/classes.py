@@ -1,4 +1,4 @@
-"""Find the classes that are to be forgotten among those that there are."""
+"""Find the classes to forget among the classes of a data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import UserError
 
 __all__ = ["Label", "choose"]
 
-Label = str | int | float | bool  # or anything else that can be compared, such as a date
+Label = str | int | float | bool  # or any other type with comparison, such as a date
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 
@@ -21,22 +21,22 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 def choose(wanted: str | Sequence[Label], there: Sequence[Label], where: str, *, numbered: bool = False) -> list[Label]:
     """Return the classes to forget.
 
-    Names are equal if they look the same, whether their accents are composed (NFC) or decomposed (NFD). A text stands
-    for a number or a boolean as well: ``"3"`` for 3 and 3.0, ``"true"`` for True. Where it may be a name or a position,
-    it is the name, with a warning.
+    Names that look the same are equal, whether their accents are composed (NFC) or decomposed (NFD). A string also
+    matches a number or a boolean: ``"3"`` matches 3 and 3.0, ``"true"`` matches True. If a string may be a name or a
+    position, it is taken as the name, with a warning.
 
     Args:
-        wanted: the classes; or one text, as it is typed, of classes with commas between them. Names with commas in
-            them are found in it, the longest first.
-        there: all classes that there are, in the order in which a message names them.
-        where: what holds them, for messages.
+        wanted: the classes; or one string, as typed by the user, with commas between the classes. Names that contain
+            commas are recognised, the longest first.
+        there: all classes of the data set, in the order in which messages list them.
+        where: description of the data set for messages.
         numbered: whether a class may also be given by its position in ``there``, from 0.
 
     Returns:
         Members of ``there``, in its order.
 
     Raises:
-        UserError: there is no such class, or none is left to forget or to retain; the sentence lists what there is.
+        UserError: a class does not exist, or none is left to forget or to retain; the message lists the classes.
     """
 
     def find(entry: Label) -> list[Label]:
@@ -63,7 +63,7 @@ def choose(wanted: str | Sequence[Label], there: Sequence[Label], where: str, *,
 
 
 def _named(entry: Label, there: Sequence[Label]) -> list[Label]:
-    """Return the classes of a name: several where these differ in nothing that can be seen."""
+    """Return the classes of a name: several if their names look the same."""
     labels = [label for label in there if _means(entry, label)]
     if labels or not isinstance(entry, str):
         return labels
@@ -90,14 +90,14 @@ def _at_position(entry: Label, there: Sequence[Label]) -> list[Label]:
 
 
 def _number(entry: Label) -> float | None:
-    """Return the number that an entry is or reads as; None for booleans and for names."""
+    """Return an entry as a number; None for booleans and for names."""
     if isinstance(entry, str):
         return float(entry) if _NUMBER.fullmatch(entry.strip()) else None
     return entry if isinstance(entry, (int, float)) and not isinstance(entry, bool) else None
 
 
 def _split(text: str, is_class: Callable[[str], bool]) -> list[str]:
-    """Split a text at commas, but not at those in the names of classes."""
+    """Split a string at commas, but not at commas inside class names."""
     parts, entries = text.split(","), []
     while parts:
         lengths = [length for length in range(len(parts), 1, -1) if is_class(",".join(parts[:length]))]
@@ -108,7 +108,7 @@ def _split(text: str, is_class: Callable[[str], bool]) -> list[str]:
 
 
 def _doubts(entries: Sequence[str], is_class: Callable[[str], bool], positions: Sequence[Label]) -> Iterator[str]:
-    """Yield a sentence for each typed entry that may have been meant otherwise."""
+    """Yield a warning for each typed entry that is ambiguous."""
     for entry in entries:
         if "," in entry and all(map(is_class, entry.split(","))):
             yield (
@@ -121,7 +121,7 @@ def _doubts(entries: Sequence[str], is_class: Callable[[str], bool], positions: 
 
 
 def _twins(meant: Iterable[Label]) -> Iterator[str]:
-    """Yield a sentence for classes whose names look the same."""
+    """Yield a warning for classes whose names look the same."""
     for form, labels in groupby(sorted(meant, key=_composed), key=_composed):
         if len(list(labels)) > 1:
             yield (
@@ -131,7 +131,7 @@ def _twins(meant: Iterable[Label]) -> Iterator[str]:
 
 
 def _shown(label: Label) -> str:
-    """Return a name as a message gives it: in quotes where its edges could not be seen otherwise."""
+    """Return a name for use in a message, quoted if its start or end would be unclear otherwise."""
     text = str(label)
     plain = text and text.isprintable() and text == text.strip() and "," not in text
     return text if plain else json.dumps(text, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Read images in a column of a Hugging Face data set."""
+"""Read images from a column of a Hugging Face data set."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ def load_dataset_columns(
 ) -> ForgetRetain:
     """Divide one loaded split of a ``datasets.Dataset`` by class.
 
-    An image with several labels is forgotten if one of them is to be. An image without a label is in neither set, and a
-    warning counts them: its label is None, NaN, an empty text or list, or -1 where the classes count from 0.
-    Transparency, frames and copies are treated as in :func:`~unlearn_ext.data.load_folders`.
+    An image with several labels is forgotten if one of them is in ``forget_classes``. An image without a label (None,
+    NaN, an empty string or list, or -1 if the classes count from 0) is in neither set; a warning states their number.
+    Transparency, frames and copies are handled as in :func:`~unlearn_ext.data.load_folders`.
 
     Args:
         dataset: a split, for example ``datasets.load_dataset("cifar10", split="train")``.
-        forget_classes: names, numbers or booleans of the classes to forget, or one text of them with commas between
-            them, as it is typed; all others are retained. Names are equal if they look the same (in Unicode's form
-            NFC). A class of a ``ClassLabel`` may be given by its number too; a text is its name first.
-        size: side in pixels that the model works at.
+        forget_classes: names, numbers or booleans of the classes to forget, or one string of them with commas between
+            them; all others are retained. Names that look the same (equal in Unicode form NFC) are equal. A class of a
+            ``ClassLabel`` may also be given by its number; a string is tried as a name first.
+        size: height and width in pixels of the model's images.
         channels: 1 for grey, 3 for RGB.
-        image_column: the column of images; by default the only one that there is.
-        label_column: the column of classes, or of lists of classes; by default the only one of type ``ClassLabel``, or
-            of lists of it, else ``label``.
-        validation: share of each side held out.
-        seed: of the division into training and validation part.
-        skip_bad: leave images that cannot be decoded out, with a warning, rather than stop.
-        memory: GiB of pixels past which a set lies in a file.
+        image_column: the column of images; may be omitted if there is only one.
+        label_column: the column of classes, or of lists of classes; by default the only column of type ``ClassLabel``
+            or of lists of it, or ``label`` if there is no such column.
+        validation: fraction of each set held out for validation.
+        seed: random seed of the split into training and validation images.
+        skip_bad: skip images that cannot be decoded, with a warning, instead of raising.
+        memory: limit in GiB; a larger set of pixels is stored in a file instead of memory.
 
     Raises:
-        UserError: it is not one split, a column or a class is not there, or the images cannot be used.
+        UserError: ``dataset`` is not a single split, a column or class does not exist, or the images cannot be used.
     """
     datasets = require("datasets", "datasets")
     if isinstance(dataset, dict):

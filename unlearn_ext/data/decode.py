@@ -1,4 +1,4 @@
-"""Decode one image, of any kind that Pillow reads, to the pixels that a model takes."""
+"""Decode one image, in any format that Pillow reads, to pixels of the model's size."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Decoded", "decode"]
 
-_NOT_FRAMES = ("MPO", "PSD")  # a photograph with its previews, a picture with its layers: the first is the picture
+_NOT_FRAMES = ("MPO", "PSD")  # further frames are previews (MPO) or layers (PSD) of the first
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks with texts, and with a colour profile
-_XMP = b"XML:com.adobe.xmp\0"  # the one text that may say how the picture is turned
-_KEY_SCALE = {"L;2": 85, "L;4": 17}  # from greys of 2 and of 4 bits to 8
+_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # PNG chunks with text or a colour profile
+_XMP = b"XML:com.adobe.xmp\0"  # the only text chunk that may contain the orientation
+_KEY_SCALE = {"L;2": 85, "L;4": 17}  # factors from 2-bit and 4-bit greys to 8 bits
 
 
 class Decoded(NamedTuple):
@@ -31,8 +31,8 @@ class Decoded(NamedTuple):
 
     Attributes:
         pixels: uint8 [C, size, size].
-        several_frames: whether the file holds several frames or pages, of which these pixels are the first.
-        guessed: largest value of the range that was guessed for its numbers; None where the file says it.
+        several_frames: whether the file has several frames or pages; the pixels are those of the first.
+        guessed: upper end of the value range if it was guessed; None if the file states the range.
     """
 
     pixels: np.ndarray
@@ -43,18 +43,19 @@ class Decoded(NamedTuple):
 def decode(content: Path | BinaryIO, size: int, channels: int) -> Decoded:
     """Decode one image.
 
-    It is turned as its EXIF orientation says. Transparent parts are laid on white. Deep greys are scaled to 8 bits as
-    :func:`~unlearn_ext.data.depth.scaled` says. Of several frames or pages the first is taken. Colour profiles are not
+    The EXIF orientation is applied. Transparent parts become white. Greys of more than 8 bits are scaled by
+    :func:`~unlearn_ext.data.depth.scaled`. Only the first of several frames or pages is used. Colour profiles are not
     applied.
 
     Args:
-        content: a file, or its bytes.
-        size: side in pixels to bring it to, antialiased, without keeping the aspect.
+        content: a path, or the content as a binary file object.
+        size: height and width in pixels of the result; resized with antialiasing, without keeping the aspect ratio.
         channels: 1 for grey, 3 for RGB.
 
     Raises:
-        Exception: whatever Pillow raises for what it cannot decode; ``OSError`` for what cannot be opened;
-            ``ValueError`` with the reason for what is no file, no image, a raw photograph, or of an unknown range.
+        Exception: any exception of Pillow for a file that it cannot decode; ``OSError`` for a file that cannot be
+            opened; ``ValueError`` with the reason for something that is not a file, not an image, a raw photograph, or
+            of an unknown value range.
     """
     pillow = formats.pillow()
     suffix = content.suffix.lower() if isinstance(content, Path) else ""
@@ -70,7 +71,7 @@ def decode(content: Path | BinaryIO, size: int, channels: int) -> Decoded:
             several = getattr(image, "is_animated", False) and image.format not in _NOT_FRAMES
             _scale_key(image)
             image.load()
-            with suppress(Exception):  # the pixels are good; EXIF data that is not says nothing of how to turn them
+            with suppress(Exception):  # with broken EXIF data the pixels are still usable
                 require("PIL.ImageOps", "images").exif_transpose(image, in_place=True)
             opaque, guessed = _in_bytes(image)
             plain = opaque.convert("L" if channels == 1 else "RGB")
@@ -87,27 +88,27 @@ def _opened(content: Path | BinaryIO) -> AbstractContextManager[BinaryIO]:
 
 
 def _without_notes(file: BinaryIO) -> BinaryIO:
-    """Return a PNG without its texts and profile: Pillow refuses a file for one above 1 MB, such as a workflow."""
+    """Return a PNG without text chunks and colour profile, because Pillow rejects a file with one above 1 MB."""
     kept = io.BytesIO()
     kept.write(file.read(len(_PNG)))
     while len(header := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", header)
-        body = file.read(length + 4)  # with the checksum
+        body = file.read(length + 4)  # including the checksum
         if kind not in _NOTES or body.startswith(_XMP):
             kept.write(header + body)
-    kept.write(header)  # what is cut off stays so
+    kept.write(header)  # a truncated file stays truncated
     kept.seek(0)
     return kept
 
 
 def _scale_key(image: Image) -> None:
-    """Bring the transparent colour of a PNG to the depth at which Pillow gives its pixels, which Pillow leaves to us.
+    """Scale the transparent colour of a PNG to the bit depth of the pixels, which Pillow does not do.
 
     Args:
-        image: opened, not loaded.
+        image: opened, not yet loaded.
 
     Raises:
-        ValueError: it has 16-bit colours, of which Pillow gives 8 bits: neighbours of the transparent one would vanish.
+        ValueError: the image has 16-bit colours; Pillow keeps 8 bits, so colours near the transparent one would vanish.
     """
     if image.format != "PNG" or "transparency" not in image.info or not image.tile:
         return
@@ -119,7 +120,7 @@ def _scale_key(image: Image) -> None:
 
 
 def _in_bytes(image: Image) -> tuple[Image, int | None]:
-    """Return the image at 8 bits a channel, and opaque, and the range if it was guessed."""
+    """Return the image, opaque and with 8 bits per channel, and the upper end of the range if it was guessed."""
     if depth.is_deep(image):
         return depth.scaled(image)
     if image.has_transparency_data:

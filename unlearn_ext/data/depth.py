@@ -1,4 +1,4 @@
-"""Scale greys of more than 8 bits to 8."""
+"""Scale grey images of more than 8 bits to 8 bits."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
 __all__ = ["is_deep", "scaled"]
 
 _MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
-_SCALED = ("PNG", "PPM")  # where Pillow's 32-bit mode holds 16 bits: releases before 11 read PNG so
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
-_WHITE_IS_ZERO, _SIGNED = 0, 2  # values of the second and of the third
+_SCALED = ("PNG", "PPM")  # formats whose 16 bits Pillow reads in its 32-bit mode; PNG in releases before 11
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+_WHITE_IS_ZERO, _SIGNED = 0, 2  # a value of _PHOTOMETRIC and one of _SAMPLE_FORMAT
 
 
 def is_deep(image: Image) -> bool:
-    """Return whether the numbers of an image need :func:`scaled`: more than 8 bits a channel, or signed."""
+    """Return whether an image needs :func:`scaled`: it has more than 8 bits per channel, or signed values."""
     return image.mode in _MODES or (image.mode == "L" and _tag(image, _SAMPLE_FORMAT) == _SIGNED)
 
 
 def scaled(image: Image) -> tuple[Image, int | None]:
-    """Scale a deep grey image to 8 bits; a transparent grey becomes white.
+    """Scale a grey image of more than 8 bits to 8 bits; a transparent grey becomes white.
 
-    The range is that of the file's bits: 0 to 65535 for 16, to 4095 for 12, to 32767 for 16 with a sign. Files of 32
-    bits say nothing of their range. Floats up to 1 reach from 0 to 1; whole numbers are guessed to reach to 255, or, if
-    one is larger, to 65535.
+    The number of bits in the file gives the range: 0 to 65535 for 16 bits, 0 to 4095 for 12 bits, 0 to 32767 for signed
+    16 bits. Files of 32 bits do not state their range: floats up to 1 are taken as 0 to 1; for whole numbers the guess
+    is 0 to 255, or 0 to 65535 if a value is larger.
 
     Args:
-        image: loaded, of a mode that :func:`is_deep` accepts.
+        image: a loaded image for which :func:`is_deep` is true.
 
     Returns:
-        the image in mode ``"L"``, and the end of the range if it was guessed.
+        The image in mode ``"L"``, and the upper end of the range if it was guessed, else None.
 
     Raises:
         ValueError: a value is outside the range, or no range can be guessed.
@@ -60,7 +60,7 @@ def scaled(image: Image) -> tuple[Image, int | None]:
 
 
 def _most(image: Image) -> int | None:
-    """Return the largest value that the format allows; None where that says nothing of the picture's range."""
+    """Return the largest value that the format allows; None if that does not determine the range."""
     bits = _tag(image, _BITS)
     if bits is None:
         return 65535 if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SCALED) else None
@@ -70,7 +70,7 @@ def _most(image: Image) -> int | None:
 
 
 def _guess(values: np.ndarray) -> int:
-    if np.array_equal(values, np.rint(values)):  # not so where one is NaN
+    if np.array_equal(values, np.rint(values)):  # false if a value is NaN
         for most in (255, 65535):
             if values.max() <= most:
                 return most
@@ -81,6 +81,6 @@ def _guess(values: np.ndarray) -> int:
 
 
 def _tag(image: Image, number: int) -> int | None:
-    """Return the first value of a tag, where the image is a TIFF and has it."""
+    """Return the first value of a TIFF tag; None if the image has no such tag or is not a TIFF."""
     value = getattr(image, "tag_v2", {}).get(number) if image.format == "TIFF" else None
     return value[0] if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""Read images in folders: one folder for each side, or one for each class."""
+"""Read images from folders: one folder for each set, or one folder for each class."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .storage import MEMORY
 
 __all__ = ["find_images", "load_class_folders", "load_folders"]
 
-_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # what Windows leaves in folders of photographs
-_APPLE_LITTER = "._"  # how the names begin of what macOS puts beside each file
+_LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # files that Windows creates in image folders
+_APPLE_LITTER = "._"  # prefix of the files that macOS creates beside others
 
 
 def load_folders(
@@ -33,26 +33,27 @@ def load_folders(
     skip_bad: bool = False,
     memory: float = MEMORY,
 ) -> ForgetRetain:
-    """Read two folders of images, and the folders in them, at the model's size.
+    """Read two folders of images, and their sub-folders, at the model's size.
 
-    The order is that of the paths. Files are images by their suffix or, where it is none of an image, by their content;
-    others are left out, and so is what is hidden, with a warning that counts them. Transparent parts are laid on white,
-    EXIF orientation is followed, and of several frames the first is taken, with a warning. Copies within a folder are
+    Images are sorted by path. A file is an image if its suffix or else its content is that of an image; other files and
+    hidden files are skipped, with a warning that states their number. Transparent parts become white, the EXIF
+    orientation is applied, and only the first of several frames is used, with a warning. Copies within a folder are
     kept, with a warning.
 
     Args:
         forget: folder of the images to forget; ``~`` is the home folder.
         retain: folder of the images to retain.
-        size: side in pixels that the model works at; images are resized to it, antialiased, without keeping the aspect.
+        size: height and width in pixels of the model's images; images are resized to it with antialiasing, without
+            keeping the aspect ratio.
         channels: 1 for grey, 3 for RGB.
-        validation: share of each side held out.
-        seed: of the division into training and validation part.
-        skip_bad: leave images that cannot be decoded out, with a warning, rather than stop.
-        memory: GiB of pixels past which a set lies in a file.
+        validation: fraction of each set held out for validation.
+        seed: random seed of the split into training and validation images.
+        skip_bad: skip images that cannot be decoded, with a warning, instead of raising.
+        memory: limit in GiB; a larger set of pixels is stored in a file instead of memory.
 
     Raises:
-        UserError: a folder is missing or holds no image, images cannot be decoded (all are counted, ten are named), or
-            the same picture, at the model's size, is in both sets.
+        UserError: a folder does not exist or has no image, images cannot be decoded (the message counts them and names
+            ten), or the same image, at the model's size, is in both sets.
     """
     folders = [_folder(place) for place in (forget, retain)]
     sides = [_find(folder) for folder in folders]
@@ -82,24 +83,24 @@ def load_class_folders(
     skip_bad: bool = False,
     memory: float = MEMORY,
 ) -> ForgetRetain:
-    """Read a folder with one sub-folder for each class, as torchvision's ``ImageFolder`` has it.
+    """Read a folder with one sub-folder for each class, as for torchvision's ``ImageFolder``.
 
-    Images beside the sub-folders belong to no class: they are in neither set, and a warning counts them. All else is as
-    in :func:`load_folders`.
+    Images directly in ``folder`` belong to no class: they are in neither set, and a warning states their number.
+    Everything else is as in :func:`load_folders`.
 
     Args:
         folder: the folder of classes; ``~`` is the home folder.
-        forget_classes: names of the sub-folders to forget, or one text of names with commas between them, as it is
-            typed; all others are retained. Names are equal if they look the same (in Unicode's form NFC).
-        size: side in pixels that the model works at.
+        forget_classes: names of the sub-folders to forget, or one string of names with commas between them; all others
+            are retained. Names that look the same (equal in Unicode form NFC) are equal.
+        size: height and width in pixels of the model's images.
         channels: 1 for grey, 3 for RGB.
-        validation: share of each side held out.
-        seed: of the division into training and validation part.
-        skip_bad: leave images that cannot be decoded out, with a warning, rather than stop.
-        memory: GiB of pixels past which a set lies in a file.
+        validation: fraction of each set held out for validation.
+        seed: random seed of the split into training and validation images.
+        skip_bad: skip images that cannot be decoded, with a warning, instead of raising.
+        memory: limit in GiB; a larger set of pixels is stored in a file instead of memory.
 
     Raises:
-        UserError: the folder has no such class, nothing is left to retain, a class to forget holds no image, or the
+        UserError: the folder has no such class, nothing is left to retain, a class to forget has no image, or the
             images cannot be used.
     """
     root = _folder(folder)
@@ -130,7 +131,7 @@ def load_class_folders(
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return the paths of all images below a folder, sorted by their parts, whatever the file system's order.
+    """Return the paths of all images below a folder, sorted by their parts, independent of the file system.
 
     Raises:
         UserError: a folder cannot be read.
@@ -140,11 +141,11 @@ def find_images(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Found:
-    """What lies in a folder.
+    """The images in a folder, and the number of other files.
 
     Attributes:
-        images: their paths, sorted by their parts.
-        left_out: how many there are of every other kind, such as ``".txt"``.
+        images: paths of the images, sorted by their parts.
+        left_out: number of entries of every other kind, such as ``".txt"``.
     """
 
     images: list[Path] = field(default_factory=list)
@@ -177,7 +178,7 @@ def _find(folder: Path) -> _Found:
 
 
 def _sort(entries: Iterable[Path]) -> _Found:
-    """Sort files, and hidden folders, into images and what is left out."""
+    """Divide files and hidden folders into images and entries that are left out."""
     found = _Found()
     for path in sorted(entries, key=lambda path: path.parts):
         what = _left_out_as(path)
@@ -189,7 +190,7 @@ def _sort(entries: Iterable[Path]) -> _Found:
 
 
 def _left_out_as(path: Path) -> str | None:
-    """Return what a file or a hidden folder is counted as: empty if as nothing, None if it is an image to be used."""
+    """Return the kind under which an entry is counted as left out; "" if not counted, None if it is an image."""
     if path.name.lower() in _LITTER or path.name.startswith(_APPLE_LITTER):
         return ""
     if not _is_hidden(path):
@@ -204,7 +205,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """Yield all files, and hidden folders, which are not entered; linked folders are, and every folder once."""
+    """Yield all files and hidden folders below a folder; follow links, enter each folder once, skip hidden ones."""
     entered = set()
 
     def refuse(error: OSError) -> None:

@@ -1,4 +1,4 @@
-"""Recognise images by their content and their suffix, and say what helps where one cannot be read."""
+"""Recognise images by content and suffix, and explain what to do if one cannot be read."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["HEAD", "check_picture", "not_a_file", "obstacle", "other_kind", "pillow", "recognise"]
 
-HEAD = 512  # bytes to look at: they hold every signature below, and the brands of a HEIF file
+HEAD = 512  # bytes to read: enough for every signature below and the brands of a HEIF file
 
-# Where in a file, which bytes, and the format that they tell; the first that fits counts.
+# (offset, bytes, format); the first match counts.
 _SIGNATURES = (
     (8, b"CR\x02", "raw"), (0, b"IIRO", "raw"), (0, b"IIRS", "raw"), (0, b"MMOR", "raw"), (0, b"IIU\0", "raw"),
     (0, b"FUJIFILMCCD-RAW", "raw"), (0, b"FOVb", "raw"), (0, b"\0MRM", "raw"), (6, b"HEAPCCDR", "raw"),
@@ -32,13 +32,13 @@ _SIGNATURES = (
     (0, b"8BPS", "PSD (Photoshop)"), (0, b"gimp xcf", "XCF (GIMP)"), (0, b"v/1\x01", "OpenEXR"),
     (0, b"#?RADIANCE", "Radiance HDR"), (0, b"#?RGBE", "Radiance HDR"), (0, b"qoif", "QOI"), (128, b"DICM", "DICOM"),
 )  # fmt: skip
-# The same of files that begin with a box `ftyp`, as videos do too.
+# Brands of files that begin with a box `ftyp`, which videos also do.
 _BRANDS = {
     "raw": (b"crx ",),
     "AVIF": (b"avif", b"avis"),
     "HEIF": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"),
 }
-# Suffixes of images beside those that Pillow registers.
+# Image suffixes in addition to those that Pillow registers.
 _SUFFIXES = {
     suffix: name
     for name, suffixes in {
@@ -58,22 +58,22 @@ _SUFFIXES = {
     }.items()
     for suffix in suffixes.split()
 }  # fmt: skip
-# Pillow's name of the decoder of a format; formats without an entry have none.
+# Pillow's decoder of each format; formats without an entry have no decoder.
 _DECODERS = {
     "JPEG": "JPEG", "PNG": "PNG", "GIF": "GIF", "WebP": "WEBP", "TIFF": "TIFF", "JPEG 2000": "JPEG2000", "QOI": "QOI",
     "PSD (Photoshop)": "PSD", "AVIF": "AVIF", "HEIF": "HEIF", "JPEG XL": "JXL",
 }  # fmt: skip
-# Packages that bring a decoder to Pillow, and the module of each that registers it.
+# Packages that add a decoder to Pillow, and the module that registers it.
 _PLUG_INS = {
     "HEIF": ("pillow-heif", "pillow_heif.HeifImagePlugin"),
     "JXL": ("pillow-jxl-plugin", "pillow_jxl"),
     "AVIF": ("pillow-avif-plugin", "pillow_avif"),
 }
-_NO_IMAGES = ("BUFR", "GRIB", "HDF5", "MPEG", "PDF")  # measurements, films and documents, to which Pillow gives a name
-# Pillow's formats that are drawings, or whose first bytes may well be those of something else.
+_NO_IMAGES = ("BUFR", "GRIB", "HDF5", "MPEG", "PDF")  # Pillow's names of formats for measurements, videos and documents
+# Pillow's formats that are drawings, or whose first bytes also occur in other files.
 _ONLY_BY_SUFFIX = (*_NO_IMAGES, "DIB", "EPS", "GBR", "WMF", "XBM", "XPM")
 
-# Tags of a TIFF, and their values in a raw photograph.
+# TIFF tags, and their values in a raw photograph.
 _SUBFILE, _PHOTOMETRIC, _DNG = 254, 262, 50706
 _SENSOR = (32803, 34892)  # colour filter array, linear raw
 _RAW = "it is a raw photograph: export it as TIFF, PNG or JPEG"
@@ -81,7 +81,7 @@ _RAW = "it is a raw photograph: export it as TIFF, PNG or JPEG"
 
 @cache
 def pillow() -> ModuleType:
-    """Load Pillow with all its decoders, and those of the plug-ins that are installed.
+    """Load Pillow with all its decoders and those of the installed plug-ins.
 
     Raises:
         UserError: the extra ``images`` is missing.
@@ -96,12 +96,12 @@ def pillow() -> ModuleType:
 
 
 def not_a_file(path: Path) -> str | None:
-    """Return what lies at a path that is neither a file nor a folder, such as ``"named pipe"``; None for a file.
+    """Return the kind of a path that is neither a file nor a folder, such as ``"named pipe"``; else None.
 
-    Opening a named pipe would wait for somebody to write into it, for ever.
+    Such a path must not be opened: a named pipe would block until another process writes to it.
 
     Raises:
-        OSError: nothing is there, or it cannot be looked at.
+        OSError: the path does not exist or cannot be accessed.
     """
     mode = path.stat().st_mode
     kinds = {stat.S_ISFIFO: "named pipe", stat.S_ISSOCK: "socket", stat.S_ISCHR: "device", stat.S_ISBLK: "device"}
@@ -109,10 +109,10 @@ def not_a_file(path: Path) -> str | None:
 
 
 def other_kind(path: Path) -> str | None:
-    """Return None for an image, and for anything else what it is counted as, such as ``".txt"`` or ``"named pipe"``.
+    """Return None for an image, else the kind of the file, such as ``".txt"`` or ``"named pipe"``.
 
-    A file is an image if its suffix is one of images or its content is one. A file that cannot be opened is one, unless
-    its suffix says otherwise: nobody can know that it is no photograph.
+    A file is an image if its suffix or its content is that of an image. A file without a suffix that cannot be opened
+    counts as an image, because it may be one.
     """
     suffix = path.suffix.lower()
     registered = pillow().registered_extensions()
@@ -132,36 +132,36 @@ def other_kind(path: Path) -> str | None:
 
 
 def recognise(head: bytes) -> str | None:
-    """Return the name of the format that the first bytes of a file tell, if it is one of images.
+    """Return the name of the image format that the first bytes of a file indicate; None if there is none.
 
     Args:
         head: the first ``HEAD`` bytes.
     """
     if head[4:8] == b"ftyp":
         box = head[8 : int.from_bytes(head[:4], "big")]
-        brands = {head[8:12], *(box[i : i + 4] for i in range(8, len(box), 4))}  # between them lies a version
+        brands = {head[8:12], *(box[i : i + 4] for i in range(8, len(box), 4))}  # bytes 12 to 15 are a version
         return next((name for name, known in _BRANDS.items() if brands & set(known)), None)
     return next((name for offset, mark, name in _SIGNATURES if head.startswith(mark, offset)), None)
 
 
 def _opens(path: Path) -> bool:
-    """Return whether Pillow, or a plug-in of it, knows the content; for formats with short or loose signatures."""
+    """Return whether Pillow or a plug-in recognises the content; for formats with short or vague signatures."""
     decoders = [name for name, (_, accept) in pillow().OPEN.items() if accept and name not in _ONLY_BY_SUFFIX]
     try:
         with pillow().open(path, formats=decoders):
             return True
     except (pillow().DecompressionBombError, pillow().DecompressionBombWarning):
-        return True  # only the header of an image says that it is too large
-    except Exception:  # not an image, whatever it made of the decoders
+        return True  # only an image can be rejected as too large
+    except Exception:  # decoders may raise anything on other content
         return False
 
 
 def obstacle(head: bytes, suffix: str) -> str:
-    """Say why Pillow does not identify a file, and what to do.
+    """Return why Pillow does not recognise a file, and what to do.
 
     Args:
         head: its first ``HEAD`` bytes.
-        suffix: of its name, in lower case; empty where it has none.
+        suffix: suffix of its name in lower case; empty if it has none.
     """
     if not head:
         return "it is empty"
@@ -183,21 +183,21 @@ def obstacle(head: bytes, suffix: str) -> str:
 
 def _is_text(head: bytes) -> bool:
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be incomplete
     except UnicodeDecodeError:
         return False
     return all(letter.isprintable() or letter.isspace() for letter in text)
 
 
 def check_picture(image: Image, suffix: str) -> None:
-    """Check that what Pillow reads in a TIFF is the picture: in most raw photographs it is a small preview.
+    """Check that Pillow reads the actual image of a TIFF; in most raw photographs it reads a small preview.
 
     Args:
-        image: opened, not loaded.
-        suffix: of its name, in lower case; empty where it has none.
+        image: opened, not yet loaded.
+        suffix: suffix of the file's name in lower case; empty if it has none.
 
     Raises:
-        ValueError: it is a raw photograph, or its first page is a preview of another.
+        ValueError: the file is a raw photograph, or its first page is a preview of another page.
     """
     if image.format != "TIFF":
         return

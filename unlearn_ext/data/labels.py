@@ -1,4 +1,4 @@
-"""Read which classes each row of a Hugging Face data set has."""
+"""Read the classes of each row of a Hugging Face data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Labels", "class_names", "read_labels"]
 
-_UNLABELLED = -1  # what stands for no label among numbers that count classes from 0
+_UNLABELLED = -1  # means "no label" if classes are numbered from 0
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Labels:
     """The classes of a column.
 
     Attributes:
-        where: the column, as messages call it.
-        classes: all that there are, in order.
-        rows: those of each row; empty where it has no label.
-        numbered: whether the numbers of classes, from 0, stand for them too.
+        where: description of the column for messages.
+        classes: all classes, in order.
+        rows: the classes of each row; empty if the row has no label.
+        numbered: whether a class may also be given by its number, from 0.
     """
 
     where: str
@@ -37,10 +37,10 @@ class Labels:
 def read_labels(dataset: Dataset, column: str) -> Labels:
     """Read the classes of a column of labels, or of lists of labels.
 
-    None, NaN, empty texts and empty lists are no labels; neither is -1 where the classes count from 0.
+    None, NaN, empty strings and empty lists mean "no label"; so does -1 if the classes count from 0.
 
     Raises:
-        UserError: the column holds something else, such as lists of zeros and ones with a place for each class.
+        UserError: the column has other values, such as lists with a zero or one for each class.
     """
     where = f"the column `{column}`"
     values = list(dataset.with_format(None)[column])
@@ -53,7 +53,7 @@ def read_labels(dataset: Dataset, column: str) -> Labels:
     if isinstance(next(filter(None, values), None), list):
         _check_no_places(rows, where)
     classes = {label for row in rows for label in row}
-    if {0, _UNLABELLED} <= classes:  # without 0, as in -1 and 1, it is one of two answers
+    if {0, _UNLABELLED} <= classes:  # without 0, as in {-1, 1}, -1 is a class
         classes.remove(_UNLABELLED)
         rows = [tuple(label for label in row if label != _UNLABELLED) for row in rows]
         where = f"{where}, in which -1 means no label,"
@@ -70,7 +70,7 @@ def class_names(feature: Any) -> list[str] | None:
 def _is_label(value: Any) -> bool:
     if isinstance(value, str):
         return bool(value.strip())
-    return value is not None and value == value  # which NaN is not
+    return value is not None and value == value  # false for NaN
 
 
 def _named(row: tuple[int, ...], names: list[str], where: str) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ def _named(row: tuple[int, ...], names: list[str], where: str) -> tuple[str, ...
 
 
 def _check_no_places(rows: list[tuple[Label, ...]], where: str) -> None:
-    """Raise ``UserError`` for lists of zeros and ones with a place for each class; they would read as two classes."""
+    """Raise ``UserError`` for lists with a zero or one for each class, which would be read as two classes."""
     lengths = {len(row) for row in rows if row}
     if len(lengths) == 1 and lengths.pop() > 1 and all(label in (0, 1) for row in rows for label in row):
         raise UserError(

@@ -29,19 +29,19 @@ _SAVED = ("state.json", "dataset_dict.json")  # save_to_disk writes one of them
 
 
 def open_dataset(path_or_id: str | os.PathLike[str], split: str = "train") -> Dataset:
-    """Open one split of a data set, from a folder that ``save_to_disk`` wrote, or any that ``load_dataset`` knows.
+    """Open one split of a data set, from a folder written by ``save_to_disk`` or anything ``load_dataset`` accepts.
 
-    A warning counts the images in the folder that are in no row of the split: ``load_dataset`` passes over files whose
-    suffix it does not know.
+    A warning counts the images in the folder that are in no row of the split, because ``load_dataset`` skips files with
+    a suffix that it does not know.
 
     Args:
-        path_or_id: folder (``~`` is the home folder), or id of the Hugging Face hub. The hub is asked only for what
-            cannot be a path: a name, or ``owner/name`` where there is no folder ``owner``. Where it does not answer,
-            the library's cache is.
-        split: which; of a folder with one split alone, that one, whatever its name.
+        path_or_id: folder (``~`` is the home folder), or id on the Hugging Face hub. The hub is used only for what
+            cannot be a path: a name, or ``owner/name`` if there is no folder ``owner``. If the hub does not answer, the
+            library's cache is used.
+        split: name of the split; ignored if ``save_to_disk`` saved a single split.
 
     Raises:
-        UserError: nothing is there, it cannot be opened, there is no such split, or a missing extra.
+        UserError: there is no such folder or id, it cannot be opened, the split does not exist, or an extra is missing.
     """
     datasets = require("datasets", "datasets")
     local = is_local(path_or_id, owned=False)
@@ -49,13 +49,13 @@ def open_dataset(path_or_id: str | os.PathLike[str], split: str = "train") -> Da
     if Path(place).is_file():
         raise UserError(f"{place} is a file; give the folder that holds the data set.")
     silence = None if local else ask_hub(place, "dataset")
-    name = os.path.abspath(place) if local else place  # for a folder called `csv` is not the library's module csv
+    name = os.path.abspath(place) if local else place  # a folder `csv` is not the library's module csv
     try:
         with _log_held_back("datasets", "huggingface_hub"), _offline(datasets.config, silence is not None):
             dataset = _load(datasets, name, split)
     except UserError:
         raise
-    except Exception as error:  # the library and pyarrow raise nearly everything
+    except Exception as error:  # the library and pyarrow raise many types
         reason = _reason(error)
         if silence:
             reason = f"there is no such folder, and the Hugging Face hub does not answer: {silence}"
@@ -77,9 +77,9 @@ def _load(datasets: ModuleType, place: str, split: str) -> Dataset:
 
 
 def _reason(error: Exception) -> str:
-    """Return what went wrong, in one line that a user understands."""
+    """Return the reason of an error in one line that a user understands."""
     if isinstance(error, require("datasets.exceptions", "datasets").DatasetGenerationError) and error.__cause__:
-        error = error.__cause__  # it says itself only that an error occurred
+        error = error.__cause__  # its own message only says that an error occurred
     said = textwrap.shorten(str(error), 240, placeholder=" …").removesuffix(".")
     if isinstance(error, RuntimeError) and "script" in said:
         return (
@@ -95,7 +95,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _log_held_back(*libraries: str) -> Iterator[None]:
-    """Hold the log lines of libraries back until the work is done; drop them if it fails: the error says the same."""
+    """Delay log records of libraries until the block ends; drop them if it raises, since the error says the same."""
     loggers = [getLogger(library) for library in libraries]
     before = [(logger.handlers, logger.propagate) for logger in loggers]
     held = BufferingHandler(sys.maxsize)
@@ -112,7 +112,7 @@ def _log_held_back(*libraries: str) -> Iterator[None]:
 
 @contextmanager
 def _offline(config: ModuleType, wanted: bool) -> Iterator[None]:
-    """Have the library look only into its cache, as with the environment variable HF_HUB_OFFLINE."""
+    """Let the library use only its cache, as with the environment variable HF_HUB_OFFLINE, if ``wanted``."""
     before = config.HF_HUB_OFFLINE
     config.HF_HUB_OFFLINE = before or wanted
     try:
@@ -129,7 +129,7 @@ def _mention_images_without_row(folder: Path, dataset: Dataset, split: str) -> N
         return
     for column in columns:
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    flat = dataset.select_columns(columns).flatten()  # so that the bytes of images are not read
+    flat = dataset.select_columns(columns).flatten()  # avoids reading the bytes of the images
     used = {os.path.realpath(path) for column in columns for path in flat[f"{column}.path"] if path}
     left = [str(path) for path in images if os.path.realpath(path) not in used]
     if left:

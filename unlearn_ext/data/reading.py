@@ -1,4 +1,4 @@
-"""Many encoded images to one forget set and one retain set; what cannot be used is said, and all at once."""
+"""Decode many images into a forget set and a retain set; report all unusable images in one message."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Source:
     """One encoded image.
 
     Attributes:
-        name: as messages name it.
-        open: gives the file, or its bytes; called in a thread.
+        name: name in messages.
+        open: returns the path, or the content as a binary file object; called in a thread.
     """
 
     name: str
@@ -60,27 +60,27 @@ def read(
     skip_bad: bool,
     memory: float,
 ) -> ForgetRetain:
-    """Decode both sets in threads, and divide them.
+    """Decode both sets in threads, and split each into training and validation images.
 
-    Warns, once for each, of images left out, of images of which only the first frame is used, of numbers whose range is
-    guessed, and of copies within a set, which are kept.
+    Gives one warning each for skipped images, for images of which only the first frame is used, for images whose value
+    range is guessed, and for copies within a set, which are kept.
 
     Args:
-        name: what the images are, for reports.
+        name: description of the images, for reports.
         forget: the images to forget.
         retain: the images to retain.
-        size: side in pixels that the model works at.
+        size: height and width in pixels of the model's images.
         channels: 1 for grey, 3 for RGB.
-        validation: share of each side held out.
-        seed: of the division into training and validation part.
-        skip_bad: leave out what cannot be decoded, rather than stop.
-        memory: GiB past which a set lies in a file.
+        validation: fraction of each set held out for validation.
+        seed: random seed of the split into training and validation images.
+        skip_bad: skip images that cannot be decoded, instead of raising.
+        memory: limit in GiB; a larger set is stored in a file instead of memory.
 
     Raises:
-        UserError: an image cannot be decoded, different ranges would be guessed, an image is in both sets, or a set has
-            fewer than two.
+        UserError: an image cannot be decoded, the guessed ranges differ, an image is in both sets, or a set has fewer
+            than two images.
     """
-    formats.pillow()  # here, since its plug-ins are not to be loaded by several threads at once
+    formats.pillow()  # before the threads start, which must not load plug-ins concurrently
     sides = [_read_side(sources, size, channels, memory) for sources in (forget, retain)]
     results = [result for results, _ in sides for result in results]
     _report_bad([result for result in results if result.reason], skip_bad)
@@ -104,14 +104,14 @@ def _read_side(sources: Sequence[Source], size: int, channels: int, memory: floa
 def _read_one(source: Source, row: np.ndarray, size: int, channels: int) -> _Read:
     try:
         decoded = decode(source.open(), size, channels)
-    except Exception as error:  # decoders raise nearly everything on broken input
+    except Exception as error:  # decoders raise many types on broken input
         return _Read(source.name, reason=_reason(error))
     row[...] = decoded.pixels
     return _Read(source.name, hashlib.sha256(row.tobytes()).digest(), decoded.several_frames, decoded.guessed)
 
 
 def _good(results: Sequence[_Read], pixels: torch.Tensor, memory: float) -> tuple[torch.Tensor, list[_Read]]:
-    """Without those that could not be read."""
+    """Return the pixels and results without the images that could not be read."""
     rows = [row for row, result in enumerate(results) if not result.reason]
     if len(rows) == len(results):
         return pixels, list(results)
@@ -139,7 +139,7 @@ def _mention_frames(names: Sequence[str]) -> None:
 
 
 def _mention_guesses(guesses: Sequence[_Read]) -> None:
-    """Warn of guessed ranges; they must agree, or some pictures might be 257 times as bright as they should be."""
+    """Warn of guessed ranges; raise if they differ, since some images might then be 257 times too bright."""
     lines = first_ten([f"{result.name}: 0 to {result.guessed}" for result in guesses])
     if len({result.guessed for result in guesses}) > 1:
         raise UserError(

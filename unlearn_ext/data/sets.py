@@ -1,4 +1,4 @@
-"""A forget set and a retain set that have nothing in common, each with a part held out."""
+"""A forget set and a retain set without common images, each with held-out validation images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ForgetRetain:
     All four are uint8 [N, C, H, W] on the CPU.
 
     Attributes:
-        name: what the images are, for reports.
+        name: description of the images, for reports.
         forget: training images whose owners asked to be forgotten.
         retain: training images of everyone else.
         forget_validation: held-out images of the forget classes.
@@ -46,19 +46,19 @@ def divide(
     names: tuple[Sequence[str], Sequence[str]] | None = None,
     memory: float = math.inf,
 ) -> ForgetRetain:
-    """Hold a seeded random share of each side out.
+    """Hold out a random fraction of each set for validation.
 
     Args:
-        name: what the images are.
+        name: description of the images.
         forget: uint8 [N, C, H, W], or float in [-1, 1].
         retain: uint8 [M, C, H, W], or float in [-1, 1].
-        validation: share of each side held out; at least one image on either side of the cut.
-        seed: of the shuffle.
-        names: what the N and the M images are called where one must be named; else their positions.
-        memory: GiB past which a set lies in a file.
+        validation: fraction of each set held out; at least one image is held out and at least one is not.
+        seed: random seed of the shuffle.
+        names: names of the N and the M images for messages; by default their positions.
+        memory: limit in GiB; a larger part is stored in a file instead of memory.
 
     Raises:
-        UserError: a side has fewer than two images, or an image, pixel for pixel, is in both.
+        UserError: a set has fewer than two images, or an image with the same pixels is in both sets.
     """
     if min(len(forget), len(retain)) < 2:
         raise UserError("both sets need at least two images: one to train on and one to validate with.")

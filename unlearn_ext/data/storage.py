@@ -1,4 +1,4 @@
-"""Tensors that may outgrow the memory: past a limit they lie in a file that vanishes with the process."""
+"""Tensors that may be larger than memory: above a limit they are mapped from a temporary file."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ MEMORY = 2.0  # GiB
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, limit: float) -> torch.Tensor:
-    """An uninitialised tensor on the CPU: in memory, or in a file without a name in the cache folder.
+    """Return an uninitialised tensor on the CPU, in memory or mapped from an unnamed file in the cache folder.
 
     Args:
-        shape: of the tensor.
-        dtype: of the tensor.
-        limit: bytes in GiB past which it is a file.
+        shape: shape of the tensor.
+        dtype: dtype of the tensor.
+        limit: size in GiB above which a file is used.
 
     Raises:
-        UserError: the cache folder cannot be written to, or its disk has not enough room for the file.
+        UserError: the cache folder cannot be written to, or its disk has not enough free space.
     """
     size = math.prod(shape) * dtype.itemsize
     if size <= limit * 2**30:
         return torch.empty(shape, dtype=dtype)
-    folder = writable_cache_folder()  # not the folder for temporary files, which may itself be memory
+    folder = writable_cache_folder()  # not /tmp, which may itself be in memory
     with tempfile.TemporaryFile(dir=folder) as file:
         _reserve(file.fileno(), size)
         return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(*shape)
 
 
 def gather(source: torch.Tensor, index: torch.Tensor, limit: float) -> torch.Tensor:
-    """The rows of a tensor at an index (int64 [N]), in a tensor of :func:`empty`."""
+    """Return the rows of a tensor at an index (int64 [N]), in a tensor from :func:`empty`."""
     return torch.index_select(source, 0, index, out=empty((len(index), *source.shape[1:]), source.dtype, limit))
 
 
 def _reserve(file: int, size: int) -> None:
-    """Room on the disk at once: a full disk met later, through the mapping, would end the process without a word."""
+    """Reserve disk space now: a full disk found later, on writing to the mapping, would kill the process."""
     try:
         os.truncate(file, size)
         if hasattr(os, "posix_fallocate"):
