@@ -45,3 +45,15 @@ def test_public_modules_name_what_is_public(file):
     targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
     assigned = [target.id for target in targets if isinstance(target, ast.Name)]
     assert "__all__" in assigned or not any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in body)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: ".".join(_module(file)))
+def test_no_module_is_hidden_by_a_name_of_its_package(file):
+    *package, name = _module(file)
+    if file.name == "__init__.py" or file.parent == ROOT / "unlearn_ext":
+        return
+    body = ast.parse((file.parent / "__init__.py").read_text(encoding="utf-8")).body
+    imports = [node for node in body if isinstance(node, ast.ImportFrom) and node.module]
+    assert name not in {alias.asname or alias.name for node in imports for alias in node.names}, (
+        f"{'.'.join(package)} exports a {name} that is not its module {name}"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from typing import ClassVar
 
@@ -11,7 +12,10 @@ import torch
 from ._utils import draws
 from .errors import UserError
 
-__all__ = ["TASKS", "CenterCrop", "Outpaint", "RandomMask", "Reconstruct", "Task", "parse"]
+__all__ = ["TASKS", "CenterCrop", "Corruption", "Outpaint", "RandomMask", "Reconstruct", "Task", "parse"]
+
+# Any function that corrupts images [N, C, H, W] and leaves its input as it is; every Task is one.
+Corruption = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Task(ABC):

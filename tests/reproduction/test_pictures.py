@@ -22,7 +22,7 @@ from unlearn_ext.data import ForgetRetain
 from unlearn_ext.demo import TASK
 from unlearn_ext.errors import UserError
 from unlearn_ext.metrics import load_extractor
-from unlearn_ext.metrics.evaluate import FLOOR
+from unlearn_ext.metrics.evaluation import FLOOR
 from unlearn_ext.metrics.features import compare, extract
 from unlearn_ext.report import write_reproduction
 from unlearn_ext.report.quality import quality_lines
@@ -30,7 +30,7 @@ from unlearn_ext.reproduction import Plan, judge
 from unlearn_ext.reproduction import quality as quality_module
 from unlearn_ext.reproduction.pictures import IMAGES, KINDS, Pictures
 from unlearn_ext.reproduction.representatives import MIDDLE, chosen
-from unlearn_ext.reproduction.table import OURS, UNMODIFIED, Cost, Row, Table
+from unlearn_ext.reproduction.table import OURS, UNMODIFIED, Cost, ModelRow, Table
 from unlearn_ext.unlearning.batches import pixels
 from unlearn_ext.unlearning.pareto import TRAINED
 
@@ -52,7 +52,7 @@ class Pixels:
 def row(method, seed, point, f1):
     value = math.nan if method == UNMODIFIED else float(len(point))
     made_of = point if "*" in point else TRAINED
-    return Row("vqgan", seed, method, point, value, made_of, 10, f1, 0.1, f1, 0.1)
+    return ModelRow("vqgan", seed, method, point, value, made_of, 10, f1, 0.1, f1, 0.1)
 
 
 ROWS = [
@@ -85,7 +85,7 @@ def loaded(monkeypatch):
 def folder(tmp_path):
     """Tables, and pictures of all models but one."""
     Plan(seeds=2, points=1, efforts={}).keep(tmp_path, torch.device("cpu"))
-    Table(tmp_path / "reproduction.csv", Row).add(ROWS)
+    Table(tmp_path / "reproduction.csv", ModelRow).add(ROWS)
     model, generator = tiny.model("vqgan"), torch.Generator().manual_seed(0)
     for seed in (0, 1):
         images = ForgetRetain("noise", *(torch.rand(4, 12, 1, 8, 8, generator=generator) * 2 - 1))
@@ -216,7 +216,7 @@ def test_what_is_missing_is_left_out(folder, missing):
             path.unlink()
     else:
         (folder / "reproduction.csv").unlink()
-        Table(folder / "reproduction.csv", Row).add([row for row in ROWS if row.method != missing])
+        Table(folder / "reproduction.csv", ModelRow).add([row for row in ROWS if row.method != missing])
     page = write_reproduction(folder).read_text(encoding="utf-8")
     shown = set(re.findall('images to retain: ([^"]+)', page))
     assert (

@@ -36,7 +36,7 @@ from unlearn_ext.reproduction.pictures import KINDS, Pictures
 from unlearn_ext.reproduction.search import FACTORS, WITHOUT_KNOB, Tried, Try, tunings
 from unlearn_ext.reproduction.studies import Convergence, Infill, Probe, Readers, Resurfacing
 from unlearn_ext.reproduction.sweeps import Tuning, legs
-from unlearn_ext.reproduction.table import OURS, RETRAINED, UNMODIFIED, Cost, Row, Table
+from unlearn_ext.reproduction.table import OURS, RETRAINED, UNMODIFIED, Cost, ModelRow, Table
 from unlearn_ext.reproduction.workers import Workers
 from unlearn_ext.unlearning import journal
 from unlearn_ext.unlearning.batches import in_bytes
@@ -114,7 +114,7 @@ def test_every_method_has_its_models_and_the_same_mixtures(experiment):
     assert {row.method for row in rows} == {UNMODIFIED, RETRAINED, *LEGS}
     assert [cost.method for cost in costs] == [OURS, *SOME]
     assert all(cost.memory_mb > 10 or math.isnan(cost.memory_mb) for cost in costs)
-    assert repr(list(Table(folder / "reproduction.csv", Row).rows.values())) == repr(rows)
+    assert repr(list(Table(folder / "reproduction.csv", ModelRow).rows.values())) == repr(rows)
 
 
 def test_all_sweeps_take_the_same_number_of_pairs(experiment):
@@ -433,7 +433,7 @@ def test_methods_that_look_at_pictures_are_left_out_where_there_are_none(tmp_pat
 
 
 def row(method, seed, f1, f2, point="1", pairs=10, made_of=TRAINED):
-    return Row("vqgan", seed, method, point, 0.0, made_of, pairs, f1, f2, f1, f2)
+    return ModelRow("vqgan", seed, method, point, 0.0, made_of, pairs, f1, f2, f1, f2)
 
 
 MADE_UP = [
@@ -547,7 +547,7 @@ def test_hostile_text_is_escaped(tmp_path):
     PLAN.keep(tmp_path, torch.device("cpu"))
     plan = tmp_path / "reproduction.json"
     plan.write_text(plan.read_text().replace('"mnist"', f'"{evil}"').replace('"vqgan"', f'"{evil}"'))
-    Table(tmp_path / "reproduction.csv", Row).add([replace(r, family=evil, point=evil) for r in MADE_UP])
+    Table(tmp_path / "reproduction.csv", ModelRow).add([replace(r, family=evil, point=evil) for r in MADE_UP])
     Table(tmp_path / "costs.csv", Cost).add([Cost(evil, "composite", 0.1, math.nan)])
     page = write_reproduction(tmp_path).read_text(encoding="utf-8")
     assert "alert(" in page

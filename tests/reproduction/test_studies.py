@@ -34,7 +34,7 @@ from unlearn_ext.reproduction.studies.infill import BLURRED, MEAN_IMAGE, NOISE, 
 from unlearn_ext.reproduction.studies.probe import MEMBER, SET, accuracy
 from unlearn_ext.reproduction.studies.readers import linear_reading
 from unlearn_ext.reproduction.studies.resurfacing import FEW_FORGET, RETAIN, relearn
-from unlearn_ext.reproduction.table import OURS, RETRAINED, UNMODIFIED, Row, Table
+from unlearn_ext.reproduction.table import OURS, RETRAINED, UNMODIFIED, ModelRow, Table
 from unlearn_ext.reproduction.trial import Trial
 from unlearn_ext.reproduction.workers import Workers
 from unlearn_ext.tasks import CenterCrop
@@ -478,5 +478,5 @@ def test_a_table_of_something_else_is_one_sentence(folder):
 
 
 def test_the_main_table_has_ours_alone(folder):
-    rows = Table(folder / "reproduction.csv", Row).rows.values()
+    rows = Table(folder / "reproduction.csv", ModelRow).rows.values()
     assert {row.method for row in rows} == {UNMODIFIED, RETRAINED, OURS}

@@ -16,7 +16,7 @@ from .pcgrad import PCGrad
 from .random_encoder import RandomEncoder
 from .retain_label import RetainLabel
 from .salun import SalUn
-from .train import train
+from .training import train
 
 __all__ = ["METHODS", "Method", "train"]
 

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from .._utils.distributed import FirstFailed, first_alone
 from ..errors import UserError
 from . import commands
-from .inputs import Problem, built_in, describe, keep_apart, prepare
+from .inputs import Prepared, built_in, describe, keep_apart, prepare
 from .options import Device, Family, Machine, Seed, Small, Sources, Training, unfolded
 from .place import Place
 from .terminal import Watch, err, facts_table, out, plain_warnings, together
@@ -133,8 +133,8 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
                 place.check(known(family, choice.settings))
                 model, images = chosen.prepare(family, watch)
             description = describe(images.name, chosen.FORGET_CLASSES)
-            problem = Problem(model, images, chosen.TASK, description, choice.settings)
-            commands.sweep_to(place, problem, choice.points, watch)
+            prepared = Prepared(model, images, chosen.TASK, description, choice.settings)
+            commands.sweep_to(place, prepared, choice.points, watch)
         classes = ",".join(map(str, chosen.FORGET_CLASSES))
         commands.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family))
 
@@ -188,8 +188,8 @@ def sweep(
     with together():
         with Watch() as watch:
             with first_alone():
-                problem = prepare(sources, training, machine, watch, place)
-            commands.sweep_to(place, problem, points, watch)
+                prepared = prepare(sources, training, machine, watch, place)
+            commands.sweep_to(place, prepared, points, watch)
         commands.show_run(out_, sources)
 
 
@@ -219,8 +219,8 @@ def run(
     with together():
         with Watch() as watch:
             with first_alone():
-                problem = prepare(sources, training, machine, watch, place)
-            tables = commands.unlearn_to(place, problem, epsilon, watch)
+                prepared = prepare(sources, training, machine, watch, place)
+            tables = commands.unlearn_to(place, prepared, epsilon, watch)
         for table in tables:
             out.print(table)
         out.print(f"Model: {escape(str(place.result))}", soft_wrap=True)

@@ -13,7 +13,7 @@ from rich.table import Table
 from .._utils.atomic_io import save_folder
 from .._utils.distributed import is_first
 from ..report import require_drawing
-from .inputs import Problem, device_named, prepare
+from .inputs import Prepared, device_named, prepare
 from .options import Machine, Sources, Training
 from .place import Place
 from .sources_file import keep, kept
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 __all__ = ["dial_to", "evaluate_run", "reproduce_to", "show_run", "sweep_to", "unlearn_to"]
 
 
-def sweep_to(place: Place, problem: Problem, points: int, progress: Callback) -> None:
+def sweep_to(place: Place, prepared: Prepared, points: int, progress: Callback) -> None:
     """Run a sweep with the given number of points between the boundaries, and write it to a folder."""
     from ..unlearning.phases import sweep
 
     require_drawing()  # fail now rather than after the last point
-    images = problem.images
+    images = prepared.images
     sweep(
-        problem.model, images.forget, images.retain, task=problem.task, points=points,
-        augment=problem.augment,
-        held_out=(images.forget_validation, images.retain_validation), out=place.folder, dataset=problem.description,
-        settings=problem.settings, progress=progress, resume=place.resume, force=place.force,
+        prepared.model, images.forget, images.retain, task=prepared.task, points=points,
+        augment=prepared.augment,
+        held_out=(images.forget_validation, images.retain_validation), out=place.folder, dataset=prepared.description,
+        settings=prepared.settings, progress=progress, resume=place.resume, force=place.force,
     )  # fmt: skip
 
 
@@ -66,11 +66,11 @@ def dial_to(run: Path, epsilons: Sequence[float]) -> None:
     metrics = read_run(run).metrics
     settings = Settings(**metrics["settings"])
     with Watch() as watch:
-        problem = prepare(kept(run), Training(seed=settings.seed), Machine(), watch)
-        images = problem.images
+        prepared = prepare(kept(run), Training(seed=settings.seed), Machine(), watch)
+        images = prepared.images
         add_points(
-            run, problem.model, images.forget, images.retain, task=problem.task, epsilons=epsilons,
-            held_out=(images.forget_validation, images.retain_validation), augment=problem.augment, settings=settings,
+            run, prepared.model, images.forget, images.retain, task=prepared.task, epsilons=epsilons,
+            held_out=(images.forget_validation, images.retain_validation), augment=prepared.augment, settings=settings,
             progress=watch,
         )  # fmt: skip
     show_run(run, kept(run))
@@ -85,10 +85,10 @@ def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
     with out.status("extractors", spinner="line"):
         extractors = [load_extractor(name) for name in names]
     with Watch() as watch:
-        problem = prepare(kept(run), training, Machine(), watch)
+        prepared = prepare(kept(run), training, Machine(), watch)
     with out.status("", spinner="line") as status:
         rows = evaluate(
-            run, problem.model, problem.images, task=problem.task, extractors=extractors, limit=limit,
+            run, prepared.model, prepared.images, task=prepared.task, extractors=extractors, limit=limit,
             progress=status.update,
         )  # fmt: skip
     for table in metric_tables(rows):
@@ -117,7 +117,7 @@ def reproduce_to(
     out.print(f"Report: {escape(str(write_reproduction(folder)))}", soft_wrap=True)
 
 
-def unlearn_to(place: Place, problem: Problem, epsilon: float, progress: Callback) -> list[Table]:
+def unlearn_to(place: Place, prepared: Prepared, epsilon: float, progress: Callback) -> list[Table]:
     """Train one model at one ε and write it; return a table of what it reached, or no table if the run was finished."""
     from ..unlearning.encoder import Encoder
     from ..unlearning.identity import identity
@@ -125,18 +125,18 @@ def unlearn_to(place: Place, problem: Problem, epsilon: float, progress: Callbac
     from ..unlearning.objectives import Objectives
     from ..unlearning.single import reach
 
-    images, settings = problem.images, problem.settings
+    images, settings = prepared.images, prepared.settings
     sets = {"forget": images.forget, "retain": images.retain}
-    run = identity(problem.model, sets, problem.task, problem.augment, settings, **place.asked)
+    run = identity(prepared.model, sets, prepared.task, prepared.augment, settings, **place.asked)
     with journal(place.folder, place.outputs, run, resume=place.resume, force=place.force) as kept:
         if kept.finished:
             warnings.warn(f"the run in {place.result} is finished: nothing is left to do.", stacklevel=2)
             return []
         training = Objectives.freeze(
-            problem.model, images.forget, images.retain, problem.task, augment=problem.augment, settings=settings
+            prepared.model, images.forget, images.retain, prepared.task, augment=prepared.augment, settings=settings
         )
         validation = training.held_out(images.forget_validation, images.retain_validation)
-        unlearned = reach(epsilon, problem.model, training, progress=progress, journal=kept)
+        unlearned = reach(epsilon, prepared.model, training, progress=progress, journal=kept)
         encode = Encoder(unlearned, settings)
         before, after = (
             {"training": training.evaluate(e), "validation": validation.evaluate(e)} for e in (training.frozen, encode)

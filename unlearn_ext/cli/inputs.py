@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from ..data import ForgetRetain
     from ..data.augment import Augment
     from ..models import I2IModel
-    from ..unlearning.batches import Task
+    from ..tasks import Corruption
     from ..unlearning.progress import Callback
     from ..unlearning.settings import Settings
 
-__all__ = ["Problem", "built_in", "describe", "device_named", "keep_apart", "prepare"]
+__all__ = ["Prepared", "built_in", "describe", "device_named", "keep_apart", "prepare"]
 
 
 @dataclass(frozen=True)
-class Problem:
+class Prepared:
     """A model, its images to forget and to retain, its task, and the settings of its training."""
 
     model: I2IModel
     images: ForgetRetain
-    task: Task
+    task: Corruption
     description: str
     settings: Settings
     augment: Augment | None = None
@@ -41,7 +41,7 @@ class Problem:
 
 def prepare(
     sources: Sources, training: Training, machine: Machine, progress: Callback, place: Place | None = None
-) -> Problem:
+) -> Prepared:
     """Read the images, load or train the model, and move it to its device.
 
     Args:
@@ -84,7 +84,7 @@ def prepare(
     _place(model, device, machine)
     count = sum(parameter.numel() for parameter in model.encoder_parameters())
     out.print(f"{model.family}: {count:,} parameters to train, on {model.device}, in {settings.precision}")
-    return Problem(model, images, task, description, settings, augmentation)
+    return Prepared(model, images, task, description, settings, augmentation)
 
 
 def keep_apart(out: Path, sources: Sources) -> None:

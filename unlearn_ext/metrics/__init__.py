@@ -1,6 +1,6 @@
 """What models make of images, in numbers that say whose eyes they come from; needs the extra `metrics`."""
 
-from .evaluate import Judge, evaluate
+from .evaluation import Judge, evaluate
 from .extractors import Extractor, load_extractor
 
 __all__ = ["Extractor", "Judge", "evaluate", "load_extractor"]

@@ -12,7 +12,7 @@ from .._utils.atomic_io import save_folder
 from .._utils.cache import cache_folder, writable_cache_folder
 from ..data import ForgetRetain
 from ..models import check_family
-from ..unlearning.batches import Task
+from ..tasks import Corruption
 from ..unlearning.progress import Callback
 from . import autoencoder, diffusion, mae, vqgan
 from .loop import train
@@ -26,7 +26,7 @@ RECIPES = {module.Recipe.family: module.Recipe for module in (vqgan, autoencoder
 def pretrained(
     family: str,
     data: ForgetRetain,
-    task: Task,
+    task: Corruption,
     *,
     seed: int = 0,
     recipe: Recipe | None = None,
@@ -58,7 +58,7 @@ def pretrained(
     return folder
 
 
-def _digest(images: torch.Tensor, task: Task, seed: int, recipe: Recipe) -> str:
+def _digest(images: torch.Tensor, task: Corruption, seed: int, recipe: Recipe) -> str:
     digest = hashlib.sha256(images.numpy().tobytes())
     digest.update(repr((str(task), seed, asdict(recipe))).encode())
     return digest.hexdigest()[:16]

@@ -8,7 +8,7 @@ import torch
 
 from ..errors import require
 from ..models.autoencoder import AutoencoderKL
-from ..unlearning.batches import Task
+from ..tasks import Corruption
 from . import recipe
 from .recipe import Minibatches, convolutional, distance
 
@@ -36,7 +36,7 @@ class Recipe(recipe.Recipe):
         blocks = convolutional(self.channels, channels, size)
         return AutoencoderKL(autoencoder(**blocks, latent_channels=self.latent_channels))
 
-    def loss(self, model: AutoencoderKL, batches: Minibatches, task: Task, step: int) -> torch.Tensor:
+    def loss(self, model: AutoencoderKL, batches: Minibatches, task: Corruption, step: int) -> torch.Tensor:
         images = next(batches)
         latents = model.module.encode(task(images)).latent_dist
         answer = model.decode(latents.sample(batches.generator))

@@ -8,7 +8,7 @@ import torch
 
 from ..errors import require
 from ..models.diffusion import Diffusion
-from ..unlearning.batches import Task
+from ..tasks import Corruption
 from . import recipe
 from .recipe import Minibatches
 
@@ -53,7 +53,7 @@ class Recipe(recipe.Recipe):
         )
         return Diffusion(module, diffusers.DDPMScheduler(beta_end=self.beta_end))
 
-    def loss(self, model: Diffusion, batches: Minibatches, task: Task, step: int) -> torch.Tensor:
+    def loss(self, model: Diffusion, batches: Minibatches, task: Corruption, step: int) -> torch.Tensor:
         images, generator = next(batches), batches.generator
         timesteps = torch.randint(model.scheduler.config.num_train_timesteps, (len(images),), generator=generator)
         noise = torch.randn(images.shape, generator=generator).to(images)

@@ -9,14 +9,16 @@ from contextlib import contextmanager
 import torch
 
 from ..models import I2IModel
-from ..unlearning.batches import Task
+from ..tasks import Corruption
 from ..unlearning.progress import Callback, Progress, Throttle
 from .recipe import Minibatches, Recipe
 
 __all__ = ["train"]
 
 
-def train(images: torch.Tensor, task: Task, seed: int, recipe: Recipe, progress: Callback | None = None) -> I2IModel:
+def train(
+    images: torch.Tensor, task: Corruption, seed: int, recipe: Recipe, progress: Callback | None = None
+) -> I2IModel:
     """A model that fills in what a task takes away.
 
     Args:

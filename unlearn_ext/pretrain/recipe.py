@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from ..data import SIDE
 from ..models import I2IModel
-from ..unlearning.batches import Shuffled, Task, pixels
+from ..tasks import Corruption
+from ..unlearning.batches import Shuffled, pixels
 
 __all__ = ["Minibatches", "Recipe", "convolutional", "distance"]
 
@@ -50,7 +51,7 @@ class Recipe(ABC):
         """The model with random weights, for images [N, channels, size, size]; ``model.module`` is what is trained."""
 
     @abstractmethod
-    def loss(self, model: I2IModel, batches: Minibatches, task: Task, step: int) -> torch.Tensor:
+    def loss(self, model: I2IModel, batches: Minibatches, task: Corruption, step: int) -> torch.Tensor:
         """What a step lowers, 0-d: how badly the model fills in what ``task`` takes away."""
 
 

@@ -8,7 +8,7 @@ import torch
 
 from ..errors import require
 from ..models.vqgan import VQGAN
-from ..unlearning.batches import Task
+from ..tasks import Corruption
 from . import recipe
 from .recipe import Minibatches, convolutional, distance
 
@@ -40,7 +40,7 @@ class Recipe(recipe.Recipe):
         blocks = convolutional(self.channels, channels, size)
         return VQGAN(vqmodel(**blocks, latent_channels=self.latent_channels, num_vq_embeddings=self.codes))
 
-    def loss(self, model: VQGAN, batches: Minibatches, task: Task, step: int) -> torch.Tensor:
+    def loss(self, model: VQGAN, batches: Minibatches, task: Corruption, step: int) -> torch.Tensor:
         quantised_from = round(self.continuous * self.steps)
         if step == quantised_from:
             _fill_codebook(model, task(next(batches)), batches.generator)

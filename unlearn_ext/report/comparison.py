@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
 from ..baselines import METHODS
-from ..reproduction.table import OURS, RETRAINED, UNMODIFIED, Row
+from ..reproduction.table import OURS, RETRAINED, UNMODIFIED, ModelRow
 from ..unlearning.pareto import TRAINED, nondominated
 from .style import INK, style
 
@@ -20,7 +20,7 @@ _LEAST_F2 = 1e-4  # below, the axis is linear: f2 may be 0
 _MARKERS = "vP^sXD<p>*hd8"
 
 
-def comparison(rows: Sequence[Row]) -> Figure:
+def comparison(rows: Sequence[ModelRow]) -> Figure:
     """f2 against f1 of one family under the first seed: a mark for each trained model, and a line through the models
     and mixtures of a method that none of its own dominates. The lower left is better.
     """
@@ -59,12 +59,12 @@ def _limit(values: Iterable[float]) -> float:
     return 1.3 * max(filter(math.isfinite, values))
 
 
-def _front(rows: Sequence[Row]) -> list[Row]:
+def _front(rows: Sequence[ModelRow]) -> list[ModelRow]:
     """Those that no other dominates, by rising f1."""
     free = nondominated([row.values for row in rows])
     kept = [row for row, is_free in zip(rows, free, strict=True) if is_free and all(map(math.isfinite, row.values))]
     return sorted(kept, key=lambda row: row.f1)
 
 
-def _places(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+def _places(rows: Sequence[ModelRow]) -> tuple[list[float], list[float]]:
     return [row.f1 for row in rows], [row.f2 for row in rows]

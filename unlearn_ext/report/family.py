@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 
 from ..baselines.composite import Composite
 from ..metrics import load_extractor
-from ..metrics.evaluate import FLOOR
+from ..metrics.evaluation import FLOOR
 from ..reproduction.pictures import Pictures
 from ..reproduction.quality import EXTRACTORS, Quality
 from ..reproduction.representatives import MIDDLE, chosen
-from ..reproduction.table import UNMODIFIED, Row
+from ..reproduction.table import UNMODIFIED, ModelRow
 from ..unlearning.run_folder import FRONT, read_run
 from .embedding import embedding
 from .gallery import gallery_rows
@@ -49,7 +49,7 @@ class Section:
     images: int
 
 
-def section(folder: Path, rows: Sequence[Row], judged: Iterable[Quality]) -> Section:
+def section(folder: Path, rows: Sequence[ModelRow], judged: Iterable[Quality]) -> Section:
     """Of the rows of one family under all seeds.
 
     Raises:
@@ -69,7 +69,7 @@ def section(folder: Path, rows: Sequence[Row], judged: Iterable[Quality]) -> Sec
     )
 
 
-def _map(named: Mapping[str, Row], shown: Pictures) -> Figure | None:
+def _map(named: Mapping[str, ModelRow], shown: Pictures) -> Figure | None:
     models = {name: named[name] for name in _MAPPED if name in named}
     panels = {FLOOR: shown.originals()} | {n: shown.made(row.method, row.point) for n, row in models.items()}
     kept = {name: sets for name, sets in panels.items() if sets is not None}

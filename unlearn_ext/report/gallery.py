@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from ..baselines import METHODS
 from ..reproduction.pictures import Pictures, Sets
 from ..reproduction.studies.infill import WHOLE, Infilled
-from ..reproduction.table import UNMODIFIED, Row
+from ..reproduction.table import UNMODIFIED, ModelRow
 from .strip import REFERENCES, StripRow, tiles
 
 __all__ = ["gallery_rows", "infill_rows"]
@@ -16,7 +16,7 @@ __all__ = ["gallery_rows", "infill_rows"]
 _SIGNS = {"weight": "w", "tau": "τ", "epsilon": "ε"}
 
 
-def gallery_rows(named: Mapping[str, Row], shown: Pictures) -> list[StripRow]:
+def gallery_rows(named: Mapping[str, ModelRow], shown: Pictures) -> list[StripRow]:
     """The images, what models are given of them, and a strip a model; those without pictures are left out.
 
     Args:
@@ -59,7 +59,7 @@ def _rows(named: Mapping[str, _Said]) -> list[StripRow]:
     ]
 
 
-def _note(row: Row) -> str:
+def _note(row: ModelRow) -> str:
     """The value of the knob, and what the model reached on training images."""
     knob = METHODS[row.method].knob if row.method in METHODS else "epsilon"
     said = [] if math.isnan(row.value) else [f"{_SIGNS[knob]} = {row.value:.3g}"]

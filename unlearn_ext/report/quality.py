@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from ..metrics.evaluate import FLOOR
+from ..metrics.evaluation import FLOOR
 from ..reproduction.compare import Interval, interval
 from ..reproduction.pictures import KINDS
 from ..reproduction.quality import Quality
 from ..reproduction.representatives import chosen
-from ..reproduction.table import Row
+from ..reproduction.table import ModelRow
 
 __all__ = ["MEASURES", "Line", "Name", "quality_lines"]
 
@@ -20,7 +20,7 @@ Line = dict[str, dict[str, Interval]]  # by kind and measure
 Name = tuple[str, str]  # method and point
 
 
-def quality_lines(rows: Sequence[Row], judged: Sequence[Quality]) -> dict[str, dict[str, Line]]:
+def quality_lines(rows: Sequence[ModelRow], judged: Sequence[Quality]) -> dict[str, dict[str, Line]]:
     """For each extractor the real images, and the models that stand for their methods; none that were not judged.
 
     Args:

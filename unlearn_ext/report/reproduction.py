@@ -13,7 +13,7 @@ from ..reproduction.plan import kept
 from ..reproduction.quality import FILE, Quality
 from ..reproduction.search import FILE as SEARCH
 from ..reproduction.search import Tried, tunings
-from ..reproduction.table import Cost, Row, Table
+from ..reproduction.table import Cost, ModelRow, Table
 from .comparison import comparison
 from .family import section
 from .hypervolumes import hypervolumes
@@ -31,7 +31,7 @@ def write_page(folder: Path) -> Path:
     Raises:
         UserError: the tables or the pictures cannot be read, or hold nothing.
     """
-    plan, rows = kept(folder), list(Table(folder / "reproduction.csv", Row).rows.values())
+    plan, rows = kept(folder), list(Table(folder / "reproduction.csv", ModelRow).rows.values())
     costs = list(Table(folder / "costs.csv", Cost).rows.values())
     tried = Table(folder / SEARCH, Tried)
     judged = list(Table(folder / FILE, Quality).rows.values())

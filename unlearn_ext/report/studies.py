@@ -15,7 +15,7 @@ from ..reproduction.studies import Convergence, Crops, Infill, Probe, Readers, R
 from ..reproduction.studies.convergence import EPSILON, INFIMUM
 from ..reproduction.studies.probe import MEMBER, SET
 from ..reproduction.studies.resurfacing import FEW, FEW_FORGET, RETAIN
-from ..reproduction.table import UNMODIFIED, Row, Table
+from ..reproduction.table import UNMODIFIED, ModelRow, Table
 from .gallery import infill_rows
 from .strip import StripRow
 from .style import GREEN, INK, ORANGE, VERMILION, shades, style
@@ -26,7 +26,7 @@ _COLOURS = (VERMILION, ORANGE, GREEN, "#56b4e9", "#cc79a7")  # Okabe–Ito, with
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 
-def study_figures(folder: Path, rows: Sequence[Row]) -> dict[str, Figure]:
+def study_figures(folder: Path, rows: Sequence[ModelRow]) -> dict[str, Figure]:
     """Those of one family, by the study's name, of the studies that have been made.
 
     Args:
@@ -57,7 +57,7 @@ def readers(folder: Path, family: str) -> list[Any]:
     return _answers(folder, Readers, family)
 
 
-def infill_strip(folder: Path, rows: Sequence[Row]) -> list[StripRow]:
+def infill_strip(folder: Path, rows: Sequence[ModelRow]) -> list[StripRow]:
     """What models with each target make of images, likewise; empty where that study has not been made.
 
     Raises:
@@ -80,7 +80,7 @@ class _Models(NamedTuple):
         return list(self.epsilons.values())[len(self.epsilons) // 2]
 
 
-def _models(folder: Path, rows: Sequence[Row], seed: int) -> _Models:
+def _models(folder: Path, rows: Sequence[ModelRow], seed: int) -> _Models:
     """Of our front in its folder."""
     (original,) = (row.f1 for row in rows if row.method == UNMODIFIED and row.seed == seed)
     points = studied(Pictures(folder, rows[0].family, seed).run)

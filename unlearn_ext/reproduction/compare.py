@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 
 from ..errors import require
 from ..unlearning.pareto import TRAINED, Values, hypervolume, nondominated
-from .table import OURS, REFERENCES, UNMODIFIED, Row
+from .table import OURS, REFERENCES, UNMODIFIED, ModelRow
 
 __all__ = [
     "CONFIDENCE",
@@ -40,7 +40,7 @@ REACHED = 0.75  # hypervolume to f2 = 0.1, for the number of pairs that reach it
 LEAST_F2 = 1e-12  # in place of 0, which has no logarithm
 CONFIDENCE = 0.95
 
-View = Callable[[Row], Values]
+View = Callable[[ModelRow], Values]
 VIEWS: dict[str, View] = {
     "validation": lambda row: row.values_validation,
     "training": lambda row: row.values,
@@ -110,7 +110,7 @@ class Verdict:
     word: str
 
 
-def standings(rows: Sequence[Row]) -> list[Standing]:
+def standings(rows: Sequence[ModelRow]) -> list[Standing]:
     """Of all methods, ours among them, from the largest strict hypervolume on validation images down.
 
     Args:
@@ -120,7 +120,7 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
     return sorted((_standing(method, rows) for method in methods), key=lambda s: -s.seen["validation"].strict.mean)
 
 
-def verdicts(rows: Sequence[Row], kind: str) -> list[Verdict]:
+def verdicts(rows: Sequence[ModelRow], kind: str) -> list[Verdict]:
     """Compare ours with the best baseline at each of ``SHARES``.
 
     Args:
@@ -161,14 +161,14 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(fmean(values), quantile * stdev(values) / math.sqrt(len(values)))
 
 
-def _standing(method: str, rows: Sequence[Row]) -> Standing:
+def _standing(method: str, rows: Sequence[ModelRow]) -> Standing:
     mine = [row for row in rows if row.method == method]
     trained = sum(row.made_of == TRAINED for row in mine)
     seen = {kind: _seen(method, rows, view) for kind, view in VIEWS.items()}
     return Standing(method, seen, trained, len(mine) - trained, max(row.pairs for row in mine))
 
 
-def _seen(method: str, rows: Sequence[Row], view: View) -> Seen:
+def _seen(method: str, rows: Sequence[ModelRow], view: View) -> Seen:
     seeds = _by_seed(method, rows)
     corners = {row.seed: view(row)[0] for row in rows if row.method == UNMODIFIED}
     strict, wide = (
@@ -185,7 +185,7 @@ def _share(values: Iterable[Values], f1: float, f2: float) -> float:
     return hypervolume(values, (f1, f2)) / (f1 * f2)
 
 
-def _pairs(mine: Sequence[Row], view: View, f1: float) -> float:
+def _pairs(mine: Sequence[ModelRow], view: View, f1: float) -> float:
     """The least number of pairs with which the models and mixtures so far dominate ``REACHED`` of the strict box."""
     for pairs in sorted({row.pairs for row in mine}):
         if _share((view(row) for row in mine if row.pairs <= pairs), f1, STRICT_F2) >= REACHED:
@@ -193,13 +193,13 @@ def _pairs(mine: Sequence[Row], view: View, f1: float) -> float:
     return math.nan
 
 
-def _f2(method: str, rows: Sequence[Row], view: View, share: float) -> list[float]:
+def _f2(method: str, rows: Sequence[ModelRow], view: View, share: float) -> list[float]:
     """f2 at a share of the unmodified model's f1, a number for each seed."""
     corners = {row.seed: view(row)[0] for row in rows if row.method == UNMODIFIED}
     return [f2_at([view(row) for row in mine], share * corners[seed]) for seed, mine in _by_seed(method, rows).items()]
 
 
-def _by_seed(method: str, rows: Sequence[Row]) -> dict[int, list[Row]]:
+def _by_seed(method: str, rows: Sequence[ModelRow]) -> dict[int, list[ModelRow]]:
     mine = [row for row in rows if row.method == method]
     return {seed: [row for row in mine if row.seed == seed] for seed in sorted({row.seed for row in mine})}
 

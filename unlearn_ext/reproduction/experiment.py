@@ -19,7 +19,7 @@ from .plan import Plan
 from .plans import FULL
 from .studies import fill
 from .sweeps import Tuning
-from .table import OURS, Cost, Row, Table
+from .table import OURS, Cost, ModelRow, Table
 from .trial import FAMILIES, Sweep, Trial
 from .workers import Workers
 
@@ -35,7 +35,7 @@ def reproduce(
     jobs: int = 1,
     device: torch.device | str = "cpu",
     progress: Callback | None = None,
-) -> tuple[list[Row], list[Cost]]:
+) -> tuple[list[ModelRow], list[Cost]]:
     """Compare our sweep with those of all baselines on the built-in digits, judged by the same f1 and f2.
 
     Every method gets the same search, on the first seed, and under every seed one sweep with the same number of
@@ -65,7 +65,7 @@ def reproduce(
     plan.check(out, device)
     with locked(out):
         plan.keep(out, device)
-        table, costs = Table(out / "reproduction.csv", Row), Table(out / "costs.csv", Cost)
+        table, costs = Table(out / "reproduction.csv", ModelRow), Table(out / "costs.csv", Cost)
         tried = Table(out / search.FILE, search.Tried)
         watched = progress if jobs == 1 else None
         pairs = itertools.product(families, range(seeds or plan.seeds))

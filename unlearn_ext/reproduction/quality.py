@@ -15,13 +15,13 @@ import torch
 from .._utils.file_lock import locked
 from ..demo import DATASET
 from ..metrics import Extractor, load_extractor
-from ..metrics.evaluate import FLOOR
+from ..metrics.evaluation import FLOOR
 from ..metrics.extractors import KNOWN
 from ..metrics.features import compare, extract
 from ..unlearning.batches import pixels
 from .pictures import KINDS, Pictures, Sets
 from .representatives import chosen
-from .table import Row, Table
+from .table import ModelRow, Table
 
 __all__ = ["EXTRACTORS", "FILE", "Name", "Numbers", "Quality", "judge"]
 
@@ -93,7 +93,7 @@ def judge(out: str | PathLike[str], progress: Callable[[str], None] | None = Non
     """
     out, loaded = Path(out), cache(load_extractor)
     with locked(out):
-        table, rows = Table(out / FILE, Quality), Table(out / "reproduction.csv", Row).rows.values()
+        table, rows = Table(out / FILE, Quality), Table(out / "reproduction.csv", ModelRow).rows.values()
         for (family, seed), models in itertools.groupby(rows, lambda row: row.group):
             shown, names = Pictures(out, family, seed), [(FLOOR, ""), *_names(models)]
             for extractor in EXTRACTORS:
@@ -105,7 +105,7 @@ def judge(out: str | PathLike[str], progress: Callable[[str], None] | None = Non
     return list(table.rows.values())
 
 
-def _names(models: Iterable[Row]) -> list[Name]:
+def _names(models: Iterable[ModelRow]) -> list[Name]:
     return [(row.method, row.point) for row in chosen(list(models)).values()]
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from ..baselines import METHODS
 from ..unlearning.pareto import ANCHOR, EPSILON, MOST_FORGOTTEN, TRAINED, ParetoFront, ParetoPoint
 from ..unlearning.run_folder import FRONT
-from .table import OURS, REFERENCES, Row
+from .table import OURS, REFERENCES, ModelRow
 
 __all__ = ["MIDDLE", "chosen", "studied"]
 
 MIDDLE = "ours, middle"
 
 
-def chosen(rows: Sequence[Row]) -> dict[str, Row]:
+def chosen(rows: Sequence[ModelRow]) -> dict[str, ModelRow]:
     """The unmodified and the retrained model, three of ours, and of every baseline the one whose f1 is nearest to our
     middle one's; trained models alone.
 
@@ -48,6 +48,6 @@ def studied(run: Path) -> list[ParetoPoint]:
     return [point for point in ParetoFront.from_csv(run / FRONT) if point.role in (MOST_FORGOTTEN, ANCHOR, EPSILON)]
 
 
-def _apart(row: Row, other: Row) -> float:
+def _apart(row: ModelRow, other: ModelRow) -> float:
     """In f1; a model that diverged is infinitely far."""
     return abs(row.f1 - other.f1) if math.isfinite(row.f1) else math.inf

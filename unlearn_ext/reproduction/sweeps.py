@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..baselines import METHODS, Method, train
+from ..baselines.training import OnLosses
 from ..optim.control import StepStats
 from ..unlearning.dial import encoder_state
 from ..unlearning.history import History
@@ -18,9 +19,7 @@ from .lines import Leg
 from .problem import Problem
 from .table import OURS
 
-__all__ = ["OnStep", "Tuning", "legs", "values"]
-
-OnStep = Callable[[int, float, float], None]  # steps taken, losses on the forget and on the retain set
+__all__ = ["Tuning", "legs", "values"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Tuning:
 
 
 def legs(
-    name: str, problem: Problem, settings: Settings, tuning: Tuning, pairs: int, on_step: OnStep | None = None
+    name: str, problem: Problem, settings: Settings, tuning: Tuning, pairs: int, on_step: OnLosses | None = None
 ) -> Iterator[Leg]:
     """Sweep a method and yield each model that it trains.
 
@@ -76,7 +75,7 @@ def values(method: type[Method], problem: Problem) -> Sequence[float]:
     return method.grid or [math.nan] * len(SCHEDULE.anchors)
 
 
-def _ours(problem: Problem, settings: Settings, pairs: int, on_step: OnStep | None) -> Iterator[Leg]:
+def _ours(problem: Problem, settings: Settings, pairs: int, on_step: OnLosses | None) -> Iterator[Leg]:
     """What :func:`unlearn_ext.unlearning.phases.sweep` trains, without its folder."""
     model, objectives = copy.deepcopy(problem.model), replace(problem.training, settings=settings)
     steps = pairs // len(SCHEDULE.anchors)

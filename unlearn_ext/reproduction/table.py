@@ -12,14 +12,14 @@ from .._utils.atomic_io import write_table
 from ..errors import UserError
 from ..unlearning.pareto import Values
 
-__all__ = ["OURS", "REFERENCES", "RETRAINED", "UNMODIFIED", "Cost", "Kept", "Kind", "Row", "Table"]
+__all__ = ["OURS", "REFERENCES", "RETRAINED", "UNMODIFIED", "Cost", "Kept", "Kind", "ModelRow", "Table"]
 
 OURS, UNMODIFIED, RETRAINED = "epsilon-constraint", "unmodified", "retrained"
 REFERENCES = (UNMODIFIED, RETRAINED)  # no methods
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelRow:
     """One model; the same plan and seed give the same row, bit for bit.
 
     Attributes:
@@ -119,7 +119,7 @@ class Table(Generic[Kind]):
 
     Args:
         path: of the file; rows that are there are read.
-        kind: of the rows, such as :class:`Row`.
+        kind: of the rows, such as :class:`ModelRow`.
 
     Raises:
         UserError: the file is not such a table.

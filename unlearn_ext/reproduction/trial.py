@@ -12,6 +12,7 @@ import torch
 
 from .. import demo
 from ..baselines import METHODS
+from ..baselines.training import OnLosses
 from ..models import I2IModel, family_class, load
 from ..tasks import Task
 from ..unlearning.dial import encoder_state
@@ -27,8 +28,8 @@ from .lines import Leg, candidates
 from .pictures import Pictures
 from .problem import Problem, on_device, posed
 from .representatives import studied
-from .sweeps import OnStep, Tuning, legs
-from .table import OURS, RETRAINED, UNMODIFIED, Row
+from .sweeps import Tuning, legs
+from .table import OURS, RETRAINED, UNMODIFIED, ModelRow
 
 __all__ = ["CPU", "FAMILIES", "Sweep", "Trial"]
 
@@ -113,7 +114,7 @@ class Trial:
         """Of the front in the folder, the anchors and the ε that were asked for, from the most forgotten on."""
         return studied(self.folder)
 
-    def front(self) -> list[Row]:
+    def front(self) -> list[ModelRow]:
         """Sweep ours; return the rows of the unmodified model, of the retrained one under the first seed, and ours."""
         anchors = [point for point in self.sweep() if point.role != EPSILON]
         anchors.sort(key=lambda point: (point.role == MOST_FORGOTTEN, -point.epsilon))  # in the order of training
@@ -127,7 +128,7 @@ class Trial:
             self.pictures.keep_images(self.problem.images, self.task)
         return [*(self._reference(name) for name in references), *self.judged(OURS, swept)]
 
-    def judged(self, method: str, swept: Iterable[Leg]) -> list[Row]:
+    def judged(self, method: str, swept: Iterable[Leg]) -> list[ModelRow]:
         """Judge the models of a sweep and the mixtures; under the first seed, keep pictures of what is trained."""
         rows = []
         for point, value, made_of, pairs, model in candidates(self.problem.model, list(swept)):
@@ -151,11 +152,11 @@ class Trial:
         other.settings = self.settings
         return other
 
-    def row(self, method: str, point: str, value: float, made_of: str, pairs: int, model: I2IModel) -> Row:
+    def row(self, method: str, point: str, value: float, made_of: str, pairs: int, model: I2IModel) -> ModelRow:
         """Judge a model by f1 and f2 of all images."""
         encode = Encoder(model, self.settings)
         values = (*self.problem.training.evaluate(encode), *self.problem.validation.evaluate(encode))
-        return Row(self.family, self.seed, method, point, value, made_of, pairs, *values)
+        return ModelRow(self.family, self.seed, method, point, value, made_of, pairs, *values)
 
     @property
     def _is_first(self) -> bool:
@@ -166,12 +167,12 @@ class Trial:
         """A retrained model takes as long as a pretrained one, so there is one for each family."""
         return self._is_first and self.task == demo.TASK
 
-    def _reference(self, name: str) -> Row:
+    def _reference(self, name: str) -> ModelRow:
         model = self.model(name)
         self._keep_pictures(name, "", model)
         return self.row(name, "", math.nan, TRAINED, 0, model)
 
-    def reporter(self, stage: str, index: int, total: int, pairs: int) -> OnStep | None:
+    def reporter(self, stage: str, index: int, total: int, pairs: int) -> OnLosses | None:
         """Return what reports the steps of a sweep to the trial's callback; None where there is none.
 
         Args:
@@ -214,7 +215,7 @@ class Sweep:
     def __str__(self) -> str:
         return f"{self.trial.family} {self.trial.seed} {self.method}"
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ModelRow]:
         """Sweep, keep pictures, and judge."""
         trial = self.trial
         if self.method == OURS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,10 +13,10 @@ import torch
 from .._utils import distributed, draws
 from ..data.augment import Augment
 from ..models import I2IModel, Inputs
+from ..tasks import Corruption
 
-__all__ = ["Batch", "Shuffled", "Side", "T", "Task", "ahead", "in_bytes", "pairs", "pixels"]
+__all__ = ["Batch", "Shuffled", "Side", "T", "ahead", "in_bytes", "pairs", "pixels"]
 
-Task = Callable[[torch.Tensor], torch.Tensor]
 T = TypeVar("T")
 
 
@@ -56,7 +56,7 @@ class Side:
 
     images: torch.Tensor
     model: I2IModel
-    task: Task
+    task: Corruption
     seed: int = 0
     augment: Augment | None = None
     targets: torch.Tensor | None = None

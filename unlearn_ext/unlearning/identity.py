@@ -13,7 +13,7 @@ import torch
 from .._version import __version__
 from ..data.augment import Augment
 from ..models import I2IModel
-from .batches import Task
+from ..tasks import Corruption
 from .settings import Settings
 
 __all__ = ["identity", "known", "seen"]
@@ -31,7 +31,7 @@ def known(family: str, settings: Settings, **asked: Any) -> dict[str, Any]:
     return {"version of unlearn_ext": __version__, "family": family, **trained, **asked}
 
 
-def seen(images: Mapping[str, torch.Tensor], task: Task, augment: Augment | None) -> dict[str, Any]:
+def seen(images: Mapping[str, torch.Tensor], task: Corruption, augment: Augment | None) -> dict[str, Any]:
     """Return the part of :func:`identity` that is known before the model is.
 
     Args:
@@ -50,7 +50,7 @@ def seen(images: Mapping[str, torch.Tensor], task: Task, augment: Augment | None
 def identity(
     model: I2IModel,
     images: Mapping[str, torch.Tensor],
-    task: Task,
+    task: Corruption,
     augment: Augment | None,
     settings: Settings,
     **asked: Any,

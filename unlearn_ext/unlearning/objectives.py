@@ -13,7 +13,8 @@ from ..data.augment import Augment
 from ..data.storage import empty
 from ..errors import UserError
 from ..models import I2IModel
-from .batches import Batch, Side, Task
+from ..tasks import Corruption
+from .batches import Batch, Side
 from .encoder import Encoder
 from .settings import Settings
 from .validation import check_images, check_task
@@ -63,7 +64,7 @@ class Objectives:
         model: I2IModel,
         forget: torch.Tensor,
         retain: torch.Tensor,
-        task: Task,
+        task: Corruption,
         *,
         augment: Augment | None = None,
         settings: Settings | None = None,

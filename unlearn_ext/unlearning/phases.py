@@ -20,7 +20,7 @@ from .._utils.process_memory import release
 from ..data.augment import Augment
 from ..errors import UserError
 from ..models import I2IModel, load
-from .batches import Task
+from ..tasks import Corruption
 from .dial import Anchor, Dial, Unlearned, encoder_state
 from .history import History
 from .identity import identity
@@ -58,7 +58,7 @@ def sweep(
     forget: torch.Tensor,
     retain: torch.Tensor,
     *,
-    task: Task,
+    task: Corruption,
     points: int = 9,
     epsilons: Sequence[float] | None = None,
     held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
@@ -188,7 +188,7 @@ def add_points(
     forget: torch.Tensor,
     retain: torch.Tensor,
     *,
-    task: Task,
+    task: Corruption,
     epsilons: Sequence[float],
     held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
     augment: Augment | None = None,

@@ -8,7 +8,7 @@ import torch
 
 from ..data.augment import Augment
 from ..models import I2IModel
-from .batches import Task
+from ..tasks import Corruption
 from .history import History
 from .journal import Journal
 from .objectives import Objectives
@@ -28,7 +28,7 @@ def unlearn(
     forget: torch.Tensor,
     retain: torch.Tensor,
     *,
-    task: Task,
+    task: Corruption,
     epsilon: float,
     augment: Augment | None = None,
     settings: Settings | None = None,

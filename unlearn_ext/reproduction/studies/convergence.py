@@ -12,7 +12,7 @@ from ...optim.control import EpsilonGap, GradientNorm, StepStats
 from ...unlearning.history import History
 from ...unlearning.trainer import Trainer
 from ..trial import Trial
-from .study import Answer, OnStep, Part, Study, of_run
+from .study import Answer, OnStudyStep, Part, Study, of_run
 
 __all__ = ["EPSILON", "INFIMUM", "Convergence", "Step"]
 
@@ -67,7 +67,7 @@ class Convergence(Study):
     def parts(self, trial: Trial) -> Sequence[Part]:
         return [(phase, delta) for phase in (INFIMUM, EPSILON) for delta in self.deltas]
 
-    def answer(self, trial: Trial, part: Part, on_step: OnStep | None) -> list[Step]:
+    def answer(self, trial: Trial, part: Part, on_step: OnStudyStep | None) -> list[Step]:
         phase, delta = part
         first = self._trained(trial, GradientNorm(), 1).optimizer.stats
         control = _descending(delta, first) if phase == INFIMUM else _meeting(delta, first, trial)
@@ -76,7 +76,7 @@ class Convergence(Study):
         return [Step(trial.family, phase, delta, step, f1, f2, psi) for step, _, f1, f2, psi, *_ in steps]
 
     def _trained(
-        self, trial: Trial, control: EpsilonGap | GradientNorm, steps: int, on_step: OnStep | None = None
+        self, trial: Trial, control: EpsilonGap | GradientNorm, steps: int, on_step: OnStudyStep | None = None
     ) -> Trainer:
         problem = trial.problem
         model = copy.deepcopy(problem.model)

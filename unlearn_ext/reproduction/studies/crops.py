@@ -10,7 +10,7 @@ from typing import ClassVar
 from ...tasks import CenterCrop
 from ..table import UNMODIFIED
 from ..trial import Trial
-from .study import Answer, OnStep, Part, Study
+from .study import Answer, OnStudyStep, Part, Study
 
 __all__ = ["Crop", "Crops"]
 
@@ -65,7 +65,7 @@ class Crops(Study):
     def parts(self, trial: Trial) -> Sequence[Part]:
         return [(fraction,) for fraction in self.fractions] if trial.family in self.families else []
 
-    def answer(self, trial: Trial, part: Part, on_step: OnStep | None) -> list[Crop]:
+    def answer(self, trial: Trial, part: Part, on_step: OnStudyStep | None) -> list[Crop]:
         (fraction,) = part
         under = trial.under(CenterCrop(fraction), self.points)
         points, problem = under.sweep(), under.problem

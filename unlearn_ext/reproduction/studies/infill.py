@@ -20,7 +20,7 @@ from ..problem import Problem
 from ..table import UNMODIFIED
 from ..trial import Trial
 from .readers import hole_error
-from .study import Answer, OnStep, Part, Study, of_run
+from .study import Answer, OnStudyStep, Part, Study, of_run
 
 __all__ = [
     "BLUR",
@@ -98,7 +98,7 @@ class Infill(Study):
     def parts(self, trial: Trial) -> Sequence[Part]:
         return [(target,) for target in TARGETS] if trial.family in self.families else []
 
-    def answer(self, trial: Trial, part: Part, on_step: OnStep | None) -> list[Infilled]:
+    def answer(self, trial: Trial, part: Part, on_step: OnStudyStep | None) -> list[Infilled]:
         (target,) = part
         training, validation = aimed(trial.problem, target)
         rows = []
@@ -112,7 +112,9 @@ class Infill(Study):
             rows.append(row)
         return rows
 
-    def _models(self, trial: Trial, training: Objectives, on_step: OnStep | None) -> Iterator[tuple[float, I2IModel]]:
+    def _models(
+        self, trial: Trial, training: Objectives, on_step: OnStudyStep | None
+    ) -> Iterator[tuple[float, I2IModel]]:
         """The unmodified model, and one that is trained on whenever the next is asked for."""
         yield WHOLE, trial.problem.model
         whole, model = training.evaluate_f1(training.frozen), copy.deepcopy(trial.problem.model)

@@ -15,7 +15,7 @@ from ...unlearning.batches import Side
 from ...unlearning.encoder import Encoder
 from ..table import UNMODIFIED
 from ..trial import Trial
-from .study import Answer, OnStep, Part, Study
+from .study import Answer, OnStudyStep, Part, Study
 
 __all__ = ["COMPONENTS", "FOLDS", "MEMBER", "SET", "Probe", "Read", "accuracy"]
 
@@ -62,7 +62,7 @@ class Probe(Study):
     def parts(self, trial: Trial) -> Sequence[Part]:
         return [(name,) for name in (UNMODIFIED, *(point.name for point in trial.points()))]
 
-    def answer(self, trial: Trial, part: Part, on_step: OnStep | None) -> list[Read]:
+    def answer(self, trial: Trial, part: Part, on_step: OnStudyStep | None) -> list[Read]:
         (point,) = part
         encode = Encoder(trial.model(point), trial.settings)
         training, validation = trial.problem.training, trial.problem.validation

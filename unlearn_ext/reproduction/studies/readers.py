@@ -19,7 +19,7 @@ from ...unlearning.encoder import Encoder
 from ...unlearning.pareto import EPSILON
 from ..table import RETRAINED, UNMODIFIED
 from ..trial import Trial
-from .study import Answer, OnStep, Part, Study
+from .study import Answer, OnStudyStep, Part, Study
 
 __all__ = ["PENALTIES", "Readable", "Readers", "hole_error", "linear_reading"]
 
@@ -64,7 +64,7 @@ class Readers(Study):
         anchors = (point.name for point in trial.points() if point.role != EPSILON)
         return [(name,) for name in (UNMODIFIED, RETRAINED, *anchors)]
 
-    def answer(self, trial: Trial, part: Part, on_step: OnStep | None) -> list[Readable]:
+    def answer(self, trial: Trial, part: Part, on_step: OnStudyStep | None) -> list[Readable]:
         (point,) = part
         model, task = trial.model(point), trial.task
         _, images = demo.prepare(trial.family, trial.progress, seed=trial.seed, task=task, share=1.0)

@@ -19,7 +19,7 @@ from ...unlearning.encoder import Encoder
 from ...unlearning.objectives import Objectives
 from ..table import UNMODIFIED
 from ..trial import Trial
-from .study import Answer, OnStep, Part, Study
+from .study import Answer, OnStudyStep, Part, Study
 
 __all__ = ["FEW", "FEW_FORGET", "RETAIN", "Relearned", "Resurfacing", "relearn"]
 
@@ -72,7 +72,7 @@ class Resurfacing(Study):
         names = [UNMODIFIED, *(point.name for point in trial.points())]
         return [(name, data) for name in names for data in (RETAIN, FEW_FORGET)]
 
-    def answer(self, trial: Trial, part: Part, on_step: OnStep | None) -> list[Relearned]:
+    def answer(self, trial: Trial, part: Part, on_step: OnStudyStep | None) -> list[Relearned]:
         point, data = part
         images, validation = trial.problem.images, trial.problem.validation
         trained_on = images.retain if data == RETAIN else images.forget[:FEW]
@@ -85,7 +85,7 @@ class Resurfacing(Study):
         ]
 
     def _noted(
-        self, encode: Encoder, losses: Iterator[float], validation: Objectives, on_step: OnStep | None
+        self, encode: Encoder, losses: Iterator[float], validation: Objectives, on_step: OnStudyStep | None
     ) -> Iterator[tuple[int, float]]:
         """Steps taken, and f1 after them, of an encoder that is trained wherever the next loss is asked for."""
         loss = math.nan

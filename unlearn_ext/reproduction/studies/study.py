@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...optim.control import StepStats
-from ...unlearning.progress import OnStep as OnTrainerStep
-from ...unlearning.progress import Progress
+from ...unlearning.progress import OnStep, Progress
 from ..table import Table
 from ..trial import Trial
 from ..workers import Workers
 
-__all__ = ["Answer", "OnStep", "Part", "Question", "Study", "fill", "of_run"]
+__all__ = ["Answer", "OnStudyStep", "Part", "Question", "Study", "fill", "of_run"]
 
 Part = tuple[Any, ...]
-OnStep = Callable[[int, int, float, float], None]  # steps taken, steps planned, losses on the forget and the retain set
+# Steps taken, steps planned, losses on the forget and the retain set.
+OnStudyStep = Callable[[int, int, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Study(ABC):
         """What is to be computed, for a family and seed whose front is there; none where the question has no sense."""
 
     @abstractmethod
-    def answer(self, trial: Trial, part: Part, on_step: OnStep | None) -> list[Any]:
+    def answer(self, trial: Trial, part: Part, on_step: OnStudyStep | None) -> list[Any]:
         """The rows of a part, which follow from the trial alone.
 
         Args:
@@ -109,7 +109,7 @@ class Question:
         self.trial.progress(Progress(str(self), self.index, self.total, step, steps, f1, f2, math.nan))
 
 
-def of_run(on_step: OnStep | None) -> OnTrainerStep | None:
+def of_run(on_step: OnStudyStep | None) -> OnStep | None:
     """The same for a :class:`~unlearn_ext.unlearning.trainer.Trainer`, which tells more."""
     if on_step is None:
         return None

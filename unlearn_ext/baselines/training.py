@@ -14,9 +14,9 @@ from ..unlearning.schedule import steps_per_anchor
 from ..unlearning.training_loop import BETAS, Loop
 from .method import Method, taken
 
-__all__ = ["OnStep", "train"]
+__all__ = ["OnLosses", "train"]
 
-OnStep = Callable[[int, float, float], None]  # steps taken, loss on the forget set, loss on the retain set
+OnLosses = Callable[[int, float, float], None]  # steps taken, loss on the forget set, loss on the retain set
 
 
 def train(
@@ -27,7 +27,7 @@ def train(
     values: Sequence[float] | None = None,
     steps: int | None = None,
     lr: float | None = None,
-    on_step: OnStep | None = None,
+    on_step: OnLosses | None = None,
 ) -> Iterator[I2IModel]:
     """Sweep a method through the values of its knob and yield the model after each of them.
 

@@ -18,9 +18,9 @@ from .extractors import Extractor
 from .features import compare, extract
 from .hole import hole_values
 
-__all__ = ["FLOOR", "UNMODIFIED", "Judge", "Row", "evaluate"]
+__all__ = ["FLOOR", "UNMODIFIED", "Judge", "MetricsRow", "evaluate"]
 
-Row = dict[str, str | int | float]
+MetricsRow = dict[str, str | int | float]
 
 FLOOR, UNMODIFIED = "real images", "unmodified"
 
@@ -34,7 +34,7 @@ def evaluate(
     extractors: Sequence[Extractor],
     limit: int | None = None,
     progress: Callable[[str], None] | None = None,
-) -> list[Row]:
+) -> list[MetricsRow]:
     """Judge every model of a run on the validation images, those to forget and those to retain apart.
 
     Args:
