@@ -43,7 +43,8 @@ class _Kernels:
             _aliasing.check(self.lists, WRITES[rule])
         if self.table.scattered:
             self._stage(self.table.scattered)
-            self.table.read(rule, self.lists, operands.groups)
+            if reason := self.table.read(rule, self.lists, operands.groups):
+                return reason
         self.changed = self.table.changed
         if self.changed:
             self.table.accept()

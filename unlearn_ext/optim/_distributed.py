@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from itertools import repeat
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ from .._torch_internals import is_dtensor, local_shard, placement_spec
 from ..ops.layout import Operands, Report
 
 #: Type of the optimizers' ``process_group``; a string, since torch may have been built without ``ProcessGroup``.
-Replicas: TypeAlias = "dist.ProcessGroup | str | None"
+Replicas: TypeAlias = 'dist.ProcessGroup | Literal["default"] | None'
 Members = tuple[int, ...]  # ranks, which identify a process group
 
 
