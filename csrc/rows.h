@@ -6,12 +6,12 @@
 
 namespace ux {
 
-struct Cut {
-    int64_t chunk, turns;
+struct Partition {
+    int64_t chunk, tiles;
 };
 
-// Writes every row's first chunk. `chunk`: elements, doubled until the turns are few enough.
-Cut cut(std::vector<Row>& rows, int64_t chunk);
+// Writes every row's first chunk. `chunk`: elements, doubled until the tiles are few enough.
+Partition partition(std::vector<Row>& rows, int64_t chunk);
 
 // Elements of a row before the one from which 16-byte loads serve most of its operands.
 int head_of(const Row& row);
@@ -24,6 +24,6 @@ bool groups_fit(const std::vector<Row>& rows, int64_t n_groups);
 
 // Whether memory that the rule writes may be reached by a second way. An operand read from the very place where its own
 // row is written is none: every element is read before it is written.
-bool crossing(const std::vector<Row>& rows, Rule rule);
+bool has_aliasing(const std::vector<Row>& rows, Rule rule);
 
 }  // namespace ux

@@ -32,14 +32,14 @@ template <class F> UX_HD void accumulate(const Element<F>& e, F grad, F constrai
 }
 
 // No 0·∞: an infinite parameter that does not decay leaves its direction as it is.
-template <class F> UX_HD F decayed(F direction, F param, float weight_decay) {
+template <class F> UX_HD F with_weight_decay(F direction, F param, float weight_decay) {
     return weight_decay == 0.0f ? direction : direction + param * weight_decay;
 }
 
 constexpr unsigned bit(int operand) { return 1u << operand; }
 
 // On a GPU one instruction each, to a unit or two in the last place: exact, they would take longer than memory does for halves.
-UX_HD float root(float x) {
+UX_HD float square_root(float x) {
 #if defined(__CUDA_ARCH__)
     asm("sqrt.approx.f32 %0, %0;" : "+f"(x));
     return x;
@@ -48,7 +48,7 @@ UX_HD float root(float x) {
 #endif
 }
 
-template <class F> UX_HD F inverse_of(F x) {
+template <class F> UX_HD F reciprocal(F x) {
 #if defined(__CUDA_ARCH__)
     return __fdividef(1.0f, x);
 #else
@@ -57,7 +57,7 @@ template <class F> UX_HD F inverse_of(F x) {
 }
 
 // 1 − βᵗ, in float and yet to float's last bit: β − 1 is taken in double, and neither function cancels.
-UX_HD float bias(double beta, float t) { return -expm1f(t * log1pf(float(beta - 1.0))); }
+UX_HD float bias_correction(double beta, float t) { return -expm1f(t * log1pf(float(beta - 1.0))); }
 
 // d = g2 and P = I; g is written over g2.
 struct ProjectRule {
@@ -74,26 +74,26 @@ struct ProjectRule {
 
 // torch.optim.SGD with momentum, dampening, nesterov and coupled weight decay; P = I.
 struct SgdRule {
-    static constexpr unsigned kReads = bit(kParam) | bit(kGrad) | bit(kConstraintGrad) | bit(kFirst);
-    static constexpr unsigned kWrites = bit(kParam) | bit(kFirst);
+    static constexpr unsigned kReads = bit(kParam) | bit(kGrad) | bit(kConstraintGrad) | bit(kFirstMoment);
+    static constexpr unsigned kWrites = bit(kParam) | bit(kFirstMoment);
 
-    float lr, momentum, nesterov_momentum, fresh, weight_decay, sign;
+    float lr, momentum, nesterov_momentum, grad_factor, weight_decay, sign;
     bool has_momentum, nesterov;
 
     UX_HD SgdRule(const double* h, bool has_first, float t)
         : lr(float(h[kLr])), momentum(float(h[kBeta1])), nesterov_momentum(momentum),
-          fresh(float(1 - h[kBeta2])), weight_decay(float(h[kWeightDecay])),
+          grad_factor(float(1 - h[kBeta2])), weight_decay(float(h[kWeightDecay])),
           sign(h[kMaximize] != 0 ? -1.0f : 1.0f), has_momentum(has_first), nesterov(h[kNesterov] != 0) {
-        if (t == 1.0f) momentum = 0.0f, fresh = 1.0f;  // torch starts the buffer with the gradient, undampened
+        if (t == 1.0f) momentum = 0.0f, grad_factor = 1.0f;  // torch starts the buffer with the gradient, undampened
     }
     UX_HD unsigned stats_reads() const { return weight_decay == 0.0f ? kReads & ~bit(kParam) : kReads; }
 
     template <class F> UX_HD Element<F> element(F* x) const {
-        const F grad = decayed(x[kGrad] * sign, x[kParam], weight_decay);
+        const F grad = with_weight_decay(x[kGrad] * sign, x[kParam], weight_decay);
         const F one = F{} + 1.0f;
         if (!has_momentum) return {grad, x[kConstraintGrad], one};
-        x[kFirst] = x[kFirst] * momentum + grad * fresh;
-        return {nesterov ? grad + x[kFirst] * nesterov_momentum : x[kFirst], x[kConstraintGrad], one};
+        x[kFirstMoment] = x[kFirstMoment] * momentum + grad * grad_factor;
+        return {nesterov ? grad + x[kFirstMoment] * nesterov_momentum : x[kFirstMoment], x[kConstraintGrad], one};
     }
     template <class F> UX_HD void step(F* x, const Element<F>& e, float lambda, float scale) const {
         x[kParam] = x[kParam] - (e.direction + e.constraint * lambda) * (scale * lr);
@@ -102,27 +102,27 @@ struct SgdRule {
 
 // torch.optim.AdamW in the metric P = diag(√v̂ + eps), with v the moving average of w·g1² + g2².
 struct AdamWRule {
-    static constexpr unsigned kReads = bit(kParam) | bit(kGrad) | bit(kConstraintGrad) | bit(kFirst) | bit(kSecond);
-    static constexpr unsigned kWrites = bit(kParam) | bit(kFirst) | bit(kSecond);
+    static constexpr unsigned kReads = bit(kParam) | bit(kGrad) | bit(kConstraintGrad) | bit(kFirstMoment) | bit(kSecondMoment);
+    static constexpr unsigned kWrites = bit(kParam) | bit(kFirstMoment) | bit(kSecondMoment);
 
-    float lr, beta2, first_fresh, second_fresh, eps, weight_decay, sign, weight, first_correction, second_correction;
+    float lr, beta2, one_minus_beta1, one_minus_beta2, eps, weight_decay, sign, constraint_weight, first_correction, second_correction;
 
     UX_HD AdamWRule(const double* h, bool, float t)
-        : lr(float(h[kLr])), beta2(float(h[kBeta2])), first_fresh(float(1 - h[kBeta1])), second_fresh(float(1 - h[kBeta2])),
+        : lr(float(h[kLr])), beta2(float(h[kBeta2])), one_minus_beta1(float(1 - h[kBeta1])), one_minus_beta2(float(1 - h[kBeta2])),
           eps(float(h[kEps])), weight_decay(float(h[kWeightDecay])), sign(h[kMaximize] != 0 ? -1.0f : 1.0f),
-          weight(float(h[kConstraintWeight])) {
-        first_correction = 1.0f / bias(h[kBeta1], t);
-        second_correction = 1.0f / sqrtf(bias(h[kBeta2], t));
+          constraint_weight(float(h[kConstraintWeight])) {
+        first_correction = 1.0f / bias_correction(h[kBeta1], t);
+        second_correction = 1.0f / sqrtf(bias_correction(h[kBeta2], t));
     }
     UX_HD unsigned stats_reads() const { return weight_decay == 0.0f ? kReads & ~bit(kParam) : kReads; }
     template <class F> UX_HD Element<F> element(F* x) const {
         const F grad = x[kGrad] * sign;
-        x[kFirst] = x[kFirst] + (grad - x[kFirst]) * first_fresh;
-        const F squares = grad * grad + x[kConstraintGrad] * x[kConstraintGrad] * weight;
-        x[kSecond] = x[kSecond] * beta2 + squares * second_fresh;
-        const F metric = root(x[kSecond]) * second_correction + eps;
-        const F inverse = inverse_of(metric);
-        return {decayed(x[kFirst] * first_correction * inverse, x[kParam], weight_decay), x[kConstraintGrad] * inverse, metric};
+        x[kFirstMoment] = x[kFirstMoment] + (grad - x[kFirstMoment]) * one_minus_beta1;
+        const F squares = grad * grad + x[kConstraintGrad] * x[kConstraintGrad] * constraint_weight;
+        x[kSecondMoment] = x[kSecondMoment] * beta2 + squares * one_minus_beta2;
+        const F metric = square_root(x[kSecondMoment]) * second_correction + eps;
+        const F inverse = reciprocal(metric);
+        return {with_weight_decay(x[kFirstMoment] * first_correction * inverse, x[kParam], weight_decay), x[kConstraintGrad] * inverse, metric};
     }
     template <class F> UX_HD void step(F* x, const Element<F>& e, float lambda, float scale) const {
         x[kParam] = x[kParam] - (e.direction + e.constraint * lambda) * (scale * lr);
@@ -135,7 +135,7 @@ UX_HD bool finite(double x) { return x - x == 0.0; }  // std::isfinite may be fo
 
 // Sums of all groups, weighted with their learning rates where the promise is about the step.
 struct Totals {
-    double dot = 0, sq_constraint = 0, sq_direction = 0, raw = 0;  // plain
+    double dot = 0, sq_constraint = 0, sq_direction = 0, raw_squares = 0;  // plain
     double lr_dot = 0, lr_sq_constraint = 0;                       // Σ μ_k⟨·⟩_k
     double mean_lr;                                                // the μ that turns ψ into a required decrease of f1
 
@@ -145,7 +145,7 @@ struct Totals {
             const double* s = sums + k * kSums;
             const double lr = hyper[k * kHyper + kLr];
             dot += s[kDot], sq_constraint += s[kSqConstraint], sq_direction += s[kSqDirection];
-            raw += s[kRawConstraint] + s[kRawGrad];
+            raw_squares += s[kRawConstraint] + s[kRawGrad];
             lr_dot += lr * s[kDot], lr_sq_constraint += lr * s[kSqConstraint], lr_total += lr;
         }
         mean_lr = sq_constraint > 0 ? lr_sq_constraint / sq_constraint : n_groups ? lr_total / double(n_groups) : 0.0;
@@ -158,8 +158,8 @@ UX_HD double required_decrease(const double* c, double constraint, double integr
     if (c[kKind] == kGradientNorm) decrease = t.mean_lr * c[kAlpha] * power(t.sq_constraint, 0.5 * c[kDelta]);
     if (c[kKind] == kEpsilonGap) {
         const double gap = constraint - c[kEpsilon];
-        const double shape = (gap < 0 ? -1.0 : 1.0) * power(fabs(gap), c[kDelta]) + c[kIntegralGain] * integral;
-        decrease = c[kAlpha] == c[kAlpha] ? t.mean_lr * c[kAlpha] * shape : c[kRate] * shape;  // NaN: no alpha was given
+        const double feedback = (gap < 0 ? -1.0 : 1.0) * power(fabs(gap), c[kDelta]) + c[kIntegralGain] * integral;
+        decrease = c[kAlpha] == c[kAlpha] ? t.mean_lr * c[kAlpha] * feedback : c[kRate] * feedback;  // NaN: no alpha was given
     }
     const double cap = c[kCap] * t.lr_sq_constraint;
     return decrease > cap ? cap : decrease;
@@ -168,9 +168,9 @@ UX_HD double required_decrease(const double* c, double constraint, double integr
 // The sum of the gaps near the target, never more than the target itself: a far start must not wind it up.
 UX_HD double integrate(const double* c, double constraint, double integral) {
     if (c[kKind] != kEpsilonGap || c[kIntegralGain] == 0) return integral;
-    const double gap = constraint - c[kEpsilon], reach = fabs(c[kEpsilon]);
-    if (fabs(gap) > 0.5 * reach) return integral;
-    return clamp(integral + gap, -reach / c[kIntegralGain], reach / c[kIntegralGain]);
+    const double gap = constraint - c[kEpsilon], target = fabs(c[kEpsilon]);
+    if (fabs(gap) > 0.5 * target) return integral;
+    return clamp(integral + gap, -target / c[kIntegralGain], target / c[kIntegralGain]);
 }
 
 // Closes the stats phase: reads the sums and f1 (report[kConstraint]), writes ψ, λ, the clipping factor and the flags.
@@ -186,8 +186,8 @@ UX_HD void solve(const double* sums, const double* hyper, int64_t n_groups, cons
         if (lambda > c[kLambdaMax]) lambda = c[kLambdaMax];
     }
     const double sq_norm = t.sq_direction + 2 * lambda * t.dot + lambda * lambda * t.sq_constraint;
-    const double clipped = c[kMaxNorm] / (sqrt(sq_norm > 0 ? sq_norm : 0.0) + 1e-6);
-    const bool good = finite(t.raw) && finite(t.dot) && finite(t.sq_constraint) && finite(t.sq_direction) &&
+    const double clip_factor = c[kMaxNorm] / (sqrt(sq_norm > 0 ? sq_norm : 0.0) + 1e-6);
+    const bool all_finite = finite(t.raw_squares) && finite(t.dot) && finite(t.sq_constraint) && finite(t.sq_direction) &&
                       finite(decrease) && lambda <= FLT_MAX && (!constrained || finite(report[kConstraint]));
 
     report[kPsi] = t.mean_lr > 0 ? decrease / t.mean_lr : 0.0;
@@ -195,9 +195,9 @@ UX_HD void solve(const double* sums, const double* hyper, int64_t n_groups, cons
     report[kReportDot] = t.mean_lr > 0 ? t.lr_dot / t.mean_lr : t.dot;
     report[kReportSqConstraint] = t.sq_constraint;
     report[kReportSqDirection] = t.sq_direction;
-    report[kScale] = clipped < 1 ? clipped : 1.0;
-    report[kSkipped] = good ? 0.0 : 1.0;
-    if (good) report[kIntegral] = integral; else report[kSkippedSteps] += 1;
+    report[kScale] = clip_factor < 1 ? clip_factor : 1.0;
+    report[kSkipped] = all_finite ? 0.0 : 1.0;
+    if (all_finite) report[kIntegral] = integral; else report[kSkippedSteps] += 1;
 }
 
 }  // namespace ux

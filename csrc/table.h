@@ -31,12 +31,12 @@ class Table {
     // Whether the rows are not those that were accepted last.
     bool changed() const;
     void accept() { accepted_ = rows_; }
-    bool crossing() const { return ux::crossing(rows_, rule_); }
+    bool has_aliasing() const { return ux::has_aliasing(rows_, rule_); }
 
     std::pair<const void*, DType> scalar(pybind11::handle tensor, const char* what, int64_t index) const;
 
     const std::vector<Row>& rows() const { return rows_; }
-    Cut cut() const { return cut_; }
+    Partition partition() const { return partition_; }
     bool counts_steps() const { return counts_steps_; }
 
   private:
@@ -54,7 +54,7 @@ class Table {
     std::array<int64_t, kOperands> absent_{};
     std::string reason_;
     Rule rule_{};
-    Cut cut_{};
+    Partition partition_{};
     bool counts_steps_ = false;
 };
 

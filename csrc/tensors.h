@@ -15,13 +15,13 @@ namespace ux {
 enum class DType : uint8_t { f32 = 0, bf16 = 1, f16 = 2, f64 = 3 };  // f64: f1 alone, never an operand
 enum class Rule : int { project = 0, sgd = 1, adamw = 2 };
 
-enum Operand { kParam, kGrad, kConstraintGrad, kFirst, kSecond, kOperands };
+enum Operand { kParam, kGrad, kConstraintGrad, kFirstMoment, kSecondMoment, kOperands };
 
-// A chunk is the work of one warp, a turn that of one block or of one thread of the CPU. Partial sums are indexed by turn
-// and combined in that order, so the result does not depend on how many threads or blocks shared the turns.
-constexpr int kTurn = 8;               // chunks
-constexpr int64_t kLeastChunk[] = {4096, 1024};  // elements, on the CPU and on a GPU; doubled until the turns are few enough
-constexpr int64_t kMostTurns = 8192;   // 40 bytes of partial sums each: 320 KB, whatever the model's size
+// A chunk is the work of one warp, a tile that of one block or of one thread of the CPU. Partial sums are indexed by tile
+// and combined in that order, so the result does not depend on how many threads or blocks shared the tiles.
+constexpr int kChunksPerTile = 8;               // chunks
+constexpr int64_t kMinChunk[] = {4096, 1024};  // elements, on the CPU and on a GPU; doubled until the tiles are few enough
+constexpr int64_t kMaxTiles = 8192;   // 40 bytes of partial sums each: 320 KB, whatever the model's size
 
 // How a GPU loads a row: all operands 16 bytes at a time, four floats or eight halves; or each in its own way.
 enum class Loads : int { mixed = 0, floats = 1, halves = 2 };
@@ -31,13 +31,13 @@ struct Row {
     int64_t data[kOperands];  // addresses; 0: the operand is absent and reads as zero
     int64_t step;             // address of the float32 step counter; 0: the rule keeps none
     int64_t numel;
-    int64_t first_chunk;      // chunks of all the rows before this one; a group begins on a new turn
+    int64_t first_chunk;      // chunks of all the rows before this one; a group begins on a new tile
     int64_t tags;             // four bits of dtype for each operand; head from bit 24; loads from bit 28; group from bit 32
 
     UX_HD DType dtype(int operand) const { return static_cast<DType>((tags >> (4 * operand)) & 15); }
-    UX_HD bool all(DType one) const {
+    UX_HD bool all_are(DType type) const {
         for (int o = 0; o < kOperands; ++o)
-            if (data[o] && dtype(o) != one) return false;
+            if (data[o] && dtype(o) != type) return false;
         return true;
     }
     UX_HD int head() const { return static_cast<int>((tags >> 24) & 15); }  // elements before the first aligned one
@@ -57,7 +57,7 @@ struct Job {
     bool solve;             // stats also solves the QP; false where a collective or a callable ψ stands in between
     bool counts_steps;      // some row has a step counter
     int64_t n_rows;
-    int64_t n_turns;
+    int64_t n_tiles;
     int64_t chunk;          // elements
     int64_t n_groups;
     const void* constraint; // f1, one element; null: report[kConstraint] holds it
@@ -68,8 +68,8 @@ struct Job {
     double* report;         // [kReport]
 };
 
-// A chunk's elements [begin, end) of its row; none where a group's last turn is not full.
-struct Place {
+// A chunk's elements [begin, end) of its row; none where a group's last tile is not full.
+struct ChunkRange {
     int64_t row, begin, end;
 };
 
@@ -83,7 +83,7 @@ template <class Rows> UX_HD int64_t row_of(const Rows& rows, const Job& job, int
     return low;
 }
 
-template <class Rows> UX_HD Place place_of(const Rows& rows, const Job& job, int64_t row, int64_t chunk) {
+template <class Rows> UX_HD ChunkRange range_of(const Rows& rows, const Job& job, int64_t row, int64_t chunk) {
     const int64_t index = chunk - rows[row].first_chunk, numel = rows[row].numel;
     const int64_t begin = index == 0 ? 0 : rows[row].head() + index * job.chunk;
     const int64_t end = rows[row].head() + (index + 1) * job.chunk;

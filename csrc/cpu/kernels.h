@@ -1,4 +1,4 @@
-// One turn of either phase, and the table of them that each instruction set fills.
+// One tile of either phase, and the table of them that each instruction set fills.
 #pragma once
 #include <vector>
 
@@ -7,8 +7,8 @@
 namespace ux::cpu {
 
 struct Kernels {
-    void (*stats)(const Row*, const Job&, int64_t turn);
-    void (*apply)(const Row*, const Job&, int64_t turn);
+    void (*stats)(const Row*, const Job&, int64_t tile);
+    void (*apply)(const Row*, const Job&, int64_t tile);
     const char* isa;
 };
 

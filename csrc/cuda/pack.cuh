@@ -32,22 +32,22 @@ __device__ inline uint32_t to_halves(const float* x, DType dtype) {
 }
 
 // 16 bytes, or zeros. Volatile: left alone, the compiler moves a load down to where it is used, and one waits for the other.
-__device__ inline void load16(const void* address, bool wanted, uint32_t* words) {
+__device__ inline void load16(const void* address, bool enabled, uint32_t* words) {
     asm volatile(
         "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
         "mov.u32 %0, 0;\n\tmov.u32 %1, 0;\n\tmov.u32 %2, 0;\n\tmov.u32 %3, 0;\n\t"
         "@p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
         : "=&r"(words[0]), "=&r"(words[1]), "=&r"(words[2]), "=&r"(words[3])
-        : "l"(address), "r"(static_cast<uint32_t>(wanted)));
+        : "l"(address), "r"(static_cast<uint32_t>(enabled)));
 }
 
 // One operand of one row, from the first element of a chunk on.
-struct Stream {
+struct ChunkOperand {
     char* base;  // null: absent
     DType dtype;
     bool aligned;  // at the chunk's first pack
 
-    __device__ Stream(char* address, DType type, int head) : base(address), dtype(type) {
+    __device__ ChunkOperand(char* address, DType type, int head) : base(address), dtype(type) {
         aligned = (reinterpret_cast<uintptr_t>(address) + head * width()) % 16 == 0;
     }
     __device__ int width() const { return dtype == DType::f32 ? 4 : 2; }
@@ -62,19 +62,19 @@ struct Stream {
 
     // In two halves, so that the loads of all operands are under way before the first is waited for. The words hold
     // eight floats, or four pairs of halves, or eight single halves where the address is not aligned; or zeros.
-    template <Loads loads> __device__ void fetch(int i, bool wanted, uint32_t* words) const {
+    template <Loads loads> __device__ void fetch(int i, bool enabled, uint32_t* words) const {
         if (loads == Loads::floats) {
-            load16(base + 4 * i, wanted, words), load16(base + 4 * i + 16, wanted, words + 4);
+            load16(base + 4 * i, enabled, words), load16(base + 4 * i + 16, enabled, words + 4);
         } else if (loads == Loads::halves) {
-            load16(base + 2 * i, wanted, words);
+            load16(base + 2 * i, enabled, words);
         } else if (dtype == DType::f32 && aligned) {
-            load16(base + 4 * i, wanted, words), load16(base + 4 * i + 16, wanted, words + 4);
+            load16(base + 4 * i, enabled, words), load16(base + 4 * i + 16, enabled, words + 4);
         } else if (aligned) {
-            load16(base + 2 * i, wanted, words);
+            load16(base + 2 * i, enabled, words);
         } else {
 #pragma unroll
             for (int k = 0; k < kPack; ++k)
-                words[k] = !wanted                ? 0
+                words[k] = !enabled                ? 0
                            : dtype == DType::f32 ? reinterpret_cast<const uint32_t*>(base)[i + k]
                                                  : reinterpret_cast<const uint16_t*>(base)[i + k];
         }
