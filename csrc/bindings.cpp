@@ -1,4 +1,4 @@
-// What Python sees of the kernels. Nothing of torch is linked: table.cpp reads tensors through DLPack.
+// The Python module. It does not link against torch: table.cpp reads tensors through DLPack.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -24,7 +24,7 @@ Rule rule_of(int rule) {
     return Rule(rule);
 }
 
-// `blocks`: addresses of hyper, control, partials, sums and report, as ops/_kernels.py made them.
+// `buffers`: addresses of hyper, control, partials, sums and report, allocated by ops/_kernels.py.
 Job make_job(int rule, const Table& table, int64_t n_groups, std::array<uintptr_t, 5> buffers, py::handle constraint) {
     if (!groups_fit(table.rows(), n_groups))
         throw py::value_error("step: groups must ascend from 0 and stay below the " + std::to_string(n_groups) + " rows of hyper");
@@ -39,7 +39,7 @@ Job make_job(int rule, const Table& table, int64_t n_groups, std::array<uintptr_
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-    m.doc() = "Kernels of unlearn_ext. Use unlearn_ext.ops, which checks what it passes.";
+    m.doc() = "Kernels of unlearn_ext. Call them through unlearn_ext.ops, which checks the arguments.";
     m.attr("SUMS") = int(kSums);
     m.attr("HYPER") = int(kHyper);
     m.attr("CONTROL") = int(kControl);
@@ -54,8 +54,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("use_cpu_isa", [](const std::string& name) {
         for (const auto* kernels : cpu::available())
             if (name == kernels->isa) return void(cpu::chosen() = kernels);
-        throw py::value_error("this processor has no " + name);
-    }, "For tests and benchmarks: every instruction set gives the same bits.");
+        throw py::value_error("this processor does not support " + name + "; cpu_isas() lists what it supports");
+    }, "Select an instruction set, for tests and benchmarks. All give bitwise identical results.");
 
     py::class_<Table>(m, "Table")
         .def(py::init<py::capsule, py::object, int>(), py::arg("exchange"), py::arg("is_neg"), py::arg("gpu"))
@@ -79,7 +79,7 @@ PYBIND11_MODULE(_C, m) {
 
 #if defined(UX_CUDA)
     m.attr("CUDA_ARCHS") = UX_CUDA_ARCHS;
-    m.def("cuda_limit_blocks", &cuda::limit_blocks, "For tests: any number of blocks gives the same bits.");
+    m.def("cuda_limit_blocks", &cuda::limit_blocks, "Limit the blocks per launch, for tests. Results are bitwise identical for any number.");
     using Address = uintptr_t;
     m.def("cuda_upload", [](const Table& table, Address rows, int device, Address stream) {
         cuda::upload(table.rows().data(), table.rows().size(), pointer<Row>(rows), device, pointer<void>(stream));

@@ -55,12 +55,13 @@ Partition partition(std::vector<Row>& rows, int64_t chunk) {
             multi_chunk_rows += row_chunks > 1;
         }
         const int64_t tiles = (chunks + kChunksPerTile - 1) / kChunksPerTile;
-        if (tiles <= kMaxTiles || !multi_chunk_rows) return {chunk, tiles};  // a smaller number of tiny tensors cannot be had
+        // If every row has at most one chunk, larger chunks do not reduce the number of tiles.
+        if (tiles <= kMaxTiles || !multi_chunk_rows) return {chunk, tiles};
     }
 }
 
-// Most tensors come out of the allocator aligned. Where most of a row's are off by as much, a head of single elements
-// brings them to 16 bytes; the others are loaded by element.
+// Most tensors are aligned. If most operands of a row are misaligned by the same amount, processing a few single elements
+// first aligns them; the other operands are loaded element by element. Votes are weighted by element size.
 int head_of(const Row& row) {
     int votes[8] = {}, best = 0;
     for (int o = 0; o < kOperands; ++o) {
@@ -96,7 +97,7 @@ bool groups_fit(const std::vector<Row>& rows, int64_t n_groups) {
 
 bool has_aliasing(const std::vector<Row>& rows, Rule rule) {
     const auto spans = spans_of(rows, writes_of(rule));
-    int64_t max_end = 0, max_written_end = 0;  // how far the spans before this place go, and those of them that are written
+    int64_t max_end = 0, max_written_end = 0;  // of all earlier spans, and of those that are written
     for (size_t i = 0, writers = 0; i < spans.size(); writers = 0) {
         const Span& span = spans[i];
         for (; i < spans.size() && spans[i].key() == span.key(); ++i) writers += spans[i].written;

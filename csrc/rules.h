@@ -1,5 +1,5 @@
-// The mathematics, once, for every device: what one element contributes to the sums, how the sums give ψ and λ, and how
-// one element is stepped. `F` is float, or a vector of floats where the CPU has lanes.
+// The mathematics of a step, shared by all devices: what one element adds to the sums, how ψ and λ follow from the
+// sums, and the update of one element. `F` is float, or a vector of floats on the CPU.
 //
 //   g = argmin ½‖g − d‖²_P  s.t.  ⟨g1, g⟩ ≥ ψ       λ = max((ψ − ⟨g1, d⟩) / ⟨g1, P⁻¹g1⟩, 0)       g = d + λ P⁻¹g1
 #pragma once
@@ -19,7 +19,8 @@ enum Report {
 };
 enum Kind { kUnconstrained = 0, kGiven = 1, kGradientNorm = 2, kEpsilonGap = 3 };
 
-template <class F> struct Element {  // of one coordinate: its share of d, of P⁻¹g1, and the diagonal of P
+// Values of one coordinate: d, P⁻¹g1 and the diagonal of P.
+template <class F> struct Element {
     F direction, constraint, metric;
 };
 
@@ -27,18 +28,19 @@ template <class F> UX_HD void accumulate(const Element<F>& e, F grad, F constrai
     sums[kDot] += constraint_grad * e.direction;
     sums[kSqConstraint] += constraint_grad * e.constraint;
     sums[kSqDirection] += e.direction * e.direction * e.metric;
-    sums[kRawConstraint] += constraint_grad * constraint_grad;  // these two are non-finite if any gradient is
+    sums[kRawConstraint] += constraint_grad * constraint_grad;  // non-finite if a gradient is, like the next
     sums[kRawGrad] += grad * grad;
 }
 
-// No 0·∞: an infinite parameter that does not decay leaves its direction as it is.
+// Skips the product at weight_decay = 0: 0·∞ would turn the direction of an infinite parameter into NaN.
 template <class F> UX_HD F with_weight_decay(F direction, F param, float weight_decay) {
     return weight_decay == 0.0f ? direction : direction + param * weight_decay;
 }
 
 constexpr unsigned bit(int operand) { return 1u << operand; }
 
-// On a GPU one instruction each, to a unit or two in the last place: exact, they would take longer than memory does for halves.
+// On a GPU, approximate instructions with an error of 1 to 2 ulp: for half precision, exact square roots and divisions
+// take longer than the memory accesses.
 UX_HD float square_root(float x) {
 #if defined(__CUDA_ARCH__)
     asm("sqrt.approx.f32 %0, %0;" : "+f"(x));
@@ -56,10 +58,10 @@ template <class F> UX_HD F reciprocal(F x) {
 #endif
 }
 
-// 1 − βᵗ, in float and yet to float's last bit: β − 1 is taken in double, and neither function cancels.
+// 1 − βᵗ, accurate to float's last bit: β − 1 is computed in double, and log1p and expm1 avoid cancellation.
 UX_HD float bias_correction(double beta, float t) { return -expm1f(t * log1pf(float(beta - 1.0))); }
 
-// d = g2 and P = I; g is written over g2.
+// Projection: d = g2 and P = I; g overwrites g2.
 struct ProjectRule {
     static constexpr unsigned kReads = bit(kGrad) | bit(kConstraintGrad);
     static constexpr unsigned kWrites = bit(kGrad);
@@ -72,7 +74,7 @@ struct ProjectRule {
     }
 };
 
-// torch.optim.SGD with momentum, dampening, nesterov and coupled weight decay; P = I.
+// torch.optim.SGD with momentum, dampening, Nesterov momentum and coupled weight decay; P = I.
 struct SgdRule {
     static constexpr unsigned kReads = bit(kParam) | bit(kGrad) | bit(kConstraintGrad) | bit(kFirstMoment);
     static constexpr unsigned kWrites = bit(kParam) | bit(kFirstMoment);
@@ -84,7 +86,7 @@ struct SgdRule {
         : lr(float(h[kLr])), momentum(float(h[kBeta1])), nesterov_momentum(momentum),
           grad_factor(float(1 - h[kBeta2])), weight_decay(float(h[kWeightDecay])),
           sign(h[kMaximize] != 0 ? -1.0f : 1.0f), has_momentum(has_first), nesterov(h[kNesterov] != 0) {
-        if (t == 1.0f) momentum = 0.0f, grad_factor = 1.0f;  // torch starts the buffer with the gradient, undampened
+        if (t == 1.0f) momentum = 0.0f, grad_factor = 1.0f;  // as in torch, the first gradient is not dampened
     }
     UX_HD unsigned stats_reads() const { return weight_decay == 0.0f ? kReads & ~bit(kParam) : kReads; }
 
@@ -100,7 +102,7 @@ struct SgdRule {
     }
 };
 
-// torch.optim.AdamW in the metric P = diag(√v̂ + eps), with v the moving average of w·g1² + g2².
+// torch.optim.AdamW with the metric P = diag(√v̂ + eps), where v is the moving average of w·g1² + g2².
 struct AdamWRule {
     static constexpr unsigned kReads = bit(kParam) | bit(kGrad) | bit(kConstraintGrad) | bit(kFirstMoment) | bit(kSecondMoment);
     static constexpr unsigned kWrites = bit(kParam) | bit(kFirstMoment) | bit(kSecondMoment);
@@ -130,14 +132,15 @@ struct AdamWRule {
 };
 
 UX_HD double clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
-UX_HD double power(double x, double p) { return p == 1.0 ? x : pow(x, p); }  // the usual exponent costs nothing
-UX_HD bool finite(double x) { return x - x == 0.0; }  // std::isfinite may be folded away; this may not without fast-math
+UX_HD double power(double x, double p) { return p == 1.0 ? x : pow(x, p); }  // skips pow for the default exponent
+// Unlike std::isfinite, compilers optimize this expression away only under fast-math.
+UX_HD bool finite(double x) { return x - x == 0.0; }
 
-// Sums of all groups, weighted with their learning rates where the promise is about the step.
+// Sums over all groups: unweighted, and weighted by learning rate, as the constraint on the step needs them.
 struct Totals {
-    double dot = 0, sq_constraint = 0, sq_direction = 0, raw_squares = 0;  // plain
+    double dot = 0, sq_constraint = 0, sq_direction = 0, raw_squares = 0;  // unweighted
     double lr_dot = 0, lr_sq_constraint = 0;                       // Σ μ_k⟨·⟩_k
-    double mean_lr;                                                // the μ that turns ψ into a required decrease of f1
+    double mean_lr;                                                // the μ of Ψ = μψ
 
     UX_HD Totals(const double* sums, const double* hyper, int64_t n_groups) {
         double lr_total = 0;
@@ -152,20 +155,21 @@ struct Totals {
     }
 };
 
-// Ψ = μψ: the first-order decrease of f1 that the control function asks of this step.
+// Ψ = μψ: the first-order decrease of f1 that the control function requires from this step.
 UX_HD double required_decrease(const double* c, double constraint, double integral, const Totals& t) {
     double decrease = t.mean_lr * c[kGivenPsi];
     if (c[kKind] == kGradientNorm) decrease = t.mean_lr * c[kAlpha] * power(t.sq_constraint, 0.5 * c[kDelta]);
     if (c[kKind] == kEpsilonGap) {
         const double gap = constraint - c[kEpsilon];
         const double feedback = (gap < 0 ? -1.0 : 1.0) * power(fabs(gap), c[kDelta]) + c[kIntegralGain] * integral;
-        decrease = c[kAlpha] == c[kAlpha] ? t.mean_lr * c[kAlpha] * feedback : c[kRate] * feedback;  // NaN: no alpha was given
+        const bool has_alpha = c[kAlpha] == c[kAlpha];  // NaN: use the rate instead
+        decrease = has_alpha ? t.mean_lr * c[kAlpha] * feedback : c[kRate] * feedback;
     }
     const double cap = c[kCap] * t.lr_sq_constraint;
     return decrease > cap ? cap : decrease;
 }
 
-// The sum of the gaps near the target, never more than the target itself: a far start must not wind it up.
+// Integral of the gap with anti-windup: only gaps within half of |ε| count, and the integral term is clamped to ±|ε|.
 UX_HD double integrate(const double* c, double constraint, double integral) {
     if (c[kKind] != kEpsilonGap || c[kIntegralGain] == 0) return integral;
     const double gap = constraint - c[kEpsilon], target = fabs(c[kEpsilon]);
@@ -173,7 +177,7 @@ UX_HD double integrate(const double* c, double constraint, double integral) {
     return clamp(integral + gap, -target / c[kIntegralGain], target / c[kIntegralGain]);
 }
 
-// Closes the stats phase: reads the sums and f1 (report[kConstraint]), writes ψ, λ, the clipping factor and the flags.
+// End of the stats phase: reads the sums and f1 (report[kConstraint]); writes ψ, λ, the clipping factor and the flags.
 UX_HD void solve(const double* sums, const double* hyper, int64_t n_groups, const double* c, double* report) {
     const Totals t(sums, hyper, n_groups);
     const bool constrained = c[kKind] != kUnconstrained;

@@ -41,7 +41,7 @@ std::string name_of(const char* what, int64_t row) {
 
 std::string type_of(const dlpack::Tensor& t) {
     constexpr const char* codes[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
-    return (t.type_code < 7 ? codes[t.type_code] : "narrow float") + std::to_string(t.type_bits);
+    return (t.type_code < 7 ? codes[t.type_code] : "float") + std::to_string(t.type_bits);
 }
 
 std::string shape_of(const dlpack::Tensor& t) {
@@ -54,7 +54,7 @@ bool same_shape(const dlpack::Tensor& a, const dlpack::Tensor& b) {
     return a.n_dims == b.n_dims && std::equal(a.shape, a.shape + a.n_dims, b.shape);
 }
 
-// Dimensions of one element have a stride, but it means nothing.
+// The stride of a dimension of size 1 has no meaning.
 bool same_strides(const dlpack::Tensor& a, const dlpack::Tensor& b) {
     for (int d = 0; d < a.n_dims; ++d)
         if (a.shape[d] != 1 && a.strides[d] != b.strides[d]) return false;
@@ -70,7 +70,7 @@ bool is_contiguous(const dlpack::Tensor& t) {
     return true;
 }
 
-// Every element has a place of its own and no place is left out: the order of dimensions is free.
+// Non-overlapping and dense, in any order of dimensions.
 bool is_dense(const dlpack::Tensor& t) {
     std::vector<std::pair<int64_t, int64_t>> dims;
     for (int d = 0; d < t.n_dims; ++d)
@@ -84,20 +84,20 @@ bool is_dense(const dlpack::Tensor& t) {
     return true;
 }
 
-// Says why torch could not export a tensor: its layout if that is not dense, else the first line of the Python error that
-// is set. The other lines are torch's C++ backtrace.
+// Returns why torch could not export a tensor: its layout if it is not strided, otherwise the first line of the current
+// Python error. The other lines are torch's C++ backtrace.
 std::string export_error(PyObject* object) {
     const py::error_already_set error;
     const auto layout = py::str(py::getattr(object, "layout", py::str("torch.strided"))).cast<std::string>();
     if (layout != "torch.strided")
-        return " is " + layout + "; it must be dense: to_dense() it, or make what it comes from with sparse=False";
+        return " is " + layout + "; it must be dense: call to_dense(), or create the layer it belongs to with sparse=False";
     const auto message = py::str(error.value()).cast<std::string>();
     return " cannot be read; every tensor must be dense and have memory of its own (" + message.substr(0, message.find('\n')) + ")";
 }
 
-// Fake tensors have no memory; a view of a buffer of bytes may begin anywhere in it.
+// Fake tensors have no memory; a view of a byte buffer may be misaligned.
 void check_memory(const dlpack::Tensor& t, const char* what, int64_t index) {
-    if (!t.data) throw std::runtime_error(name_of(what, index) + " has no memory");
+    if (!t.data) throw std::runtime_error(name_of(what, index) + " has no memory; a fake tensor cannot be stepped");
     if (reinterpret_cast<uintptr_t>(t.data) & (t.type_bits / 8 - 1))
         throw std::runtime_error(name_of(what, index) + " begins in the middle of a " + type_of(t) + ": clone() it");
 }
@@ -109,7 +109,8 @@ Table::Table(py::capsule exchange, py::object is_neg, int gpu)
     api_ = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(exchange_.ptr(), dlpack::kCapsule));
     if (!api_) throw py::error_already_set();
     if (api_->major != dlpack::kMajor || !api_->tensor_from_object)
-        throw std::runtime_error("this torch speaks another version of DLPack's exchange API");
+        throw std::runtime_error("this torch has an incompatible version of DLPack's exchange API; install a version of torch "
+                                 "that unlearn_ext supports");
 }
 
 dlpack::Tensor Table::view(PyObject* object, const char* what, int64_t row) const {
@@ -152,7 +153,8 @@ Row Table::read_row(Rule rule, PyObject* const* objects, int64_t index) {
         }
         if (row.numel) check_memory(t, kOperandNames[o], index);
         row.data[o] = reinterpret_cast<int64_t>(t.data);
-        // Asking is dear: only where an address is new. A graph that makes a negated gradient makes one every time.
+        // is_neg() is slow, so it is called only if the address is new. A graph that returns a negated gradient does so in
+        // its first step too.
         if (index >= static_cast<int64_t>(accepted_.size()) || accepted_[index].data[o] != row.data[o])
             check_sign(objects[o], kOperandNames[o], index);
         row.tags |= static_cast<int64_t>(*dtype) << (4 * o);
@@ -197,7 +199,7 @@ int64_t group_of(const py::list& groups, int64_t row) {
 std::string Table::read(Rule rule, const py::tuple& lists, const py::list& groups) {
     constexpr int kLists = kOperands + 1;
     const auto n = static_cast<int64_t>(groups.size());
-    if (lists.size() != kLists) throw py::value_error("read takes six lists");
+    if (lists.size() != kLists) throw py::value_error("step: six lists of tensors are needed, not " + std::to_string(lists.size()));
     for (const auto& list : lists)
         if (!py::isinstance<py::list>(list) || static_cast<int64_t>(py::len(list)) != n)
             throw py::value_error("step: every list of tensors must have one entry for each parameter");

@@ -1,5 +1,5 @@
-// Compiled once for each instruction set (UX_ISA names it). Sixteen lanes everywhere and no contraction: every
-// instruction set adds in the same order and gives the same bits.
+// Compiled once per instruction set (UX_ISA is its name). All use 16 lanes and no FMA contraction, so they add in the
+// same order and give bitwise identical results.
 #include "kernels.h"
 
 #include <type_traits>
@@ -17,7 +17,8 @@ typedef uint32_t Uint32Lanes __attribute__((vector_size(kLanes * sizeof(uint32_t
 typedef uint16_t Uint16Lanes __attribute__((vector_size(kLanes * sizeof(uint16_t))));
 typedef double Doubles8 __attribute__((vector_size(kLanes / 2 * sizeof(double))));
 
-static inline Lanes square_root(Lanes x) {  // before the rules, which look for it
+// Must be declared before rules.h, which calls it.
+static inline Lanes square_root(Lanes x) {
     for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
     return x;
 }
@@ -58,7 +59,8 @@ void lanes_to_f16(const Lanes& x, uint16_t* out) {
 #endif
 
 #if defined(__AVX512BW__)
-// A bfloat16 is the upper half of a float: one permutation of halves each way, where the compiler widens, shifts and narrows.
+// A bfloat16 is the upper half of a float, so one permutation of 16-bit words converts it. The compiler's own code
+// needs several instructions.
 struct Bf16Indices {
     alignas(64) uint16_t widen[2 * kLanes], narrow[2 * kLanes];
     constexpr Bf16Indices() : widen(), narrow() {
@@ -99,7 +101,7 @@ void lanes_to_bf16(const Lanes& x, uint16_t* out) {
 }
 #endif
 
-// Element i of an operand, or the lanes from there on.
+// Load or store element i of an operand, or the kLanes elements from i on.
 void load(const char* base, DType dtype, int64_t i, float& x) {
     const auto* half = reinterpret_cast<const uint16_t*>(base);
     x = dtype == DType::f32 ? reinterpret_cast<const float*>(base)[i] : dtype == DType::bf16 ? from_bf16(half[i]) : from_f16(half[i]);
@@ -124,12 +126,12 @@ void store(char* base, DType dtype, int64_t i, const Lanes& x) {
 
 alignas(64) const float kZeros[kLanes] = {};
 
-// A stretch of a row. Where all of its operands are of one dtype, the compiler knows it; else each one's is looked at.
-constexpr DType kMixed = DType::f64;  // which no operand has
+// The operands of a chunk. kDType is their common dtype, known at compile time, or kMixed: look it up per operand.
+constexpr DType kMixed = DType::f64;  // no operand is float64
 template <class Rule, DType kDType> struct Chunk {
     const char* in[kOperands];
     char* out[kOperands];
-    int64_t mask[kOperands];  // of the index: zero for an absent operand, which is kZeros over and over
+    int64_t mask[kOperands];  // ANDed with the index: 0 for an absent operand, which then always reads kZeros
     DType dtypes[kOperands];
 
     Chunk(const Row& row, unsigned reads, int64_t begin) {
@@ -149,14 +151,14 @@ template <class Rule, DType kDType> struct Chunk {
         for (int o = 0; o < kOperands; ++o)
             if ((Rule::kWrites & bit(o)) && out[o]) store(out[o], dtype(o), i, x[o]);
     }
-    // The processor fetches ahead by itself, but not across pages, and there are five streams.
+    // The hardware prefetcher does not cross page boundaries, and there are up to five operands.
     void prefetch(int64_t i) const {
         for (int o = 0; o < kOperands; ++o)
             if (Rule::kReads & bit(o)) __builtin_prefetch(in[o] + (i & mask[o]) * (dtype(o) == DType::f32 ? 4 : 2) + kPrefetchDistance);
     }
 };
 
-// The coefficients, made anew only where the group or the step's number changes from one row to the next.
+// Caches the rule's coefficients; recomputes them only if the group or the step count differs from the previous row's.
 template <class Rule> class RuleCache {
   public:
     explicit RuleCache(const Job& job) : job_(job) {}
@@ -178,7 +180,7 @@ template <class Rule> class RuleCache {
     Rule rule_{job_.hyper, false, 1.0f};
 };
 
-// The sums of a tile, in lanes of double: float lanes are emptied into them once a chunk.
+// The sums of a tile in double; the float sums of each chunk are added to them.
 struct DoubleSums {
     Doubles8 lanes[kSums][2] = {};
     double tail[kSums] = {};

@@ -1,4 +1,4 @@
-// Spreads the chunks over threads, combines their sums in order, and chooses the instruction set.
+// Distributes the tiles over threads, adds their sums in order, and selects the instruction set.
 #include <dlfcn.h>
 #include <pthread.h>
 
@@ -24,7 +24,7 @@ std::vector<const Kernels*> available() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq"))
         found.push_back(&avx512::kernels);
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))  // and with them F16C
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))  // all of these also have F16C
         found.push_back(&avx2::kernels);
 #endif
     found.push_back(&baseline::kernels);
@@ -38,7 +38,7 @@ const Kernels*& chosen() {
 
 namespace {
 
-constexpr int64_t kMinElementsPerThread = 65536;  // elements: less is done sooner than another thread is woken
+constexpr int64_t kMinElementsPerThread = 65536;  // below this, waking a thread takes longer than the work
 
 struct Pass {
     const Row* rows;
@@ -56,11 +56,11 @@ void run_tiles(void* data) {
 
 using OpenMP = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
-// The child of a fork inherits the records of an OpenMP team but none of its threads, and would wait for them for ever.
+// A forked child inherits the state of the OpenMP team but not its threads, and would wait for them forever.
 bool forked = false;
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
-// torch's own OpenMP team where the process has one: a second pool would fight its spinning threads for the cores.
+// Use torch's OpenMP team if there is one: a second pool would compete with its spinning threads for the cores.
 OpenMP openmp() {
     static const auto parallel = reinterpret_cast<OpenMP>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
     return forked ? nullptr : parallel;
@@ -76,7 +76,7 @@ void run_in_parallel(Pass& pass, int threads) {
     workers.reserve(threads);
     try {
         for (int i = 1; i < threads; ++i) workers.emplace_back(run_tiles, &pass);
-    } catch (const std::exception&) {}  // the system gives no more threads: fewer give the same bits
+    } catch (const std::exception&) {}  // no more threads available: fewer give the same result
     run_tiles(&pass);
     for (auto& thread : workers) thread.join();
 }
@@ -112,7 +112,7 @@ void run_stats(const Row* rows, const Job& job, int threads) {
 
 void run_apply(const Row* rows, const Job& job, int threads) {
     if (job.report[kSkipped] != 0) return;
-    Pass pass{rows, job, chosen()->apply, true};  // backwards: the end of the last pass is still in cache
+    Pass pass{rows, job, chosen()->apply, true};  // backwards: the end of the stats pass is still in cache
     run_in_parallel(pass, threads);
     if (!job.counts_steps) return;
     for (int64_t r = 0; r < job.n_rows; ++r)

@@ -15,16 +15,16 @@ namespace ux::cuda {
 
 namespace {
 
-constexpr int kThreads = 32 * kChunksPerTile;  // a warp for each chunk of a tile
+constexpr int kThreads = 32 * kChunksPerTile;  // one warp per chunk of a tile
 constexpr int kMaxDevices = 64;
 
-// Blocks a multiprocessor must hold for enough bytes to be under way: the fewer the streams, the more blocks.
+// Minimum resident blocks per multiprocessor, so that enough loads are in flight: with fewer operands, more blocks.
 struct MinBlocks { int stats, apply; };
 template <class R> constexpr MinBlocks kMinBlocks{4, 4};
 template <> constexpr MinBlocks kMinBlocks<SgdRule>{4, 2};
 template <> constexpr MinBlocks kMinBlocks<AdamWRule>{3, 2};
 
-// As many rows as the arguments of a launch hold: 32 KB of them since CUDA 12.1, and 4 KB before.
+// As many rows as fit in the kernel arguments: 32 KB since CUDA 12.1, 4 KB before.
 template <int kBytes> struct RowBatch {
     static constexpr int kCapacity = (kBytes - 64) / int(sizeof(Row));
     Row rows[kCapacity];
@@ -54,7 +54,8 @@ class DeviceGuard {
     bool changed_ = false;
 };
 
-// A warp's coefficients, made anew only where the group or the step's number changes from one chunk to the next.
+// Caches the rule's coefficients for a warp; recomputes them only if the group or the step count differs from the
+// previous chunk's.
 template <class R> struct RuleCache {
     const Job& job;
     int key = -1;
@@ -71,7 +72,7 @@ template <class R> struct RuleCache {
     }
 };
 
-// As row_of, by a warp: it looks at 32 rows at a time, one a lane, since each look is a trip to L2.
+// row_of for a warp: each lane compares one row, so a round trip to L2 tests 32 rows.
 __device__ int row_of_warp(const Row* rows, const Job& job, int chunk) {
     int low = 0, n = static_cast<int>(job.n_rows);
     while (n > 1) {
@@ -84,11 +85,13 @@ __device__ int row_of_warp(const Row* rows, const Job& job, int chunk) {
     return low;
 }
 
-// The operands of one chunk. Lane l takes the packs l, l + 32, …, and of the elements before and after them the l-th.
+// The operands of a chunk. Lane l processes the packs l, l + 32, …, and the l-th of the single elements around them.
 struct Chunk {
     ChunkOperand operands[kOperands];
     Loads loads;
-    int n, head, n_single;  // elements; before the first pack; before it and after the last
+    int n;         // elements
+    int head;      // single elements before the first pack
+    int n_single;  // single elements before the first and after the last pack
 
     __device__ Chunk(const Row& row, const ChunkRange& range)
         : operands{{row.address(0, range.begin), row.dtype(0), head_of(row, range)},
@@ -100,11 +103,12 @@ struct Chunk {
         n_single = head + (n - head) % kPack;
     }
     static __device__ int head_of(const Row& row, const ChunkRange& range) {
-        const int64_t head = range.begin ? 0 : row.head();  // every later chunk begins where a pack does
+        const int64_t head = range.begin ? 0 : row.head();  // all later chunks begin with a pack
         return static_cast<int>(min(head, range.end - range.begin));
     }
 
-    // body(x) for each element, x its operands. Of those that the rule may read, `reads` are; `writes` of them go back.
+    // Calls body(x) for each element, where x are its operands. `reads`, `writes`: masks of the operands that are
+    // loaded before and stored after the call.
     template <class R, class Body> __device__ void for_each(unsigned reads, unsigned writes, Body body) const {
         if (loads == Loads::floats) for_each_pack<R, Loads::floats>(reads, writes, body);
         else if (loads == Loads::halves) for_each_pack<R, Loads::halves>(reads, writes, body);
@@ -124,7 +128,7 @@ struct Chunk {
     __device__ bool uses(int operand, unsigned mask) const { return (mask >> operand & 1) && operands[operand].base; }
 
     template <class R, Loads kind, class Body> __device__ void for_each_pack(unsigned reads, unsigned writes, Body body) const {
-        constexpr int kPacksInFlight = kind == Loads::halves ? 2 : 1;  // as many bytes are to be under way as of floats
+        constexpr int kPacksInFlight = kind == Loads::halves ? 2 : 1;  // as many bytes in flight as for floats
         constexpr int kStride = 32 * kPack;
         for (int first = head + threadIdx.x % 32 * kPack; first + kPack <= n; first += kPacksInFlight * kStride) {
             uint32_t words[kPacksInFlight][kOperands][kPack] = {};
@@ -162,16 +166,17 @@ struct Chunk {
     }
 };
 
-// The compiler is told that a warp's threads agree on it: what depends on it is kept and computed once a warp.
+// The shuffle tells the compiler that the value is uniform in a warp, so what depends on it is computed once per warp.
 __device__ int warp_of_block() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 32), 0); }
 
 template <class T> __device__ T sum_of_warp(T x) {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) x += __shfl_down_sync(0xffffffffu, x, offset);
-    return x;  // in lane 0
+    return x;  // valid in lane 0
 }
 
-// The tile's sums, warp by warp in order. Two buffers: one is read while the next tile's sums are written to the other.
+// Adds the warps' sums in order and writes those of the tile. Double buffering: one buffer is read while the next
+// tile's sums are written to the other.
 __device__ void write_partials(const Job& job, int tile, const float* thread_sums, int buffer) {
     __shared__ float warp_sums[2][kChunksPerTile][kSums];
 #pragma unroll
@@ -187,14 +192,14 @@ __device__ void write_partials(const Job& job, int tile, const float* thread_sum
     job.partials[threadIdx.x * job.n_tiles + tile] = sum;
 }
 
-// True in the block that finishes last; every other block's writes are then visible to it.
+// True in the block that finishes last, which can then see the writes of all other blocks.
 __device__ bool is_last_block(uint32_t* counter) {
     __shared__ bool last;
     __syncthreads();
     if (threadIdx.x == 0) {
-        __threadfence();  // for the whole block, whose writes the barrier has brought here
+        __threadfence();  // for the whole block: the barrier made its writes visible to this thread
         last = atomicAdd(counter, 1u) == gridDim.x - 1;
-        if (last) *counter = 0;  // ready for the next launch, or for the replay of a graph
+        if (last) *counter = 0;  // for the next launch or graph replay
         __threadfence();
     }
     __syncthreads();
@@ -241,7 +246,7 @@ __device__ double constraint_of(const Job& job) {
     return to_float(*static_cast<const uint16_t*>(job.constraint), job.constraint_dtype);
 }
 
-// Control and report wait in shared memory: one trip for all their numbers, made while the partial sums are on their way.
+// Control and report are loaded to shared memory in one round trip, which overlaps with the loads of the partial sums.
 __device__ void finish(const Row* rows, const Job& job) {
     __shared__ double control[kControl], report[kReport];
     const int i = threadIdx.x;
@@ -280,13 +285,13 @@ stats_kernel(const __grid_constant__ Job job, const Row* rows, uint32_t* counter
 template <class R>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<R>.apply)
 apply_kernel(const __grid_constant__ Job job, const Row* rows, uint32_t* counter) {
-    if (job.report[kSkipped] != 0) return;  // every block reads the same flag, so none waits for another
+    if (job.report[kSkipped] != 0) return;  // all blocks read the same flag, so all return
     const float lambda = float(job.report[kLambda]), scale = float(job.report[kScale]);
     const int warp = warp_of_block();
     RuleCache<R> rule_cache(job);
     const int tiles = static_cast<int>(job.n_tiles);
     for (int done = blockIdx.x; done < tiles; done += gridDim.x) {
-        const int tile = tiles - 1 - done;  // backwards, to meet what the first pass left in cache
+        const int tile = tiles - 1 - done;  // backwards: the end of the stats pass is still in L2
         const int chunk = tile * kChunksPerTile + warp;
         const ChunkRange range = range_of(rows, job, row_of_warp(rows, job, chunk), chunk);
         if (range.begin >= range.end) continue;
@@ -302,7 +307,7 @@ apply_kernel(const __grid_constant__ Job job, const Row* rows, uint32_t* counter
         if (rows[r].step) *reinterpret_cast<float*>(rows[r].step) += 1.0f;
 }
 
-// As many blocks as fit the device at once; asked for once, since asking costs more than launching.
+// Number of blocks that can be resident on the device. Cached, since the query takes longer than a launch.
 template <class Kernel> int resident_blocks(Kernel kernel, std::atomic<int>* cached, int device) {
     if (device < kMaxDevices && cached[device] > 0) return cached[device];
     int processors = 0, per_processor = 0;

@@ -1,5 +1,5 @@
-// Bytes -> a job table -> both phases on every instruction set, against a scalar step. Threads are two_trainers.cpp's.
-// For libFuzzer; replay.cpp runs the same function over files where there is none.
+// For libFuzzer: builds a job from bytes, runs both phases on every instruction set, and compares with a scalar step.
+// Without libFuzzer, replay.cpp runs the same function on files. Single-threaded; two_trainers.cpp tests threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -32,7 +32,7 @@ struct Bytes {
     double number() { return kNumbers[next() % 16]; }
 };
 
-// One operand: bytes before it that nobody may touch, and, under AddressSanitizer, poison behind it.
+// One operand, with guard bytes before it; AddressSanitizer detects accesses after it.
 struct Buffer {
     DType dtype;
     int64_t numel;
@@ -105,7 +105,7 @@ class Case {
 
     void check() {
         CHECK(groups_fit(rows_, n_groups_) == groups_are_in_order());
-        if (!groups_fit(rows_, n_groups_)) return;  // the border refuses it
+        if (!groups_fit(rows_, n_groups_)) return;  // bindings.cpp rejects it
         const auto available = cpu::available();
         cpu::chosen() = available.front();
         const Outcome first = run();
@@ -142,7 +142,7 @@ class Case {
         buffer_indices_.push_back(indices);
     }
 
-    // A group that others chose: removed, of another order, or no group at all.
+    // Sets a group that may be out of order, beyond n_groups or negative.
     static void set_random_group(Row& row, Bytes& bytes) {
         const int64_t group = bytes.below(4) ? bytes.below(5) : (int64_t(bytes.next()) << 23 | bytes.next());
         row.tags = (row.tags & 0xffffffff) | (bytes.below(8) ? group : -group) * (int64_t(1) << 32);
@@ -172,7 +172,7 @@ class Case {
         return outcome;
     }
 
-    // Calls body(row, buffers of the row, rule) with the rule that steps that row.
+    // Calls body(row, buffers of the row, rule) for each row.
     template <class R, class Body> void for_each_row_as(Body body) {
         for (size_t r = 0; r < rows_.size(); ++r) {
             const Row& row = rows_[r];
@@ -216,7 +216,7 @@ class Case {
             if (magnitudes[s] < 1e38) CHECK(std::fabs(outcome.sums[s] - sums[s]) <= rounding * magnitudes[s]);
     }
 
-    // The inequality itself, where ψ was given: Σμ⟨g1,d⟩ + λ Σμ⟨g1,P⁻¹g1⟩ ≥ Ψ, with λ = 0 or equality.
+    // If ψ is given, checks the inequality: Σμ⟨g1,d⟩ + λ Σμ⟨g1,P⁻¹g1⟩ ≥ Ψ, with equality unless λ = 0.
     void check_lambda(const Outcome& outcome) const {
         const auto& report = outcome.report;
         CHECK(report[kSkipped] + report[kSkippedSteps] == 2 * report[kSkipped]);
@@ -232,7 +232,7 @@ class Case {
         CHECK(report[kLambda] == 0 || slack <= rounding);
     }
 
-    // The kernels' own arithmetic, one element after the other: every bit must agree.
+    // Repeats the step with the kernels' arithmetic, element by element; the results must be bitwise identical.
     void check_step(const Outcome& outcome) {
         if (outcome.report[kSkipped] != 0) return;
         const float lambda = float(outcome.report[kLambda]), scale = float(outcome.report[kScale]);
@@ -258,11 +258,11 @@ class Case {
     std::unique_ptr<Buffer> f1_;
     std::vector<std::unique_ptr<Buffer>> buffers_;
     std::vector<Row> rows_;
-    std::vector<std::vector<int>> buffer_indices_;  // of each row: its operands' places in buffers_, or -1
+    std::vector<std::vector<int>> buffer_indices_;  // per row, the index in buffers_ of each operand, or -1
     Partition partition_;
 };
 
-// Rows at addresses that nobody reads: has_aliasing() against every pair of spans.
+// Compares has_aliasing() with a test of all pairs of spans. The addresses are arbitrary and never read.
 void check_has_aliasing(Bytes& bytes) {
     const Rule rule = Rule(bytes.below(3));
     const unsigned writes[] = {ProjectRule::kWrites, SgdRule::kWrites, AdamWRule::kWrites};

@@ -1,4 +1,4 @@
-// Two threads step models of their own at once, each with several threads underneath: for ThreadSanitizer.
+// Two threads each train a model at the same time, with several threads for its kernels. For ThreadSanitizer.
 #include <cstdio>
 #include <thread>
 #include <vector>
