@@ -24,16 +24,21 @@ Rule rule_of(int rule) {
     return Rule(rule);
 }
 
+std::string read_table(Table& table, int rule, const py::tuple& lists, const py::list& groups) {
+    return table.read(rule_of(rule), lists, groups);
+}
+
 // `buffers`: addresses of hyper, control, partials, sums and report, allocated by ops/_kernels.py.
 Job make_job(int rule, const Table& table, int64_t n_groups, std::array<uintptr_t, 5> buffers, py::handle constraint) {
     if (!groups_fit(table.rows(), n_groups))
-        throw py::value_error("step: groups must ascend from 0 and stay below the " + std::to_string(n_groups) + " rows of hyper");
+        throw py::value_error(
+            "step: groups must ascend from 0 and stay below the " + std::to_string(n_groups) + " rows of hyper");
     const auto [address, dtype] =
         constraint.is_none() ? std::pair<const void*, DType>{nullptr, DType::f64} : table.scalar(constraint, "f1", 0);
     const auto [chunk, tiles] = table.partition();
     return {rule_of(rule), dtype, false, table.counts_steps(), static_cast<int64_t>(table.rows().size()), tiles, chunk,
-            n_groups, address, pointer<const double>(buffers[0]), pointer<const double>(buffers[1]), pointer<double>(buffers[2]),
-            pointer<double>(buffers[3]), pointer<double>(buffers[4])};
+        n_groups, address, pointer<const double>(buffers[0]), pointer<const double>(buffers[1]),
+        pointer<double>(buffers[2]), pointer<double>(buffers[3]), pointer<double>(buffers[4])};
 }
 
 }  // namespace
@@ -51,17 +56,18 @@ PYBIND11_MODULE(_C, m) {
         for (const auto* kernels : cpu::available()) names.append(kernels->isa);
         return names;
     });
-    m.def("use_cpu_isa", [](const std::string& name) {
-        for (const auto* kernels : cpu::available())
-            if (name == kernels->isa) return void(cpu::chosen() = kernels);
-        throw py::value_error("this processor does not support " + name + "; cpu_isas() lists what it supports");
-    }, "Select an instruction set, for tests and benchmarks. All give bitwise identical results.");
+    m.def(
+        "use_cpu_isa",
+        [](const std::string& name) {
+            for (const auto* kernels : cpu::available())
+                if (name == kernels->isa) return void(cpu::chosen() = kernels);
+            throw py::value_error("this processor does not support " + name + "; cpu_isas() lists what it supports");
+        },
+        "Select an instruction set, for tests and benchmarks. All give bitwise identical results.");
 
     py::class_<Table>(m, "Table")
         .def(py::init<py::capsule, py::object, int>(), py::arg("exchange"), py::arg("is_neg"), py::arg("gpu"))
-        .def("read", [](Table& table, int rule, const py::tuple& lists, const py::list& groups) {
-            return table.read(rule_of(rule), lists, groups);
-        })
+        .def("read", &read_table)
         .def_property_readonly("changed", &Table::changed)
         .def_property_readonly("has_aliasing", &Table::has_aliasing)
         .def("accept", &Table::accept)
@@ -70,16 +76,22 @@ PYBIND11_MODULE(_C, m) {
         .def_property_readonly("tiles", [](const Table& table) { return table.partition().tiles; })
         .def("__len__", [](const Table& table) { return table.rows().size(); });
     py::class_<Job>(m, "Job").def(py::init(&make_job));
-    m.def("stats", [](const Table& table, Job job, bool solve, int threads) {
-        job.solve = solve;
-        cpu::run_stats(table.rows().data(), job, threads);
-    }, py::call_guard<py::gil_scoped_release>());
-    m.def("apply", [](const Table& table, const Job& job, int threads) { cpu::run_apply(table.rows().data(), job, threads); },
-          py::call_guard<py::gil_scoped_release>());
+    m.def(
+        "stats",
+        [](const Table& table, Job job, bool solve, int threads) {
+            job.solve = solve;
+            cpu::run_stats(table.rows().data(), job, threads);
+        },
+        py::call_guard<py::gil_scoped_release>());
+    m.def(
+        "apply",
+        [](const Table& table, const Job& job, int threads) { cpu::run_apply(table.rows().data(), job, threads); },
+        py::call_guard<py::gil_scoped_release>());
 
 #if defined(UX_CUDA)
     m.attr("CUDA_ARCHS") = UX_CUDA_ARCHS;
-    m.def("cuda_limit_blocks", &cuda::limit_blocks, "Limit the blocks per launch, for tests. Results are bitwise identical for any number.");
+    m.def("cuda_limit_blocks", &cuda::limit_blocks,
+        "Limit the blocks per launch, for tests. Results are bitwise identical for any number.");
     using Address = uintptr_t;
     m.def("cuda_upload", [](const Table& table, Address rows, int device, Address stream) {
         cuda::upload(table.rows().data(), table.rows().size(), pointer<Row>(rows), device, pointer<void>(stream));

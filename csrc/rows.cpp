@@ -48,9 +48,11 @@ Partition partition(std::vector<Row>& rows, int64_t chunk) {
         int64_t chunks = 0, multi_chunk_rows = 0;
         for (size_t r = 0; r < rows.size(); ++r) {
             Row& row = rows[r];
-            if (r && row.group() != rows[r - 1].group()) chunks = (chunks + kChunksPerTile - 1) / kChunksPerTile * kChunksPerTile;
+            if (r && row.group() != rows[r - 1].group())
+                chunks = (chunks + kChunksPerTile - 1) / kChunksPerTile * kChunksPerTile;
             row.first_chunk = chunks;
-            const int64_t row_chunks = row.numel ? std::max<int64_t>(1, (row.numel - row.head() + chunk - 1) / chunk) : 0;
+            const int64_t row_chunks =
+                row.numel ? std::max<int64_t>(1, (row.numel - row.head() + chunk - 1) / chunk) : 0;
             chunks += row_chunks;
             multi_chunk_rows += row_chunks > 1;
         }

@@ -14,8 +14,17 @@ enum Sum { kDot, kSqConstraint, kSqDirection, kRawConstraint, kRawGrad, kSums };
 enum Hyper { kLr, kBeta1, kBeta2, kEps, kWeightDecay, kNesterov, kMaximize, kConstraintWeight, kHyper };
 enum Control { kKind, kEpsilon, kAlpha, kRate, kDelta, kIntegralGain, kCap, kMaxNorm, kLambdaMax, kGivenPsi, kControl };
 enum Report {
-    kConstraint, kPsi, kLambda, kReportDot, kReportSqConstraint, kReportSqDirection,
-    kScale, kSkipped, kSkippedSteps, kIntegral, kReport
+    kConstraint,
+    kPsi,
+    kLambda,
+    kReportDot,
+    kReportSqConstraint,
+    kReportSqDirection,
+    kScale,
+    kSkipped,
+    kSkippedSteps,
+    kIntegral,
+    kReport
 };
 enum Kind { kUnconstrained = 0, kGiven = 1, kGradientNorm = 2, kEpsilonGap = 3 };
 
@@ -83,9 +92,9 @@ struct SgdRule {
     bool has_momentum, nesterov;
 
     UX_HD SgdRule(const double* h, bool has_first, float t)
-        : lr(float(h[kLr])), momentum(float(h[kBeta1])), nesterov_momentum(momentum),
-          grad_factor(float(1 - h[kBeta2])), weight_decay(float(h[kWeightDecay])),
-          sign(h[kMaximize] != 0 ? -1.0f : 1.0f), has_momentum(has_first), nesterov(h[kNesterov] != 0) {
+        : lr(float(h[kLr])), momentum(float(h[kBeta1])), nesterov_momentum(momentum), grad_factor(float(1 - h[kBeta2])),
+          weight_decay(float(h[kWeightDecay])), sign(h[kMaximize] != 0 ? -1.0f : 1.0f), has_momentum(has_first),
+          nesterov(h[kNesterov] != 0) {
         if (t == 1.0f) momentum = 0.0f, grad_factor = 1.0f;  // as in torch, the first gradient is not dampened
     }
     UX_HD unsigned stats_reads() const { return weight_decay == 0.0f ? kReads & ~bit(kParam) : kReads; }
@@ -104,15 +113,17 @@ struct SgdRule {
 
 // torch.optim.AdamW with the metric P = diag(√v̂ + eps), where v is the moving average of w·g1² + g2².
 struct AdamWRule {
-    static constexpr unsigned kReads = bit(kParam) | bit(kGrad) | bit(kConstraintGrad) | bit(kFirstMoment) | bit(kSecondMoment);
+    static constexpr unsigned kReads =
+        bit(kParam) | bit(kGrad) | bit(kConstraintGrad) | bit(kFirstMoment) | bit(kSecondMoment);
     static constexpr unsigned kWrites = bit(kParam) | bit(kFirstMoment) | bit(kSecondMoment);
 
-    float lr, beta2, one_minus_beta1, one_minus_beta2, eps, weight_decay, sign, constraint_weight, first_correction, second_correction;
+    float lr, beta2, one_minus_beta1, one_minus_beta2, eps, weight_decay, sign, constraint_weight;
+    float first_correction, second_correction;
 
     UX_HD AdamWRule(const double* h, bool, float t)
-        : lr(float(h[kLr])), beta2(float(h[kBeta2])), one_minus_beta1(float(1 - h[kBeta1])), one_minus_beta2(float(1 - h[kBeta2])),
-          eps(float(h[kEps])), weight_decay(float(h[kWeightDecay])), sign(h[kMaximize] != 0 ? -1.0f : 1.0f),
-          constraint_weight(float(h[kConstraintWeight])) {
+        : lr(float(h[kLr])), beta2(float(h[kBeta2])), one_minus_beta1(float(1 - h[kBeta1])),
+          one_minus_beta2(float(1 - h[kBeta2])), eps(float(h[kEps])), weight_decay(float(h[kWeightDecay])),
+          sign(h[kMaximize] != 0 ? -1.0f : 1.0f), constraint_weight(float(h[kConstraintWeight])) {
         first_correction = 1.0f / bias_correction(h[kBeta1], t);
         second_correction = 1.0f / sqrtf(bias_correction(h[kBeta2], t));
     }
@@ -124,7 +135,8 @@ struct AdamWRule {
         x[kSecondMoment] = x[kSecondMoment] * beta2 + squares * one_minus_beta2;
         const F metric = square_root(x[kSecondMoment]) * second_correction + eps;
         const F inverse = reciprocal(metric);
-        return {with_weight_decay(x[kFirstMoment] * first_correction * inverse, x[kParam], weight_decay), x[kConstraintGrad] * inverse, metric};
+        return {with_weight_decay(x[kFirstMoment] * first_correction * inverse, x[kParam], weight_decay),
+            x[kConstraintGrad] * inverse, metric};
     }
     template <class F> UX_HD void step(F* x, const Element<F>& e, float lambda, float scale) const {
         x[kParam] = x[kParam] - (e.direction + e.constraint * lambda) * (scale * lr);
@@ -139,8 +151,8 @@ UX_HD bool finite(double x) { return x - x == 0.0; }
 // Sums over all groups: unweighted, and weighted by learning rate, as the constraint on the step needs them.
 struct Totals {
     double dot = 0, sq_constraint = 0, sq_direction = 0, raw_squares = 0;  // unweighted
-    double lr_dot = 0, lr_sq_constraint = 0;                       // Σ μ_k⟨·⟩_k
-    double mean_lr;                                                // the μ of Ψ = μψ
+    double lr_dot = 0, lr_sq_constraint = 0;                               // Σ μ_k⟨·⟩_k
+    double mean_lr;                                                        // the μ of Ψ = μψ
 
     UX_HD Totals(const double* sums, const double* hyper, int64_t n_groups) {
         double lr_total = 0;
@@ -191,8 +203,9 @@ UX_HD void solve(const double* sums, const double* hyper, int64_t n_groups, cons
     }
     const double sq_norm = t.sq_direction + 2 * lambda * t.dot + lambda * lambda * t.sq_constraint;
     const double clip_factor = c[kMaxNorm] / (sqrt(sq_norm > 0 ? sq_norm : 0.0) + 1e-6);
-    const bool all_finite = finite(t.raw_squares) && finite(t.dot) && finite(t.sq_constraint) && finite(t.sq_direction) &&
-                      finite(decrease) && lambda <= FLT_MAX && (!constrained || finite(report[kConstraint]));
+    const bool all_finite = finite(t.raw_squares) && finite(t.dot) && finite(t.sq_constraint) &&
+                            finite(t.sq_direction) && finite(decrease) && lambda <= FLT_MAX &&
+                            (!constrained || finite(report[kConstraint]));
 
     report[kPsi] = t.mean_lr > 0 ? decrease / t.mean_lr : 0.0;
     report[kLambda] = lambda;
@@ -201,7 +214,8 @@ UX_HD void solve(const double* sums, const double* hyper, int64_t n_groups, cons
     report[kReportSqDirection] = t.sq_direction;
     report[kScale] = clip_factor < 1 ? clip_factor : 1.0;
     report[kSkipped] = all_finite ? 0.0 : 1.0;
-    if (all_finite) report[kIntegral] = integral; else report[kSkippedSteps] += 1;
+    if (all_finite) report[kIntegral] = integral;
+    else report[kSkippedSteps] += 1;
 }
 
 }  // namespace ux

@@ -10,7 +10,8 @@ namespace ux {
 
 namespace {
 
-constexpr const char* kOperandNames[] = {"parameter", "gradient", "constraint gradient", "first moment", "second moment", "step counter"};
+constexpr const char* kOperandNames[] = {
+    "parameter", "gradient", "constraint gradient", "first moment", "second moment", "step counter"};
 
 bool is_on(const dlpack::Tensor& t, int gpu) {
     if (gpu >= 0) return t.device_type == dlpack::kCuda && t.device_index == gpu;
@@ -90,9 +91,11 @@ std::string export_error(PyObject* object) {
     const py::error_already_set error;
     const auto layout = py::str(py::getattr(object, "layout", py::str("torch.strided"))).cast<std::string>();
     if (layout != "torch.strided")
-        return " is " + layout + "; it must be dense: call to_dense(), or create the layer it belongs to with sparse=False";
+        return " is " + layout +
+               "; it must be dense: call to_dense(), or create the layer it belongs to with sparse=False";
     const auto message = py::str(error.value()).cast<std::string>();
-    return " cannot be read; every tensor must be dense and have memory of its own (" + message.substr(0, message.find('\n')) + ")";
+    return " cannot be read; every tensor must be dense and have memory of its own (" +
+           message.substr(0, message.find('\n')) + ")";
 }
 
 // Fake tensors have no memory; a view of a byte buffer may be misaligned.
@@ -109,8 +112,9 @@ Table::Table(py::capsule exchange, py::object is_neg, int gpu)
     api_ = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(exchange_.ptr(), dlpack::kCapsule));
     if (!api_) throw py::error_already_set();
     if (api_->major != dlpack::kMajor || !api_->tensor_from_object)
-        throw std::runtime_error("this torch has an incompatible version of DLPack's exchange API; install a version of torch "
-                                 "that unlearn_ext supports");
+        throw std::runtime_error(
+            "this torch has an incompatible version of DLPack's exchange API; install a version of torch "
+            "that unlearn_ext supports");
 }
 
 dlpack::Tensor Table::view(PyObject* object, const char* what, int64_t row) const {
@@ -144,8 +148,9 @@ Row Table::read_row(Rule rule, PyObject* const* objects, int64_t index) {
         }
         const dlpack::Tensor t = o == owner ? reference : view(objects[o], kOperandNames[o], index);
         if (!same_shape(t, reference))
-            throw py::value_error("step: tensor " + std::to_string(index) + " has shape " + shape_of(reference) + " but a " + kOperandNames[o] +
-                                  " of shape " + shape_of(t) + "; zero the gradients and run both backward passes again");
+            throw py::value_error("step: tensor " + std::to_string(index) + " has shape " + shape_of(reference) +
+                                  " but a " + kOperandNames[o] + " of shape " + shape_of(t) +
+                                  "; zero the gradients and run both backward passes again");
         const auto dtype = dtype_of(t);
         if (!dtype || *dtype == DType::f64) {
             reason_ = "there is no kernel for a " + type_of(t) + " " + kOperandNames[o];
@@ -179,7 +184,8 @@ std::pair<const void*, DType> Table::scalar(py::handle tensor, const char* what,
     const dlpack::Tensor t = view(tensor.ptr(), what, index);
     const auto dtype = dtype_of(t);
     if (numel(t) != 1 || !dtype)
-        throw py::value_error("step: f1 and step counters must have one element, and be float64, float32, bfloat16 or float16");
+        throw py::value_error(
+            "step: f1 and step counters must have one element, and be float64, float32, bfloat16 or float16");
     check_memory(t, what, index);
     return {t.data, *dtype};
 }
@@ -199,7 +205,8 @@ int64_t group_of(const py::list& groups, int64_t row) {
 std::string Table::read(Rule rule, const py::tuple& lists, const py::list& groups) {
     constexpr int kLists = kOperands + 1;
     const auto n = static_cast<int64_t>(groups.size());
-    if (lists.size() != kLists) throw py::value_error("step: six lists of tensors are needed, not " + std::to_string(lists.size()));
+    if (lists.size() != kLists)
+        throw py::value_error("step: six lists of tensors are needed, not " + std::to_string(lists.size()));
     for (const auto& list : lists)
         if (!py::isinstance<py::list>(list) || static_cast<int64_t>(py::len(list)) != n)
             throw py::value_error("step: every list of tensors must have one entry for each parameter");

@@ -32,8 +32,8 @@ struct Row {
     int64_t data[kOperands];  // addresses; 0: the operand is absent and counts as zero
     int64_t step;             // address of the float32 step counter; 0: none
     int64_t numel;
-    int64_t first_chunk;      // index of the row's first chunk; every group begins with a new tile
-    int64_t tags;             // bits 0-19: dtypes, 4 per operand; 24-27: head; 28-31: loads; 32-63: group
+    int64_t first_chunk;  // index of the row's first chunk; every group begins with a new tile
+    int64_t tags;         // bits 0-19: dtypes, 4 per operand; 24-27: head; 28-31: loads; 32-63: group
 
     UX_HD DType dtype(int operand) const { return static_cast<DType>((tags >> (4 * operand)) & 15); }
     UX_HD bool all_are(DType type) const {
@@ -56,18 +56,18 @@ static_assert(sizeof(Row) == 72, "rows are compared and copied as bytes");
 struct Job {
     Rule rule;
     DType constraint_dtype;
-    bool solve;             // stats also solves the QP; false if an all-reduce or a callable ψ comes first
-    bool counts_steps;      // whether any row has a step counter
+    bool solve;         // stats also solves the QP; false if an all-reduce or a callable ψ comes first
+    bool counts_steps;  // whether any row has a step counter
     int64_t n_rows;
     int64_t n_tiles;
-    int64_t chunk;          // elements per chunk
+    int64_t chunk;  // elements per chunk
     int64_t n_groups;
-    const void* constraint; // f1, one element; null: f1 is in report[kConstraint]
-    const double* hyper;    // [n_groups, kHyper]
-    const double* control;  // [kControl]
-    double* partials;       // [kSums, n_tiles]
-    double* sums;           // [n_groups, kSums]
-    double* report;         // [kReport]
+    const void* constraint;  // f1, one element; null: f1 is in report[kConstraint]
+    const double* hyper;     // [n_groups, kHyper]
+    const double* control;   // [kControl]
+    double* partials;        // [kSums, n_tiles]
+    double* sums;            // [n_groups, kSums]
+    double* report;          // [kReport]
 };
 
 // The elements [begin, end) of a row that belong to a chunk; empty for the unused chunks of a group's last tile.
@@ -81,7 +81,8 @@ template <class Rows> UX_HD int64_t row_of(const Rows& rows, const Job& job, int
     int64_t low = 0, high = job.n_rows;
     while (high - low > 1) {
         const int64_t middle = low + (high - low) / 2;
-        if (rows[middle].first_chunk <= chunk) low = middle; else high = middle;
+        if (rows[middle].first_chunk <= chunk) low = middle;
+        else high = middle;
     }
     return low;
 }

@@ -28,7 +28,8 @@ UX_HD uint16_t to_bf16(float x) {
 
 UX_HD float from_f16(uint16_t h) {
     const uint32_t sign = uint32_t(h & 0x8000) << 16, body = h & 0x7fff;
-    const uint32_t bits = body >= 0x7c00 ? 0x7f800000 | (body << 13) : bits_of_float(float_of_bits(body << 13) * 0x1p112f);
+    const uint32_t bits =
+        body >= 0x7c00 ? 0x7f800000 | (body << 13) : bits_of_float(float_of_bits(body << 13) * 0x1p112f);
     return float_of_bits(bits | sign);
 }
 

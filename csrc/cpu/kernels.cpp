@@ -46,7 +46,8 @@ void lanes_to_f16(const Lanes& x, uint16_t* out) {
     __m256 halves[2];
     memcpy(halves, &x, sizeof(x));
     for (int h = 0; h < 2; ++h)
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + h * kLanes / 2), _mm256_cvtps_ph(halves[h], _MM_FROUND_TO_NEAREST_INT));
+        _mm_storeu_si128(
+            reinterpret_cast<__m128i*>(out + h * kLanes / 2), _mm256_cvtps_ph(halves[h], _MM_FROUND_TO_NEAREST_INT));
 }
 #else
 void lanes_from_f16(const uint16_t* in, Lanes& x) {
@@ -104,7 +105,9 @@ void lanes_to_bf16(const Lanes& x, uint16_t* out) {
 // Load or store element i of an operand, or the kLanes elements from i on.
 void load(const char* base, DType dtype, int64_t i, float& x) {
     const auto* half = reinterpret_cast<const uint16_t*>(base);
-    x = dtype == DType::f32 ? reinterpret_cast<const float*>(base)[i] : dtype == DType::bf16 ? from_bf16(half[i]) : from_f16(half[i]);
+    x = dtype == DType::f32    ? reinterpret_cast<const float*>(base)[i]
+        : dtype == DType::bf16 ? from_bf16(half[i])
+                               : from_f16(half[i]);
 }
 void load(const char* base, DType dtype, int64_t i, Lanes& x) {
     const auto* half = reinterpret_cast<const uint16_t*>(base);
@@ -154,7 +157,8 @@ template <class Rule, DType kDType> struct Chunk {
     // The hardware prefetcher does not cross page boundaries, and there are up to five operands.
     void prefetch(int64_t i) const {
         for (int o = 0; o < kOperands; ++o)
-            if (Rule::kReads & bit(o)) __builtin_prefetch(in[o] + (i & mask[o]) * (dtype(o) == DType::f32 ? 4 : 2) + kPrefetchDistance);
+            if (Rule::kReads & bit(o))
+                __builtin_prefetch(in[o] + (i & mask[o]) * (dtype(o) == DType::f32 ? 4 : 2) + kPrefetchDistance);
     }
 };
 

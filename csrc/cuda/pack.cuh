@@ -56,7 +56,8 @@ struct ChunkOperand {
     __device__ int width() const { return dtype == DType::f32 ? 4 : 2; }
 
     __device__ float load_one(int i) const {
-        return dtype == DType::f32 ? reinterpret_cast<const float*>(base)[i] : to_float(reinterpret_cast<const uint16_t*>(base)[i], dtype);
+        return dtype == DType::f32 ? reinterpret_cast<const float*>(base)[i]
+                                   : to_float(reinterpret_cast<const uint16_t*>(base)[i], dtype);
     }
     __device__ void store_one(int i, float x) const {
         if (dtype == DType::f32) reinterpret_cast<float*>(base)[i] = x;
@@ -77,7 +78,7 @@ struct ChunkOperand {
         } else {
 #pragma unroll
             for (int k = 0; k < kPack; ++k)
-                words[k] = !enabled                ? 0
+                words[k] = !enabled              ? 0
                            : dtype == DType::f32 ? reinterpret_cast<const uint32_t*>(base)[i + k]
                                                  : reinterpret_cast<const uint16_t*>(base)[i + k];
         }
@@ -103,8 +104,8 @@ struct ChunkOperand {
             out[0] = make_float4(x[0], x[1], x[2], x[3]);
             out[1] = make_float4(x[4], x[5], x[6], x[7]);
         } else {
-            *reinterpret_cast<uint4*>(base + 2 * i) =
-                make_uint4(to_halves(x, dtype), to_halves(x + 2, dtype), to_halves(x + 4, dtype), to_halves(x + 6, dtype));
+            *reinterpret_cast<uint4*>(base + 2 * i) = make_uint4(
+                to_halves(x, dtype), to_halves(x + 2, dtype), to_halves(x + 4, dtype), to_halves(x + 6, dtype));
         }
     }
 };

@@ -19,7 +19,9 @@ constexpr int kThreads = 32 * kChunksPerTile;  // one warp per chunk of a tile
 constexpr int kMaxDevices = 64;
 
 // Minimum resident blocks per multiprocessor, so that enough loads are in flight: with fewer operands, more blocks.
-struct MinBlocks { int stats, apply; };
+struct MinBlocks {
+    int stats, apply;
+};
 template <class R> constexpr MinBlocks kMinBlocks{4, 4};
 template <> constexpr MinBlocks kMinBlocks<SgdRule>{4, 2};
 template <> constexpr MinBlocks kMinBlocks<AdamWRule>{3, 2};
@@ -35,7 +37,8 @@ template <class Batch> __global__ void upload_kernel(const __grid_constant__ Bat
 }
 
 void check(cudaError_t error, const char* what) {
-    if (error != cudaSuccess) throw std::runtime_error(std::string("unlearn_ext, CUDA ") + what + ": " + cudaGetErrorString(error));
+    if (error != cudaSuccess)
+        throw std::runtime_error(std::string("unlearn_ext, CUDA ") + what + ": " + cudaGetErrorString(error));
 }
 
 class DeviceGuard {
@@ -95,10 +98,10 @@ struct Chunk {
 
     __device__ Chunk(const Row& row, const ChunkRange& range)
         : operands{{row.address(0, range.begin), row.dtype(0), head_of(row, range)},
-                  {row.address(1, range.begin), row.dtype(1), head_of(row, range)},
-                  {row.address(2, range.begin), row.dtype(2), head_of(row, range)},
-                  {row.address(3, range.begin), row.dtype(3), head_of(row, range)},
-                  {row.address(4, range.begin), row.dtype(4), head_of(row, range)}},
+              {row.address(1, range.begin), row.dtype(1), head_of(row, range)},
+              {row.address(2, range.begin), row.dtype(2), head_of(row, range)},
+              {row.address(3, range.begin), row.dtype(3), head_of(row, range)},
+              {row.address(4, range.begin), row.dtype(4), head_of(row, range)}},
           loads(row.loads()), n(static_cast<int>(range.end - range.begin)), head(head_of(row, range)) {
         n_single = head + (n - head) % kPack;
     }
@@ -127,7 +130,8 @@ struct Chunk {
 
     __device__ bool uses(int operand, unsigned mask) const { return (mask >> operand & 1) && operands[operand].base; }
 
-    template <class R, Loads kind, class Body> __device__ void for_each_pack(unsigned reads, unsigned writes, Body body) const {
+    template <class R, Loads kind, class Body>
+    __device__ void for_each_pack(unsigned reads, unsigned writes, Body body) const {
         constexpr int kPacksInFlight = kind == Loads::halves ? 2 : 1;  // as many bytes in flight as for floats
         constexpr int kStride = 32 * kPack;
         for (int first = head + threadIdx.x % 32 * kPack; first + kPack <= n; first += kPacksInFlight * kStride) {
@@ -210,7 +214,8 @@ __device__ int64_t first_tile_of_group(const Row* rows, const Job& job, int64_t 
     int64_t low = 0, high = job.n_rows;
     while (low < high) {
         const int64_t middle = low + (high - low) / 2;
-        if (rows[middle].group() < group) low = middle + 1; else high = middle;
+        if (rows[middle].group() < group) low = middle + 1;
+        else high = middle;
     }
     return low < job.n_rows ? (rows[low].first_chunk + kChunksPerTile - 1) / kChunksPerTile : job.n_tiles;
 }
@@ -260,7 +265,7 @@ __device__ void finish(const Row* rows, const Job& job) {
 
 template <class R>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<R>.stats)
-stats_kernel(const __grid_constant__ Job job, const Row* rows, uint32_t* counter) {
+    stats_kernel(const __grid_constant__ Job job, const Row* rows, uint32_t* counter) {
     const int warp = warp_of_block();
     RuleCache<R> rule_cache(job);
     int buffer = 0;
@@ -284,7 +289,7 @@ stats_kernel(const __grid_constant__ Job job, const Row* rows, uint32_t* counter
 
 template <class R>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<R>.apply)
-apply_kernel(const __grid_constant__ Job job, const Row* rows, uint32_t* counter) {
+    apply_kernel(const __grid_constant__ Job job, const Row* rows, uint32_t* counter) {
     if (job.report[kSkipped] != 0) return;  // all blocks read the same flag, so all return
     const float lambda = float(job.report[kLambda]), scale = float(job.report[kScale]);
     const int warp = warp_of_block();

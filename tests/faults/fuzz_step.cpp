@@ -19,9 +19,10 @@ namespace {
 #define CHECK(condition) \
     if (!(condition)) std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition), std::abort()
 
-constexpr double kNumbers[] = {0, 1, 0.9, 1e-3, 0.5, 0.999, 1e-8, 2, -1, 1e6, 1e-40, 1e30, 1e300, INFINITY, -INFINITY, NAN};
-constexpr float kValues[] = {0, -0.0f, 1, -1, 1e-3f, 65519, 65520, 6e-8f,
-                             1e-45f, 3e38f, -1e20f, 1e-25f, INFINITY, -INFINITY, NAN, 7};
+constexpr double kNumbers[] = {
+    0, 1, 0.9, 1e-3, 0.5, 0.999, 1e-8, 2, -1, 1e6, 1e-40, 1e30, 1e300, INFINITY, -INFINITY, NAN};
+constexpr float kValues[] = {
+    0, -0.0f, 1, -1, 1e-3f, 65519, 65520, 6e-8f, 1e-45f, 3e38f, -1e20f, 1e-25f, INFINITY, -INFINITY, NAN, 7};
 constexpr size_t kGuard = 64;
 
 struct Bytes {
@@ -81,7 +82,9 @@ struct Outcome {
     std::vector<float> values;
 
     bool operator==(const Outcome& o) const {
-        const auto equal = [](const auto& a, const auto& b) { return std::equal(a.begin(), a.end(), b.begin(), b.end(), same); };
+        const auto equal = [](const auto& a, const auto& b) {
+            return std::equal(a.begin(), a.end(), b.begin(), b.end(), same);
+        };
         return equal(sums, o.sums) && equal(report, o.report) && equal(values, o.values);
     }
 };
@@ -93,12 +96,13 @@ class Case {
         n_groups_ = 1 + bytes.below(3);
         const int64_t chunk = int64_t(1) << bytes.below(13);
         for (int64_t i = 0; i < n_groups_ * kHyper; ++i) hyper_.push_back(bytes.number());
-        control_ = {double(bytes.below(4)), bytes.number(), bytes.number(), bytes.number(), bytes.number(), bytes.number(),
-                    INFINITY, INFINITY, INFINITY, bytes.number()};
+        control_ = {double(bytes.below(4)), bytes.number(), bytes.number(), bytes.number(), bytes.number(),
+            bytes.number(), INFINITY, INFINITY, INFINITY, bytes.number()};
         if (const int limit = bytes.below(8); limit < 3) control_[kCap + limit] = std::fabs(bytes.number());
         f1_ = std::make_unique<Buffer>(bytes, DType(bytes.below(3)), 1);
         const int n_rows = bytes.below(9);
-        for (int r = 0, group = 0; r < n_rows; ++r) add_row(bytes, group = std::min<int>(n_groups_ - 1, group + bytes.below(2)));
+        for (int r = 0, group = 0; r < n_rows; ++r)
+            add_row(bytes, group = std::min<int>(n_groups_ - 1, group + bytes.below(2)));
         if (n_rows && bytes.below(4) == 0) set_random_group(rows_[bytes.below(n_rows)], bytes);
         partition_ = partition(rows_, chunk);
     }
@@ -158,8 +162,8 @@ class Case {
     Outcome run() {
         for (auto& buffer : buffers_) buffer->reset();
         std::vector<double> partials(partition_.tiles * kSums), sums(n_groups_ * kSums), report(kReport);
-        const Job job{rule_, f1_->dtype, true, true, int64_t(rows_.size()), partition_.tiles, partition_.chunk, n_groups_, f1_->data(),
-                      hyper_.data(), control_.data(), partials.data(), sums.data(), report.data()};
+        const Job job{rule_, f1_->dtype, true, true, int64_t(rows_.size()), partition_.tiles, partition_.chunk,
+            n_groups_, f1_->data(), hyper_.data(), control_.data(), partials.data(), sums.data(), report.data()};
         cpu::run_stats(rows_.data(), job, 1);
         for (auto& buffer : buffers_) CHECK(buffer->unchanged());
         cpu::run_apply(rows_.data(), job, 1);
@@ -227,7 +231,8 @@ class Case {
         const Totals t(outcome.sums.data(), hyper_.data(), n_groups_);
         if (!(t.lr_sq_constraint > 0)) return;
         const double psi = t.mean_lr * control_[kGivenPsi], gain = report[kLambda] * t.lr_sq_constraint;
-        const double slack = t.lr_dot + gain - psi, rounding = 1e-12 * (std::fabs(psi) + std::fabs(t.lr_dot) + gain) + 1e-300;
+        const double slack = t.lr_dot + gain - psi;
+        const double rounding = 1e-12 * (std::fabs(psi) + std::fabs(t.lr_dot) + gain) + 1e-300;
         CHECK(slack >= -rounding);
         CHECK(report[kLambda] == 0 || slack <= rounding);
     }
@@ -244,7 +249,8 @@ class Case {
                 rule.step(x, e, lambda, scale);
                 for (int o = 0; o < kOperands; ++o)
                     if (operands[o]) {
-                        const float expected = rule.kWrites & bit(o) ? operands[o]->rounded(x[o]) : operands[o]->original(i);
+                        const float expected =
+                            rule.kWrites & bit(o) ? operands[o]->rounded(x[o]) : operands[o]->original(i);
                         CHECK(same(operands[o]->current(i), expected));
                     }
             }
@@ -279,7 +285,8 @@ void check_has_aliasing(Bytes& bytes) {
             rows[r].tags |= int64_t(bytes.below(3)) << (4 * o);
             const int64_t size = rows[r].numel * (rows[r].dtype(o) == DType::f32 ? 4 : 2);
             const bool written = writes[int(rule)] & bit(o);
-            if (rows[r].data[o] && size) spans.push_back({rows[r].data[o], rows[r].data[o] + size, int64_t(r), written});
+            if (rows[r].data[o] && size)
+                spans.push_back({rows[r].data[o], rows[r].data[o] + size, int64_t(r), written});
         }
         rows[r].step = bytes.next();
         if (rows[r].step) spans.push_back({rows[r].step, rows[r].step + 4, int64_t(r), true});

@@ -20,7 +20,8 @@ std::vector<float> train(int threads) {
     row.numel = kNumel;
     row.step = reinterpret_cast<int64_t>(step.data());
     for (int o = 0; o < kOperands; ++o) {
-        for (int64_t i = 0; i < kNumel; ++i) values[o].push_back(o < kFirstMoment ? float((i * (o + 7)) % 1013) / 1013 - 0.4f : 0.0f);
+        for (int64_t i = 0; i < kNumel; ++i)
+            values[o].push_back(o < kFirstMoment ? float((i * (o + 7)) % 1013) / 1013 - 0.4f : 0.0f);
         row.data[o] = reinterpret_cast<int64_t>(values[o].data());
     }
     std::vector<Row> rows{row};
@@ -28,8 +29,8 @@ std::vector<float> train(int threads) {
     const double hyper[kHyper] = {1e-3, 0.9, 0.999, 1e-8, 1e-2, 0, 0, 1}, f1 = 1;
     const double control[kControl] = {kEpsilonGap, 0.3, NAN, 0.1, 1, 0, INFINITY, INFINITY, INFINITY, 0};
     std::vector<double> partials(tiling.tiles * kSums), sums(kSums), report(kReport);
-    const Job job{Rule::adamw, DType::f64, true, true, 1, tiling.tiles, tiling.chunk, 1, &f1, hyper, control, partials.data(),
-                  sums.data(), report.data()};
+    const Job job{Rule::adamw, DType::f64, true, true, 1, tiling.tiles, tiling.chunk, 1, &f1, hyper, control,
+        partials.data(), sums.data(), report.data()};
     for (int i = 0; i < kSteps; ++i) {
         cpu::run_stats(rows.data(), job, threads);
         cpu::run_apply(rows.data(), job, threads);
