@@ -9,8 +9,8 @@ from ..errors import UserError
 __all__ = ["BEYOND", "WATCHED", "check"]
 
 WATCHED = 10  # steps per check; each check waits for the device
-# Limit of f1 and f2, in variances of the latents, or as a multiple of the first f1 if that is above 1. The latents of two
-# unrelated images are 2 variances apart; at 100, nothing of the retained images is left and training cannot recover.
+# Limit of f1 and f2, in variances of the latents, or as a multiple of the first f1 if that is above 1. The latents of
+# two unrelated images are 2 variances apart; at 100, nothing of the retained images is left, and training cannot recover.
 BEYOND = 100.0
 
 
@@ -38,6 +38,6 @@ def check(rows: torch.Tensor, first: float, step: int, scale: float | None) -> N
     for name, values in zip(("f1", "f2"), rows.T, strict=False):
         if not skipped and bool((values > limit).all()):
             raise UserError(
-                f"{name} has grown to {values[-1]:.3g} after {step} steps, above the limit of {limit:.3g}: the training "
-                "diverges; use a lower learning rate (--lr), or a lower `rate` in the settings."
+                f"{name} has grown to {values[-1]:.3g} after {step} steps, above the limit of {limit:.3g}: the "
+                "training diverges; use a lower learning rate (--lr), or a lower `rate` in the settings."
             )

@@ -54,7 +54,7 @@ class Journal:
         self._path, self._identity = path, identity
         self._entries: list[Tree] = kept["entries"] if kept else []
         self._aside: Tree = kept["aside"] if kept else None
-        self._state: Tree | None = kept["state"] if kept else None  # of the interrupted segment; None once it has resumed
+        self._state: Tree | None = kept["state"] if kept else None  # of the interrupted segment, until resumed
         self._next = 0
         self._written, self._is_empty = time.monotonic(), kept is None
 

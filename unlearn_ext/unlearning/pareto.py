@@ -170,7 +170,7 @@ class ParetoFront:
             raise UserError(f"{Path(path)} cannot be read as a Pareto front: {error}.") from error
         for point in front:
             if not re.fullmatch(r"\w[\w.-]*", point.name):
-                raise UserError(f"{Path(path)} cannot be read as a Pareto front: {point.name!r} is not a valid point name.")
+                raise UserError(f"{Path(path)} cannot be read as a Pareto front: {point.name!r} is not a point name.")
         return front
 
 
