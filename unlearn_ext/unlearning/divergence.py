@@ -10,7 +10,7 @@ __all__ = ["BEYOND", "WATCHED", "check"]
 
 WATCHED = 10  # steps per check; each check waits for the device
 # Limit of f1 and f2, in variances of the latents, or as a multiple of the first f1 if that is above 1. The latents of
-# two unrelated images are 2 variances apart; at 100, nothing of the retained images is left, and training cannot recover.
+# two unrelated images are 2 variances apart. At 100, nothing of the retained images is left; training cannot recover.
 BEYOND = 100.0
 
 

@@ -17,8 +17,8 @@ from .settings import Settings
 __all__ = ["BETAS", "WARMUP", "Loop"]
 
 BETAS = (0.9, 0.999)  # torch's defaults for AdamW
-# Time constant of AdamW's average of gradients, in steps. At the unmodified model ∇f2 = 0, so AdamW's first steps follow
-# the sign of ∇f1; at the full learning rate they would increase f2.
+# Time constant of AdamW's average of gradients, in steps. At the unmodified model ∇f2 = 0, so AdamW's first steps are
+# signs of ∇f1; at the full learning rate they would increase f2.
 WARMUP = round(1 / (1 - BETAS[0]))
 
 

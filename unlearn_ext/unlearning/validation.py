@@ -60,7 +60,7 @@ def check_images(name: str, images: Any, model: I2IModel) -> None:
     if images.dtype == torch.float32:
         low, high = (value.item() for value in images.aminmax())
         if not -1 - _SLACK <= low <= high <= 1 + _SLACK:
-            raise UserError(f"the {name} images have values from {low:.4g} to {high:.4g}; float images must be in [-1, 1].")
+            raise UserError(f"the {name} images range from {low:.4g} to {high:.4g}; float images must be in [-1, 1].")
 
 
 def check_epsilon(epsilon: Any) -> None:
