@@ -282,14 +282,12 @@ FILES = {
     "samples of nothing": (
         lambda p: np.savez(p / "run" / "samples.npz", a=np.zeros(3)),
         "report {place}/run",
-        "{place}/run cannot be read as a run: ValueError: samples.npz has no valid arrays `original` and "
-        "`is_forget`.",
+        "{place}/run cannot be read as a run: ValueError: samples.npz has no valid arrays `original` and `is_forget`.",
     ),
     "samples of another shape": (
         lambda p: np.savez(p / "run" / "samples.npz", is_forget=np.array([True]), original=np.zeros(3)),
         "report {place}/run",
-        "{place}/run cannot be read as a run: ValueError: samples.npz has no valid arrays `original` and "
-        "`is_forget`.",
+        "{place}/run cannot be read as a run: ValueError: samples.npz has no valid arrays `original` and `is_forget`.",
     ),
     "a point that is a path": (
         column("run/front.csv", "least-forgotten", "../../etc"),
@@ -348,7 +346,11 @@ VALUES = {
     "lr that is no number": (nothing, RUN + " --lr nan", "lr is nan; it must be a finite number, 0 or more."),
     "lr below 0": (nothing, RUN + " --lr -1", "lr is -1.0; it must be a finite number, 0 or more."),
     "ε that is no number": (nothing, RUN.replace("0.5 ", "nan "), "Invalid value for '--epsilon': …"),
-    "ε that is infinite": (nothing, RUN.replace("0.5 ", "inf "), "ε is inf; it must be a finite number, the f1 to reach."),
+    "ε that is infinite": (
+        nothing,
+        RUN.replace("0.5 ", "inf "),
+        "ε is inf; it must be a finite number, the f1 to reach.",
+    ),
     "memory that is no number": (nothing, RUN + " --memory nan", "Invalid value for '--memory': …"),
     "seed below 0": (nothing, RUN + " --seed -1", "seed is -1; it must be a whole number, 0 or more and below 2**63."),
     "seed too large": (

@@ -259,7 +259,8 @@ def test_an_unfinished_run_is_replaced_by_force(tmp_path, images, monkeypatch):
 def test_what_another_command_wrote_is_left_alone(tmp_path, images, name, given):
     (tmp_path / name).write_text("{}")
     command = "run" if "journal" in name else "reproduce"
-    with pytest.raises(UserError, match=f"contains the output of `unlearn-ext {command}`, and each command needs a separate folder"):
+    message = f"contains the output of `unlearn-ext {command}`, and each command needs a separate folder"
+    with pytest.raises(UserError, match=message):
         swept(tmp_path, images, **given)
     assert content(tmp_path) == {name: b"{}"}
 
