@@ -100,7 +100,8 @@ def write_table(path: Path, names: Sequence[str], rows: Iterable[Iterable[Any]])
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write a compressed NumPy archive, as :func:`write_atomically` does."""
     archive = io.BytesIO()
-    np.savez_compressed(archive, **arrays)
+    named: Mapping[str, Any] = arrays  # not ndarray: numpy's stub would take each for the option `allow_pickle`
+    np.savez_compressed(archive, **named)
     write_atomically(path, archive.getvalue())
 
 
@@ -148,7 +149,7 @@ def saved_files(folder: Path) -> set[Path] | None:
         return None
     if any(name.is_absolute() or ".." in name.parts for name in names):
         return None  # not written by save_folder
-    return {folder / name for name in (*names, RECORD)}
+    return {folder / RECORD, *(folder / name for name in names)}
 
 
 def remove(files: Iterable[Path], root: Path) -> None:

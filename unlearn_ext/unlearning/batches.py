@@ -135,7 +135,8 @@ def pairs(forget: Side, retain: Side, size: int, seed: int, used: int = 0) -> It
     def drawn() -> Iterator[tuple[Batch, Batch]]:
         for draw in itertools.count(used + 1):
             shares = [(side, *distributed.share(next(indices))) for side, indices in sides]
-            yield tuple(side.batch(index, draw, weight) for side, index, weight in shares)
+            to_forget, to_retain = (side.batch(index, draw, weight) for side, index, weight in shares)
+            yield to_forget, to_retain
 
     return ahead(drawn())
 

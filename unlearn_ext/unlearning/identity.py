@@ -73,7 +73,7 @@ def identity(
 def _configuration(model: I2IModel) -> str:
     """Return a digest of a model's properties other than weights: library configurations and tuples of numbers."""
     parts = {**getattr(model, "__dict__", {}), "module": model.module}
-    said = {}
+    said: dict[str, Any] = {}
     for name, part in parts.items():
         if isinstance(config := getattr(part, "config", None), Mapping):
             # Keys with a leading underscore record where the model was loaded from and by which release.
@@ -88,5 +88,5 @@ def _digest(*tensors: torch.Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

@@ -100,6 +100,7 @@ class Journal:
             self._write(finished=True, entries=[], aside=None, state=None)
 
     def _write(self, **content: Tree) -> None:
+        assert self._path is not None  # the callers check it
         _write(self._path, self._identity, **content)
         self._written, self._is_empty = time.monotonic(), False
 
@@ -205,7 +206,7 @@ def _plain(part: Tree, tensors: dict[str, torch.Tensor]) -> Any:
     return [_plain(value, tensors) for value in part] if isinstance(part, (list, tuple)) else part
 
 
-def _whole(part: Any, tensors: Mapping[str, torch.Tensor]) -> Tree:
+def _whole(part: Any, tensors: Mapping[str, torch.Tensor | None]) -> Tree:
     """Return the tree whose JSON form is given; the inverse of :func:`_plain`."""
     if isinstance(part, dict):
         if "tensor" in part:
@@ -251,7 +252,7 @@ def _decide(
             return True, []
     refuse_foreign(folder, others)
     if resume or force:
-        return resume and kept["state"] is not None, ours
+        return resume and kept is not None and kept["state"] is not None, ours
     if finished:
         raise UserError(
             f"{result} is the result of a finished run: choose another folder, give --resume to show it again if the "

@@ -91,14 +91,14 @@ class Objectives:
         live = augment is not None or model.random
         frozen = Encoder(copy.deepcopy(model) if live else model, settings)
         sides = (Side(images, model, task, settings.seed, augment) for images in (forget, retain))
-        forget, spread = _with_noise(frozen, next(sides), settings)
-        retain, variance = _with_latents(frozen, next(sides), live, settings)
+        forget_side, spread = _with_noise(frozen, next(sides), settings)
+        retain_side, variance = _with_latents(frozen, next(sides), live, settings)
         if not (variance.isfinite() and variance > 0):
             raise UserError(
                 f"the variance of the model's latents of the retain images is {variance.item():g}, so f1 and f2 cannot "
                 "be computed: check that weights and images are finite, and that the images are not all alike."
             )
-        return cls(forget, retain, frozen, spread, variance, settings)
+        return cls(forget_side, retain_side, frozen, spread, variance, settings)
 
     def held_out(self, forget: torch.Tensor, retain: torch.Tensor) -> Objectives:
         """Return the same objectives, with the same n̄ and s², over other images, without augmentation.
@@ -114,17 +114,17 @@ class Objectives:
         """
         for name, images in (("held-out forget", forget), ("held-out retain", retain)):
             check_images(name, images, self.forget.model)
-        forget, retain = (
+        forget_side, retain_side = (
             replace(side, images=images, augment=None, targets=None)
             for side, images in ((self.forget, forget), (self.retain, retain))
         )
         noise, spread = self.forget.targets, self.spread
-        if noise is not None and len(noise) == 1 and _seen_alike(forget, self.forget):
-            forget = replace(forget, targets=noise)
+        if noise is not None and len(noise) == 1 and _seen_alike(forget_side, self.forget):
+            forget_side = replace(forget_side, targets=noise)
         else:
-            forget, spread = _with_noise(self.frozen, forget, self.settings)
-        retain, _ = _with_latents(self.frozen, retain, self.retain.targets is None, self.settings)
-        return replace(self, forget=forget, retain=retain, spread=spread)
+            forget_side, spread = _with_noise(self.frozen, forget_side, self.settings)
+        retain_side, _ = _with_latents(self.frozen, retain_side, self.retain.targets is None, self.settings)
+        return replace(self, forget=forget_side, retain=retain_side, spread=spread)
 
     def f1(self, encode: Encode, batch: Batch) -> torch.Tensor:
         """Return f1 of an encoder over a minibatch of forget images, 0-d."""
@@ -172,7 +172,7 @@ def _with_noise(frozen: Encode, side: Side, settings: Settings) -> tuple[Side, t
         return replace(side, targets=_noise_latent(frozen, side, settings)), none
     if side.model.random or side.augment is not None:
         return replace(side, noises=LIVE_NOISE_DRAWS), none
-    spreads = []
+    spreads: list[torch.Tensor] = []
 
     def means() -> Iterator[torch.Tensor]:
         for batch in _all(replace(side, noises=NOISE_DRAWS), settings):
@@ -180,7 +180,7 @@ def _with_noise(frozen: Encode, side: Side, settings: Settings) -> tuple[Side, t
             spreads.append(spread * len(mean) / len(side))
             yield mean
 
-    return replace(side, targets=_kept(means(), len(side), settings.memory)), sum(spreads)
+    return replace(side, targets=_kept(means(), len(side), settings.memory)), sum(spreads, none)
 
 
 @torch.no_grad()
@@ -206,10 +206,11 @@ def _noise_latent(frozen: Encode, side: Side, settings: Settings) -> torch.Tenso
     """Return the mean noise latent [1, ...], under the mask of the side's first image."""
     image, *seen = side.batch(torch.arange(1)).inputs
     generator = torch.Generator().manual_seed(settings.seed)
-    total = 0
+    total = torch.zeros((), device=image.device)
     for numbers in torch.arange(NOISE_IMAGES).split(_chunk(settings)):
         noise = torch.randn(len(numbers), *image.shape[1:], generator=generator).to(image.device)
-        total += frozen(noise, *(part.expand(len(numbers), *part.shape[1:]) for part in seen)).sum(0, keepdim=True)
+        masks = (part.expand(len(numbers), *part.shape[1:]) for part in seen)
+        total = total + frozen(noise, *masks).sum(0, keepdim=True)
     return (total / NOISE_IMAGES).cpu()
 
 
@@ -233,17 +234,19 @@ def _chunk(settings: Settings) -> int:
 
 def _kept(latents: Iterable[torch.Tensor], count: int, limit: float) -> torch.Tensor:
     """Return all latents in one tensor [count, ...] on the CPU, stored in a file above the limit in GiB."""
-    kept, start = None, 0
+    kept: torch.Tensor | None = None
+    start = 0
     for some in latents:
         kept = empty((count, *some.shape[1:]), some.dtype, limit) if kept is None else kept
         kept[start : start + len(some)] = some
         start += len(some)
+    assert kept is not None  # a side has at least one image
     return kept
 
 
 def _variance(latents: Iterable[torch.Tensor]) -> torch.Tensor:
     """Return the variance over all elements, 0-d float32, summed in float64."""
-    count = total = squares = 0
+    count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for some in latents:
         some = some.double()
         count, total, squares = count + some.numel(), total + some.sum(), squares + some.square().sum()

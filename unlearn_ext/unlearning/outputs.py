@@ -43,7 +43,8 @@ class Outputs:
             folder: output folder of the command; it need not exist.
             has_journal: whether an earlier run of the same command left a journal there.
         """
-        ours, others = [], []
+        ours: list[Path] = []
+        others: list[Path] = []
         files = [folder / name for name in self.files if os.path.lexists(folder / name)]
         (ours if has_journal or _is_front(folder / self.result) else others).extend(files)
         for model in sorted(folder.glob("*")):

@@ -185,4 +185,4 @@ def point_name(epsilon: float) -> str:
 
 
 _TYPES = {"str": str, "float": float, "int": int}
-_COLUMNS = {field.name: _TYPES[field.type] for field in fields(ParetoPoint)}
+_COLUMNS = {field.name: _TYPES[str(field.type)] for field in fields(ParetoPoint)}

@@ -124,9 +124,11 @@ def sweep(
     with journal(out, OUTPUTS, run, resume=resume, force=force) as kept:
         if kept.finished:
             warnings.warn(f"the run in {out} is finished: nothing is left to do.", stacklevel=2)
-            front = ParetoFront.from_csv(Path(out) / FRONT)
-            dial = cache(lambda: read_dial(Path(out), front, model, freeze()))  # loads the models on first use
-            return replace(front, dial=lambda epsilon: dial().at(epsilon))
+            assert out is not None  # only a run with a folder can be finished
+            folder = Path(out)
+            front = ParetoFront.from_csv(folder / FRONT)
+            loaded = cache(lambda: read_dial(folder, front, model, freeze()))  # loads the models on first use
+            return replace(front, dial=lambda epsilon: loaded().at(epsilon))
         objectives = freeze()
         recorder = Recorder(model, objectives, held_out, out if distributed.is_first() else None, progress, kept)
         recorder.stages = len(SCHEDULE.anchors) + 1 + (points if epsilons is None else len(epsilons))

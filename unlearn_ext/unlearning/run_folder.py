@@ -22,7 +22,7 @@ __all__ = ["CURVES", "FILES", "FRONT", "STEPS", "RunFolder", "read_run", "read_s
 FRONT = "front.csv"  # written last: if it exists, the run is complete
 FILES = (FRONT, "history.csv", "metrics.json", "samples.npz")
 STEPS = ("point", "step", "epsilon", "f1", "f2", "psi", "lam", "skipped")  # columns of history.csv
-_METRICS = {
+_METRICS: dict[type | tuple[type, ...], tuple[str, ...]] = {
     (int, float): ("f1_original", "f1_star", "f2_tolerance", "hypervolume", "seconds", "peak_memory_mb", "seed"),
     str: ("version", "family", "dataset", "task", "device", "samples_from"),
     list: ("reference_point",),
