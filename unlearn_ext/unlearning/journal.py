@@ -64,14 +64,17 @@ class Journal:
         return self._path is not None and self._is_empty
 
     def recall(self, compute: Callable[[], T]) -> T:
-        """Return the result that is stored next, else compute and store it: numbers, tensors, lists and dicts."""
+        """Return the next stored result; if there is none, compute and store it.
+
+        A result may consist of numbers, tensors, lists and dicts.
+        """
         if self._state is None:
             self._entries.append(compute())
         self._next += 1
         return self._entries[self._next - 1]
 
     def set_aside(self, compute: Callable[[], T]) -> T:
-        """Do the same as :meth:`recall` for a large result; only the last one that was set aside is kept."""
+        """Do the same as :meth:`recall` for a large result, but keep only the last one."""
         if self._state is None:
             self._aside = compute()
         return self._aside
