@@ -299,6 +299,11 @@ FILES = {
         "evaluate {place}/run --extractor mnist-cnn",
         "{place}/run/front.csv cannot be read as a Pareto front: '..' is not a point name.",
     ),
+    "a column that is missing from front.csv": (
+        column("run/front.csv", "name", "nome"),
+        "report {place}/run",
+        "{place}/run/front.csv cannot be read as a Pareto front: there is no column 'name'.",
+    ),
     "words for a number in front.csv": (
         column("run/front.csv", "least-forgotten,least-forgotten", "least-forgotten,least-forgotten,x"),
         "report {place}/run",

@@ -263,6 +263,6 @@ def test_psi_that_is_no_real_number(psi):
 
 @pytest.mark.parametrize("name", ["params", "steps", "groups"])
 def test_operands_must_be_lists(name):
-    columns = dict.fromkeys(("params", "grads", "constraint_grads", "firsts", "seconds", "steps"), [None])
+    columns = {key: [None] for key in ("params", "grads", "constraint_grads", "firsts", "seconds", "steps")}
     with pytest.raises(TypeError, match=f"{name} must be a list, not a tuple"):
         Operands(**{**columns, "groups": [0], name: (None,)})

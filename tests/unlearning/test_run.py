@@ -127,6 +127,12 @@ def test_what_is_no_divergence():
         divergence.check(row(math.nan, math.nan, 1.0), 1.0, 10, 1.0)
 
 
+@pytest.mark.parametrize("first", [math.nan, math.inf])
+def test_a_first_value_that_is_not_finite_does_not_hide_divergence(first):
+    with pytest.raises(UserError, match="f1 has grown to 900 after 10 steps, above the limit of 100"):
+        divergence.check(row(900.0, 1.0), first, 10, None)
+
+
 def test_skipped_steps_are_counted_and_shown(model, images):
     few = Settings(batch_size=16)
     objectives, history = Objectives.freeze(model, *images, TASK, settings=few), History()

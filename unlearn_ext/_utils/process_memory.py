@@ -21,9 +21,8 @@ def release() -> None:
 
 def peak_mb() -> float:
     """Return the peak resident memory in MiB, since :func:`forget_peak` if it was called."""
-    if _STATUS.exists():  # psutil reports the peak only on Windows
-        line = re.search(r"VmHWM:\s+(\d+)", _STATUS.read_text())
-        assert line is not None  # Linux reports it for every process that has memory
+    status = _STATUS.read_text() if _STATUS.exists() else ""  # psutil reports the peak only on Windows
+    if line := re.search(r"VmHWM:\s+(\d+)", status):  # some kernels do not report it
         return int(line[1]) / 2**10
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 2**20

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..errors import UserError
@@ -34,7 +36,7 @@ def check(rows: torch.Tensor, first: float, step: int, scale: float | None) -> N
             "before them, but training cannot continue; use a lower learning rate (--lr), look for images or weights "
             "that are not finite, or choose precision float32."
         )
-    limit = BEYOND * max(1.0, first)  # max returns 1 if the first f1 is NaN
+    limit = BEYOND * (max(1.0, first) if math.isfinite(first) else 1.0)
     for name, values in zip(("f1", "f2"), rows.T, strict=False):
         if not skipped and bool((values > limit).all()):
             raise UserError(

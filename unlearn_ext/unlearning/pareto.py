@@ -166,7 +166,9 @@ class ParetoFront:
             with open(path, newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
             front = cls(tuple(ParetoPoint(**{c: _COLUMNS[c](row[c]) for c in _COLUMNS}) for row in map(_whole, rows)))
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except KeyError as error:
+            raise UserError(f"{Path(path)} cannot be read as a Pareto front: there is no column {error}.") from error
+        except (OSError, TypeError, ValueError) as error:
             raise UserError(f"{Path(path)} cannot be read as a Pareto front: {error}.") from error
         for point in front:
             if not re.fullmatch(r"\w[\w.-]*", point.name):
