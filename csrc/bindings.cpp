@@ -20,7 +20,7 @@ namespace {
 template <class T> T* pointer(uintptr_t address) { return reinterpret_cast<T*>(address); }
 
 Rule rule_of(int rule) {
-    if (rule < 0 || rule > int(Rule::adamw)) throw py::value_error("rule must be 0 (project), 1 (sgd) or 2 (adamw)");
+    if (rule < 0 || rule >= kRules) throw py::value_error("rule must be 0 to " + std::to_string(kRules - 1));
     return Rule(rule);
 }
 

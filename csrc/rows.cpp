@@ -10,12 +10,7 @@ namespace ux {
 namespace {
 
 unsigned writes_of(Rule rule) {
-    switch (rule) {
-        case Rule::project: return ProjectRule::kWrites;
-        case Rule::sgd: return SgdRule::kWrites;
-        case Rule::adamw: return AdamWRule::kWrites;
-    }
-    return 0;
+    return visit(rule, [](auto type) { return decltype(type)::type::kWrites; });
 }
 
 struct Span {

@@ -143,6 +143,20 @@ struct AdamWRule {
     }
 };
 
+// Calls visitor(RuleType<R>{}) with the struct R of a rule. Inlined for the reason that UX_HD gives.
+template <class R> struct RuleType {
+    using type = R;
+};
+
+template <class Visitor> inline __attribute__((always_inline)) auto visit(Rule rule, const Visitor& visitor) {
+    switch (rule) {
+        case Rule::project: return visitor(RuleType<ProjectRule>{});
+        case Rule::sgd: return visitor(RuleType<SgdRule>{});
+        case Rule::adamw: break;
+    }
+    return visitor(RuleType<AdamWRule>{});
+}
+
 UX_HD double clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
 UX_HD double power(double x, double p) { return p == 1.0 ? x : pow(x, p); }  // skips pow for the default exponent
 // Unlike std::isfinite, compilers optimize this expression away only under fast-math.

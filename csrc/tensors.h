@@ -14,6 +14,7 @@ namespace ux {
 
 enum class DType : uint8_t { f32 = 0, bf16 = 1, f16 = 2, f64 = 3 };  // f64: only for f1, never for an operand
 enum class Rule : int { project = 0, sgd = 1, adamw = 2 };
+constexpr int kRules = 3;
 
 enum Operand { kParam, kGrad, kConstraintGrad, kFirstMoment, kSecondMoment, kOperands };
 

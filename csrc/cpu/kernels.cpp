@@ -267,19 +267,11 @@ template <class Rule> void apply_of(const Row* rows, const Job& job, int64_t til
 }
 
 void stats(const Row* rows, const Job& job, int64_t tile) {
-    switch (job.rule) {
-        case Rule::project: return stats_of<ProjectRule>(rows, job, tile);
-        case Rule::sgd: return stats_of<SgdRule>(rows, job, tile);
-        case Rule::adamw: return stats_of<AdamWRule>(rows, job, tile);
-    }
+    visit(job.rule, [&](auto type) { stats_of<typename decltype(type)::type>(rows, job, tile); });
 }
 
 void apply(const Row* rows, const Job& job, int64_t tile) {
-    switch (job.rule) {
-        case Rule::project: return apply_of<ProjectRule>(rows, job, tile);
-        case Rule::sgd: return apply_of<SgdRule>(rows, job, tile);
-        case Rule::adamw: return apply_of<AdamWRule>(rows, job, tile);
-    }
+    visit(job.rule, [&](auto type) { apply_of<typename decltype(type)::type>(rows, job, tile); });
 }
 
 }  // namespace

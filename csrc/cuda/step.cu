@@ -365,19 +365,13 @@ void upload(const Row* rows, int64_t n, Row* table, int device, void* stream) {
 void limit_blocks(int blocks) { blocks_limit = std::max(blocks, 1); }
 
 void run_stats(const Row* rows, const Job& job, uint32_t* counter, int device, void* stream) {
-    switch (job.rule) {
-        case Rule::project: return launch<stats_kernel<ProjectRule>>(rows, job, counter, device, stream);
-        case Rule::sgd: return launch<stats_kernel<SgdRule>>(rows, job, counter, device, stream);
-        case Rule::adamw: return launch<stats_kernel<AdamWRule>>(rows, job, counter, device, stream);
-    }
+    visit(job.rule,
+        [&](auto type) { launch<stats_kernel<typename decltype(type)::type>>(rows, job, counter, device, stream); });
 }
 
 void run_apply(const Row* rows, const Job& job, uint32_t* counter, int device, void* stream) {
-    switch (job.rule) {
-        case Rule::project: return launch<apply_kernel<ProjectRule>>(rows, job, counter, device, stream);
-        case Rule::sgd: return launch<apply_kernel<SgdRule>>(rows, job, counter, device, stream);
-        case Rule::adamw: return launch<apply_kernel<AdamWRule>>(rows, job, counter, device, stream);
-    }
+    visit(job.rule,
+        [&](auto type) { launch<apply_kernel<typename decltype(type)::type>>(rows, job, counter, device, stream); });
 }
 
 }  // namespace ux::cuda

@@ -92,7 +92,7 @@ struct Outcome {
 class Case {
   public:
     explicit Case(Bytes& bytes) {
-        rule_ = Rule(bytes.below(3));
+        rule_ = Rule(bytes.below(kRules));
         n_groups_ = 1 + bytes.below(3);
         const int64_t chunk = int64_t(1) << bytes.below(13);
         for (int64_t i = 0; i < n_groups_ * kHyper; ++i) hyper_.push_back(bytes.number());
@@ -188,11 +188,7 @@ class Case {
         }
     }
     template <class Body> void for_each_row(Body body) {
-        switch (rule_) {
-            case Rule::project: return for_each_row_as<ProjectRule>(body);
-            case Rule::sgd: return for_each_row_as<SgdRule>(body);
-            case Rule::adamw: return for_each_row_as<AdamWRule>(body);
-        }
+        visit(rule_, [&](auto type) { for_each_row_as<typename decltype(type)::type>(body); });
     }
     static void read(const Buffer* const* operands, unsigned reads, int64_t i, float* x) {
         for (int o = 0; o < kOperands; ++o) x[o] = operands[o] && (reads & bit(o)) ? operands[o]->original(i) : 0.0f;
@@ -270,8 +266,8 @@ class Case {
 
 // Compares has_aliasing() with a test of all pairs of spans. The addresses are arbitrary and never read.
 void check_has_aliasing(Bytes& bytes) {
-    const Rule rule = Rule(bytes.below(3));
-    const unsigned writes[] = {ProjectRule::kWrites, SgdRule::kWrites, AdamWRule::kWrites};
+    const Rule rule = Rule(bytes.below(kRules));
+    const unsigned writes = visit(rule, [](auto type) { return decltype(type)::type::kWrites; });
     struct Span {
         int64_t begin, end, row;
         bool written;
@@ -284,7 +280,7 @@ void check_has_aliasing(Bytes& bytes) {
             rows[r].data[o] = bytes.next();
             rows[r].tags |= int64_t(bytes.below(3)) << (4 * o);
             const int64_t size = rows[r].numel * (rows[r].dtype(o) == DType::f32 ? 4 : 2);
-            const bool written = writes[int(rule)] & bit(o);
+            const bool written = writes & bit(o);
             if (rows[r].data[o] && size)
                 spans.push_back({rows[r].data[o], rows[r].data[o] + size, int64_t(r), written});
         }

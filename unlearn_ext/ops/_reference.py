@@ -162,42 +162,56 @@ def _write(target: Tensor | None, value: Tensor | None, keep: Tensor) -> None:
 def _element(rule: Rule, operands: Operands, row: int, hyper: Tensor) -> _Element:
     like = _owners(rule, operands)[row]
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    grad, constraint_grad, first, second = (
+    grad, g1, first, second = (
         torch.zeros_like(like, dtype=dtype) if tensor is None else tensor.to(dtype)
         for tensor in (operands.grads[row], operands.constraint_grads[row], operands.firsts[row], operands.seconds[row])
     )
-    if rule is Rule.PROJECT:
-        return _Element(grad, constraint_grad, grad, constraint_grad)
-    param, h = like.to(dtype), hyper.to(dtype)
-    signed = torch.where(h[Hyper.MAXIMIZE] != 0, -grad, grad)
-    if rule is Rule.SGD:
-        return _sgd(operands, row, param, signed, constraint_grad, first, h)
-    return _adamw(operands, row, param, signed, constraint_grad, first, second, hyper)
+    signed = torch.where(hyper[Hyper.MAXIMIZE] != 0, -grad, grad)
+    state = _State(like.to(dtype), first, second, operands.steps[row], operands.firsts[row] is not None)
+    return _ELEMENTS[rule](signed, g1, state, hyper)
 
 
-def _sgd(operands: Operands, row: int, param: Tensor, grad: Tensor, g1: Tensor, first: Tensor, h: Tensor) -> _Element:
-    decayed = _decayed(grad, param, h[Hyper.WEIGHT_DECAY])
-    if operands.firsts[row] is None:
+@dataclass
+class _State:
+    """The parameter and the optimizer state of one row in the computing dtype; moments that it has not are zero."""
+
+    param: Tensor
+    first: Tensor
+    second: Tensor
+    step: Tensor | None
+    has_first: bool
+
+
+def _project(grad: Tensor, g1: Tensor, state: _State, hyper: Tensor) -> _Element:
+    return _Element(grad, g1, grad, g1)
+
+
+def _sgd(grad: Tensor, g1: Tensor, state: _State, hyper: Tensor) -> _Element:
+    h = hyper.to(grad.dtype)
+    decayed = _decayed(grad, state.param, h[Hyper.WEIGHT_DECAY])
+    if not state.has_first:
         return _Element(grad, g1, decayed, g1)
-    first = first * h[Hyper.BETA1] + decayed * (1 - h[Hyper.BETA2])
-    if (step := operands.steps[row]) is not None:  # a momentum buffer loaded from torch's SGD has no counter
-        first = torch.where(step != 0, first, decayed)  # as in torch, the first buffer is the gradient, undampened
+    first = state.first * h[Hyper.BETA1] + decayed * (1 - h[Hyper.BETA2])
+    if state.step is not None:  # a momentum buffer loaded from torch's SGD has no counter
+        first = torch.where(state.step != 0, first, decayed)  # as in torch, the first gradient is not dampened
     direction = torch.where(h[Hyper.NESTEROV] != 0, decayed + first * h[Hyper.BETA1], first)
     return _Element(grad, g1, direction, g1, first=first)
 
 
-def _adamw(
-    operands: Operands, row: int, param: Tensor, grad: Tensor, g1: Tensor, first: Tensor, second: Tensor, hyper: Tensor
-) -> _Element:
-    dtype = param.dtype
+def _adamw(grad: Tensor, g1: Tensor, state: _State, hyper: Tensor) -> _Element:
+    dtype = grad.dtype
     beta1, beta2, weight = hyper[Hyper.BETA1], hyper[Hyper.BETA2], hyper[Hyper.CONSTRAINT_WEIGHT].to(dtype)
-    t = operands.steps[row].to(hyper.dtype) + 1  # type: ignore[union-attr]  # AdamW has them
-    first = first + (grad - first) * (1 - beta1).to(dtype)
-    second = second * beta2.to(dtype) + (grad * grad + g1 * g1 * weight) * (1 - beta2).to(dtype)
+    t = state.step.to(hyper.dtype) + 1  # type: ignore[union-attr]  # AdamW has them
+    first = state.first + (grad - state.first) * (1 - beta1).to(dtype)
+    second = state.second * beta2.to(dtype) + (grad * grad + g1 * g1 * weight) * (1 - beta2).to(dtype)
     metric = second.sqrt() * (1 - beta2**t).rsqrt().to(dtype) + hyper[Hyper.EPS].to(dtype)
     adaptive = first * (1 / (1 - beta1**t)).to(dtype) / metric
-    direction = _decayed(adaptive, param, hyper[Hyper.WEIGHT_DECAY].to(dtype))
+    direction = _decayed(adaptive, state.param, hyper[Hyper.WEIGHT_DECAY].to(dtype))
     return _Element(grad, g1, direction, g1 / metric, metric, first, second)
+
+
+# How each rule computes the values of a row from g2 (negated under maximize), g1, its state and its hyperparameters.
+_ELEMENTS = {Rule.PROJECT: _project, Rule.SGD: _sgd, Rule.ADAMW: _adamw}
 
 
 def _decayed(direction: Tensor, param: Tensor, weight_decay: Tensor) -> Tensor:
