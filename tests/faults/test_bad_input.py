@@ -146,8 +146,8 @@ FILES = {
     "pickled weights": (
         pickled,
         RUN,
-        "{place}/checkpoint holds its weights as a pickle, diffusion_pytorch_model.bin, which would run any code that"
-        " is in it: have it written as safetensors by somebody who trusts it.",
+        "{place}/checkpoint has its weights as a pickle, diffusion_pytorch_model.bin, and a pickle can run any code "
+        "when it is loaded: ask somebody who trusts it to save it as safetensors.",
     ),
     "half of a config": (
         text("checkpoint/config.json", "{"),
