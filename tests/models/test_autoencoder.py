@@ -242,11 +242,11 @@ def test_a_decoder_of_something_else_than_the_images_is_refused_at_construction(
 @pytest.mark.parametrize(
     ("encoder", "decoder", "sentence"),
     [
-        (lambda: nn.Linear(64, 4), None, r"the encoder fails for an input float32 \[2, 1, 8, 8\]: mat1 and mat2 shapes"),
-        (lambda: nn.Conv2d(3, 4, 1), None, r"the encoder fails for an input float32 \[2, 1, 8, 8\]: .*3 channels"),
-        (lambda: nn.Bilinear(8, 8, 4), None, r"the encoder fails for an input float32 \[2, 1, 8, 8\]: .*missing 1 required"),
-        (None, lambda: nn.Linear(5, 64), r"the decoder fails for an input float32 \[2, 4\]: mat1 and mat2 shapes"),
-        (None, lambda: nn.Embedding(8, 64), r"the decoder fails for an input float32 \[2, 4\]: "),
+        (lambda: nn.Linear(64, 4), None, r"the encoder fails on float32 \[2, 1, 8, 8\]: mat1 and mat2 shapes"),
+        (lambda: nn.Conv2d(3, 4, 1), None, r"the encoder fails on float32 \[2, 1, 8, 8\]: .*3 channels"),
+        (lambda: nn.Bilinear(8, 8, 4), None, r"the encoder fails on float32 \[2, 1, 8, 8\]: .*missing 1 required"),
+        (None, lambda: nn.Linear(5, 64), r"the decoder fails on float32 \[2, 4\]: mat1 and mat2 shapes"),
+        (None, lambda: nn.Embedding(8, 64), r"the decoder fails on float32 \[2, 4\]: "),
         (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), None, "lazy layers whose weights are not init"),
         (lambda: nn.Sequential(nn.LazyConv2d(4, 8), nn.LazyBatchNorm2d()), None, "the encoder has lazy layers"),
         (None, lambda: nn.Sequential(nn.LazyLinear(64), nn.Unflatten(1, (1, 8, 8))), "the decoder has lazy layers"),

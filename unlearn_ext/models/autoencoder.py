@@ -231,7 +231,7 @@ def _called(name: str, module: torch.nn.Module, given: torch.Tensor) -> torch.Te
         output = module(given.clone())
     except Exception as error:
         said = textwrap.shorten(str(error), 240, placeholder=" …")
-        raise UserError(f"the {name} fails for an input {_kind(given)}: {said}") from error
+        raise UserError(f"the {name} fails on {_kind(given)}: {said}") from error
     tensor = only_tensor(output)
     if tensor is None:
         raise UserError(

@@ -15,15 +15,15 @@ __all__ = ["CLIP"]
 
 
 class CLIP:
-    """Projected image embeddings [N, D]; CLIP has neither classes of its own nor feature maps.
+    """Projected image embeddings [N, D]; there are no classes and no feature maps.
 
-    Pixels are normalised as ``preprocessor_config.json`` beside the weights says, or as OpenAI trained CLIP.
+    The normalisation of pixels is read from ``preprocessor_config.json`` beside the weights; the default is OpenAI's.
 
     Args:
-        path_or_id: folder (``~`` is the home folder) or hub id; safetensors only, since a pickle runs code.
+        path_or_id: folder (``~`` is the home folder) or hub id; only safetensors files, because a pickle can run code.
 
     Raises:
-        UserError: nothing there, a checkpoint of another class, or a missing extra.
+        UserError: the checkpoint does not exist or is of another class, or an extra is missing.
     """
 
     def __init__(self, path_or_id: str) -> None:
@@ -59,9 +59,11 @@ class CLIP:
         return self.module.visual_projection(seen)
 
     def logits(self, features: torch.Tensor) -> None:
+        """Return None: there are no classes."""
         return None
 
     def maps(self, images: torch.Tensor) -> tuple[()]:
+        """Return no feature maps."""
         return ()
 
 
