@@ -54,6 +54,7 @@ class CLIP:
         self.size = module.config.vision_config.image_size
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings [N, D] of images, float32 [N, C, H, W] in [-1, 1]."""
         pixels = (resized(rgb(images), self.size) + 1) / 2
         seen = self.module.vision_model(pixel_values=(pixels - self.mean) / self.std).pooler_output
         return self.module.visual_projection(seen)

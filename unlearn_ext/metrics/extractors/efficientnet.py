@@ -30,6 +30,7 @@ class EfficientNetLite0:
         self.module = module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features [N, 1280] of images, float32 [N, C, H, W] in [-1, 1]."""
         return self.module.extract_features(self._prepared(images)).mean((2, 3))
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:

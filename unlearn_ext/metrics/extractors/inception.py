@@ -41,6 +41,7 @@ class InceptionV3:
         self.module = module(self.name, ["2048"], feature_extractor_weights_path=str(path))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features [N, 2048] of images, float32 [N, C, H, W] in [-1, 1]."""
         return self.module(((rgb(images) + 1) * 127.5).round().to(torch.uint8))[0]
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
