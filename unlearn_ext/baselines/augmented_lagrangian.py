@@ -35,7 +35,7 @@ class AugmentedLagrangian(Method):
 
     def weights(self, loss: torch.Tensor, g1: Gradient, g2: Gradient) -> Weights:
         """Return max(λ + c·e, 0) and 1, and update λ."""
-        error = loss - self.value
+        error = loss - self._knob_value
         weight = (self.multiplier + self.gain * PENALTY * error).clamp(min=0)
         self.multiplier = (self.multiplier + self.gain * RATE * error).clamp(min=0)
         return weight, 1.0

@@ -38,7 +38,8 @@ class DualAscent(Method):
 
     def weights(self, loss: torch.Tensor, g1: Gradient, g2: Gradient) -> Weights:
         """Update λ; return it and 1."""
-        error = (loss - self.value) / loss.clamp(min=max(self.value, 1e-12))  # the clamp is max(f1, ε), never 0
+        epsilon = self._knob_value
+        error = (loss - epsilon) / loss.clamp(min=max(epsilon, 1e-12))  # the clamp is max(f1, ε), never 0
         change = INTEGRAL * error + PROPORTIONAL * (error - self._error)
         self._error = error
         self.multiplier = self.multiplier * (self.gain * change).exp()

@@ -59,6 +59,12 @@ class Method:
         if self.knob is not None and self.value is None:
             raise UserError(f"{self.name} needs a value for its {self.knob}.")
 
+    @property
+    def _knob_value(self) -> float:
+        """The value of the knob, for methods that have one."""
+        assert self.value is not None  # the constructor checks it
+        return self.value
+
     @classmethod
     def scaled(cls, factor: float) -> type[Method]:
         """Return this method with ``grid`` and ``gain`` multiplied by a factor, as a candidate of a search.
@@ -87,7 +93,7 @@ class Method:
             g1: gradient of the loss on the forget set.
             g2: gradient of the loss on the retain set.
         """
-        return self.value, 1.0
+        return self._knob_value, 1.0
 
     def combine(self, loss: torch.Tensor, g1: Gradient, g2: Gradient) -> Sequence[torch.Tensor]:
         """Return the combined gradient for the optimizer; arguments as for :meth:`weights`."""

@@ -37,7 +37,7 @@ class NuPI(Method):
 
     def weights(self, loss: torch.Tensor, g1: Gradient, g2: Gradient) -> Weights:
         """Update λ; return it and 1."""
-        error = loss - self.value
+        error = loss - self._knob_value
         before = error if self._average is None else self._average
         self._average = AVERAGE * before + (1 - AVERAGE) * error
         change = INTEGRAL * error + PROPORTIONAL * (self._average - before)

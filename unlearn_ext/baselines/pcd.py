@@ -43,21 +43,24 @@ class PCD(Method):
 
     def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
         super().__init__(model, objectives, value)
-        self._squares, self._steps = 0.0, 0  # averages of ‖∇f1‖² and ‖∇f2‖², float64 [2], and their number of steps
+        self._squares: float | torch.Tensor = 0.0  # averages of ‖∇f1‖² and ‖∇f2‖², float64 [2]
+        self._steps: int | torch.Tensor = 0  # number of steps in the averages
 
     def weights(self, loss: torch.Tensor, g1: Gradient, g2: Gradient) -> Weights:
         """Return the weights of ∇f1 and ∇f2 in ‖∇f2‖·d/‖d‖, and update the averages."""
-        dot, *squares = halfspace_stats(g2, g1)
-        squares = torch.stack(squares)
+        tau = self._knob_value
+        dot, *norms = halfspace_stats(g2, g1)
+        squares = torch.stack(norms)
         finite = squares.isfinite().all()
-        self._steps = self._steps + finite.to(squares.dtype)  # on the device: no synchronisation
-        self._squares = torch.where(finite, DECAY * self._squares + (1 - DECAY) * squares, self._squares)
-        scale1, scale2 = (self._squares / (1 - DECAY**self._steps) + EPSILON).rsqrt()
+        self._steps = steps = self._steps + finite.to(squares.dtype)  # on the device: no synchronisation
+        averages = torch.where(finite, DECAY * self._squares + (1 - DECAY) * squares, self._squares)
+        self._squares = averages
+        scale1, scale2 = (averages / (1 - DECAY**steps) + EPSILON).rsqrt()
         square1, square2, dot = squares[0] * scale1**2, squares[1] * scale2**2, dot * scale1 * scale2
-        raised = torch.where(square1 > 0, self.value - dot / square1, 0.0).clamp(min=0)
+        raised = torch.where(square1 > 0, tau - dot / square1, 0.0).clamp(min=0)
         # If the constraint is active, d is τ·g̃_1 plus the part of g̃_2 orthogonal to g̃_1; this avoids cancellation.
-        active = (square2 - dot**2 / square1).clamp(min=0) + self.value**2 * square1
+        active = (square2 - dot**2 / square1).clamp(min=0) + tau**2 * square1
         square = torch.where(raised > 0, active, square2)
-        wanted = torch.maximum(squares[1], (FLOOR * self.value) ** 2 * squares[0])
+        wanted = torch.maximum(squares[1], (FLOOR * tau) ** 2 * squares[0])
         length = torch.where(square > 1e-12 * square2, (wanted / square).sqrt(), 0.0)
         return length * raised * scale1, length * scale2

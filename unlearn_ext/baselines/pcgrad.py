@@ -24,4 +24,5 @@ class PCGrad(Method):
         dot, square1, square2 = halfspace_stats(g2, g1)
         conflict = dot.clamp(max=0)
         # If a gradient is 0, there is no conflict, so the 0 / 0 is not used.
-        return tuple(torch.where(conflict < 0, 1 - conflict / square, 1.0) for square in (square1, square2))
+        a, b = (torch.where(conflict < 0, 1 - conflict / square, 1.0) for square in (square1, square2))
+        return a, b

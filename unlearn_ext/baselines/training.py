@@ -60,12 +60,11 @@ def train(
     settings, trained, throttle = objectives.settings, copy.deepcopy(model), Throttle()
     lr = settings.lr if lr is None else lr
     steps = steps_per_anchor(objectives) if steps is None else steps
-    if values is None:
-        values = method.grid or [method.default]
-    parameters, chosen = trained.encoder_parameters(), method(trained, objectives, values[0])
+    swept: Sequence[float | None] = (method.grid or [method.default]) if values is None else values
+    parameters, chosen = trained.encoder_parameters(), method(trained, objectives, swept[0])
     # No weight decay, as in our runs: it would move the encoder away from the minimum of f2.
     loop = Loop(trained, objectives, settings, torch.optim.AdamW(parameters, lr=lr, betas=BETAS, weight_decay=0.0))
-    for value in values:
+    for value in swept:
         chosen.value = value
         for forget, retain in loop.minibatches(lr, steps):
             forget_loss = loop.backward(chosen.forget_loss(loop.encode, forget, retain), forget)

@@ -60,7 +60,7 @@ def evaluate(
     count = count if limit is None else min(count, limit)
     sets = {"forget": pixels(images.forget_validation[:count]), "retain": pixels(images.retain_validation[:count])}
     judges = {kind: Judge(originals, task, extractors) for kind, originals in sets.items()}
-    rows = []
+    rows: list[MetricsRow] = []
     for name, model in _models(Path(run), unmodified):
         if progress is not None:
             progress(name)

@@ -97,7 +97,7 @@ class Autoencoder:
 
     def __init__(self, encoder: torch.nn.Module, decoder: torch.nn.Module, *, channels: int, size: int) -> None:
         self.encoder, self.decoder = (_module(*part) for part in (("encoder", encoder), ("decoder", decoder)))
-        self.module = torch.nn.ModuleDict({"encoder": self.encoder, "decoder": self.decoder})
+        self.module: torch.nn.Module = torch.nn.ModuleDict({"encoder": self.encoder, "decoder": self.decoder})
         self.channels, self.size = channels, size
         trained, frozen = set(self.encoder.parameters()), set(self.decoder.parameters())
         if not trained:
@@ -124,11 +124,15 @@ class Autoencoder:
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Return the latents [N, ...] of images [N, C, S, S] in [-1, 1]."""
-        return only_tensor(self.encoder(images.clone()))  # the first layer may be in-place
+        latents = only_tensor(self.encoder(images.clone()))  # the first layer may be in-place
+        assert latents is not None  # the constructor checks it
+        return latents
 
     def decode(self, latents: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
         """Return images [N, C, S, S] of latents [N, ...]; the inputs are ignored."""
-        return only_tensor(self.decoder(latents.clone()))
+        images = only_tensor(self.decoder(latents.clone()))
+        assert images is not None  # the constructor checks it
+        return images
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
         """Return the parameters of the encoder."""

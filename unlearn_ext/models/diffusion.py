@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .._utils import draws
 from ..errors import UserError
-from ..tasks import Task
+from ..tasks import Corruption, Task
 from .freezing import adopt, unwrapped
 from .from_diffusers import check_class, check_sides, read_module, sample_side
 from .noise_schedule import noise_schedule, read_scheduler, sampler
@@ -53,12 +53,13 @@ class Diffusion:
     random = True
 
     def __init__(self, module: UNet2DModel, scheduler: SchedulerMixin) -> None:
-        module = unwrapped(module)
-        check_class(module, self.family, "UNet2DModel")
+        # Any: type checkers see the classes of diffusers as placeholders without attributes.
+        self.module: Any = unwrapped(module)
+        self.scheduler: Any = scheduler
+        check_class(self.module, self.family, "UNet2DModel")
         self.noise_schedule = noise_schedule(scheduler)
-        _check_unet(module, len(self.noise_schedule.betas))
-        self.module, self.scheduler = module, scheduler
-        self.channels = _image_channels(module, scheduler)
+        _check_unet(self.module, len(self.noise_schedule.betas))
+        self.channels = _image_channels(self.module, scheduler)
         self._ddim, self._timesteps = sampler(scheduler, self.noise_schedule, SAMPLING_STEPS)
         adopt(self)
 
@@ -76,7 +77,7 @@ class Diffusion:
         """The device of the U-Net."""
         return self.module.device
 
-    def inputs(self, images: torch.Tensor, task: Task, draw: int = 0) -> Inputs:
+    def inputs(self, images: torch.Tensor, task: Corruption, draw: int = 0) -> Inputs:
         """Return the images, random noise and timesteps, and the mask of the hidden pixels.
 
         Returns:
@@ -92,7 +93,7 @@ class Diffusion:
         noise = torch.stack([torch.randn(images.shape[1:], generator=generator) for generator in drawn])
         return images, noise.to(images), timesteps.to(images.device), self.hole(images, task)
 
-    def hole(self, images: torch.Tensor, task: Task) -> torch.Tensor:
+    def hole(self, images: torch.Tensor, task: Corruption) -> torch.Tensor:
         """Return the mask of the hidden pixels, bool [N, 1, H, W].
 
         Raises:
@@ -186,7 +187,7 @@ class Diffusion:
         return cls(module, read_scheduler(path_or_id))
 
 
-def _image_channels(module: UNet2DModel, scheduler: SchedulerMixin) -> int:
+def _image_channels(module: Any, scheduler: Any) -> int:
     """Return the number of channels of one image.
 
     Raises:
@@ -207,7 +208,7 @@ def _image_channels(module: UNet2DModel, scheduler: SchedulerMixin) -> int:
     return taken // 2
 
 
-def _check_unet(module: UNet2DModel, timesteps: int) -> None:
+def _check_unet(module: Any, timesteps: int) -> None:
     """Check that a U-Net needs only images and timesteps.
 
     Args:

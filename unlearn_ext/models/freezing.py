@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -15,7 +17,7 @@ _COMPILED = "_orig_mod"  # name of the wrapped module in torch.compile's wrapper
 _WRAPPERS = (torch.nn.DataParallel, DistributedDataParallel, AveragedModel)  # the wrapped module is `module`
 
 
-def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+def unwrapped(module: Any) -> Any:
     """Return a module without the wrappers of torch.compile, data parallelism and weight averaging.
 
     In a saved file, wrappers add a prefix to the names of the weights, and a plain module cannot load these.

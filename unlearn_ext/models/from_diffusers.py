@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["DiffusersAutoencoder", "check_class", "check_sides", "read_module", "sample_side"]
 
 
-class DiffusersAutoencoder:
+# Objects of diffusers are `Any` here: type checkers see its classes as placeholders without attributes.
+
+
+class DiffusersAutoencoder(ABC):
     """Base class: an autoencoder of ``diffusers`` as an :class:`~unlearn_ext.models.I2IModel`.
 
-    Subclasses add ``encode`` and ``decode``. E is the encoder with ``quant_conv``, if there is one.
+    E is the encoder with ``quant_conv``, if there is one.
 
     Args:
         module: the model; wrappers such as ``torch.compile``'s are removed, evaluation mode is set, and everything
@@ -42,16 +46,16 @@ class DiffusersAutoencoder:
     random = False
 
     def __init__(self, module: ModelMixin) -> None:
-        module = unwrapped(module)
-        check_class(module, self.family, self.class_name)
-        self.module = module
-        self.channels = int(module.config.in_channels)
-        if module.config.out_channels != self.channels:
+        self.module: Any = unwrapped(module)
+        check_class(self.module, self.family, self.class_name)
+        config = self.module.config
+        self.channels = int(config.in_channels)
+        if config.out_channels != self.channels:
             raise UserError(
-                f"the model takes images of {self.channels} channels and returns {module.config.out_channels}; give a "
-                "model that returns as many channels as it takes."
+                f"the model takes images of {self.channels} channels and returns {config.out_channels}; give a model "
+                "that returns as many channels as it takes."
             )
-        read_sides("sample_size", module.config.sample_size)
+        read_sides("sample_size", config.sample_size)
         adopt(self)
 
     @property
@@ -79,6 +83,14 @@ class DiffusersAutoencoder:
         check_sides(images.shape[-2:], self.module)
         return (task(images),)
 
+    @abstractmethod
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the latents [N, ...] of images [N, C, H, W] in [-1, 1]."""
+
+    @abstractmethod
+    def decode(self, latents: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        """Return images [N, C, H, W] of latents [N, ...]; the inputs are ignored."""
+
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
         """Return the parameters of the encoder and of ``quant_conv``."""
         quant_conv = self.module.quant_conv
@@ -104,7 +116,7 @@ class DiffusersAutoencoder:
         return cls(read_module(path_or_id, cls.family, cls.class_name))
 
 
-def check_class(module: ModelMixin, family: str, class_name: str) -> None:
+def check_class(module: object, family: str, class_name: str) -> None:
     """Check that a module is of its family's class.
 
     Raises:
@@ -114,7 +126,7 @@ def check_class(module: ModelMixin, family: str, class_name: str) -> None:
         raise UserError(f"family {family} is diffusers.{class_name}; this model is a {type(module).__name__}.")
 
 
-def sample_side(module: ModelMixin) -> int:
+def sample_side(module: Any) -> int:
     """Return the side in pixels of the square images that a convolutional module was made for.
 
     Raises:
@@ -135,7 +147,7 @@ def sample_side(module: ModelMixin) -> int:
     return sides[0]
 
 
-def check_sides(sides: Sequence[int], module: ModelMixin) -> None:
+def check_sides(sides: Sequence[int], module: Any) -> None:
     """Check that a convolutional module returns images of the size that it takes.
 
     Args:
@@ -154,7 +166,7 @@ def check_sides(sides: Sequence[int], module: ModelMixin) -> None:
         )
 
 
-def read_module(path_or_id: str | os.PathLike[str], family: str, class_name: str) -> ModelMixin:
+def read_module(path_or_id: str | os.PathLike[str], family: str, class_name: str) -> Any:
     """Load a module of ``diffusers`` from a folder or a hub id, and convert its weights to float32.
 
     Raises:

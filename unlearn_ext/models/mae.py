@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError, require
-from ..tasks import Task
+from ..tasks import Corruption, Task
 from .freezing import adopt, unwrapped
 from .loading import check_complete, loading, variant
 from .sides import read_sides
 
 if TYPE_CHECKING:
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+    from transformers import ViTMAEForPreTraining
 
 __all__ = ["MAE"]
 
@@ -81,7 +81,7 @@ class MAE:
         """The device of the model."""
         return self.module.device
 
-    def inputs(self, images: torch.Tensor, task: Task, draw: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    def inputs(self, images: torch.Tensor, task: Corruption, draw: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the images and the indices of their visible patches.
 
         Args:
@@ -203,7 +203,8 @@ class MAE:
 
     def _statistics(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation, [C, 1, 1] each, with the dtype and device of the images."""
-        return tuple(images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return mean, std
 
     def _pixels(self, predicted: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
         """Return the decoder's prediction as patches [N, P, p·p·C] in [-1, 1].
@@ -224,7 +225,7 @@ class MAE:
         return hidden.argsort(dim=1, stable=True).argsort(dim=1)
 
 
-def _make_square(config: ViTMAEConfig) -> None:
+def _make_square(config: Any) -> None:
     """Replace the sizes of images and patches in a configuration with one number each.
 
     Raises:
@@ -255,7 +256,7 @@ def _square(name: str, value: Any) -> int:
 
 
 @contextmanager
-def _keeping(config: object, visible: int, patches: int) -> Iterator[None]:
+def _keeping(config: Any, visible: int, patches: int) -> Iterator[None]:
     """Set ``mask_ratio`` so that the class keeps ``visible`` patches; it keeps ``int(patches · (1 − mask_ratio))``."""
     usual = config.mask_ratio
     config.mask_ratio = 1 - (visible + 0.5) / patches

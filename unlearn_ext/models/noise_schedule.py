@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from ..errors import UserError, require
 from .loading import loading
-
-if TYPE_CHECKING:
-    from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
 
 __all__ = ["KNOWN", "PREDICTIONS", "check_known", "noise_schedule", "read_scheduler", "sampler"]
 
@@ -27,8 +24,10 @@ KNOWN = (
 )  # fmt: skip
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
+# Schedulers are `Any` here: type checkers see the classes of diffusers as placeholders without attributes.
 
-def read_scheduler(path_or_id: str | os.PathLike[str]) -> SchedulerMixin:
+
+def read_scheduler(path_or_id: str | os.PathLike[str]) -> Any:
     """Load the scheduler beside a U-Net, as the class that its configuration names.
 
     Raises:
@@ -61,7 +60,7 @@ def check_known(name: str) -> None:
         )
 
 
-def noise_schedule(scheduler: SchedulerMixin) -> DDPMScheduler:
+def noise_schedule(scheduler: Any) -> Any:
     """Return a scheduler whose ``add_noise`` adds the noise that the U-Net was trained on.
 
     Args:
@@ -107,7 +106,7 @@ def noise_schedule(scheduler: SchedulerMixin) -> DDPMScheduler:
     return ddpm
 
 
-def sampler(scheduler: SchedulerMixin, ddpm: DDPMScheduler, steps: int) -> tuple[DDIMScheduler, torch.Tensor]:
+def sampler(scheduler: Any, ddpm: Any, steps: int) -> tuple[Any, torch.Tensor]:
     """Return DDIM (Song et al., arXiv 2010.02502) over some of the timesteps that a U-Net was trained on.
 
     DDIM of `diffusers` computes the previous timestep from the number of steps, which is exact only if this number
@@ -117,11 +116,11 @@ def sampler(scheduler: SchedulerMixin, ddpm: DDPMScheduler, steps: int) -> tuple
     Args:
         scheduler: defines what the U-Net predicts, which timesteps are chosen (``timestep_spacing``, ``steps_offset``)
             and whether images are clipped.
-        ddpm: the scheduler's noise schedule.
+        ddpm: the scheduler's noise schedule, a ``DDPMScheduler``.
         steps: maximum number of timesteps.
 
     Returns:
-        DDIM, whose own timesteps are 0, 1, …; and the U-Net's timestep for each of them, int64 [S], ascending.
+        A ``DDIMScheduler``, whose own timesteps are 0, 1, …; and the U-Net's timestep for each, int64 [S], ascending.
 
     Raises:
         UserError: the spacing is unknown, or the U-Net predicts noise and sampling begins where nothing of the image

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -14,24 +14,35 @@ Inputs = tuple[torch.Tensor, ...]
 
 
 class I2IModel(Protocol):
-    """A model that can be unlearned.
+    """A model that can be unlearned. Its properties may be plain attributes."""
 
-    Attributes:
-        family: name of the family, as in :func:`load`.
-        channels: number of image channels, 1 or 3.
-        size: side in pixels of the square images that the model was made for; image files are resized to it. Reading
-            it raises ``UserError`` if the checkpoint does not define one.
-        device: device of the parameters.
-        random: whether the inputs of E contain random numbers, as in a diffusion model.
-        module: all parameters, in a module of the model's own library; for ``.to(device)`` and the like.
-    """
+    @property
+    def family(self) -> str:
+        """Name of the family, as in :func:`load`."""
 
-    family: str
-    channels: int
-    size: int
-    device: torch.device
-    random: bool
-    module: torch.nn.Module
+    @property
+    def channels(self) -> int:
+        """Number of image channels, 1 or 3."""
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of the square images that the model was made for; image files are resized to it.
+
+        Raises:
+            UserError: the checkpoint does not define a size.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+
+    @property
+    def random(self) -> bool:
+        """Whether the inputs of E contain random numbers, as in a diffusion model."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """All parameters, in a module of the model's own library; for ``.to(device)`` and the like."""
 
     def inputs(self, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor], draw: int = 0) -> Inputs:
         """Return the inputs of E for images [N, C, H, W] in [-1, 1] under a task: tensors [N, ...].
@@ -41,10 +52,11 @@ class I2IModel(Protocol):
         numbers. Random numbers depend only on the image and on ``draw``.
         """
 
-    def encode(self, *inputs: torch.Tensor) -> torch.Tensor:
+    # To type checkers, `*Any, **Any` is any signature: the tensors that `inputs` returns depend on the family.
+    def encode(self, *inputs: Any, **named: Any) -> torch.Tensor:
         """Apply E: return the latents [N, ...] of the inputs, differentiable in the encoder's parameters."""
 
-    def decode(self, latents: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor, *inputs: Any, **named: Any) -> torch.Tensor:
         """Apply D: return images [N, C, H, W] of latents [N, ...] and their inputs; about [-1, 1], not clipped."""
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:

@@ -16,7 +16,7 @@ __all__ = ["Recipe"]
 
 
 @dataclass(frozen=True)
-class Recipe(recipe.Recipe):
+class Recipe(recipe.Recipe[AutoencoderKL]):
     """Loss: L1 + L2 between image and reconstruction, plus the KL divergence of the latents from a normal distribution.
 
     Attributes:

@@ -16,7 +16,7 @@ __all__ = ["Recipe"]
 
 
 @dataclass(frozen=True)
-class Recipe(recipe.Recipe):
+class Recipe(recipe.Recipe[Diffusion]):
     """Loss: L2 in the predicted noise in the hole, plus L2 in the image that results from it.
 
     Sampling begins with images that are almost pure noise, for which the error in the noise says little about the

@@ -53,7 +53,7 @@ def _all_of_it_trained(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
     frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
     module.requires_grad_(True)
     # In channels-last format, convolutions with few channels take about a third less time on a CPU.
-    yield module.to(memory_format=torch.channels_last)
-    module.to(memory_format=torch.contiguous_format)
+    yield module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch does not declare it
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for parameter in frozen:
         parameter.requires_grad_(False)

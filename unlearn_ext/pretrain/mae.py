@@ -8,7 +8,7 @@ import torch
 
 from ..errors import require
 from ..models.mae import MAE
-from ..tasks import Task
+from ..tasks import Corruption
 from . import recipe
 from .recipe import Minibatches, distance
 
@@ -16,7 +16,7 @@ __all__ = ["Recipe"]
 
 
 @dataclass(frozen=True)
-class Recipe(recipe.Recipe):
+class Recipe(recipe.Recipe[MAE]):
     """Loss: L1 + L2 over the patches that the task hides.
 
     Attributes:
@@ -51,7 +51,7 @@ class Recipe(recipe.Recipe):
         )
         return MAE(transformers.ViTMAEForPreTraining(config))
 
-    def loss(self, model: MAE, batches: Minibatches, task: Task, step: int) -> torch.Tensor:
+    def loss(self, model: MAE, batches: Minibatches, task: Corruption, step: int) -> torch.Tensor:
         """Return the loss of one minibatch, 0-d."""
         images, visible = model.inputs(next(batches), task)
         return distance(model.decode(model.encode(images, visible), images, visible), images)

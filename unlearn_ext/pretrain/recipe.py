@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from ..tasks import Corruption
 from ..unlearning.batches import Shuffled, pixels
 
 __all__ = ["Minibatches", "Recipe", "convolutional", "distance"]
+
+_Model = TypeVar("_Model", bound=I2IModel)
 
 
 class Minibatches:
@@ -29,7 +31,7 @@ class Minibatches:
 
 
 @dataclass(frozen=True)
-class Recipe(ABC):
+class Recipe(ABC, Generic[_Model]):
     """Architecture and training of a family's small model; changing any value trains a new one.
 
     Attributes:
@@ -47,11 +49,11 @@ class Recipe(ABC):
     lr: float = 3e-3
 
     @abstractmethod
-    def build(self, channels: int, size: int) -> I2IModel:
+    def build(self, channels: int, size: int) -> _Model:
         """Return the model with random weights, for images [N, channels, size, size]; ``model.module`` is trained."""
 
     @abstractmethod
-    def loss(self, model: I2IModel, batches: Minibatches, task: Corruption, step: int) -> torch.Tensor:
+    def loss(self, model: _Model, batches: Minibatches, task: Corruption, step: int) -> torch.Tensor:
         """Return the loss of the next minibatch, 0-d: the error in filling in what ``task`` hides."""
 
 

@@ -16,7 +16,7 @@ __all__ = ["Recipe"]
 
 
 @dataclass(frozen=True)
-class Recipe(recipe.Recipe):
+class Recipe(recipe.Recipe[VQGAN]):
     """Loss: L1 + L2 between image and reconstruction, plus the codebook loss (van den Oord et al., 2017).
 
     The first steps do not quantise; then the codebook is filled with randomly selected latents. With its default

@@ -143,7 +143,7 @@ def train(name: str, images: torch.Tensor, labels: torch.Tensor, recipe: Recipe)
 def _distorted(images: torch.Tensor, distortion: float, generator: torch.Generator) -> torch.Tensor:
     """Return the images, each with a small random affine distortion."""
     maps = torch.eye(2, 3) + distortion * torch.randn(len(images), 2, 3, generator=generator)
-    grid = F.affine_grid(maps, images.shape, align_corners=False)
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 

@@ -30,20 +30,20 @@ class CLIP:
         transformers = require("transformers", "images")
         check_reachable(path_or_id)
         self.name = f"clip:{path_or_id}"
-        path_or_id = expanded(path_or_id)
+        place = expanded(path_or_id)
         try:
-            saved = transformers.AutoConfig.from_pretrained(path_or_id).model_type
+            saved = transformers.AutoConfig.from_pretrained(place).model_type
         except (OSError, ValueError) as error:
-            raise _unreadable(path_or_id, error) from error
+            raise _unreadable(place, error) from error
         if saved != "clip":
-            raise UserError(f"clip is transformers.CLIPModel; {path_or_id} is a checkpoint of {saved}.")
+            raise UserError(f"clip is transformers.CLIPModel; {place} is a checkpoint of {saved}.")
         try:
-            module = transformers.CLIPModel.from_pretrained(path_or_id, use_safetensors=True)
+            module = transformers.CLIPModel.from_pretrained(place, use_safetensors=True)
             processor = transformers.utils.cached_file(
-                path_or_id, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
+                place, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
             )
         except (OSError, ValueError) as error:
-            raise _unreadable(path_or_id, error) from error
+            raise _unreadable(place, error) from error
         read = json.loads(Path(processor).read_text(encoding="utf-8")) if processor else {}
         usual = transformers.image_utils
         self.mean, self.std = (
