@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 
 from ._utils import draws
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = ["TASKS", "CenterCrop", "Corruption", "Outpaint", "RandomMask", "Reconstruct", "Task", "parse"]
 
@@ -38,7 +41,7 @@ class Task(ABC):
         return images.masked_fill(self.mask(images), 0)
 
     def __str__(self) -> str:
-        return ":".join([self.name, *map(str, astuple(self))])
+        return ":".join([self.name, *map(str, astuple(cast("DataclassInstance", self)))])  # every task is a dataclass
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ def parse(text: str) -> Task:
         known = ", ".join(task.example for task in TASKS.values())
         raise UserError(f"there is no task `{name}`; known: {known}.")
     task = TASKS[name]
-    kinds = [type(field.default) for field in fields(task)]
+    kinds: list[Any] = [type(field.default) for field in fields(cast("type[DataclassInstance]", task))]
     if len(numbers) > len(kinds):
         raise UserError(f"{name} takes at most {len(kinds)} numbers, as in {task.example}, not {len(numbers)}.")
     try:

@@ -146,8 +146,8 @@ FILES = {
     "pickled weights": (
         pickled,
         RUN,
-        "{place}/checkpoint holds its weights as a pickle, diffusion_pytorch_model.bin, which would run any code that"
-        " is in it: have it written as safetensors by somebody who trusts it.",
+        "{place}/checkpoint has its weights as a pickle, diffusion_pytorch_model.bin, and a pickle can run any code "
+        "when it is loaded: ask somebody who trusts it to save it as safetensors.",
     ),
     "half of a config": (
         text("checkpoint/config.json", "{"),
@@ -545,8 +545,8 @@ SHAPES = {
     "another side": (lambda: unlearned(model=tiny.model("mae"), forget=torch.zeros(4, 1, 16, 16)),
                      "the model takes images of 8x8 pixels, not 16x16."),
     "means of three channels": (lambda: type(tiny.model("mae"))(tiny.vitmae(), mean=(0.5, 0.5, 0.5)),
-                                "mean and standard deviation need 1 numbers, one a channel of the model, and a "
-                                "standard deviation is more than 0."),
+                                "mean and standard deviation need 1 numbers, one per channel of the model, and "
+                                "standard deviations must be above 0."),
 }  # fmt: skip
 DTYPES = {
     "whole numbers": (lambda: unlearned(forget=torch.zeros(4, 1, 8, 8, dtype=torch.int64)),
@@ -563,7 +563,7 @@ DTYPES = {
             "the forget images range from nan to nan; float images must be in [-1, 1]."),
     "weights of half precision": (lambda: unlearned(model=half()),
                                   "the model's weights are float16; make them float32 (module.float()), and choose "
-                                  "the precision to compute in by the settings."),
+                                  "the precision of the computations in the settings."),
     "a module": (lambda: unlearned(model=tiny.vqmodel()),
                  "the model is a VQModel; wrap it in the class of its family in unlearn_ext.models."),
     "a task in words": (lambda: unlearned(task="center-crop:0.5"),

@@ -285,7 +285,7 @@ def test_only_the_weights_of_fid_are_called_inception(tmp_path):
     with pytest.raises(UserError, match="there is no file"):
         load_extractor(f"inception-v3:{file}")
     torch.save({}, file)
-    with pytest.raises(UserError, match="does not hold the weights that FID is defined by"):
+    with pytest.raises(UserError, match="does not contain the weights that define FID"):
         load_extractor(f"inception-v3:{file}")
 
 

@@ -75,7 +75,7 @@ def test_a_pair_is_saved_as_weights_that_its_own_classes_read(pair, tmp_path):
         module.apply(lambda layer: layer.reset_parameters() if hasattr(layer, "reset_parameters") else None)
         load_model(module, tmp_path / f"{name}.safetensors")
         assert torch.equal(torch.cat([p.flatten() for p in module.parameters()]), before)
-    with pytest.raises(UserError, match="whose classes only you know"):
+    with pytest.raises(UserError, match="weights of an encoder and a decoder, but not their classes"):
         models.load("autoencoder", tmp_path)
 
 
@@ -198,20 +198,20 @@ def test_what_stands_for_no_one_tensor_is_refused_at_construction(output):
     [
         (
             lambda latents: latents.flatten(),
-            r"float32 \[8\] of 2 images; the first dimension must be that of the images",
+            r"float32 \[8\] for 2 images; the first dimension must be the number of images",
         ),
-        (lambda latents: latents.T, r"float32 \[4, 2\] of 2 images"),
-        (lambda latents: latents.mean(), r"float32 \[\] of 2 images"),
-        (lambda latents: latents.sum(0, keepdim=True), r"float32 \[1, 4\] of 2 images"),
+        (lambda latents: latents.T, r"float32 \[4, 2\] for 2 images"),
+        (lambda latents: latents.mean(), r"float32 \[\] for 2 images"),
+        (lambda latents: latents.sum(0, keepdim=True), r"float32 \[1, 4\] for 2 images"),
         (lambda latents: latents.argmax(1), r"latents, int64 \[2\], have no gradient"),
         (lambda latents: latents > 0, r"latents, bool \[2, 4\], have no gradient"),
         (lambda latents: latents.detach(), r"latents, float32 \[2, 4\], have no gradient"),
         (lambda latents: torch.zeros(2, 4), r"latents, float32 \[2, 4\], have no gradient"),
         (lambda latents: latents + 0j, r"latents, complex64 \[2, 4\], have no gradient"),
         (lambda latents: distributions.Categorical(logits=latents), r"latents, float32 \[2\], have no gradient"),
-        (lambda latents: latents + torch.randn_like(latents), "other latents of the same images each time"),
-        (lambda latents: distributions.Normal(latents, 1.0).rsample(), "other latents of the same images each time"),
-        (lambda latents: nn.functional.dropout(latents, 0.9), "other latents of the same images each time"),
+        (lambda latents: latents + torch.randn_like(latents), "different latents for the same images"),
+        (lambda latents: distributions.Normal(latents, 1.0).rsample(), "different latents for the same images"),
+        (lambda latents: nn.functional.dropout(latents, 0.9), "different latents for the same images"),
     ],
 )
 def test_latents_that_cannot_be_compared_or_trained_are_refused_at_construction(returned, sentence):
@@ -225,7 +225,7 @@ def test_latents_that_cannot_be_compared_or_trained_are_refused_at_construction(
     [
         (
             lambda made: made.flatten(1),
-            r"the decoder makes float32 \[2, 64\] of the latents of 2 images; .* \[2, 1, 8, 8\]",
+            r"the decoder returns float32 \[2, 64\] for the latents of 2 images; .* \[2, 1, 8, 8\]",
         ),
         (lambda made: made.expand(-1, 3, -1, -1), r"float32 \[2, 3, 8, 8\]"),
         (lambda made: made[..., :7, :], r"float32 \[2, 1, 7, 8\]"),
@@ -242,11 +242,11 @@ def test_a_decoder_of_something_else_than_the_images_is_refused_at_construction(
 @pytest.mark.parametrize(
     ("encoder", "decoder", "sentence"),
     [
-        (lambda: nn.Linear(64, 4), None, r"the encoder does not take float32 \[2, 1, 8, 8\]: mat1 and mat2 shapes"),
-        (lambda: nn.Conv2d(3, 4, 1), None, r"the encoder does not take float32 \[2, 1, 8, 8\]: .*3 channels"),
-        (lambda: nn.Bilinear(8, 8, 4), None, r"the encoder does not take float32 \[2, 1, 8, 8\]: .*missing 1 required"),
-        (None, lambda: nn.Linear(5, 64), r"the decoder does not take float32 \[2, 4\]: mat1 and mat2 shapes"),
-        (None, lambda: nn.Embedding(8, 64), r"the decoder does not take float32 \[2, 4\]: "),
+        (lambda: nn.Linear(64, 4), None, r"the encoder fails on float32 \[2, 1, 8, 8\]: mat1 and mat2 shapes"),
+        (lambda: nn.Conv2d(3, 4, 1), None, r"the encoder fails on float32 \[2, 1, 8, 8\]: .*3 channels"),
+        (lambda: nn.Bilinear(8, 8, 4), None, r"the encoder fails on float32 \[2, 1, 8, 8\]: .*missing 1 required"),
+        (None, lambda: nn.Linear(5, 64), r"the decoder fails on float32 \[2, 4\]: mat1 and mat2 shapes"),
+        (None, lambda: nn.Embedding(8, 64), r"the decoder fails on float32 \[2, 4\]: "),
         (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), None, "lazy layers whose weights are not init"),
         (lambda: nn.Sequential(nn.LazyConv2d(4, 8), nn.LazyBatchNorm2d()), None, "the encoder has lazy layers"),
         (None, lambda: nn.Sequential(nn.LazyLinear(64), nn.Unflatten(1, (1, 8, 8))), "the decoder has lazy layers"),

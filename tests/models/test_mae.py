@@ -251,9 +251,9 @@ def test_a_module_may_have_its_size_as_a_pair(size, pictures):
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        (None, "is None; the class takes apart and puts together squares only"),
-        ([8, 16], r"is \[8, 16\]; the class takes apart and puts together squares only"),
-        ([16, 8], r"is \[16, 8\]; the class takes apart and puts together squares only"),
+        (None, "is None; the class supports only squares, so it must be one number of pixels"),
+        ([8, 16], r"is \[8, 16\]; the class supports only squares, so it must be one number of pixels"),
+        ([16, 8], r"is \[16, 8\]; the class supports only squares, so it must be one number of pixels"),
         (0, "is 0; it must be a whole number of pixels"),
         (-4, "is -4; it must be a whole number of pixels"),
         (4.0, "is 4.0; it must be a whole number of pixels"),
@@ -275,5 +275,5 @@ def test_patches_that_do_not_divide_the_images_are_refused_at_load_time(image, p
 
 @pytest.mark.parametrize("entries", [{"image_size": 32}, {"patch_size": 8}, {"hidden_size": 16}])
 def test_weights_of_another_shape_than_the_configuration_asks_for_are_refused(entries, tmp_path):
-    with pytest.raises(UserError, match=r"holds \S+ in the shape \[.*\], and its config.json asks for \[.*\]"):
+    with pytest.raises(UserError, match=r"has \S+ with shape \[.*\], but its config.json asks for \[.*\]"):
         models.load("mae", configured(tmp_path, **entries))

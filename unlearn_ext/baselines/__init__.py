@@ -1,4 +1,4 @@
-"""Ways to unlearn that others use, trained as ours is: on the same loop, minibatches and optimizer."""
+"""Other unlearning methods, trained with the same loop, minibatches and optimizer as ours."""
 
 from __future__ import annotations
 

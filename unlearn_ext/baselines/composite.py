@@ -6,7 +6,7 @@ __all__ = ["Composite"]
 
 
 class Composite(Method):
-    """The weighted sum. Which f1 a weight leads to is known only afterwards; 0.2 is its authors' for a ViT."""
+    """The weighted sum. The final f1 for a weight is known only after training; the authors use 0.2 for a ViT."""
 
     name = "composite"
     default = 0.2

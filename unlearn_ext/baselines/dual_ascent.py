@@ -16,15 +16,16 @@ START = 0.003  # λ before the first step
 
 
 class DualAscent(Method):
-    """A PI controller on ℓ = log λ, then a step along ∇f2 + λ∇f1. The knob is ε.
+    """A PI controller of ℓ = log λ, then a step along ∇f2 + λ∇f1. The knob is ε.
 
     ℓ ← ℓ + 0.2·e + 2·(e − e_before), with the relative error e = (f1 − ε)/max(f1, ε), which is between −1 and 1, and
     e_before = 0 at the first step. ``gain`` multiplies both constants.
 
-    The saddle point is that of Arrow, Hurwicz and Uzawa (1958), and updates of λ by factors instead of sums are
-    exponentiated gradients (Kivinen and Warmuth, 1997). The λ that holds f1 at ε ranges over decades along a front
-    (0.003 to 0.3); λ ← max(λ + η(f1 − ε), 0) has one step size for all of them and takes hundreds of steps for the
-    largest. λ is never 0: below ε it falls by at most a factor exp(−0.2) per step, plus the proportional term.
+    The saddle-point method is that of Arrow, Hurwicz and Uzawa (1958); multiplicative instead of additive updates of λ
+    are exponentiated gradients (Kivinen and Warmuth, 1997). Along a front, the λ that keeps f1 at ε ranges over two
+    orders of magnitude (0.003 to 0.3). The additive update λ ← max(λ + η(f1 − ε), 0) has one step size for all of them,
+    and takes hundreds of steps to reach the largest. λ is never 0: if f1 < ε, the integral term reduces it by at most a
+    factor exp(−0.2) per step.
     """
 
     name = "dual-ascent"
@@ -36,7 +37,9 @@ class DualAscent(Method):
         self._error = torch.zeros((), device=model.device)
 
     def weights(self, loss: torch.Tensor, g1: Gradient, g2: Gradient) -> Weights:
-        error = (loss - self.value) / loss.clamp(min=max(self.value, 1e-12))  # the clamp is max(f1, ε), never 0
+        """Update λ; return it and 1."""
+        epsilon = self._knob_value
+        error = (loss - epsilon) / loss.clamp(min=max(epsilon, 1e-12))  # the clamp is max(f1, ε), never 0
         change = INTEGRAL * error + PROPORTIONAL * (error - self._error)
         self._error = error
         self.multiplier = self.multiplier * (self.gain * change).exp()

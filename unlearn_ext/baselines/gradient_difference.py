@@ -1,4 +1,4 @@
-"""Gradient difference: down the retain set's gradient, up the forget set's (Liu, Liu and Stone, CoLLAs 2022)."""
+"""Gradient difference: descent on the retain set, ascent on the forget set (Liu, Liu and Stone, CoLLAs 2022)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ __all__ = ["GradientDifference"]
 
 
 class GradientDifference(MaxLoss):
-    """min f2 − w·E‖D(E(T(x_f))) − x_f‖².
+    """Objective: min f2 − w·E‖D(E(T(x_f))) − x_f‖².
 
-    On the retain set it is given f2 itself, by which it will be judged; with the training loss there it is Max Loss.
+    The retain loss is f2 itself, which is also the evaluation criterion; with the training loss instead, this is Max
+    Loss.
     """
 
     name = "gradient-difference"
@@ -23,4 +24,5 @@ class GradientDifference(MaxLoss):
     grid = (0.002, 0.006, 0.02, 0.06, 0.2)
 
     def retain_loss(self, encode: Encode, retain: Batch) -> torch.Tensor:
+        """Return f2, 0-d."""
         return Method.retain_loss(self, encode, retain)

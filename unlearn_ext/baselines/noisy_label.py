@@ -1,4 +1,4 @@
-"""Noisy Label: forget images are to be completed to noise (Li et al., ICLR 2024)."""
+"""Noisy Label: train the model to complete forget images with noise (Li et al., ICLR 2024)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["NoisyLabel"]
 
 
 class NoisyLabel(Reconstruction):
-    """min E‖D(E(T(x_r))) − x_r‖² + w·E‖D(E(T(x_f))) − n‖² with n standard normal, drawn anew in every step."""
+    """Objective: min E‖D(E(T(x_r))) − x_r‖² + w·E‖D(E(T(x_f))) − n‖², with new standard normal n in every step."""
 
     name = "noisy-label"
     default = 1.0
@@ -24,4 +24,5 @@ class NoisyLabel(Reconstruction):
         self._generator = torch.Generator().manual_seed(objectives.settings.seed)
 
     def forget_loss(self, encode: Encode, forget: Batch, retain: Batch) -> torch.Tensor:
+        """Return E‖D(E(T(x_f))) − n‖², 0-d."""
         return self.distance(encode, forget, torch.randn(forget.images.shape, generator=self._generator))

@@ -16,13 +16,15 @@ AVERAGE = 0.0  # ν
 
 
 class NuPI(Method):
-    """λ follows the error e = f1 − ε by a PI controller; then a step along ∇f2 + λ∇f1. The knob is ε.
+    """A PI controller sets λ from the error e = f1 − ε; then a step along ∇f2 + λ∇f1. The knob is ε.
 
     λ ← max(λ + η(K_I·e + K_P(ξ − ξ_before)), 0) with ξ = ν·ξ_before + (1 − ν)·e, and ξ_before = e in the first step:
     algorithm 1 of "On PI controllers for updating Lagrange multipliers in constrained optimization", as Cooper
     documents it. (The code of Cooper 1.0.1 has ξ = 0 after its first step, so its second step has an extra
-    (1 − ν)·K_P·e.) Here η·K_I = 0.05 and η·K_P = 0.5, times ``gain``, and ν = 0, for f1 of order 1 and λ at rest from
-    0.003 to 0.3. One step size serves all of that range: small λ overshoot and large λ arrive late.
+    (1 − ν)·K_P·e.)
+
+    Here η·K_I = 0.05 and η·K_P = 0.5, times ``gain``, and ν = 0, for f1 of order 1 and final λ from 0.003 to 0.3. One
+    step size is used for the whole range: small λ overshoot, and large λ are reached late.
     """
 
     name = "nu-pi"
@@ -34,7 +36,8 @@ class NuPI(Method):
         self._average: torch.Tensor | None = None  # ξ
 
     def weights(self, loss: torch.Tensor, g1: Gradient, g2: Gradient) -> Weights:
-        error = loss - self.value
+        """Update λ; return it and 1."""
+        error = loss - self._knob_value
         before = error if self._average is None else self._average
         self._average = AVERAGE * before + (1 - AVERAGE) * error
         change = INTEGRAL * error + PROPORTIONAL * (self._average - before)

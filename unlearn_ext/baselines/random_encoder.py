@@ -1,4 +1,4 @@
-"""Random Encoder: the latents of forget images become those of no image (Li et al., ICLR 2024)."""
+"""Random Encoder: train the latents of forget images towards random numbers (Li et al., ICLR 2024)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ __all__ = ["RandomEncoder"]
 
 
 class RandomEncoder(Method):
-    """min f2 + w·E‖E(T(x_f)) − n‖²/s² with n normal, drawn anew, of the frozen latents' mean and spread.
+    """Objective: min f2 + w·E‖E(T(x_f)) − n‖²/s², with new normal n in every step.
 
-    The mean and the spread are two numbers, over all elements of the latents of all forget images.
+    The mean and standard deviation of n are those of all elements of the frozen encoder's latents of all forget images.
+    s² is the variance in f1 and f2.
     """
 
     name = "random-encoder"
@@ -31,6 +32,7 @@ class RandomEncoder(Method):
         self._generator = torch.Generator().manual_seed(objectives.settings.seed)
 
     def forget_loss(self, encode: Encode, forget: Batch, retain: Batch) -> torch.Tensor:
+        """Return E‖E(T(x_f)) − n‖²/s², 0-d."""
         latents = encode(*forget.inputs)
         noise = torch.randn(latents.shape, generator=self._generator).to(latents.device)
         return (latents - (self._mean + self._std * noise)).square().mean() / self.objectives.variance

@@ -1,4 +1,4 @@
-"""What methods that look at pictures share: D runs too, frozen, and gradients pass through it."""
+"""Base class of methods that compare images: gradients pass through the frozen decoder D."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Reconstruction"]
 
 
 class Reconstruction(Method):
-    """The retain loss is that of training, E‖D(E(T(x_r))) − x_r‖².
+    """A method whose retain loss is the training loss, E‖D(E(T(x_r))) − x_r‖².
 
     Raises:
-        UserError: the model makes a picture by drawing from it step by step, so no latents of one step have one.
+        UserError: the model samples images over many steps, so D cannot decode the latents of one step.
     """
 
     needs_pictures = True
@@ -25,15 +25,16 @@ class Reconstruction(Method):
     def __init__(self, model: I2IModel, objectives: Objectives, value: float | None = None) -> None:
         if model.random:
             raise UserError(
-                f"{self.name} compares what D makes of latents; family {model.family} samples its pictures step by "
-                "step, so the method is not defined for it."
+                f"{self.name} compares images that D decodes from latents, but family {model.family} samples images "
+                "over many steps, so the method is not defined for it: choose another method."
             )
         super().__init__(model, objectives, value)
 
     def distance(self, encode: Encode, batch: Batch, pictures: torch.Tensor) -> torch.Tensor:
-        """E‖D(E(T(x))) − picture‖², 0-d, of a minibatch and pictures [B, C, H, W]."""
+        """Return E‖D(E(T(x))) − picture‖², 0-d, for a minibatch and pictures [B, C, H, W]."""
         made = self.model.decode(encode(*batch.inputs), *batch.inputs)
         return (made - pictures.to(made.device)).square().mean()
 
     def retain_loss(self, encode: Encode, retain: Batch) -> torch.Tensor:
+        """Return the reconstruction loss, 0-d."""
         return self.distance(encode, retain, retain.images)

@@ -1,4 +1,4 @@
-"""SalUn: only the weights that the forget set's gradient singles out are trained (Fan et al., ICLR 2024)."""
+"""SalUn: train only the weights with the largest gradients on the forget set (Fan et al., ICLR 2024)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .method import Gradient, Method, taken
 
 __all__ = ["SHARE", "SalUn"]
 
-SHARE = 0.5  # of the weights, its authors' median
+SHARE = 0.5  # fraction of trained weights; the authors use the median
 
 
 class SalUn(Method):
-    """The composite within the mask |∇f1(θ0)| ≥ its median; ∇f1 is over the whole forget set."""
+    """The composite method for the weights with |∇f1(θ0)| ≥ the median; ∇f1 is over the whole forget set."""
 
     name = "salun"
     default = 0.2
@@ -35,4 +35,5 @@ class SalUn(Method):
         self.mask = [part.abs() >= least for part in gradient]
 
     def combine(self, loss: torch.Tensor, g1: Gradient, g2: Gradient) -> Sequence[torch.Tensor]:
+        """Return the composite's gradient, with 0 outside the mask."""
         return [part * kept for part, kept in zip(super().combine(loss, g1, g2), self.mask, strict=True)]

@@ -1,4 +1,4 @@
-"""Train one model by one method, from value to value of its knob."""
+"""Train one model with one method, for one value of its knob after the other."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ def train(
     lr: float | None = None,
     on_step: OnLosses | None = None,
 ) -> Iterator[I2IModel]:
-    """Sweep a method through the values of its knob and yield the model after each of them.
+    """Train a method for the values of its knob, one after the other, and yield the model after each value.
 
-    A sweep has one copy of the model, one optimizer and one ``method``. Parameters, AdamW's moments, the order of the
-    minibatches and the method's own state (multipliers, averages, masks) carry over from value to value. The learning
-    rate goes as in our sweep, see :class:`unlearn_ext.unlearning.training_loop.Loop`. A cold run is a sweep with one
-    value.
+    There is one copy of the model, one optimizer and one ``method``. Parameters, AdamW's moments, the order of the
+    minibatches and the method's state (multipliers, averages, masks) continue from one value to the next. The learning
+    rate schedule is that of our sweep, see :class:`unlearn_ext.unlearning.training_loop.Loop`. A cold run is a sweep
+    with one value.
 
     Args:
         method: one of :data:`unlearn_ext.baselines.METHODS`.
-        model: left unchanged; the model that the objectives were frozen from.
+        model: the model that the objectives were frozen from; it is not changed.
         objectives: images to train on, and settings.
-        values: of the method's knob, one or more, in this order; by default the method's ``grid``, or its ``default``
-            where the grid is empty. A method without a knob ignores them and takes ``steps`` steps for each.
-        steps: for each value, two gradients per step; those of an anchor of our sweep by default.
-        lr: learning rate at the start of each value; that of the settings by default.
-        on_step: called at most ten times a second; counts the steps of the whole sweep.
+        values: values of the method's knob, one or more, in this order; by default the method's ``grid``, or its
+            ``default`` if the grid is empty. A method without a knob ignores them and takes ``steps`` steps for each.
+        steps: number of steps for each value, with two gradients per step; by default that of an anchor of our sweep.
+        lr: learning rate at the start of each value; by default that of the settings.
+        on_step: called at most ten times per second; its step count is over the whole sweep.
 
     Yields:
-        The copy of the model with its encoder trained: the same object for every value. Copy what you want to keep
-        before you ask for the next value.
+        The copy of the model with its encoder trained. It is the same object for every value, so copy it if you need it
+        after the next iteration.
 
     Raises:
         UserError: at the first ``next``: the method is not defined for the model's family, or its knob has neither
@@ -60,12 +60,11 @@ def train(
     settings, trained, throttle = objectives.settings, copy.deepcopy(model), Throttle()
     lr = settings.lr if lr is None else lr
     steps = steps_per_anchor(objectives) if steps is None else steps
-    if values is None:
-        values = method.grid or [method.default]
-    parameters, chosen = trained.encoder_parameters(), method(trained, objectives, values[0])
-    # No weight decay, as in our runs: it would pull the encoder away from the least f2.
+    swept: Sequence[float | None] = (method.grid or [method.default]) if values is None else values
+    parameters, chosen = trained.encoder_parameters(), method(trained, objectives, swept[0])
+    # No weight decay, as in our runs: it would move the encoder away from the minimum of f2.
     loop = Loop(trained, objectives, settings, torch.optim.AdamW(parameters, lr=lr, betas=BETAS, weight_decay=0.0))
-    for value in values:
+    for value in swept:
         chosen.value = value
         for forget, retain in loop.minibatches(lr, steps):
             forget_loss = loop.backward(chosen.forget_loss(loop.encode, forget, retain), forget)

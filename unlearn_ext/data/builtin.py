@@ -72,9 +72,9 @@ def labelled(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """
     if name not in BUILT_IN:
         raise UserError(f"there is no built-in data set `{name}`; choose one of {', '.join(BUILT_IN)}.")
-    images, labels = _mnist() if name == "mnist" else _fashion_mnist()
-    margin = (SIDE - images.shape[-1]) // 2
-    images = torch.nn.functional.pad(torch.from_numpy(images).unsqueeze(1), [margin] * 4)
+    pixels, labels = _mnist() if name == "mnist" else _fashion_mnist()
+    margin = (SIDE - pixels.shape[-1]) // 2
+    images = torch.nn.functional.pad(torch.from_numpy(pixels).unsqueeze(1), [margin] * 4)
     return images, torch.from_numpy(labels).long()
 
 

@@ -8,17 +8,21 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
+from typing import TypeVar
 
 from ..errors import UserError
 
 __all__ = ["Label", "choose"]
 
 Label = str | int | float | bool  # or any other type with comparison, such as a date
+_There = TypeVar("_There", bound=Label)
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 
 
-def choose(wanted: str | Sequence[Label], there: Sequence[Label], where: str, *, numbered: bool = False) -> list[Label]:
+def choose(
+    wanted: str | Sequence[Label], there: Sequence[_There], where: str, *, numbered: bool = False
+) -> list[_There]:
     """Return the classes to forget.
 
     Names that look the same are equal, whether their accents are composed (NFC) or decomposed (NFD). A string also
@@ -39,14 +43,15 @@ def choose(wanted: str | Sequence[Label], there: Sequence[Label], where: str, *,
         UserError: a class does not exist, or none is left to forget or to retain; the message lists the classes.
     """
 
-    def find(entry: Label) -> list[Label]:
+    def find(entry: Label) -> list[_There]:
         named, at_position = _named(entry, there), _at_position(entry, there) if numbered else []
         return named or at_position if isinstance(entry, str) else at_position or named
 
     def is_class(name: str) -> bool:
         return bool(find(name))
 
-    entries = _split(wanted, is_class) if isinstance(wanted, str) else list(wanted)
+    typed = _split(wanted, is_class) if isinstance(wanted, str) else []
+    entries: Sequence[Label] = typed if isinstance(wanted, str) else list(wanted)
     found = [find(entry) for entry in entries]
     more = f" and {len(there) - 10} more" if len(there) > 10 else ""
     known = f"it has {', '.join(map(_shown, there[:10]))}{more}"
@@ -56,13 +61,13 @@ def choose(wanted: str | Sequence[Label], there: Sequence[Label], where: str, *,
     meant = {label for labels in found for label in labels}
     if not meant or len(meant) == len(there):
         raise UserError(f"forget at least one class of {where}, and leave at least one to retain; {known}.")
-    doubts = _doubts(entries, is_class, there if numbered else ()) if isinstance(wanted, str) else ()
+    doubts = _doubts(typed, is_class, there if numbered else ())
     for sentence in (*doubts, *_twins(meant)):
         warnings.warn(sentence, stacklevel=3)
     return [label for label in there if label in meant]
 
 
-def _named(entry: Label, there: Sequence[Label]) -> list[Label]:
+def _named(entry: Label, there: Sequence[_There]) -> list[_There]:
     """Return the classes of a name: several if their names look the same."""
     labels = [label for label in there if _means(entry, label)]
     if labels or not isinstance(entry, str):
@@ -84,7 +89,7 @@ def _composed(label: Label) -> str:
     return unicodedata.normalize("NFC", str(label))
 
 
-def _at_position(entry: Label, there: Sequence[Label]) -> list[Label]:
+def _at_position(entry: Label, there: Sequence[_There]) -> list[_There]:
     number = _number(entry)
     return [there[int(number)]] if number is not None and number in range(len(there)) else []
 

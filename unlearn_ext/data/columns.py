@@ -96,7 +96,7 @@ def load_dataset_columns(
     )
 
 
-def _only_column(dataset: Dataset, is_one: Callable[[Any], bool], kind: str, argument: str) -> str:
+def _only_column(dataset: Dataset, is_one: Callable[[Any], object], kind: str, argument: str) -> str:
     found = [name for name, feature in dataset.features.items() if is_one(feature)]
     if len(found) != 1:
         which = f"the columns {', '.join(found)} are" if found else "no column is"

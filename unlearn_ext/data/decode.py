@@ -15,6 +15,7 @@ from . import depth, formats
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 __all__ = ["Decoded", "decode"]
 
@@ -101,7 +102,7 @@ def _without_notes(file: BinaryIO) -> BinaryIO:
     return kept
 
 
-def _scale_key(image: Image) -> None:
+def _scale_key(image: ImageFile) -> None:
     """Scale the transparent colour of a PNG to the bit depth of the pixels, which Pillow does not do.
 
     Args:

@@ -8,7 +8,7 @@ import stat
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..errors import require
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from PIL.Image import Image
+    from PIL.TiffImagePlugin import TiffImageFile
 
 __all__ = ["HEAD", "check_picture", "not_a_file", "obstacle", "other_kind", "pillow", "recognise"]
 
@@ -201,7 +202,7 @@ def check_picture(image: Image, suffix: str) -> None:
     """
     if image.format != "TIFF":
         return
-    tags = image.tag_v2
+    tags = cast("TiffImageFile", image).tag_v2
     if _SUFFIXES.get(suffix) == "raw" or _DNG in tags or tags.get(_PHOTOMETRIC) in _SENSOR:
         raise ValueError(_RAW)
     if tags.get(_SUBFILE, 0) & 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,8 @@ class Labels:
     """
 
     where: str
-    classes: list[Label]
-    rows: list[tuple[Label, ...]]
+    classes: Sequence[Label]
+    rows: Sequence[tuple[Label, ...]]
     numbered: bool
 
 

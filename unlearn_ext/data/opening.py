@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from logging import getLogger
 from logging.handlers import BufferingHandler
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .._utils.hub import ask_hub, expanded, is_local
 from ..errors import UserError, first_ten, require
@@ -111,7 +111,7 @@ def _log_held_back(*libraries: str) -> Iterator[None]:
 
 
 @contextmanager
-def _offline(config: ModuleType, wanted: bool) -> Iterator[None]:
+def _offline(config: Any, wanted: bool) -> Iterator[None]:
     """Let the library use only its cache, as with the environment variable HF_HUB_OFFLINE, if ``wanted``."""
     before = config.HF_HUB_OFFLINE
     config.HF_HUB_OFFLINE = before or wanted

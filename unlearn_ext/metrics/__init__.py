@@ -1,4 +1,4 @@
-"""What models make of images, in numbers that say whose eyes they come from; needs the extra `metrics`."""
+"""Image quality metrics of reconstructions, each named after its feature extractor; needs the extra `metrics`."""
 
 from .evaluation import Judge, evaluate
 from .extractors import Extractor, load_extractor

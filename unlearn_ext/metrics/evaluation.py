@@ -1,4 +1,4 @@
-"""A finished run, judged: what every model of the front makes of images that none was trained on."""
+"""Evaluate the models of a finished run on validation images."""
 
 from __future__ import annotations
 
@@ -35,31 +35,32 @@ def evaluate(
     limit: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[MetricsRow]:
-    """Judge every model of a run on the validation images, those to forget and those to retain apart.
+    """Evaluate every model of a run on the validation images, separately for those to forget and those to retain.
 
     Args:
         run: folder that a sweep wrote; ``metrics.csv`` is written into it.
-        unmodified: the model that the run began with.
-        images: those of the run; the validation parts are used.
-        task: T.
+        unmodified: the model that the run started from.
+        images: the images of the run; the validation parts are used.
+        task: the task T.
         extractors: see :func:`unlearn_ext.metrics.extractors.load_extractor`.
-        limit: of the images of each kind. The first are taken; of both kinds as many, since the count biases FID.
-        progress: called with the name of each model before it is judged.
+        limit: maximum number of images per set. The first images of each set are used, the same number in both sets,
+            because the number biases FID.
+        progress: called with the name of each model before it is evaluated.
 
     Returns:
-        The rows of ``metrics.csv``, two a model: ``model``, ``set`` (``"forget"`` or ``"retain"``), ``images``, how
-        many, and the numbers of :func:`~unlearn_ext.metrics.features.compare` and, averaged over images,
-        :func:`~unlearn_ext.metrics.hole.hole_values`. The first model is the real images themselves: what a perfect
-        one would get.
+        The rows of ``metrics.csv``, two per model: ``model``, ``set`` (``"forget"`` or ``"retain"``), ``images`` (their
+        number), the values of :func:`~unlearn_ext.metrics.features.compare`, and those of
+        :func:`~unlearn_ext.metrics.hole.hole_values`, averaged over the images. The first "model" is the real images:
+        the values of a perfect model.
 
     Raises:
-        UserError: no front in the folder, a model of it cannot be loaded, or too few images.
+        UserError: the folder has no front, one of its models cannot be loaded, or there are too few images.
     """
     count = min(len(images.forget_validation), len(images.retain_validation))
     count = count if limit is None else min(count, limit)
     sets = {"forget": pixels(images.forget_validation[:count]), "retain": pixels(images.retain_validation[:count])}
     judges = {kind: Judge(originals, task, extractors) for kind, originals in sets.items()}
-    rows = []
+    rows: list[MetricsRow] = []
     for name, model in _models(Path(run), unmodified):
         if progress is not None:
             progress(name)
@@ -71,15 +72,15 @@ def evaluate(
 
 
 class Judge:
-    """Holds originals, and says how near to them something made of them comes.
+    """The metrics of images generated from fixed originals, whose features are computed once.
 
     Args:
         originals: float32 [N, C, H, W] in [-1, 1].
-        task: T.
-        extractors: that look at them.
+        task: the task T.
+        extractors: the feature extractors.
 
     Raises:
-        UserError: too few images, or a missing extra.
+        UserError: there are too few images, or an extra is missing.
     """
 
     def __init__(self, originals: torch.Tensor, task: Task, extractors: Sequence[Extractor]) -> None:
@@ -87,7 +88,7 @@ class Judge:
         self.features = [extract(extractor, originals) for extractor in extractors]
 
     def __call__(self, made: torch.Tensor) -> dict[str, float]:
-        """All numbers of images made of the originals, in their order; a number of pairs is the mean over them."""
+        """Return all metrics of images generated from the originals, in the same order; pair metrics are averaged."""
         pairs = hole_values(self.originals, made, self.task, self.extractors)
         values = {name: value.mean().item() for name, value in pairs.items()}
         for extractor, features in zip(self.extractors, self.features, strict=True):

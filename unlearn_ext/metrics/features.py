@@ -1,4 +1,4 @@
-"""Two sets of images through an extractor's features: FID, KID, IS, and the cosine of pairs."""
+"""Metrics of two sets of images from an extractor's features: FID, KID, IS, and the cosine similarity of pairs."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from .extractors import Extractor
 
 __all__ = ["CHUNK", "LEAST", "SUBSETS", "compare", "extract"]
 
-CHUNK = 64  # images looked at at once: bounds memory
+CHUNK = 64  # images processed at once; limits memory
 SUBSETS = 50  # of KID
-LEAST = 8  # images, below which KID has no subsets to speak of
+LEAST = 8  # images; with fewer, the subsets of KID are too small
 
 
 @torch.no_grad()
 def extract(extractor: Extractor, images: torch.Tensor) -> torch.Tensor:
-    """Features [N, D] of any number of images, float32 [N, C, H, W] in [-1, 1]."""
+    """Return the features [N, D] of any number of images, float32 [N, C, H, W] in [-1, 1]."""
     return torch.cat([extractor(chunk) for chunk in images.split(CHUNK)])
 
 
 def compare(original: torch.Tensor, generated: torch.Tensor, extractor: Extractor) -> dict[str, float]:
-    """How near generated images come to the originals, in the extractor's eyes.
+    """Compare generated images with their originals by an extractor's features.
 
-    FID and KID compare sets, and small sets bias FID upwards. So both are taken between the features of every other
-    original and those of what was made of the rest: as many on either side, none of the same image. Thereby
-    ``compare(original, original, …)`` is the floor, what a perfect model would get.
+    FID and KID compare sets, and small sets bias FID upwards. So both compare every other original with the images
+    generated from the remaining originals: two sets of equal size, without an image in common. As a result,
+    ``compare(original, original, …)`` gives the values of a perfect model.
 
     Args:
-        original: features [N, D].
-        generated: features [N, D] of what was made of the same images, in the same order.
-        extractor: whose features they are.
+        original: features [N, D] of the originals.
+        generated: features [N, D] of the images generated from them, in the same order.
+        extractor: the extractor of the features.
 
     Returns:
-        ``fid``; ``kid`` and ``kid-spread``, its standard deviation over subsets; ``is`` of the generated images, where
-        the extractor knows classes; ``cosine``, the mean over pairs. Every name ends in ``:`` and the extractor's.
+        ``fid``; ``kid`` and ``kid-spread``, its standard deviation over subsets; ``is`` of the generated images, if the
+        extractor has classes; and ``cosine``, the mean over pairs. ``:`` and the extractor's name follow each name.
 
     Raises:
-        UserError: fewer than ``LEAST`` images, or the extra ``metrics`` is missing.
+        UserError: there are fewer than ``LEAST`` images, or the extra ``metrics`` is missing.
     """
     if len(original) < LEAST:
         raise UserError(f"FID and KID need at least {LEAST} images of each kind, not {len(original)}.")
@@ -58,7 +58,7 @@ def compare(original: torch.Tensor, generated: torch.Tensor, extractor: Extracto
 
 
 class _Given(torch.nn.Identity):
-    """Stands where torchmetrics expects the network: what it is given are features already."""
+    """The network that torchmetrics expects; it returns its input, which already is features."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -66,9 +66,9 @@ class _Given(torch.nn.Identity):
 
 
 def _fid(real: torch.Tensor, made: torch.Tensor) -> float:
-    """|μ − ν|² + tr(A + B − 2(AB)^½), of few images a thousand times as fast as torchmetrics, which takes a D×D root.
+    """Return |μ − ν|² + tr(A + B − 2(AB)^½), for few images a thousand times as fast as torchmetrics' D×D root.
 
-    With A = PᵀP and B = QᵀQ, that root has the singular values of PQᵀ, or of any factors with the same squares.
+    With A = PᵀP and B = QᵀQ, the trace of the root is the sum of the singular values of PQᵀ, for any such P and Q.
     """
     means, roots = zip(*(_gaussian(features.double()) for features in (real, made)), strict=True)
     spread = sum(root.square().sum() for root in roots) - 2 * torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
@@ -76,7 +76,7 @@ def _fid(real: torch.Tensor, made: torch.Tensor) -> float:
 
 
 def _gaussian(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean [D] of features [N, D], and P [min(N, D), D], of which PᵀP is the covariance."""
+    """Return the mean [D] of features [N, D], and P [min(N, D), D] such that PᵀP is their covariance."""
     mean = features.mean(0)
     return mean, torch.linalg.qr((features - mean) / (len(features) - 1) ** 0.5, mode="r").R
 
@@ -93,7 +93,7 @@ def _kid(real: torch.Tensor, made: torch.Tensor) -> tuple[float, float]:
 
 
 def _inception_score(logits: torch.Tensor) -> float:
-    """Over all images at once: of ten splits, each of a small set would see too few to know the classes' shares."""
+    """Return IS over all images at once; ten splits of a small set would be too small to estimate class shares."""
     with _apart():
         score = require("torchmetrics.image.inception", "metrics").InceptionScore(_Given(logits.shape[1]), splits=1)
         score.update(logits.double())
@@ -102,7 +102,7 @@ def _inception_score(logits: torch.Tensor) -> float:
 
 @contextmanager
 def _apart() -> Iterator[None]:
-    """torchmetrics draws from the caller's random state, and warns of what is meant: kept features, a single split."""
+    """Keep torchmetrics from using the caller's random number generator and from warning about intended settings."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", UserWarning)
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Images and what was made of them, pair by pair, where the task hid something: what a model gave back of it."""
+"""Metrics of pairs of images, an original and a generated one, over the hole: the pixels that the task hides."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from .features import CHUNK
 
 __all__ = ["RANGE", "hole_values"]
 
-RANGE = 2.0  # of pixels
+RANGE = 2.0  # of pixel values
 
 
 @torch.no_grad()
 def hole_values(
     original: torch.Tensor, generated: torch.Tensor, task: Task, extractors: Sequence[Extractor] = ()
 ) -> dict[str, torch.Tensor]:
-    """PSNR, SSIM and distances of feature maps, an image each, of the hole alone.
+    """Compute PSNR, SSIM and distances of feature maps for each image, over the hole only.
 
-    The original is laid around what was generated in the hole, so nothing beside it counts; what a window of SSIM or a
-    field of view reaches of it is the same in both. Where the task hides nothing, the whole image counts.
+    Outside the hole, generated pixels are replaced with the original ones, so they do not count; SSIM windows and
+    receptive fields that cross the edge of the hole see the same pixels there in both images. If the task hides
+    nothing, the whole image counts.
 
     Args:
         original: float32 [N, C, H, W] in [-1, 1].
-        generated: what was made of them, likewise, in the same order.
-        task: T, whose mask is the hole.
-        extractors: whose feature maps are compared, where they have some.
+        generated: the images generated from them, likewise, in the same order.
+        task: the task T; its mask is the hole.
+        extractors: extractors whose feature maps are compared, if they have any.
 
     Returns:
-        float32 [N] each: ``psnr`` in dB, infinite where nothing differs; ``ssim`` of Gaussian windows of 11 pixels;
-        ``perceptual:NAME``, the distance of the extractor's feature maps, each place's features scaled to length 1:
-        made as LPIPS is (Zhang et al., arXiv 1801.03924), with another network and without its trained weights.
+        float32 [N] each: ``psnr`` in dB, infinite if nothing differs; ``ssim`` with Gaussian windows of 11 pixels;
+        ``perceptual:NAME``, the distance of the extractor's feature maps, with the features at each position scaled to
+        length 1: like LPIPS (Zhang et al., arXiv 1801.03924), but with another network and without trained weights.
     """
     chunks = zip(original.split(CHUNK), generated.split(CHUNK), strict=True)
     values = [_values(real, made, _hole(real, task), extractors) for real, made in chunks]
@@ -43,7 +44,7 @@ def hole_values(
 
 
 def _hole(images: torch.Tensor, task: Task) -> torch.Tensor:
-    """Bool [N, 1, H, W], True where it counts."""
+    """Return the mask of the pixels that count, bool [N, 1, H, W]."""
     hidden = task.mask(images).expand(len(images), -1, -1, -1)
     return hidden if hidden.any() else ~hidden
 
@@ -64,12 +65,12 @@ def _values(
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
-    """[N]: of feature maps [N, c, h, w], each place weighed by how much of it is hole."""
+    """Return the distance [N] of feature maps [N, c, h, w]; positions are weighted by their share of the hole."""
     apart = (F.normalize(a) - F.normalize(b)).square().sum(1, keepdim=True)
     return _mean_over(apart, F.interpolate(hole.float(), apart.shape[-2:], mode="area"))
 
 
 def _mean_over(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """[N]: means of values [N, C, H, W], weighed alike [N, 1, H, W]."""
+    """Return the weighted means [N] of values [N, C, H, W], with weights [N, 1, H, W]."""
     weight = weight.expand_as(values).flatten(1).float()
     return (values.flatten(1) * weight).sum(1) / weight.sum(1)

@@ -1,4 +1,4 @@
-"""Image-to-image models behind one protocol: I(x) = D(E(T(x))), of which only E is trained to forget."""
+"""Image-to-image models behind one protocol: I(x) = D(E(T(x))); unlearning trains only the encoder E."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ from .protocol import I2IModel, Inputs
 
 __all__ = ["CHUNK", "FAMILIES", "I2IModel", "Inputs", "check_family", "family_class", "load", "reconstruct"]
 
-CHUNK = 64  # images decoded at once: bounds memory
+CHUNK = 64  # images decoded at once; limits memory
 
-# The module here, and in it the class, that a family is; imported when it is asked for.
+# Each family's class, in the module of the same name as the family. Modules are imported on first use.
 FAMILIES = {"vqgan": "VQGAN", "autoencoder": "AutoencoderKL", "mae": "MAE", "diffusion": "Diffusion"}
 
 
 def load(family: str, path_or_id: str | os.PathLike[str]) -> I2IModel:
-    """Load a model from a folder or a hub id, through its own library's ``from_pretrained``, safetensors only.
+    """Load a model from a folder or a hub id with its own library's ``from_pretrained``; only safetensors files.
 
-    Weights are loaded in float32, however they were saved.
+    Weights are converted to float32.
 
     Args:
-        family: ``"vqgan"``, a checkpoint of ``diffusers.VQModel``; ``"autoencoder"``, one of
-            ``diffusers.AutoencoderKL``; ``"mae"``, one of ``transformers.ViTMAEForPreTraining``; or ``"diffusion"``,
-            one of ``diffusers.UNet2DModel`` with a scheduler that has DDPM's noise schedule.
+        family: ``"vqgan"`` for a checkpoint of ``diffusers.VQModel``, ``"autoencoder"`` for
+            ``diffusers.AutoencoderKL``, ``"mae"`` for ``transformers.ViTMAEForPreTraining``, or ``"diffusion"`` for
+            ``diffusers.UNet2DModel`` with a scheduler that has DDPM's noise schedule.
         path_or_id: folder that ``save_pretrained`` wrote (``~`` is the home folder), or hub id.
 
     Raises:
-        UserError: unknown family, a checkpoint of another family or of a kind that the family does not know, one that
-            lacks weights, nothing there, or a missing extra.
+        UserError: the family is unknown; the checkpoint does not exist, lacks weights, or is of another family or of
+            an unsupported kind; or an extra is missing.
     """
     return family_class(family).from_pretrained(expanded(path_or_id))
 
 
 def family_class(family: str) -> Any:
-    """Return the class of a family's models; raises ``UserError`` where there is no such family."""
+    """Return the class of a family's models; raise ``UserError`` if there is no such family."""
     check_family(family)
     return getattr(importlib.import_module(f".{family}", __name__), FAMILIES[family])
 
 
 def check_family(family: str) -> None:
-    """Raises ``UserError`` where there is no such family."""
+    """Raise ``UserError`` if there is no such family."""
     if family not in FAMILIES:
         raise UserError(f"there is no model family `{family}`; known: {', '.join(FAMILIES)}.")
 
 
 @torch.no_grad()
 def reconstruct(model: I2IModel, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """I(x) = D(E(T(x))): what a model makes of images without what the task hides.
+    """Return I(x) = D(E(T(x))), the model's reconstruction of images that the task corrupts.
 
     Args:
-        model: any.
+        model: a model of any family.
         images: float [N, C, H, W] in [-1, 1].
-        task: T.
+        task: the task T.
 
     Returns:
         float [N, C, H, W] in [-1, 1], on the CPU.

@@ -1,4 +1,4 @@
-"""Autoencoders: `diffusers.AutoencoderKL` (Kingma and Welling, arXiv 1312.6114), and any pair of modules."""
+"""Autoencoders: `diffusers.AutoencoderKL` (Kingma and Welling, arXiv 1312.6114), and any encoder and decoder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SAME", "Autoencoder", "AutoencoderKL"]
 
-SAME = 1e-3  # of the largest latent: by less do two passes over the same images differ, as sums on a GPU do
+SAME = 1e-3  # largest difference, relative to the largest latent, of two passes over the same images; GPU sums vary
 
 _FILES = ("encoder.safetensors", "decoder.safetensors")
 
@@ -32,13 +32,13 @@ _FILES = ("encoder.safetensors", "decoder.safetensors")
 class AutoencoderKL(DiffusersAutoencoder):
     """A ``diffusers.AutoencoderKL`` as an :class:`~unlearn_ext.models.I2IModel`.
 
-    E is the encoder with ``quant_conv``, up to the mean of the latent distribution. The part of its last layer that
-    gives the variance keeps its weights, and no objective watches what they make of the layers below.
+    E is the encoder with ``quant_conv``, up to the mean of the latent distribution. The weights of the last layer that
+    compute the variance are not changed, and no objective controls the variance, which depends on the trained layers.
     D is ``post_quant_conv`` and the decoder; it is frozen.
 
     Args:
-        module: the model; wrappers such as ``torch.compile``'s are taken off; put in evaluation mode, and all but E
-            frozen.
+        module: the model; wrappers such as ``torch.compile``'s are removed, evaluation mode is set, and everything
+            except E is frozen.
 
     Raises:
         UserError: as for :class:`~unlearn_ext.models.from_diffusers.DiffusersAutoencoder`.
@@ -48,25 +48,25 @@ class AutoencoderKL(DiffusersAutoencoder):
     class_name = "AutoencoderKL"
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Return latents [N, latent_channels, h, w], not scaled, of images [N, C, H, W] in [-1, 1]."""
+        """Return the latents [N, latent_channels, h, w], without scaling factor, of images [N, C, H, W] in [-1, 1]."""
         return self.module.encode(images).latent_dist.mean
 
     def decode(self, latents: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
-        """Return images [N, C, H, W] of latents [N, latent_channels, h, w]; the inputs are not needed."""
+        """Return images [N, C, H, W] of latents [N, latent_channels, h, w]; the inputs are ignored."""
         return self.module.decode(latents).sample
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | os.PathLike[str]) -> Self:
-        """Load a model from a folder or a hub id; safetensors only, since a pickle runs code.
+        """Load a model from a folder or a hub id; only safetensors files, because a pickle can run code.
 
         Raises:
-            UserError: nothing there, a checkpoint of another class, one that lacks weights, a pair of modules, or a
-                missing extra.
+            UserError: the checkpoint does not exist, is of another class, lacks weights, or is one that ``Autoencoder``
+                saved; or an extra is missing.
         """
         if all((Path(path_or_id) / name).is_file() for name in _FILES):
             raise UserError(
-                f"{path_or_id} holds the weights of a pair of modules, whose classes only you know: build both, and "
-                "read each file with safetensors.torch.load_model."
+                f"{path_or_id} contains the weights of an encoder and a decoder, but not their classes: build both "
+                "modules in Python, and load each file with safetensors.torch.load_model."
             )
         return super().from_pretrained(path_or_id)
 
@@ -74,22 +74,22 @@ class AutoencoderKL(DiffusersAutoencoder):
 class Autoencoder:
     """Any encoder and decoder as an :class:`~unlearn_ext.models.I2IModel`.
 
-    Both are tried on two images of noise at construction, so that what cannot work is said there. What they return may
-    be the tensor itself, a distribution (its mean is taken), anything else with a tensor called ``mean``, or a tuple,
-    list, dictionary or ``ModelOutput`` that holds one of these and nothing else.
+    The constructor runs both on two images of noise, so that unsuitable modules fail early. Each may return a tensor, a
+    distribution or another object with a tensor ``mean`` (the mean is used), or a tuple, list, dictionary or
+    ``ModelOutput`` that contains one of these and nothing else.
 
     Args:
-        encoder: E, from images [N, C, S, S] in [-1, 1] to floating-point latents [N, ...]; put in evaluation mode.
-        decoder: D, from latents [N, ...] to images [N, C, S, S]; put in evaluation mode and frozen. Wrappers of
-            ``torch.compile``, ``DataParallel`` and the like are taken off both.
-        channels: of the images, 1 or 3.
-        size: S, their side in pixels.
+        encoder: E, from images [N, C, S, S] in [-1, 1] to floating-point latents [N, ...]; evaluation mode is set.
+        decoder: D, from latents [N, ...] to images [N, C, S, S]; evaluation mode is set, and it is frozen. The
+            wrappers of ``torch.compile``, ``DataParallel`` and the like are removed from both.
+        channels: number of image channels, 1 or 3.
+        size: S, the side of the images in pixels.
 
     Raises:
-        UserError: one of the two is no module, has weights that are not initialized or not float32, or returns
-            something else than described here; the encoder has no parameters, shares some with the decoder, has
-            latents without gradient, or gives the same images other latents each time; neither one nor three
-            channels; or the size is no whole number.
+        UserError: one of the two is not a module, has weights that are not initialized or not float32, or returns
+            something that is not described above; the encoder has no parameters, shares some with the decoder, gives
+            latents without a gradient, or gives different latents for the same images; ``channels`` is not 1 or 3; or
+            ``size`` is not a positive whole number.
     """
 
     family = "autoencoder"
@@ -97,13 +97,15 @@ class Autoencoder:
 
     def __init__(self, encoder: torch.nn.Module, decoder: torch.nn.Module, *, channels: int, size: int) -> None:
         self.encoder, self.decoder = (_module(*part) for part in (("encoder", encoder), ("decoder", decoder)))
-        self.module = torch.nn.ModuleDict({"encoder": self.encoder, "decoder": self.decoder})
+        self.module: torch.nn.Module = torch.nn.ModuleDict({"encoder": self.encoder, "decoder": self.decoder})
         self.channels, self.size = channels, size
         trained, frozen = set(self.encoder.parameters()), set(self.decoder.parameters())
         if not trained:
             raise UserError("the encoder has no parameters, so nothing can be unlearned.")
         if trained & frozen:
-            raise UserError("encoder and decoder share parameters; the decoder is to stay as it is, so they must not.")
+            raise UserError(
+                "encoder and decoder share parameters, but the decoder must not change: give them separate parameters."
+            )
         if type(size) is not int or size < 1:
             raise UserError(f"size is {size!r}; it must be the side of the images, a whole number of pixels.")
         adopt(self)
@@ -111,6 +113,7 @@ class Autoencoder:
 
     @property
     def device(self) -> torch.device:
+        """The device of the encoder."""
         return self.encoder_parameters()[0].device
 
     def inputs(
@@ -120,27 +123,32 @@ class Autoencoder:
         return (task(images),)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Return latents [N, ...] of images [N, C, S, S] in [-1, 1]."""
-        return only_tensor(self.encoder(images.clone()))  # the first layer may work in place
+        """Return the latents [N, ...] of images [N, C, S, S] in [-1, 1]."""
+        latents = only_tensor(self.encoder(images.clone()))  # the first layer may be in-place
+        assert latents is not None  # the constructor checks it
+        return latents
 
     def decode(self, latents: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
-        """Return images [N, C, S, S] of latents [N, ...]; the inputs are not needed."""
-        return only_tensor(self.decoder(latents.clone()))
+        """Return images [N, C, S, S] of latents [N, ...]; the inputs are ignored."""
+        images = only_tensor(self.decoder(latents.clone()))
+        assert images is not None  # the constructor checks it
+        return images
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
+        """Return the parameters of the encoder."""
         return list(self.encoder.parameters())
 
     def enable_gradient_checkpointing(self) -> None:
-        """Raise ``UserError``: only the author of this encoder knows which parts of it can be recomputed."""
+        """Raise ``UserError``: it is not known which parts of this encoder can be recomputed."""
         raise UserError(
-            "gradient checkpointing of your own encoder must be written in its forward, with torch.utils.checkpoint."
+            "gradient checkpointing cannot be switched on for your own encoder: call torch.utils.checkpoint in its "
+            "forward method."
         )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the weights as ``encoder.safetensors`` and ``decoder.safetensors``, and nothing of the classes.
+        """Save the weights as ``encoder.safetensors`` and ``decoder.safetensors``; the classes are not saved.
 
-        Whoever loads them must know these: build both modules, and read each file into its own with
-        ``safetensors.torch.load_model``.
+        To load the weights, build both modules and call ``safetensors.torch.load_model`` for each file.
         """
         save_model = require("safetensors.torch", "images").save_model
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -148,7 +156,7 @@ class Autoencoder:
             save_model(module, str(Path(folder) / name))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy all, but not the graphs of tensors that modules keep of their last forward pass; torch refuses to."""
+        """Copy everything; tensors that modules keep from a forward pass lose their graphs, which torch cannot copy."""
         for module in self.module.modules():
             for value in tree_leaves(vars(module)):
                 if isinstance(value, torch.Tensor) and not value.is_leaf:
@@ -158,7 +166,7 @@ class Autoencoder:
         return copied
 
     def _try(self) -> None:
-        """Encode two images of noise twice, and decode them once; no buffer and no random generator is changed.
+        """Encode two images of noise twice and decode them once; no buffer or random number generator changes.
 
         Raises:
             UserError: see the class.
@@ -169,14 +177,14 @@ class Autoencoder:
         with torch.random.fork_rng(devices), _buffers_kept(self.module):
             with torch.enable_grad():
                 latents = _called("encoder", self.encoder, images)
-            with torch.no_grad():  # after it, no module keeps a graph
+            with torch.no_grad():  # last, so that tensors that modules keep have no graph
                 again = _called("encoder", self.encoder, images)
                 _check_latents(latents, again, len(images))
                 made = _called("decoder", self.decoder, again)
         if made.shape != images.shape or not made.is_floating_point():
             raise UserError(
-                f"the decoder makes {_kind(made)} of the latents of 2 images; it must make floating-point images "
-                f"{list(images.shape)}, in [-1, 1]."
+                f"the decoder returns {_kind(made)} for the latents of 2 images; it must return floating-point images "
+                f"{list(images.shape)} in [-1, 1]."
             )
 
 
@@ -184,26 +192,26 @@ def _module(name: str, module: torch.nn.Module) -> torch.nn.Module:
     """Return an encoder or decoder without wrappers.
 
     Raises:
-        UserError: it is no module, has weights that are not initialized, or is an encoder with parts in TorchScript.
+        UserError: it is not a module, has weights that are not initialized, or is an encoder with TorchScript parts.
     """
     if not isinstance(module, torch.nn.Module):
         raise UserError(f"the {name} is a {type(module).__name__}; give a torch.nn.Module.")
     module = unwrapped(module)
     if name == "encoder" and any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
         raise UserError(
-            "the encoder has parts in TorchScript, of which torch makes no copies that can be trained: give the module "
-            "that it was made from."
+            "the encoder has parts in TorchScript, whose copies torch cannot train: give the module that it was made "
+            "from."
         )
     if any(is_lazy(part) for part in [*module.parameters(), *module.buffers()]):
         raise UserError(
-            f"the {name} has lazy layers whose weights are not initialized: load its weights, or run it once, before."
+            f"the {name} has lazy layers whose weights are not initialized: load its weights or run it once first."
         )
     return module
 
 
 @contextmanager
 def _buffers_kept(module: torch.nn.Module) -> Iterator[None]:
-    """Put back all buffers at the end, those that were written to and those that were replaced."""
+    """Restore all buffers on exit: those that were written to and those that were replaced."""
     before = [
         (part, name, buffer, buffer.clone())
         for part in module.modules()
@@ -218,49 +226,50 @@ def _buffers_kept(module: torch.nn.Module) -> Iterator[None]:
 
 
 def _called(name: str, module: torch.nn.Module, given: torch.Tensor) -> torch.Tensor:
-    """Return the tensor that a module makes of another [N, ...], which is not written to.
+    """Run a module on a copy of a tensor [N, ...], and return the tensor in its output.
 
     Raises:
-        UserError: it cannot be run, or it is not obvious which tensor is meant.
+        UserError: the module fails, or it is not obvious which tensor of its output is meant.
     """
     try:
         output = module(given.clone())
     except Exception as error:
         said = textwrap.shorten(str(error), 240, placeholder=" …")
-        raise UserError(f"the {name} does not take {_kind(given)}: {said}") from error
+        raise UserError(f"the {name} fails on {_kind(given)}: {said}") from error
     tensor = only_tensor(output)
     if tensor is None:
         raise UserError(
             f"the {name} returns {described(output)}, and it is not obvious which tensor is meant: wrap it in a module "
-            "whose forward returns that one."
+            "whose forward returns only that tensor."
         )
     return tensor
 
 
 def _check_latents(latents: torch.Tensor, again: torch.Tensor, count: int) -> None:
-    """Check that f1 and f2 can be computed from latents and lowered.
+    """Check that f1 and f2 can be computed from latents and minimised.
 
     Args:
-        latents: of some images, computed with gradient.
-        again: latents of the same images.
-        count: of the images.
+        latents: latents of some images, computed with gradient.
+        again: latents of the same images, computed again.
+        count: number of images.
 
     Raises:
-        UserError: the first dimension is not that of the images, there is no gradient, or they are random.
+        UserError: the first dimension is not the number of images, there is no gradient, or the latents are random.
     """
     if not latents.dim() or len(latents) != count:
         raise UserError(
-            f"the encoder makes {_kind(latents)} of {count} images; the first dimension must be that of the images."
+            f"the encoder returns {_kind(latents)} for {count} images; the first dimension must be the number of "
+            "images."
         )
     if not (latents.requires_grad and latents.is_floating_point()):
         raise UserError(
-            f"the encoder's latents, {_kind(latents)}, have no gradient: it must return floating-point latents as they "
-            "are before they are rounded, looked up or detached."
+            f"the encoder's latents, {_kind(latents)}, have no gradient: it must return floating-point latents before "
+            "they are rounded, looked up in a codebook or detached."
         )
     if latents.shape != again.shape or (latents - again).abs().max() > SAME * latents.abs().max():
         raise UserError(
-            "the encoder makes other latents of the same images each time, since it draws random numbers: have it "
-            "return their mean."
+            "the encoder returns different latents for the same images, because it draws random numbers: let it return "
+            "their mean."
         )
 
 

@@ -1,6 +1,8 @@
-"""Take a module into a family: without wrappers, in evaluation mode, and all but E frozen."""
+"""Prepare a module for unlearning: remove wrappers, set evaluation mode, freeze everything except E."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -11,21 +13,21 @@ from .protocol import I2IModel
 
 __all__ = ["adopt", "check_float32", "unwrapped"]
 
-_COMPILED = "_orig_mod"  # the name under which torch.compile's wrapper holds the module
-_WRAPPERS = (torch.nn.DataParallel, DistributedDataParallel, AveragedModel)  # hold it as `module`
+_COMPILED = "_orig_mod"  # name of the wrapped module in torch.compile's wrapper
+_WRAPPERS = (torch.nn.DataParallel, DistributedDataParallel, AveragedModel)  # the wrapped module is `module`
 
 
-def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+def unwrapped(module: Any) -> Any:
     """Return a module without the wrappers of torch.compile, data parallelism and weight averaging.
 
-    They would put their own names before those of the weights in a saved file, which then no plain module loads.
-    Wrapped parts of the module are replaced by what is in the wrapper, in place.
+    In a saved file, wrappers add a prefix to the names of the weights, and a plain module cannot load these.
+    Wrapped submodules are replaced in place.
 
     Args:
-        module: wrapped or not, any number of times.
+        module: a module with any number of wrappers.
     """
     if not isinstance(module, torch.nn.Module):
-        return module  # for the family to reject
+        return module  # the family's own check rejects it
     while _COMPILED in module._modules or isinstance(module, _WRAPPERS):
         module = module._modules[_COMPILED if _COMPILED in module._modules else "module"]
     for name, part in list(module._modules.items()):
@@ -35,13 +37,15 @@ def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def adopt(model: I2IModel) -> None:
-    """Put a model's module in evaluation mode, and freeze all but E.
+    """Set evaluation mode and freeze everything except E.
 
     Raises:
-        UserError: its images have neither one channel nor three, or its weights are not float32.
+        UserError: the number of image channels is not 1 or 3, or the weights are not float32.
     """
     if model.channels not in (1, 3):
-        raise UserError(f"the model takes images of {model.channels} channels; only 1 (grey) and 3 (RGB) are known.")
+        raise UserError(
+            f"the model takes images of {model.channels} channels; give one that takes 1 (grey) or 3 (RGB)."
+        )
     check_float32(model.module)
     model.module.eval().requires_grad_(False)
     for parameter in model.encoder_parameters():
@@ -49,15 +53,15 @@ def adopt(model: I2IModel) -> None:
 
 
 def check_float32(module: torch.nn.Module) -> None:
-    """Check that a module's weights are float32: steps are small beside them, and half precision rounds them away.
+    """Check that a module's weights are float32; half precision would round small updates to zero.
 
     Raises:
-        UserError: some are of another dtype.
+        UserError: some have another dtype.
     """
     for parameter in module.parameters():
         if parameter.dtype != torch.float32:
             kind = str(parameter.dtype).removeprefix("torch.")
             raise UserError(
-                f"the model's weights are {kind}; make them float32 (module.float()), and choose the precision to "
-                "compute in by the settings."
+                f"the model's weights are {kind}; make them float32 (module.float()), and choose the precision of the "
+                "computations in the settings."
             )

@@ -1,10 +1,11 @@
-"""Read, check and write models of `diffusers`, and what its autoencoders have in common."""
+"""Load, check and save models of `diffusers`; the base class of its autoencoders."""
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -20,21 +21,24 @@ if TYPE_CHECKING:
 __all__ = ["DiffusersAutoencoder", "check_class", "check_sides", "read_module", "sample_side"]
 
 
-class DiffusersAutoencoder:
-    """An autoencoder of ``diffusers`` as an :class:`~unlearn_ext.models.I2IModel`, but for ``encode`` and ``decode``.
+# Objects of diffusers are `Any` here: type checkers see its classes as placeholders without attributes.
 
-    E is the encoder with ``quant_conv``, where there is one.
+
+class DiffusersAutoencoder(ABC):
+    """Base class: an autoencoder of ``diffusers`` as an :class:`~unlearn_ext.models.I2IModel`.
+
+    E is the encoder with ``quant_conv``, if there is one.
 
     Args:
-        module: the model; wrappers such as ``torch.compile``'s are taken off; put in evaluation mode, and all but E
-            frozen.
+        module: the model; wrappers such as ``torch.compile``'s are removed, evaluation mode is set, and everything
+            except E is frozen.
 
     Attributes:
-        class_name: of the module, in ``diffusers``.
+        class_name: name of the module's class in ``diffusers``.
 
     Raises:
-        UserError: the module is of another class, takes neither one nor three channels, gives back another number of
-            channels, or its ``sample_size`` is no size.
+        UserError: the module is of another class, does not take one or three channels, returns another number of
+            channels than it takes, or its ``sample_size`` is invalid.
     """
 
     family: ClassVar[str]
@@ -42,20 +46,21 @@ class DiffusersAutoencoder:
     random = False
 
     def __init__(self, module: ModelMixin) -> None:
-        module = unwrapped(module)
-        check_class(module, self.family, self.class_name)
-        self.module = module
-        self.channels = int(module.config.in_channels)
-        if module.config.out_channels != self.channels:
+        self.module: Any = unwrapped(module)
+        check_class(self.module, self.family, self.class_name)
+        config = self.module.config
+        self.channels = int(config.in_channels)
+        if config.out_channels != self.channels:
             raise UserError(
-                f"the model takes images of {self.channels} channels and gives back {module.config.out_channels}; it "
-                "must give back as many as it takes."
+                f"the model takes images of {self.channels} channels and returns {config.out_channels}; give a model "
+                "that returns as many channels as it takes."
             )
-        read_sides("sample_size", module.config.sample_size)
+        read_sides("sample_size", config.sample_size)
         adopt(self)
 
     @property
     def device(self) -> torch.device:
+        """The device of the model."""
         return self.module.device
 
     @property
@@ -63,7 +68,7 @@ class DiffusersAutoencoder:
         """Side in pixels of the square images that the model was made for; in Python it takes other sizes as well.
 
         Raises:
-            UserError: its configuration gives no size, no square, or one that the model does not give back.
+            UserError: the configuration gives no size, a size that is not square, or one that the output cannot have.
         """
         return sample_side(self.module)
 
@@ -73,49 +78,59 @@ class DiffusersAutoencoder:
         """Return the corrupted images, float [N, C, H, W].
 
         Raises:
-            UserError: the model would give back images of another size.
+            UserError: the model would return images of another size.
         """
         check_sides(images.shape[-2:], self.module)
         return (task(images),)
 
+    @abstractmethod
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the latents [N, ...] of images [N, C, H, W] in [-1, 1]."""
+
+    @abstractmethod
+    def decode(self, latents: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        """Return images [N, C, H, W] of latents [N, ...]; the inputs are ignored."""
+
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
+        """Return the parameters of the encoder and of ``quant_conv``."""
         quant_conv = self.module.quant_conv
         return [*self.module.encoder.parameters(), *(quant_conv.parameters() if quant_conv is not None else ())]
 
     def enable_gradient_checkpointing(self) -> None:
-        self.module._supports_gradient_checkpointing = True  # VQModel's encoder is one that can; its class says no
+        """Recompute activations of E in backward passes: less memory, about a third more time."""
+        self.module._supports_gradient_checkpointing = True  # VQModel's encoder supports it, but its class denies it
         self.module.enable_gradient_checkpointing()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``config.json`` and the weights as safetensors, to be loaded by the class's ``from_pretrained``."""
+        """Save ``config.json`` and the weights as safetensors, for the ``from_pretrained`` of the module's class."""
         self.module.save_pretrained(folder, safe_serialization=True)
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | os.PathLike[str]) -> Self:
-        """Load a model from a folder or a hub id; safetensors only, since a pickle runs code.
+        """Load a model from a folder or a hub id; only safetensors files, because a pickle can run code.
 
         Raises:
-            UserError: nothing there, a checkpoint of another class, one that lacks weights, or a missing extra; and as
+            UserError: the checkpoint does not exist, is of another class or lacks weights; an extra is missing; or as
                 for the class itself.
         """
         return cls(read_module(path_or_id, cls.family, cls.class_name))
 
 
-def check_class(module: ModelMixin, family: str, class_name: str) -> None:
+def check_class(module: object, family: str, class_name: str) -> None:
     """Check that a module is of its family's class.
 
     Raises:
-        UserError: it is of another class.
+        UserError: it is not.
     """
     if not isinstance(module, getattr(require("diffusers", "images"), class_name)):
         raise UserError(f"family {family} is diffusers.{class_name}; this model is a {type(module).__name__}.")
 
 
-def sample_side(module: ModelMixin) -> int:
+def sample_side(module: Any) -> int:
     """Return the side in pixels of the square images that a convolutional module was made for.
 
     Raises:
-        UserError: its configuration gives no side, no square, or one that :func:`check_sides` rejects.
+        UserError: the configuration gives no size, a size that is not square, or one that :func:`check_sides` rejects.
     """
     sides = read_sides("sample_size", module.config.sample_size)
     if sides is None:
@@ -126,21 +141,21 @@ def sample_side(module: ModelMixin) -> int:
     check_sides(sides, module)
     if sides[0] != sides[1]:
         raise UserError(
-            f"the model was made for images of {sides[0]}x{sides[1]} pixels, and files are read as squares only: give "
-            "images of that size as tensors, in Python."
+            f"the model was made for images of {sides[0]}x{sides[1]} pixels, but image files are read as squares only: "
+            "in Python, pass images of that size as tensors."
         )
     return sides[0]
 
 
-def check_sides(sides: Sequence[int], module: ModelMixin) -> None:
-    """Check that a convolutional module gives images back in the size in which it takes them.
+def check_sides(sides: Sequence[int], module: Any) -> None:
+    """Check that a convolutional module returns images of the size that it takes.
 
     Args:
         sides: height and width of the images, in pixels.
-        module: of which each block but one halves the sides.
+        module: the module; each of its blocks except one halves the sides.
 
     Raises:
-        UserError: a side cannot be halved so often.
+        UserError: a side cannot be halved that often.
     """
     multiple = 2 ** (len(module.config.block_out_channels) - 1)
     if any(side % multiple for side in sides):
@@ -151,11 +166,11 @@ def check_sides(sides: Sequence[int], module: ModelMixin) -> None:
         )
 
 
-def read_module(path_or_id: str | os.PathLike[str], family: str, class_name: str) -> ModelMixin:
-    """Load a module of ``diffusers`` from a folder or a hub id, with weights in float32, however they were saved.
+def read_module(path_or_id: str | os.PathLike[str], family: str, class_name: str) -> Any:
+    """Load a module of ``diffusers`` from a folder or a hub id, and convert its weights to float32.
 
     Raises:
-        UserError: nothing there, no safetensors, a checkpoint of another class, or one that lacks weights.
+        UserError: the checkpoint does not exist, has no safetensors file, is of another class, or lacks weights.
     """
     module_class = getattr(require("diffusers", "images"), class_name)
     with loading(class_name, path_or_id):
@@ -164,7 +179,7 @@ def read_module(path_or_id: str | os.PathLike[str], family: str, class_name: str
         if saved != class_name:
             raise UserError(f"family {family} is diffusers.{class_name}; {path_or_id} is a checkpoint of {saved}.")
         sides = read_sides("sample_size", config.get("sample_size", 1))
-        if sides is None and class_name == "AutoencoderKL":  # which computes with it, as the others do not
+        if sides is None and class_name == "AutoencoderKL":  # the only class here that computes with it
             raise UserError(
                 f"{path_or_id} gives no sample_size: write the side of its images in pixels into its config.json, such "
                 'as "sample_size": 256.'

@@ -1,4 +1,4 @@
-"""Say in one sentence why a checkpoint cannot be loaded; pickles are not opened, and no weight is made up."""
+"""Report loading errors in one sentence; reject pickles and checkpoints with missing weights."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 
 @contextmanager
 def loading(class_name: str, path_or_id: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what goes wrong while a checkpoint is loaded into one sentence.
+    """Convert any error in loading a checkpoint into a UserError of one sentence.
 
     Args:
-        class_name: what is loaded.
+        class_name: name of the class that is loaded, for the message.
         path_or_id: folder or hub id.
 
     Raises:
-        UserError: there is no such folder; its path is not UTF-8; it has no weights but pickled ones, which are not
-            opened; or whatever the libraries made of it, since they raise all kinds of errors.
+        UserError: there is no such folder; its path is not UTF-8; all its weights are pickles, which are not opened; or
+            a library raised an error of any type.
     """
     check_reachable(path_or_id)
     path = Path(path_or_id).expanduser()
@@ -36,8 +36,8 @@ def loading(class_name: str, path_or_id: str | os.PathLike[str]) -> Iterator[Non
     pickles = [file.name for file in files if file.suffix in _PICKLES]
     if pickles and not any(file.suffix == ".safetensors" for file in files):
         raise UserError(
-            f"{path} holds its weights as a pickle, {pickles[0]}, which would run any code that is in it: have it "
-            "written as safetensors by somebody who trusts it."
+            f"{path} has its weights as a pickle, {pickles[0]}, and a pickle can run any code when it is loaded: ask "
+            "somebody who trusts it to save it as safetensors."
         )
     if path.is_file():
         raise UserError(f"{path} is a file; give the folder that the model's library saved.")
@@ -52,7 +52,7 @@ def loading(class_name: str, path_or_id: str | os.PathLike[str]) -> Iterator[Non
 
 
 def variant(path_or_id: str | os.PathLike[str]) -> str | None:
-    """Return the variant, such as ``fp16``, that all weights of a folder are of; None where they are of none.
+    """Return the variant of all weight files in a folder, such as ``fp16``; None if they have none or differ.
 
     The libraries load ``model.fp16.safetensors`` only if the argument ``variant`` names it.
     """
@@ -62,24 +62,24 @@ def variant(path_or_id: str | os.PathLike[str]) -> str | None:
 
 
 def check_complete(path_or_id: str | os.PathLike[str], info: Mapping[str, Any]) -> None:
-    """Check that every weight came from the checkpoint; the libraries draw at random those that did not.
+    """Check that every weight was in the checkpoint; the libraries initialize missing weights at random.
 
     Args:
         path_or_id: folder or hub id.
-        info: what ``from_pretrained(..., output_loading_info=True)`` returns beside the model.
+        info: loading info that ``from_pretrained(..., output_loading_info=True)`` returns with the model.
 
     Raises:
-        UserError: a weight is missing, or has another shape than the configuration asks for.
+        UserError: a weight is missing, or its shape differs from the configuration's.
     """
     missing, others = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing:
-        held = f"; it holds others, such as {others[0]}" if others else ""
+        held = f"; it has others, such as {others[0]}" if others else ""
         raise UserError(
             f"{path_or_id} lacks {len(missing)} of the model's weights, such as {missing[0]}{held}: save the whole "
-            "model, without wrappers, by its save_pretrained."
+            "model, without wrappers, with its save_pretrained."
         )
     for name, saved, asked in sorted(info["mismatched_keys"]):
         raise UserError(
-            f"{path_or_id} holds {name} in the shape {list(saved)}, and its config.json asks for {list(asked)}: give "
-            "the configuration that the weights were saved with."
+            f"{path_or_id} has {name} with shape {list(saved)}, but its config.json asks for {list(asked)}: use the "
+            "config.json that was saved with the weights."
         )

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError, require
-from ..tasks import Task
+from ..tasks import Corruption, Task
 from .freezing import adopt, unwrapped
 from .loading import check_complete, loading, variant
 from .sides import read_sides
 
 if TYPE_CHECKING:
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+    from transformers import ViTMAEForPreTraining
 
 __all__ = ["MAE"]
 
@@ -32,24 +32,24 @@ _SIZES = {"image_size", "patch_size"}
 class MAE:
     """A ``transformers.ViTMAEForPreTraining`` as an :class:`~unlearn_ext.models.I2IModel`.
 
-    E is the ViT, run on the visible patches alone; which these are is an input beside the images, so that the model in
-    training and its frozen copy see the same ones. A patch is visible if the task hides none of its pixels: the encoder
-    never sees a hidden pixel, and where the task's edges cross patches, somewhat more is hidden than it asks. D is the
-    decoder, with the visible patches pasted over what it makes of them, on which it was never trained; only where
-    nothing is hidden is its own answer the whole picture. D is frozen.
+    E is the ViT, run only on the visible patches. The indices of these patches are an input besides the images, so that
+    the trained model and its frozen copy see the same patches. A patch is visible if the task hides none of its pixels:
+    the encoder never sees a hidden pixel, but if the edges of the mask cross patches, slightly more is hidden than the
+    task specifies. D is the decoder; it is frozen. Its output for visible patches, for which it was not trained, is
+    replaced with these patches; only if nothing is hidden, the result is the decoder's output.
 
     Args:
-        module: the model; wrappers such as ``torch.compile``'s are taken off; put in evaluation mode, and all but E
-            frozen. Position embeddings are no parameters of E. Where its configuration gives sizes of images and
-            patches as pairs, these become single numbers.
-        mean: of the pixels in [0, 1], a number a channel, by which the model expects them normalised; ImageNet's by
-            default, 0.5 for grey images.
-        std: likewise; 0.5 for grey images.
+        module: the model; wrappers such as ``torch.compile``'s are removed, evaluation mode is set, and everything
+            except E is frozen. Position embeddings are not parameters of E. If the configuration gives sizes of images
+            and patches as pairs, they are replaced with single numbers.
+        mean: mean per channel of pixels in [0, 1], for the normalisation of the model's input; by default ImageNet's,
+            or 0.5 for grey images.
+        std: standard deviation, likewise.
 
     Raises:
-        UserError: the module is no ``ViTMAEForPreTraining``, takes neither one nor three channels, its images or
-            patches are no squares or the patches do not divide the images, or the mean and the standard deviation are
-            of another number of channels or no such numbers.
+        UserError: the module is not a ``ViTMAEForPreTraining`` or does not take one or three channels; its images or
+            patches are not square, or the patches do not divide the images; or ``mean`` and ``std`` are not one number
+            per channel, with positive ``std``.
     """
 
     family = "mae"
@@ -71,59 +71,60 @@ class MAE:
         numbers = all(isinstance(value, (int, float)) for value in (*self.mean, *self.std)) and min(self.std) > 0
         if not len(self.mean) == len(self.std) == self.channels or not numbers:
             raise UserError(
-                f"mean and standard deviation need {self.channels} numbers, one a channel of the model, and a standard "
-                "deviation is more than 0."
+                f"mean and standard deviation need {self.channels} numbers, one per channel of the model, and standard "
+                "deviations must be above 0."
             )
         adopt(self)
 
     @property
     def device(self) -> torch.device:
+        """The device of the model."""
         return self.module.device
 
-    def inputs(self, images: torch.Tensor, task: Task, draw: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """The images, and which patches of them are visible.
+    def inputs(self, images: torch.Tensor, task: Corruption, draw: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the images and the indices of their visible patches.
 
         Args:
             images: float32 [N, C, S, S] in [-1, 1].
-            task: T, whose mask says what is hidden.
-            draw: of no use here.
+            task: the task T; its mask gives the hidden pixels.
+            draw: not used.
 
         Returns:
-            images as they are, and int64 [N, V], the numbers of the visible patches, rising, row by row.
+            The unchanged images, and int64 [N, V], the indices of the visible patches in row-major order, ascending.
 
         Raises:
-            UserError: images of another side than the model's, a task without a mask, no patch left visible, or more
-                patches left visible in one image than in another.
+            UserError: the images do not have the model's size, the task has no mask, no patch is visible, or the number
+                of visible patches differs between images.
         """
         if tuple(images.shape[-2:]) != (self.size, self.size):
             height, width = images.shape[-2:]
             raise UserError(f"the model takes images of {self.size}x{self.size} pixels, not {height}x{width}.")
         if not isinstance(task, Task):
-            raise UserError("a masked autoencoder needs a task with a mask, one of unlearn_ext.tasks.")
+            raise UserError("family mae needs a task with a mask: use one of unlearn_ext.tasks.")
         hidden = F.max_pool2d(task.mask(images).float(), self.module.config.patch_size).flatten(1)
         counts = (hidden == 0).sum(1)
         if counts.min() == 0:
             raise UserError(f"task {task} leaves no patch of the model wholly visible; hide less.")
         if counts.min() != counts.max():
             raise UserError(
-                f"task {task} leaves more patches visible in one image than in another; a masked autoencoder needs as "
-                f"many in each, which random-mask gives on the model's own grid: random-mask:F:{self._side}."
+                f"task {task} leaves more patches visible in one image than in another, but a masked autoencoder needs "
+                f"the same number in each: use random-mask on the model's own grid, random-mask:F:{self._side}."
             )
         visible = (hidden == 0).nonzero()[:, 1].view(len(hidden), -1)
         return images, visible.expand(len(images), -1)
 
     def encode(self, images: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """Latents [N, 1 + V, hidden_size], the class token first, of :meth:`inputs`."""
+        """Return the latents [N, 1 + V, hidden_size] of the visible patches; the first is the class token."""
         mean, std = self._statistics(images)
         with _keeping(self.module.config, visible.shape[1], self._side**2):
             pixels = ((images + 1) / 2 - mean) / std
             return self.module.vit(pixels, noise=self._rank(visible).float()).last_hidden_state
 
     def decode(self, latents: torch.Tensor, images: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """Images [N, C, S, S] of latents and what they are of, the visible patches pasted in.
+        """Return images [N, C, S, S] of latents, with the visible patches pasted in.
 
-        A model trained with ``norm_pix_loss`` gives each patch without its mean and spread, which nobody knows of a
-        hidden one: it is given those of all visible pixels of its image.
+        A model trained with ``norm_pix_loss`` predicts patches normalised by their own mean and standard deviation.
+        These are unknown for hidden patches, so those of all visible pixels of the image are used.
         """
         predicted = self.module.decoder(latents, self._rank(visible)).logits
         given = self.module.patchify(images)
@@ -133,20 +134,22 @@ class MAE:
         return self.module.unpatchify(filled if shown.shape == given.shape else filled.scatter(1, index, shown))
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
+        """Return the parameters of the ViT except the position embeddings."""
         return [p for name, p in self.module.vit.named_parameters() if not name.endswith("position_embeddings")]
 
     def enable_gradient_checkpointing(self) -> None:
-        old = self.module.gradient_checkpointing_enable  # which later releases call by another name
+        """Recompute activations of E in backward passes: less memory, about a third more time."""
+        old = self.module.gradient_checkpointing_enable  # later releases of transformers renamed it
         getattr(self.module, "activation_checkpointing_enable", old)()
         cut = require("transformers.modeling_layers", "images").GradientCheckpointingLayer
         for layer in self.module.vit.modules():
             if isinstance(layer, cut):
-                layer.training = True  # else it would not; what is in it stays in evaluation mode
+                layer.training = True  # required for checkpointing; its submodules stay in evaluation mode
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``config.json``, the weights as safetensors, and how pixels are normalised.
+        """Save ``config.json``, the weights as safetensors, and the normalisation of pixels.
 
-        The model is loaded by ``ViTMAEForPreTraining.from_pretrained``, the rest by ``AutoImageProcessor``.
+        ``ViTMAEForPreTraining.from_pretrained`` loads the model, ``AutoImageProcessor`` the normalisation.
         """
         with _without_bars():
             self.module.save_pretrained(folder)
@@ -160,26 +163,25 @@ class MAE:
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | os.PathLike[str]) -> MAE:
-        """Load a model from a folder or a hub id; safetensors only, since a pickle runs code.
+        """Load a model from a folder or a hub id; only safetensors files, because a pickle can run code.
 
-        The weights are loaded in float32, however they were saved. Mean and standard deviation are those of
-        ``preprocessor_config.json`` where there is one, 0 and 1 where it says that pixels are not normalised.
+        The weights are converted to float32. Mean and standard deviation are read from ``preprocessor_config.json`` if
+        there is one; they are 0 and 1 if it disables normalisation.
 
         Raises:
-            UserError: nothing there, a checkpoint of another class, sizes of which the class makes no model, or a
-                missing extra.
+            UserError: the checkpoint does not exist, is of another class or has invalid sizes; or an extra is missing.
         """
         transformers = require("transformers", "images")
         with loading("ViTMAEForPreTraining", path_or_id):
             saved, _ = transformers.PreTrainedConfig.get_config_dict(path_or_id)
             for name in _SIZES & saved.keys():
-                _square(name, saved[name])  # the library's own sentence takes twenty lines
+                _square(name, saved[name])  # the library's own message has twenty lines
             config = transformers.AutoConfig.from_pretrained(path_or_id)
             if config.model_type != "vit_mae":
                 raise UserError(
                     f"family mae is ViTMAEForPreTraining; {path_or_id} is a checkpoint of {config.model_type}."
                 )
-            _make_square(config)  # before the class sees it, which computes with single numbers alone
+            _make_square(config)  # the class computes only with single numbers
             with _without_bars():
                 module, info = transformers.ViTMAEForPreTraining.from_pretrained(
                     path_or_id, config=config, use_safetensors=True, dtype=torch.float32, variant=variant(path_or_id),
@@ -196,32 +198,38 @@ class MAE:
 
     @property
     def _side(self) -> int:
-        """Patches along a side."""
+        """Number of patches along a side."""
         return self.size // self.module.config.patch_size
 
     def _statistics(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation, [C, 1, 1]."""
-        return tuple(images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        """Return mean and standard deviation, [C, 1, 1] each, with the dtype and device of the images."""
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return mean, std
 
     def _pixels(self, predicted: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
-        """Patches [N, P, p·p·C] in [-1, 1] of what the decoder predicts, beside the visible ones [N, V, p·p·C]."""
+        """Return the decoder's prediction as patches [N, P, p·p·C] in [-1, 1].
+
+        Args:
+            predicted: the decoder's prediction, [N, P, p·p·C].
+            shown: the visible patches, [N, V, p·p·C].
+        """
         if self.module.config.norm_pix_loss:
             return predicted * shown.std((1, 2), keepdim=True) + shown.mean((1, 2), keepdim=True)
         mean, std = self._statistics(predicted)
         return self.module.patchify((self.module.unpatchify(predicted) * std + mean) * 2 - 1)
 
     def _rank(self, visible: torch.Tensor) -> torch.Tensor:
-        """int64 [N, P], the place of each patch among all when the visible ones come first, each part in its order."""
+        """Return each patch's position if the visible patches come first, otherwise in order: int64 [N, P]."""
         hidden = torch.ones(len(visible), self._side**2, dtype=torch.int64, device=visible.device)
         hidden.scatter_(1, visible, 0)
         return hidden.argsort(dim=1, stable=True).argsort(dim=1)
 
 
-def _make_square(config: ViTMAEConfig) -> None:
-    """Write the sides of images and of patches as one number each into a configuration.
+def _make_square(config: Any) -> None:
+    """Replace the sizes of images and patches in a configuration with one number each.
 
     Raises:
-        UserError: one of them is missing or no square, or images are not a whole number of patches wide.
+        UserError: a size is missing or not square, or the patches do not divide the images.
     """
     for name in _SIZES:
         setattr(config, name, _square(name, getattr(config, name)))
@@ -233,23 +241,23 @@ def _make_square(config: ViTMAEConfig) -> None:
 
 
 def _square(name: str, value: Any) -> int:
-    """Return the side in pixels of an entry of a configuration.
+    """Return the side in pixels of a configuration entry.
 
     Raises:
-        UserError: it is missing or no square.
+        UserError: it is missing or not square.
     """
     sides = read_sides(name, value)
     if sides is None or sides[0] != sides[1]:
         raise UserError(
-            f"{name} in the model's configuration is {value}; the class takes apart and puts together squares only, "
-            "so it must be one number of pixels."
+            f"{name} in the model's configuration is {value}; the class supports only squares, so it must be one "
+            "number of pixels."
         )
     return sides[0]
 
 
 @contextmanager
-def _keeping(config: object, visible: int, patches: int) -> Iterator[None]:
-    """The class keeps ``int(patches · (1 − mask_ratio))`` patches: inside, as many as are visible."""
+def _keeping(config: Any, visible: int, patches: int) -> Iterator[None]:
+    """Set ``mask_ratio`` so that the class keeps ``visible`` patches; it keeps ``int(patches · (1 − mask_ratio))``."""
     usual = config.mask_ratio
     config.mask_ratio = 1 - (visible + 0.5) / patches
     try:
@@ -260,7 +268,7 @@ def _keeping(config: object, visible: int, patches: int) -> Iterator[None]:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """The library's own progress bars, of weights read and written, stay out of ours."""
+    """Hide the progress bars of transformers for loading and saving weights."""
     logging = require("transformers.utils.logging", "images")
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

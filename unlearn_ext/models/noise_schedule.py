@@ -1,23 +1,20 @@
-"""Noise schedules of DDPM (Ho et al., arXiv 2006.11239), whichever scheduler of `diffusers` holds one."""
+"""DDPM's noise schedule (Ho et al., arXiv 2006.11239), read from any scheduler of `diffusers` that has one."""
 
 from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from ..errors import UserError, require
 from .loading import loading
 
-if TYPE_CHECKING:
-    from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
-
 __all__ = ["KNOWN", "PREDICTIONS", "check_known", "noise_schedule", "read_scheduler", "sampler"]
 
-# They differ in how they sample; the U-Net beside any of them was trained on √ᾱ·image + √(1 − ᾱ)·noise at whole
-# timesteps. Flow matching, EDM, score SDEs and consistency models were not, nor models distilled to few steps.
+# These schedulers sample differently, but their U-Nets are all trained on √ᾱ·image + √(1 − ᾱ)·noise at whole
+# timesteps. Flow matching, EDM, score SDEs, consistency models and models distilled to few steps are not.
 KNOWN = (
     "DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler",
     "LMSDiscreteScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler",
@@ -27,12 +24,14 @@ KNOWN = (
 )  # fmt: skip
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
+# Schedulers are `Any` here: type checkers see the classes of diffusers as placeholders without attributes.
 
-def read_scheduler(path_or_id: str | os.PathLike[str]) -> SchedulerMixin:
+
+def read_scheduler(path_or_id: str | os.PathLike[str]) -> Any:
     """Load the scheduler beside a U-Net, as the class that its configuration names.
 
     Raises:
-        UserError: nothing there, or a configuration that names no class of ``KNOWN``.
+        UserError: there is no configuration, or it does not name a class of ``KNOWN``.
     """
     diffusers = require("diffusers", "images")
     with loading("scheduler beside the U-Net", path_or_id):
@@ -49,30 +48,30 @@ def read_scheduler(path_or_id: str | os.PathLike[str]) -> SchedulerMixin:
 
 
 def check_known(name: str) -> None:
-    """Check that the schedulers of a class have a noise schedule of DDPM.
+    """Check that the schedulers of a class have DDPM's noise schedule.
 
     Raises:
-        UserError: no such class is known.
+        UserError: the class is not in ``KNOWN``.
     """
     if name not in KNOWN:
         raise UserError(
-            f"the scheduler is a {name}, and family diffusion knows those that share DDPM's noise schedule: "
+            f"the scheduler is a {name}, but family diffusion supports only those with DDPM's noise schedule: "
             f"{', '.join(KNOWN)}; give the one that the U-Net was trained with."
         )
 
 
-def noise_schedule(scheduler: SchedulerMixin) -> DDPMScheduler:
-    """Return a scheduler whose ``add_noise`` is what the U-Net was trained on.
+def noise_schedule(scheduler: Any) -> Any:
+    """Return a scheduler whose ``add_noise`` adds the noise that the U-Net was trained on.
 
     Args:
-        scheduler: of a class of ``KNOWN``; only its betas and its configuration are read.
+        scheduler: of a class in ``KNOWN``; only its betas and its configuration are read.
 
     Returns:
         A ``DDPMScheduler`` with the same betas.
 
     Raises:
-        UserError: another class; settings that make another process of it; betas that are not one number above 0, at
-            most 1, for each timestep, or that leave nothing of the image before the last timestep.
+        UserError: the scheduler is of another class or has unsupported settings; or its betas are not one number per
+            timestep above 0 and at most 1, or leave nothing of the image before the last timestep.
     """
     check_known(type(scheduler).__name__)
     config, betas = scheduler.config, scheduler.betas
@@ -83,20 +82,20 @@ def noise_schedule(scheduler: SchedulerMixin) -> DDPMScheduler:
         )
     if config.get("use_flow_sigmas") or config.get("timestep_type", "discrete") != "discrete":
         raise UserError(
-            "the scheduler has use_flow_sigmas or continuous timesteps; family diffusion knows DDPM's noise schedule "
-            "alone, on whole timesteps: give the scheduler that the U-Net was trained with."
+            "the scheduler has use_flow_sigmas or continuous timesteps; family diffusion supports only DDPM's noise "
+            "schedule on whole timesteps: give the scheduler that the U-Net was trained with."
         )
     if config.get("thresholding"):
         raise UserError(
-            "the scheduler has thresholding, which looks at the whole predicted image, and a U-Net that fills in "
-            "predicts nothing outside the hole: set thresholding to false in scheduler_config.json."
+            "the scheduler has thresholding, which needs the whole predicted image, but the U-Net predicts only the "
+            "hidden pixels: set thresholding to false in scheduler_config.json."
         )
-    steps, left = config.num_train_timesteps, 1 - betas  # so rounded, each must take something away
+    steps, left = config.num_train_timesteps, 1 - betas  # 1 if beta is so small that rounding removes it
     if len(betas) != steps or not ((left >= 0) & (left < 1)).all():
         raise UserError(
             f"the scheduler has {len(betas)} betas from {betas.min():.3g} to {betas.max():.3g} for {steps} timesteps; "
-            "it must have one for each, above 0 and at most 1: correct num_train_timesteps, trained_betas, beta_start "
-            "or beta_end in scheduler_config.json."
+            "it must have one per timestep, above 0 and at most 1: correct num_train_timesteps, trained_betas, "
+            "beta_start or beta_end in scheduler_config.json."
         )
     ddpm = require("diffusers", "images").DDPMScheduler(num_train_timesteps=steps, trained_betas=betas.tolist())
     if not (ddpm.alphas_cumprod[:-1] > 0).all():
@@ -107,31 +106,34 @@ def noise_schedule(scheduler: SchedulerMixin) -> DDPMScheduler:
     return ddpm
 
 
-def sampler(scheduler: SchedulerMixin, ddpm: DDPMScheduler, steps: int) -> tuple[DDIMScheduler, torch.Tensor]:
+def sampler(scheduler: Any, ddpm: Any, steps: int) -> tuple[Any, torch.Tensor]:
     """Return DDIM (Song et al., arXiv 2010.02502) over some of the timesteps that a U-Net was trained on.
 
-    DDIM of `diffusers` is exact only where the number of steps divides that of timesteps, since it computes the
-    timestep before. Here its schedule consists of the chosen timesteps alone, so that it steps from each to the next.
+    DDIM of `diffusers` computes the previous timestep from the number of steps, which is exact only if this number
+    divides the number of timesteps. Here its schedule contains only the chosen timesteps, so it steps from each to the
+    next.
 
     Args:
-        scheduler: says what the U-Net predicts, which timesteps suit it (``timestep_spacing``, ``steps_offset``) and
-            whether images are clipped.
-        ddpm: its noise schedule.
-        steps: at most so many.
+        scheduler: defines what the U-Net predicts, which timesteps are chosen (``timestep_spacing``, ``steps_offset``)
+            and whether images are clipped.
+        ddpm: the scheduler's noise schedule, a ``DDPMScheduler``.
+        steps: maximum number of timesteps.
 
     Returns:
-        DDIM, whose own timesteps are 0, 1, …; and for each of them that of the U-Net, int64 [S], rising.
+        A ``DDIMScheduler``, whose own timesteps are 0, 1, …; and the U-Net's timestep for each, int64 [S], ascending.
 
     Raises:
-        UserError: an unknown spacing; or the noise is predicted where nothing of the image is left.
+        UserError: the spacing is unknown, or the U-Net predicts noise and sampling begins where nothing of the image
+            is left.
     """
     config = scheduler.config
     timesteps = _chosen(len(ddpm.alphas_cumprod), steps, config)
     kept = ddpm.alphas_cumprod[timesteps]
     if config.prediction_type == "epsilon" and kept[-1] == 0:
         raise UserError(
-            "sampling begins where nothing of the image is left (rescale_betas_zero_snr), and the predicted noise says "
-            'nothing of it there: set timestep_spacing to "leading" in scheduler_config.json, or use other betas.'
+            "sampling begins where nothing of the image is left (rescale_betas_zero_snr), and there the predicted "
+            'noise does not determine the image: set timestep_spacing to "leading" in scheduler_config.json, or use '
+            "other betas."
         )
     ddim = require("diffusers", "images").DDIMScheduler(
         num_train_timesteps=len(kept), prediction_type=config.prediction_type,
@@ -143,7 +145,7 @@ def sampler(scheduler: SchedulerMixin, ddpm: DDPMScheduler, steps: int) -> tuple
 
 
 def _chosen(count: int, steps: int, config: dict) -> torch.Tensor:
-    """Return at most so many of the timesteps 0 … count − 1, int64, rising, spaced as a configuration says."""
+    """Return at most ``steps`` of the timesteps 0 … count − 1, int64, ascending, with the spacing in ``config``."""
     spacing, stride = config.get("timestep_spacing", "leading"), math.ceil(count / steps)
     if spacing == "linspace":
         return torch.linspace(0, count - 1, min(steps, count)).round().long()

@@ -1,4 +1,4 @@
-"""The one tensor in what a module returns."""
+"""Find the only tensor in the output of a module."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ __all__ = ["described", "only_tensor"]
 
 
 def only_tensor(output: Any) -> torch.Tensor | None:
-    """Return the tensor that an output stands for, or None where it is not obvious which.
+    """Return the tensor in an output, or None if it is not obvious which tensor is meant.
 
-    A tensor stands for itself; a distribution, or whatever else has a tensor called ``mean``, for its mean; and a
-    tuple, list, dictionary or ``ModelOutput`` of one thing for what that stands for.
-
-    Args:
-        output: anything.
+    This is the output itself if it is a tensor; its mean if it is a distribution or another object with a tensor
+    ``mean``; or the tensor in the only element of a tuple, list, dictionary or ``ModelOutput``.
     """
     if isinstance(output, torch.Tensor):
         return output
@@ -32,7 +29,7 @@ def only_tensor(output: Any) -> torch.Tensor | None:
 
 
 def described(output: Any) -> str:
-    """Return what an output is, in words for a message, such as ``a tuple of 2 (Tensor, Tensor)``."""
+    """Return a description of an output for a message, such as ``a tuple of 2 (Tensor, Tensor)``."""
     name = type(output).__name__
     if isinstance(output, Mapping):
         return f"a {name} of {', '.join(map(str, output))}" if output else f"an empty {name}"
@@ -42,7 +39,7 @@ def described(output: Any) -> str:
 
 
 def _mean(output: Any) -> Any:
-    """Return the mean of a distribution; not every one has one."""
+    """Return the mean of a distribution, or None if it has none."""
     try:
         return getattr(output, "mean", None)
     except NotImplementedError:

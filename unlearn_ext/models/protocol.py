@@ -1,10 +1,10 @@
-"""What unlearning needs of a model."""
+"""The interface between unlearning and models."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -14,44 +14,56 @@ Inputs = tuple[torch.Tensor, ...]
 
 
 class I2IModel(Protocol):
-    """What unlearning needs of a model.
+    """A model that can be unlearned. Its properties may be plain attributes."""
 
-    Attributes:
-        family: name of the family, for :func:`load`.
-        channels: of the images it takes, 1 or 3.
-        size: side in pixels of the square images it was made for, to which files are resized; reading it raises
-            ``UserError`` where the checkpoint gives no such side.
-        device: where its parameters are.
-        random: whether E is given random numbers beside the image, as a diffusion model is.
-        module: all of its parameters, of a class of its own library; for ``.to(device)`` and the like.
-    """
+    @property
+    def family(self) -> str:
+        """Name of the family, as in :func:`load`."""
 
-    family: str
-    channels: int
-    size: int
-    device: torch.device
-    random: bool
-    module: torch.nn.Module
+    @property
+    def channels(self) -> int:
+        """Number of image channels, 1 or 3."""
 
-    def inputs(self, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor], draw: int = 0) -> Inputs:
-        """What E is given for images [N, C, H, W] in [-1, 1] under a task: tensors [N, ...].
+    @property
+    def size(self) -> int:
+        """Side in pixels of the square images that the model was made for; image files are resized to it.
 
-        The first are images, of which E sees no more than the task leaves; put noise in their place, and E sees noise
-        as it saw them, and nothing of them. Others say how they are seen, where the family has a mask as an input of
-        its own, or are random: then the same image and the same number of the draw give the same ones.
+        Raises:
+            UserError: the checkpoint does not define a size.
         """
 
-    def encode(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """E: inputs to latents [N, ...], differentiable in the encoder's parameters."""
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
 
-    def decode(self, latents: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
-        """D: latents [N, ...], and the inputs they are of, to images [N, C, H, W], about [-1, 1], not clipped."""
+    @property
+    def random(self) -> bool:
+        """Whether the inputs of E contain random numbers, as in a diffusion model."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """All parameters, in a module of the model's own library; for ``.to(device)`` and the like."""
+
+    def inputs(self, images: torch.Tensor, task: Callable[[torch.Tensor], torch.Tensor], draw: int = 0) -> Inputs:
+        """Return the inputs of E for images [N, C, H, W] in [-1, 1] under a task: tensors [N, ...].
+
+        The first tensor is the images, of which E uses only what the task leaves visible; replacing it with noise
+        must give the encoder the same mask and no image content. The other tensors, if any, are a mask or random
+        numbers. Random numbers depend only on the image and on ``draw``.
+        """
+
+    # To type checkers, `*Any, **Any` is any signature: the tensors that `inputs` returns depend on the family.
+    def encode(self, *inputs: Any, **named: Any) -> torch.Tensor:
+        """Apply E: return the latents [N, ...] of the inputs, differentiable in the encoder's parameters."""
+
+    def decode(self, latents: torch.Tensor, *inputs: Any, **named: Any) -> torch.Tensor:
+        """Apply D: return images [N, C, H, W] of latents [N, ...] and their inputs; about [-1, 1], not clipped."""
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
-        """The parameters of E, in a fixed order; all others are frozen."""
+        """Return the parameters of E in a fixed order; all others are frozen."""
 
     def enable_gradient_checkpointing(self) -> None:
-        """From now on, E keeps less in training and computes it again: less memory, about a third more time."""
+        """Recompute activations of E in backward passes: less memory, about a third more time."""
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write a folder that the model's own library loads."""
+        """Save the model to a folder that its own library can load."""

@@ -1,4 +1,4 @@
-"""Sizes of images and patches, as configurations give them: a number, a pair of numbers, or nothing."""
+"""Sizes of images and patches in configurations: a number, a pair of numbers, or None."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["read_sides"]
 
 
 def read_sides(name: str, value: Any) -> tuple[int, int] | None:
-    """Return (height, width) in pixels of an entry of a configuration, None where it is None.
+    """Return (height, width) in pixels of a configuration entry, or None if the entry is None.
 
     Args:
-        name: of the entry, for the message.
+        name: name of the entry, for the message.
         value: a whole number for both, or a list or tuple of two.
 
     Raises:

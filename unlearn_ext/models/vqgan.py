@@ -12,12 +12,12 @@ __all__ = ["VQGAN"]
 class VQGAN(DiffusersAutoencoder):
     """A ``diffusers.VQModel`` as an :class:`~unlearn_ext.models.I2IModel`.
 
-    E is the encoder with ``quant_conv``, before quantisation: its output is continuous, so f1 and f2 have gradients.
+    E is the encoder with ``quant_conv``, before quantisation, so its output is continuous and f1 and f2 have gradients.
     D is the quantiser, ``post_quant_conv`` and the decoder; it is frozen.
 
     Args:
-        module: the model; wrappers such as ``torch.compile``'s are taken off; put in evaluation mode, and all but E
-            frozen.
+        module: the model; wrappers such as ``torch.compile``'s are removed, evaluation mode is set, and everything
+            except E is frozen.
 
     Raises:
         UserError: as for :class:`~unlearn_ext.models.from_diffusers.DiffusersAutoencoder`.
@@ -27,9 +27,9 @@ class VQGAN(DiffusersAutoencoder):
     class_name = "VQModel"
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Return latents [N, vq_embed_dim, h, w] before quantisation, of images [N, C, H, W] in [-1, 1]."""
+        """Return the latents [N, vq_embed_dim, h, w] before quantisation of images [N, C, H, W] in [-1, 1]."""
         return self.module.encode(images).latents
 
     def decode(self, latents: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
-        """Return images [N, C, H, W] of latents [N, vq_embed_dim, h, w], quantised first; the inputs are not needed."""
+        """Quantise latents [N, vq_embed_dim, h, w] and return their images [N, C, H, W]; the inputs are ignored."""
         return self.module.decode(latents).sample

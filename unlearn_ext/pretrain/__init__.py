@@ -1,4 +1,4 @@
-"""A small model of each family for the built-in images, trained once and kept in the cache."""
+"""A small model of each family for the built-in images, trained once and cached."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def pretrained(
     recipe: Recipe | None = None,
     progress: Callback | None = None,
 ) -> Path:
-    """The folder of a model that fills in what ``task`` takes away, trained on the training part of both sets.
+    """Return the folder of a model that is trained to fill in what ``task`` hides; train it if it is not cached.
 
-    It is trained once and kept in the cache; :func:`unlearn_ext.models.load` reads it.
+    :func:`unlearn_ext.models.load` loads the model from this folder.
 
     Args:
         family: one of ``RECIPES``.
-        data: whose ``forget`` and ``retain`` images it learns; the validation parts stay unseen.
-        task: T.
-        seed: of initial weights, minibatches and noise.
-        recipe: architecture and training, in place of the family's usual ones.
-        progress: called at most ten times a second while training, with f2 the training loss.
+        data: images; the model is trained on ``forget`` and ``retain``, not on the validation parts.
+        task: the task T.
+        seed: random seed of initial weights, minibatches and noise.
+        recipe: architecture and training; by default those of the family.
+        progress: called at most ten times per second during training, with the training loss as f2.
 
     Raises:
-        UserError: unknown family, a task that it cannot take, a missing extra, or, before anything is trained, a cache
-            folder that cannot be written to.
+        UserError: the family is unknown or cannot use the task; an extra is missing; or the cache folder is not
+            writable, which is checked before training.
     """
     check_family(family)
     recipe = recipe or RECIPES[family]()

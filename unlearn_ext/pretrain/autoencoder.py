@@ -16,13 +16,14 @@ __all__ = ["Recipe"]
 
 
 @dataclass(frozen=True)
-class Recipe(recipe.Recipe):
-    """L1 + L2 between image and reconstruction plus the divergence of the latents from a normal distribution.
+class Recipe(recipe.Recipe[AutoencoderKL]):
+    """Loss: L1 + L2 between image and reconstruction, plus the KL divergence of the latents from a normal distribution.
 
     Attributes:
-        channels: of the blocks, from full resolution down; each but the first halves the side.
-        latent_channels: of the latents.
-        divergence: weight of the Kullback-Leibler divergence, in nats a latent element.
+        channels: numbers of channels of the blocks, from full resolution down; each block but the first halves the
+            side.
+        latent_channels: number of channels of the latents.
+        divergence: weight of the Kullback-Leibler divergence, in nats per latent element.
     """
 
     family = "autoencoder"
@@ -32,11 +33,13 @@ class Recipe(recipe.Recipe):
     steps: int = 500
 
     def build(self, channels: int, size: int) -> AutoencoderKL:
+        """Return the model with random weights, for images [N, channels, size, size]."""
         autoencoder = require("diffusers", "images").AutoencoderKL
         blocks = convolutional(self.channels, channels, size)
         return AutoencoderKL(autoencoder(**blocks, latent_channels=self.latent_channels))
 
     def loss(self, model: AutoencoderKL, batches: Minibatches, task: Corruption, step: int) -> torch.Tensor:
+        """Return the loss of one minibatch, 0-d."""
         images = next(batches)
         latents = model.module.encode(task(images)).latent_dist
         answer = model.decode(latents.sample(batches.generator))

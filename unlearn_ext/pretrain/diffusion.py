@@ -1,4 +1,4 @@
-"""The small diffusion model that fills in: a `diffusers.UNet2DModel` and its noise schedule, after Palette."""
+"""The small diffusion inpainting model, after Palette: a `diffusers.UNet2DModel` and its noise schedule."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["Recipe"]
 
 
 @dataclass(frozen=True)
-class Recipe(recipe.Recipe):
-    """L2 in the noise that the U-Net finds in the hole, and in the image that is left without it.
+class Recipe(recipe.Recipe[Diffusion]):
+    """Loss: L2 in the predicted noise in the hole, plus L2 in the image that results from it.
 
-    The noise alone says little about images that are nearly all noise, which is where sampling begins; for the same
-    reason the schedule ends before nothing of the image is left.
+    Sampling begins with images that are almost pure noise, for which the error in the noise says little about the
+    image. For the same reason, the last timestep does not remove the image entirely.
 
     Attributes:
-        channels: of the blocks, from full resolution down; each but the last halves the side. These attend on the way
-            down: what is known of the whole image then reaches the features of its parts, and what shows a forgotten
-            class can be told from what does not. Over more pixels it would take minutes more, and without it nothing
-            that is seen is forgotten before everything is.
-        beta_end: variance of the noise that the last of a thousand timesteps adds; the first adds 1e-4.
+        channels: numbers of channels of the blocks, from full resolution down; each block but the last halves the side.
+            These down blocks have attention, so that local features depend on the whole image and the encoder can
+            distinguish images of a forgotten class from others. Without attention, it cannot forget one without
+            forgetting all. Attention over more pixels would take minutes longer.
+        beta_end: variance of the noise that the last of 1000 timesteps adds; the first adds 1e-4.
     """
 
     family = "diffusion"
@@ -39,6 +39,7 @@ class Recipe(recipe.Recipe):
     lr: float = 5e-3
 
     def build(self, channels: int, size: int) -> Diffusion:
+        """Return the model with random weights, for images [N, channels, size, size]."""
         diffusers = require("diffusers", "images")
         blocks = len(self.channels)
         module = diffusers.UNet2DModel(
@@ -54,6 +55,7 @@ class Recipe(recipe.Recipe):
         return Diffusion(module, diffusers.DDPMScheduler(beta_end=self.beta_end))
 
     def loss(self, model: Diffusion, batches: Minibatches, task: Corruption, step: int) -> torch.Tensor:
+        """Return the loss of one minibatch, 0-d."""
         images, generator = next(batches), batches.generator
         timesteps = torch.randint(model.scheduler.config.num_train_timesteps, (len(images),), generator=generator)
         noise = torch.randn(images.shape, generator=generator).to(images)
@@ -61,5 +63,5 @@ class Recipe(recipe.Recipe):
         kept = model.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1).to(images)
         timesteps = timesteps.to(images.device)
         error = model.module(model.seen(images, noise, timesteps, hole), timesteps).sample - noise
-        # An error e in the noise is √(1/kept − 1)·e in the image.
+        # An error e in the noise is √(1/kept − 1)·e in the image; the sum of both squares is e²/kept.
         return (error.square() / kept)[hole.expand_as(error)].mean()

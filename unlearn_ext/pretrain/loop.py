@@ -1,4 +1,4 @@
-"""The loop that trains every family's small model."""
+"""The training loop of the small models of all families."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["train"]
 def train(
     images: torch.Tensor, task: Corruption, seed: int, recipe: Recipe, progress: Callback | None = None
 ) -> I2IModel:
-    """A model that fills in what a task takes away.
+    """Train a model to fill in what a task hides; the global random number generator does not change.
 
     Args:
         images: uint8 [N, C, S, S], or float in [-1, 1].
-        task: T.
-        seed: of initial weights, minibatches and noise; the caller's random state is left alone.
+        task: the task T.
+        seed: random seed of initial weights, minibatches and noise.
         recipe: architecture and training.
-        progress: called at most ten times a second, with f2 the training loss.
+        progress: called at most ten times per second, with the training loss as f2.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -49,11 +49,11 @@ def train(
 
 @contextmanager
 def _all_of_it_trained(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Unlearning freezes the decoder: inside it is not, and what is thin and convolves lies as CPUs like it."""
+    """Temporarily unfreeze all parameters and use channels-last format."""
     frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
     module.requires_grad_(True)
-    # Channels last: thin convolutions take about a third less time on CPU.
-    yield module.to(memory_format=torch.channels_last)
-    module.to(memory_format=torch.contiguous_format)
+    # In channels-last format, convolutions with few channels take about a third less time on a CPU.
+    yield module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch does not declare it
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for parameter in frozen:
         parameter.requires_grad_(False)

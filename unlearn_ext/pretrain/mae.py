@@ -8,7 +8,7 @@ import torch
 
 from ..errors import require
 from ..models.mae import MAE
-from ..tasks import Task
+from ..tasks import Corruption
 from . import recipe
 from .recipe import Minibatches, distance
 
@@ -16,13 +16,13 @@ __all__ = ["Recipe"]
 
 
 @dataclass(frozen=True)
-class Recipe(recipe.Recipe):
-    """L1 + L2 over the patches that the task hides.
+class Recipe(recipe.Recipe[MAE]):
+    """Loss: L1 + L2 over the patches that the task hides.
 
     Attributes:
         patch: side of a patch in pixels.
-        width: of the encoder's tokens; the decoder's are half as wide.
-        depth: layers of the encoder; the decoder has half as many.
+        width: size of the encoder's tokens; the decoder's have half the size.
+        depth: number of layers of the encoder; the decoder has half as many.
     """
 
     family = "mae"
@@ -33,6 +33,7 @@ class Recipe(recipe.Recipe):
     lr: float = 2e-3
 
     def build(self, channels: int, size: int) -> MAE:
+        """Return the model with random weights, for images [N, channels, size, size]."""
         transformers = require("transformers", "images")
         config = transformers.ViTMAEConfig(
             image_size=size,
@@ -50,6 +51,7 @@ class Recipe(recipe.Recipe):
         )
         return MAE(transformers.ViTMAEForPreTraining(config))
 
-    def loss(self, model: MAE, batches: Minibatches, task: Task, step: int) -> torch.Tensor:
+    def loss(self, model: MAE, batches: Minibatches, task: Corruption, step: int) -> torch.Tensor:
+        """Return the loss of one minibatch, 0-d."""
         images, visible = model.inputs(next(batches), task)
         return distance(model.decode(model.encode(images, visible), images, visible), images)

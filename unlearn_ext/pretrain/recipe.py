@@ -1,10 +1,10 @@
-"""What a family's recipe says, so that one loop trains them all."""
+"""The base class of the families' recipes, and what they share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,11 @@ from ..unlearning.batches import Shuffled, pixels
 
 __all__ = ["Minibatches", "Recipe", "convolutional", "distance"]
 
+_Model = TypeVar("_Model", bound=I2IModel)
+
 
 class Minibatches:
-    """Images drawn at random, float32 [B, C, S, S]; ``generator`` is for whatever else a loss draws."""
+    """An iterator of random minibatches, float32 [B, C, S, S]; losses use ``generator`` for other random numbers."""
 
     def __init__(self, images: torch.Tensor, size: int, generator: torch.Generator) -> None:
         self.images, self.generator = images, generator
@@ -29,15 +31,15 @@ class Minibatches:
 
 
 @dataclass(frozen=True)
-class Recipe(ABC):
-    """How a family's small model is built and trained; a change of any value trains anew.
+class Recipe(ABC, Generic[_Model]):
+    """Architecture and training of a family's small model; changing any value trains a new one.
 
     Attributes:
-        family: of the model.
-        steps: optimizer steps.
-        batch_size: images a step.
+        family: family of the model.
+        steps: number of optimizer steps.
+        batch_size: number of images per step.
         lr: peak learning rate of a one-cycle schedule.
-        size: side in pixels of the built-in images that suit the small model.
+        size: side in pixels of the built-in images for the small model.
     """
 
     family: ClassVar[str]
@@ -47,21 +49,21 @@ class Recipe(ABC):
     lr: float = 3e-3
 
     @abstractmethod
-    def build(self, channels: int, size: int) -> I2IModel:
-        """The model with random weights, for images [N, channels, size, size]; ``model.module`` is what is trained."""
+    def build(self, channels: int, size: int) -> _Model:
+        """Return the model with random weights, for images [N, channels, size, size]; ``model.module`` is trained."""
 
     @abstractmethod
-    def loss(self, model: I2IModel, batches: Minibatches, task: Corruption, step: int) -> torch.Tensor:
-        """What a step lowers, 0-d: how badly the model fills in what ``task`` takes away."""
+    def loss(self, model: _Model, batches: Minibatches, task: Corruption, step: int) -> torch.Tensor:
+        """Return the loss of the next minibatch, 0-d: the error in filling in what ``task`` hides."""
 
 
 def convolutional(widths: tuple[int, ...], channels: int, size: int) -> dict[str, Any]:
-    """Arguments that the autoencoders of ``diffusers`` share.
+    """Return the constructor arguments that the autoencoders of ``diffusers`` share.
 
     Args:
-        widths: of the blocks, from full resolution down; each but the first halves the side.
-        channels: of the images.
-        size: their side in pixels.
+        widths: numbers of channels of the blocks, from full resolution down; each block but the first halves the side.
+        channels: number of image channels.
+        size: side of the images in pixels.
     """
     return {
         "in_channels": channels,
@@ -76,5 +78,5 @@ def convolutional(widths: tuple[int, ...], channels: int, size: int) -> dict[str
 
 
 def distance(answer: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """L1 + L2, 0-d: the one keeps edges sharp, the other colours right."""
+    """Return L1 + L2, 0-d; L1 keeps edges sharp, L2 keeps colours right."""
     return F.l1_loss(answer, images) + F.mse_loss(answer, images)

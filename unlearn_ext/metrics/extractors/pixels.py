@@ -1,4 +1,4 @@
-"""Images as a network wants them."""
+"""Conversion of images to the input format of a network."""
 
 import torch
 import torch.nn.functional as F
@@ -7,10 +7,10 @@ __all__ = ["resized", "rgb"]
 
 
 def rgb(images: torch.Tensor) -> torch.Tensor:
-    """[N, 3, H, W] of images [N, 1 or 3, H, W]."""
+    """Return RGB images [N, 3, H, W] of images [N, 1 or 3, H, W]."""
     return images.expand(-1, 3, -1, -1)
 
 
 def resized(images: torch.Tensor, side: int) -> torch.Tensor:
-    """[N, C, side, side], antialiased."""
+    """Return images resized to [N, C, side, side], with antialiasing."""
     return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
