@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..data import ForgetRetain
     from ..data.augment import Augment
     from ..models import I2IModel
-    from ..tasks import Corruption
+    from ..tasks import Task
     from ..unlearning.progress import Callback
     from ..unlearning.settings import Settings
 
@@ -33,7 +33,7 @@ class Prepared:
 
     model: I2IModel
     images: ForgetRetain
-    task: Corruption
+    task: Task
     description: str
     settings: Settings
     augment: Augment | None = None

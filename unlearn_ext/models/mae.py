@@ -26,7 +26,7 @@ __all__ = ["MAE"]
 _PROCESSOR = "preprocessor_config.json"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _GREY = ((0.5,), (0.5,))
-_SIZES = {"image_size", "patch_size"}
+_SIZES = ("image_size", "patch_size")
 
 
 class MAE:
@@ -174,7 +174,7 @@ class MAE:
         transformers = require("transformers", "images")
         with loading("ViTMAEForPreTraining", path_or_id):
             saved, _ = transformers.PreTrainedConfig.get_config_dict(path_or_id)
-            for name in _SIZES & saved.keys():
+            for name in (name for name in _SIZES if name in saved):
                 _square(name, saved[name])  # the library's own message has twenty lines
             config = transformers.AutoConfig.from_pretrained(path_or_id)
             if config.model_type != "vit_mae":
