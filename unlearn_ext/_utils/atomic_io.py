@@ -27,7 +27,7 @@ __all__ = [
     "save_folder",
     "saved_files",
     "tidy",
-    "told",
+    "user_errors",
     "write_arrays",
     "write_atomically",
     "write_table",
@@ -75,7 +75,7 @@ def save_file(path: Path, save: Callable[[Path], object]) -> None:
     process is killed.
     """
     unfinished = _beside(path, _UNFINISHED)
-    with told(path):
+    with user_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             unfinished.mkdir(exist_ok=True)
@@ -123,7 +123,7 @@ def save_folder(folder: Path, save: Callable[[Path], None], *, replace: bool) ->
         UserError: the folder cannot be written; an existing folder is unchanged.
     """
     unfinished, replaced = _beside(folder, _UNFINISHED), _beside(folder, _REPLACED)
-    with told(folder):
+    with user_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process with the same id
         try:
@@ -159,7 +159,7 @@ def remove(files: Iterable[Path], root: Path) -> None:
         UserError: a file cannot be removed.
     """
     for file in sorted(files, key=lambda file: file.name == RECORD):
-        with told(file):
+        with user_errors(file):
             file.unlink(missing_ok=True)
         for folder in file.relative_to(root).parents[:-1]:
             try:
@@ -188,7 +188,7 @@ def check_encodable(path: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def user_errors(path: Path) -> Iterator[None]:
     """Convert OSError into UserError with path, cause and remedy."""
     try:
         yield

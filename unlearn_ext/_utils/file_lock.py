@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import UserError
-from .atomic_io import told
+from .atomic_io import user_errors
 
 __all__ = ["FILE", "locked"]
 
@@ -24,7 +24,7 @@ def locked(folder: Path) -> Iterator[None]:
         UserError: another process has the lock, or the folder cannot be created.
     """
     lock = FileLock(folder / FILE)
-    with told(folder):
+    with user_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
