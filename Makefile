@@ -14,11 +14,12 @@ else
 TORCH ?= torch
 endif
 
-.PHONY: help install demo test true-size fuzz sanitize bench gpu-check docs lint clean
+.PHONY: help install demo test test-all true-size fuzz sanitize bench gpu-check docs lint clean
 
 help:
 	@echo "make demo     train a small model, unlearn it at several degrees, draw the report (runs/demo/report.html)"
-	@echo "make test     install and run the tests"
+	@echo "make test     install and run the tests that are not marked as slow; about 6 minutes"
+	@echo "make test-all run all tests; about 12 minutes"
 	@echo "make true-size  one step of a 256-pixel VQ-GAN, a ViT-B MAE and a 62 M U-Net: what it takes; 25 minutes"
 	@echo "make fuzz     throw anything at the operators and the kernels, and kill 50 sweeps; about an hour, and clang++ is needed"
 	@echo "make sanitize  run the core's tests with the kernels under g++'s sanitizers; about 5 minutes"
@@ -45,8 +46,13 @@ demo: $(STAMP)
 	$(BIN)/unlearn-ext demo --out runs/demo --resume
 
 # Two processes take two thirds of the time, and a gigabyte each; a file stays in one, for what its tests share.
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-all: $(STAMP)
+	$(PYTEST)
 
 true-size: $(STAMP)
 	$(BIN)/python -m pytest tests/true_size
