@@ -1,4 +1,4 @@
-"""Figures as files beside their page."""
+"""Saving of figures as image files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOOK = {"dpi": 120, "facecolor": "white", "bbox_inches": "tight", "pad_inches":
 
 
 def save_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
-    """Each as a PNG and as an SVG, named after it."""
+    """Write each figure to ``<name>.png`` and ``<name>.svg``."""
     for name, figure in figures.items():
         for kind, metadata in (("png", {}), ("svg", {"Date": None})):
             content = io.BytesIO()

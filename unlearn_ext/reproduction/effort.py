@@ -19,7 +19,7 @@ class Effort:
         batch_size: images per minibatch, of forget and of retain images each.
         pairs: gradient pairs in each sweep. The search uses the same number, since the best settings of short sweeps
             are not the best of long ones. Must be divisible by the number of our anchors and by the number of weights
-            of a ladder, so that every method uses all pairs.
+            of a grid, so that every method uses all pairs.
         share: share of the images of each set that unlearning and validation use; pretraining uses all images.
     """
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["FACTORS", "FILE", "WITHOUT_KNOB", "Tried", "Try", "search", "tunings"]
 
 FILE = "search.csv"
-# Factors on the family's learning rate, and on the ladder, the gains or the rate; the same number for every method.
+# Factors on the family's learning rate, and on the grid, the gains or the rate; the same number for every method.
 FACTORS = ((1.0, 1.0), (2.0, 1.0), (1.0, 1 / 3), (1.0, 3.0))
 WITHOUT_KNOB = ((1.0, 1.0), (2.0, 1.0), (0.5, 1.0), (4.0, 1.0))  # learning rates only: nothing else to scale
 
@@ -36,7 +36,7 @@ class Tried:
         family: family of the model.
         method: name of the method.
         lr: learning rate.
-        scale: factor on the ladder of weights, on the gains of a multiplier, or on our ``rate``.
+        scale: factor on the grid of weights, on the gains of a multiplier, or on our ``rate``.
         pairs: gradient pairs in the sweep.
         hypervolume: share of the box to f2 = 0.1 that the models and mixtures dominate, on training images.
         chosen: 1 for the method's largest hypervolume (the first if there are equal ones), else 0.

@@ -28,7 +28,7 @@ class Tuning:
 
     Attributes:
         lr: learning rate in the first half of each leg; see :class:`~unlearn_ext.unlearning.settings.Settings`.
-        scale: factor on the ladder of weights, on the gains of a multiplier, or on our ``rate``.
+        scale: factor on the grid of weights, on the gains of a multiplier, or on our ``rate``.
     """
 
     lr: float
@@ -69,7 +69,7 @@ def legs(
 
 
 def values(method: type[Method], problem: Problem) -> Sequence[float]:
-    """Return the values that a method sweeps: its ladder, our ε, or as many NaN for a method without a knob."""
+    """Return the values that a method sweeps: its grid, our ε, or as many NaN for a method without a knob."""
     if method.knob == "epsilon":
         return [share * problem.f1 for share in SCHEDULE.anchors]
     return method.grid or [math.nan] * len(SCHEDULE.anchors)
