@@ -95,5 +95,6 @@ def kept(out: Path) -> dict[str, Any]:
         return plan
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{out} contains no experiment: its {FILE} cannot be read: {error}. Choose a folder that `unlearn-ext reproduce` wrote."
+            f"{out} contains no experiment: its {FILE} cannot be read: {error}. Choose a folder that "
+            "`unlearn-ext reproduce` wrote."
         ) from error
