@@ -1,4 +1,4 @@
-"""Build the extension unlearn_ext._C with CMake and Ninja; without it, the package runs on plain torch."""
+"""Build the extension unlearn_ext._C with CMake and Ninja. The package also works without it, in plain PyTorch."""
 
 import os
 import re
@@ -22,7 +22,7 @@ def mode_of(variable: str) -> str:
 
 
 def with_kernels() -> bool:
-    """Return whether to compile the kernels: where a C++ compiler is found, unless UNLEARN_EXT_KERNELS is set."""
+    """Return whether to compile the kernels: if there is a C++ compiler, unless UNLEARN_EXT_KERNELS is set."""
     mode = mode_of("UNLEARN_EXT_KERNELS")
     if mode == "on" and not cxx():
         raise SystemExit(
@@ -33,13 +33,13 @@ def with_kernels() -> bool:
 
 
 def cxx() -> str | None:
-    """Return the C++ compiler, looked for as CMake does."""
+    """Return the C++ compiler that CMake would find: CXX, else from PATH; None if there is none."""
     named = os.environ.get("CXX", "").split()[:1]
     return next(filter(shutil.which, (*named, "c++", "g++", "clang++", "cl")), None)
 
 
 def cuda_mode() -> str:
-    """Return UNLEARN_EXT_CUDA; exit where it asks for a compiler that is not there."""
+    """Return UNLEARN_EXT_CUDA; exit if it is on and there is no CUDA compiler."""
     mode = mode_of("UNLEARN_EXT_CUDA")
     if mode == "on" and not nvcc():
         raise SystemExit(
@@ -50,7 +50,7 @@ def cuda_mode() -> str:
 
 
 def nvcc() -> str | None:
-    """Return the CUDA compiler, looked for as CMake does: CUDACXX, PATH, CUDA_HOME, the toolkit's usual place."""
+    """Return the CUDA compiler from CUDACXX, PATH, CUDA_HOME, CUDA_PATH or /usr/local/cuda; None if there is none."""
     named = os.environ.get("CUDACXX") or shutil.which("nvcc")
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     found = [named, *(str(Path(home, "bin", "nvcc")) for home in homes if home)]
@@ -75,16 +75,16 @@ def cuda_architectures() -> str:
 
 
 class CMakeBuild(build_ext):
-    """CMake configures and Ninja builds into the folder where setuptools expects the extension."""
+    """Build command that runs CMake and Ninja; the module goes to the folder where setuptools expects it."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Build it."""
+        """Configure and build the extension."""
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         work = Path(self.build_temp).resolve() / "cmake"
         work.mkdir(parents=True, exist_ok=True)
-        (work / "CMakeCache.txt").unlink(missing_ok=True)  # a cache would outlive the isolated environment it names
+        (work / "CMakeCache.txt").unlink(missing_ok=True)  # it names an isolated environment that is gone by now
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(work), "-G", "Ninja",
             "-DCMAKE_BUILD_TYPE=Release",
@@ -99,8 +99,8 @@ class CMakeBuild(build_ext):
         for command in (configure, ["cmake", "--build", str(work)]):
             if subprocess.run(command, check=False).returncode:
                 raise SystemExit(
-                    f"unlearn_ext: '{' '.join(command[:2])}' failed; its messages are above. UNLEARN_EXT_KERNELS=off "
-                    "installs the package without kernels."
+                    f"unlearn_ext: '{' '.join(command[:2])}' failed; its messages are above. Set "
+                    "UNLEARN_EXT_KERNELS=off to install the package without kernels."
                 )
 
 

@@ -1,4 +1,4 @@
-// What Python sees of the kernels. Nothing of torch is linked: table.cpp reads tensors through DLPack.
+// The Python module. It does not link against torch: table.cpp reads tensors through DLPack.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -17,29 +17,34 @@ using namespace ux;
 
 namespace {
 
-template <class T> T* at(uintptr_t address) { return reinterpret_cast<T*>(address); }
+template <class T> T* pointer(uintptr_t address) { return reinterpret_cast<T*>(address); }
 
 Rule rule_of(int rule) {
     if (rule < 0 || rule > int(Rule::adamw)) throw py::value_error("rule must be 0 (project), 1 (sgd) or 2 (adamw)");
     return Rule(rule);
 }
 
-// `blocks`: addresses of hyper, control, partials, sums and report, as ops/_kernels.py made them.
-Job make_job(int rule, const Table& table, int64_t n_groups, std::array<uintptr_t, 5> blocks, py::handle constraint) {
+std::string read_table(Table& table, int rule, const py::tuple& lists, const py::list& groups) {
+    return table.read(rule_of(rule), lists, groups);
+}
+
+// `buffers`: addresses of hyper, control, partials, sums and report, allocated by ops/_kernels.py.
+Job make_job(int rule, const Table& table, int64_t n_groups, std::array<uintptr_t, 5> buffers, py::handle constraint) {
     if (!groups_fit(table.rows(), n_groups))
-        throw py::value_error("step: groups must ascend from 0 and stay below the " + std::to_string(n_groups) + " rows of hyper");
+        throw py::value_error(
+            "step: groups must ascend from 0 and stay below the " + std::to_string(n_groups) + " rows of hyper");
     const auto [address, dtype] =
         constraint.is_none() ? std::pair<const void*, DType>{nullptr, DType::f64} : table.scalar(constraint, "f1", 0);
-    const auto [chunk, turns] = table.cut();
-    return {rule_of(rule), dtype, false, table.counts_steps(), static_cast<int64_t>(table.rows().size()), turns, chunk,
-            n_groups, address, at<const double>(blocks[0]), at<const double>(blocks[1]), at<double>(blocks[2]),
-            at<double>(blocks[3]), at<double>(blocks[4])};
+    const auto [chunk, tiles] = table.partition();
+    return {rule_of(rule), dtype, false, table.counts_steps(), static_cast<int64_t>(table.rows().size()), tiles, chunk,
+        n_groups, address, pointer<const double>(buffers[0]), pointer<const double>(buffers[1]),
+        pointer<double>(buffers[2]), pointer<double>(buffers[3]), pointer<double>(buffers[4])};
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-    m.doc() = "Kernels of unlearn_ext. Use unlearn_ext.ops, which checks what it passes.";
+    m.doc() = "Kernels of unlearn_ext. Call them through unlearn_ext.ops, which checks the arguments.";
     m.attr("SUMS") = int(kSums);
     m.attr("HYPER") = int(kHyper);
     m.attr("CONTROL") = int(kControl);
@@ -51,45 +56,52 @@ PYBIND11_MODULE(_C, m) {
         for (const auto* kernels : cpu::available()) names.append(kernels->isa);
         return names;
     });
-    m.def("use_cpu_isa", [](const std::string& name) {
-        for (const auto* kernels : cpu::available())
-            if (name == kernels->isa) return void(cpu::chosen() = kernels);
-        throw py::value_error("this processor has no " + name);
-    }, "For tests and benchmarks: every instruction set gives the same bits.");
+    m.def(
+        "use_cpu_isa",
+        [](const std::string& name) {
+            for (const auto* kernels : cpu::available())
+                if (name == kernels->isa) return void(cpu::chosen() = kernels);
+            throw py::value_error("this processor does not support " + name + "; cpu_isas() lists what it supports");
+        },
+        "Select an instruction set, for tests and benchmarks. All give bitwise identical results.");
 
     py::class_<Table>(m, "Table")
         .def(py::init<py::capsule, py::object, int>(), py::arg("exchange"), py::arg("is_neg"), py::arg("gpu"))
-        .def("read", [](Table& table, int rule, const py::tuple& lists, const py::list& groups) {
-            return table.read(rule_of(rule), lists, groups);
-        })
+        .def("read", &read_table)
         .def_property_readonly("changed", &Table::changed)
-        .def_property_readonly("crossing", &Table::crossing)
+        .def_property_readonly("has_aliasing", &Table::has_aliasing)
         .def("accept", &Table::accept)
         .def_property_readonly("scattered", &Table::scattered)
         .def_property_readonly("absent", &Table::absent)
-        .def_property_readonly("turns", [](const Table& table) { return table.cut().turns; })
+        .def_property_readonly("tiles", [](const Table& table) { return table.partition().tiles; })
         .def("__len__", [](const Table& table) { return table.rows().size(); });
     py::class_<Job>(m, "Job").def(py::init(&make_job));
-    m.def("stats", [](const Table& table, Job job, bool solve, int threads) {
-        job.solve = solve;
-        cpu::run_stats(table.rows().data(), job, threads);
-    }, py::call_guard<py::gil_scoped_release>());
-    m.def("apply", [](const Table& table, const Job& job, int threads) { cpu::run_apply(table.rows().data(), job, threads); },
-          py::call_guard<py::gil_scoped_release>());
+    m.def(
+        "stats",
+        [](const Table& table, Job job, bool solve, int threads) {
+            job.solve = solve;
+            cpu::run_stats(table.rows().data(), job, threads);
+        },
+        py::call_guard<py::gil_scoped_release>());
+    m.def(
+        "apply",
+        [](const Table& table, const Job& job, int threads) { cpu::run_apply(table.rows().data(), job, threads); },
+        py::call_guard<py::gil_scoped_release>());
 
 #if defined(UX_CUDA)
     m.attr("CUDA_ARCHS") = UX_CUDA_ARCHS;
-    m.def("cuda_limit_blocks", &cuda::limit_blocks, "For tests: any number of blocks gives the same bits.");
+    m.def("cuda_limit_blocks", &cuda::limit_blocks,
+        "Limit the blocks per launch, for tests. Results are bitwise identical for any number.");
     using Address = uintptr_t;
     m.def("cuda_upload", [](const Table& table, Address rows, int device, Address stream) {
-        cuda::upload(table.rows().data(), table.rows().size(), at<Row>(rows), device, at<void>(stream));
+        cuda::upload(table.rows().data(), table.rows().size(), pointer<Row>(rows), device, pointer<void>(stream));
     });
     m.def("cuda_stats", [](Job job, bool solve, Address rows, Address counter, int device, Address stream) {
         job.solve = solve;
-        cuda::run_stats(at<const Row>(rows), job, at<uint32_t>(counter), device, at<void>(stream));
+        cuda::run_stats(pointer<const Row>(rows), job, pointer<uint32_t>(counter), device, pointer<void>(stream));
     });
     m.def("cuda_apply", [](const Job& job, Address rows, Address counter, int device, Address stream) {
-        cuda::run_apply(at<const Row>(rows), job, at<uint32_t>(counter), device, at<void>(stream));
+        cuda::run_apply(pointer<const Row>(rows), job, pointer<uint32_t>(counter), device, pointer<void>(stream));
     });
 #else
     m.attr("CUDA_ARCHS") = "";

@@ -1,5 +1,5 @@
-// The part of DLPack's C exchange API (1.3) that reads a tensor without owning it; layouts as the standard fixes them.
-// torch hands it out from 2.10 on, so the same binary reads the tensors of all those versions and links none of them.
+// The part of DLPack's C exchange API (1.3) that reads a tensor without owning it; struct layouts as in the standard.
+// torch provides the API since 2.10, so one binary works with all later versions without linking against torch.
 #pragma once
 #include <cstdint>
 
@@ -17,7 +17,7 @@ struct Tensor {
     int32_t n_dims;
     uint8_t type_code, type_bits;
     uint16_t type_lanes;
-    int64_t* shape;    // the tensor's own: valid as long as it lives unchanged
+    int64_t* shape;    // owned by the tensor: valid while it exists and is not resized
     int64_t* strides;  // elements
     uint64_t byte_offset;
 };

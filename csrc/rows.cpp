@@ -22,7 +22,7 @@ struct Span {
     int64_t begin, end, row;
     bool written;
 
-    auto place() const { return std::tie(begin, row, end); }
+    auto key() const { return std::tie(begin, row, end); }
 };
 
 std::vector<Span> spans_of(const std::vector<Row>& rows, unsigned writes) {
@@ -37,30 +37,33 @@ std::vector<Span> spans_of(const std::vector<Row>& rows, unsigned writes) {
             }
         if (row.step) spans.push_back({row.step, row.step + 4, int64_t(r), true});
     }
-    std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.place() < b.place(); });
+    std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.key() < b.key(); });
     return spans;
 }
 
 }  // namespace
 
-Cut cut(std::vector<Row>& rows, int64_t chunk) {
+Partition partition(std::vector<Row>& rows, int64_t chunk) {
     for (;; chunk *= 2) {
-        int64_t chunks = 0, big = 0;
+        int64_t chunks = 0, multi_chunk_rows = 0;
         for (size_t r = 0; r < rows.size(); ++r) {
             Row& row = rows[r];
-            if (r && row.group() != rows[r - 1].group()) chunks = (chunks + kTurn - 1) / kTurn * kTurn;
+            if (r && row.group() != rows[r - 1].group())
+                chunks = (chunks + kChunksPerTile - 1) / kChunksPerTile * kChunksPerTile;
             row.first_chunk = chunks;
-            const int64_t mine = row.numel ? std::max<int64_t>(1, (row.numel - row.head() + chunk - 1) / chunk) : 0;
-            chunks += mine;
-            big += mine > 1;
+            const int64_t row_chunks =
+                row.numel ? std::max<int64_t>(1, (row.numel - row.head() + chunk - 1) / chunk) : 0;
+            chunks += row_chunks;
+            multi_chunk_rows += row_chunks > 1;
         }
-        const int64_t turns = (chunks + kTurn - 1) / kTurn;
-        if (turns <= kMostTurns || !big) return {chunk, turns};  // a smaller number of tiny tensors cannot be had
+        const int64_t tiles = (chunks + kChunksPerTile - 1) / kChunksPerTile;
+        // If every row has at most one chunk, larger chunks do not reduce the number of tiles.
+        if (tiles <= kMaxTiles || !multi_chunk_rows) return {chunk, tiles};
     }
 }
 
-// Most tensors come out of the allocator aligned. Where most of a row's are off by as much, a head of single elements
-// brings them to 16 bytes; the others are loaded by element.
+// Most tensors are aligned. If most operands of a row are misaligned by the same amount, processing a few single elements
+// first aligns them; the other operands are loaded element by element. Votes are weighted by element size.
 int head_of(const Row& row) {
     int votes[8] = {}, best = 0;
     for (int o = 0; o < kOperands; ++o) {
@@ -78,9 +81,9 @@ Loads loads_of(const Row& row, int head) {
     bool floats = true, halves = true;
     for (int o = 0; o < kOperands; ++o) {
         if (!row.data[o]) continue;
-        const bool wide = row.dtype(o) == DType::f32;
+        const bool is_float = row.dtype(o) == DType::f32;
         if (reinterpret_cast<uintptr_t>(row.address(o, head)) % 16) return Loads::mixed;
-        floats &= wide, halves &= !wide;
+        floats &= is_float, halves &= !is_float;
     }
     return floats ? Loads::floats : halves ? Loads::halves : Loads::mixed;
 }
@@ -94,15 +97,15 @@ bool groups_fit(const std::vector<Row>& rows, int64_t n_groups) {
     return true;
 }
 
-bool crossing(const std::vector<Row>& rows, Rule rule) {
+bool has_aliasing(const std::vector<Row>& rows, Rule rule) {
     const auto spans = spans_of(rows, writes_of(rule));
-    int64_t reached = 0, written = 0;  // how far the spans before this place go, and those of them that are written
+    int64_t max_end = 0, max_written_end = 0;  // of all earlier spans, and of those that are written
     for (size_t i = 0, writers = 0; i < spans.size(); writers = 0) {
-        const Span& place = spans[i];
-        for (; i < spans.size() && spans[i].place() == place.place(); ++i) writers += spans[i].written;
-        if (writers > 1 || place.begin < written || (writers && place.begin < reached)) return true;
-        reached = std::max(reached, place.end);
-        if (writers) written = std::max(written, place.end);
+        const Span& span = spans[i];
+        for (; i < spans.size() && spans[i].key() == span.key(); ++i) writers += spans[i].written;
+        if (writers > 1 || span.begin < max_written_end || (writers && span.begin < max_end)) return true;
+        max_end = std::max(max_end, span.end);
+        if (writers) max_written_end = std::max(max_written_end, span.end);
     }
     return false;
 }

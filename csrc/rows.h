@@ -1,4 +1,4 @@
-// What follows from the rows alone: how they are cut into chunks, and whether they lie in one another's memory.
+// Functions of the rows alone: partition into chunks, alignment for 16-byte loads, groups, aliasing.
 #pragma once
 #include <vector>
 
@@ -6,24 +6,25 @@
 
 namespace ux {
 
-struct Cut {
-    int64_t chunk, turns;
+struct Partition {
+    int64_t chunk, tiles;  // elements per chunk; number of tiles
 };
 
-// Writes every row's first chunk. `chunk`: elements, doubled until the turns are few enough.
-Cut cut(std::vector<Row>& rows, int64_t chunk);
+// Partitions the rows into chunks and writes `first_chunk` of every row. `chunk`: elements per chunk, doubled until
+// there are at most kMaxTiles tiles.
+Partition partition(std::vector<Row>& rows, int64_t chunk);
 
-// Elements of a row before the one from which 16-byte loads serve most of its operands.
+// Number of elements to process one by one so that 16-byte loads are aligned for most of the row's operands.
 int head_of(const Row& row);
 
-// Whether all operands are alike and begin, after the head, where 16-byte loads may.
+// Loads::floats or Loads::halves if all operands have that width and are 16-byte aligned after the head.
 Loads loads_of(const Row& row, int head);
 
-// Whether the rows' groups ascend from 0 or above and stay below `n_groups`: a step writes sums for each group.
+// Whether the rows' groups are sorted and in [0, n_groups); others would write sums out of bounds.
 bool groups_fit(const std::vector<Row>& rows, int64_t n_groups);
 
-// Whether memory that the rule writes may be reached by a second way. An operand read from the very place where its own
-// row is written is none: every element is read before it is written.
-bool crossing(const std::vector<Row>& rows, Rule rule);
+// Whether memory that the rule writes overlaps with another operand. Within a row, an operand that is only read may be
+// the same memory as the one that is written: every element is read before it is written.
+bool has_aliasing(const std::vector<Row>& rows, Rule rule);
 
 }  // namespace ux

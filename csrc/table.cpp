@@ -10,7 +10,8 @@ namespace ux {
 
 namespace {
 
-constexpr const char* kNames[] = {"parameter", "gradient", "constraint gradient", "first moment", "second moment", "step counter"};
+constexpr const char* kOperandNames[] = {
+    "parameter", "gradient", "constraint gradient", "first moment", "second moment", "step counter"};
 
 bool is_on(const dlpack::Tensor& t, int gpu) {
     if (gpu >= 0) return t.device_type == dlpack::kCuda && t.device_index == gpu;
@@ -41,7 +42,7 @@ std::string name_of(const char* what, int64_t row) {
 
 std::string type_of(const dlpack::Tensor& t) {
     constexpr const char* codes[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
-    return (t.type_code < 7 ? codes[t.type_code] : "narrow float") + std::to_string(t.type_bits);
+    return (t.type_code < 7 ? codes[t.type_code] : "float") + std::to_string(t.type_bits);
 }
 
 std::string shape_of(const dlpack::Tensor& t) {
@@ -54,14 +55,14 @@ bool same_shape(const dlpack::Tensor& a, const dlpack::Tensor& b) {
     return a.n_dims == b.n_dims && std::equal(a.shape, a.shape + a.n_dims, b.shape);
 }
 
-// Dimensions of one element have a stride, but it means nothing.
+// The stride of a dimension of size 1 has no meaning.
 bool same_strides(const dlpack::Tensor& a, const dlpack::Tensor& b) {
     for (int d = 0; d < a.n_dims; ++d)
         if (a.shape[d] != 1 && a.strides[d] != b.strides[d]) return false;
     return true;
 }
 
-bool contiguous(const dlpack::Tensor& t) {
+bool is_contiguous(const dlpack::Tensor& t) {
     int64_t expected = 1;
     for (int d = t.n_dims - 1; d >= 0; --d) {
         if (t.shape[d] != 1 && t.strides[d] != expected) return false;
@@ -70,8 +71,8 @@ bool contiguous(const dlpack::Tensor& t) {
     return true;
 }
 
-// Every element has a place of its own and no place is left out: the order of dimensions is free.
-bool dense(const dlpack::Tensor& t) {
+// Non-overlapping and dense, in any order of dimensions.
+bool is_dense(const dlpack::Tensor& t) {
     std::vector<std::pair<int64_t, int64_t>> dims;
     for (int d = 0; d < t.n_dims; ++d)
         if (t.shape[d] != 1) dims.emplace_back(t.strides[d], t.shape[d]);
@@ -84,20 +85,22 @@ bool dense(const dlpack::Tensor& t) {
     return true;
 }
 
-// Says why torch could not export a tensor: its layout if that is not dense, else the first line of the Python error that
-// is set. The other lines are torch's C++ backtrace.
-std::string why_unreadable(PyObject* object) {
+// Returns why torch could not export a tensor: its layout if it is not strided, otherwise the first line of the current
+// Python error. The other lines are torch's C++ backtrace.
+std::string export_error(PyObject* object) {
     const py::error_already_set error;
     const auto layout = py::str(py::getattr(object, "layout", py::str("torch.strided"))).cast<std::string>();
     if (layout != "torch.strided")
-        return " is " + layout + "; it must be dense: to_dense() it, or make what it comes from with sparse=False";
-    const auto said = py::str(error.value()).cast<std::string>();
-    return " cannot be read; every tensor must be dense and have memory of its own (" + said.substr(0, said.find('\n')) + ")";
+        return " is " + layout +
+               "; it must be dense: call to_dense(), or create the layer it belongs to with sparse=False";
+    const auto message = py::str(error.value()).cast<std::string>();
+    return " cannot be read; every tensor must be dense and have memory of its own (" +
+           message.substr(0, message.find('\n')) + ")";
 }
 
-// Fake tensors have no memory; a view of a buffer of bytes may begin anywhere in it.
+// Fake tensors have no memory; a view of a byte buffer may be misaligned.
 void check_memory(const dlpack::Tensor& t, const char* what, int64_t index) {
-    if (!t.data) throw std::runtime_error(name_of(what, index) + " has no memory");
+    if (!t.data) throw std::runtime_error(name_of(what, index) + " has no memory; a fake tensor cannot be stepped");
     if (reinterpret_cast<uintptr_t>(t.data) & (t.type_bits / 8 - 1))
         throw std::runtime_error(name_of(what, index) + " begins in the middle of a " + type_of(t) + ": clone() it");
 }
@@ -109,12 +112,14 @@ Table::Table(py::capsule exchange, py::object is_neg, int gpu)
     api_ = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(exchange_.ptr(), dlpack::kCapsule));
     if (!api_) throw py::error_already_set();
     if (api_->major != dlpack::kMajor || !api_->tensor_from_object)
-        throw std::runtime_error("this torch speaks another version of DLPack's exchange API");
+        throw std::runtime_error(
+            "this torch has an incompatible version of DLPack's exchange API; install a version of torch "
+            "that unlearn_ext supports");
 }
 
 dlpack::Tensor Table::view(PyObject* object, const char* what, int64_t row) const {
     dlpack::Tensor t;
-    if (api_->tensor_from_object(object, &t) != 0) throw std::runtime_error(name_of(what, row) + why_unreadable(object));
+    if (api_->tensor_from_object(object, &t) != 0) throw std::runtime_error(name_of(what, row) + export_error(object));
     if (!is_on(t, gpu_))
         throw std::runtime_error(name_of(what, row) + " is on another device; every tensor must be dense on " +
                                  (gpu_ < 0 ? "the CPU" : "GPU " + std::to_string(gpu_)));
@@ -123,9 +128,9 @@ dlpack::Tensor Table::view(PyObject* object, const char* what, int64_t row) cons
 }
 
 void Table::check_sign(PyObject* object, const char* what, int64_t row) const {
-    const auto answer = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg_.ptr(), object));
-    if (!answer) throw py::error_already_set();
-    if (answer.is(py::handle(Py_True)))
+    const auto is_negative = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg_.ptr(), object));
+    if (!is_negative) throw py::error_already_set();
+    if (is_negative.is(py::handle(Py_True)))
         throw std::runtime_error(name_of(what, row) + " is a view that negates its memory: resolve_neg() it");
 }
 
@@ -133,39 +138,41 @@ Row Table::read_row(Rule rule, PyObject* const* objects, int64_t index) {
     Row row{};
     const int owner = rule == Rule::project ? kGrad : kParam;
     if (objects[owner] == Py_None) throw std::invalid_argument("step: tensor " + std::to_string(index) + " is None");
-    const dlpack::Tensor like = view(objects[owner], kNames[owner], index);
-    row.numel = numel(like);
-    bool all_contiguous = true, all_alike = true;
+    const dlpack::Tensor reference = view(objects[owner], kOperandNames[owner], index);
+    row.numel = numel(reference);
+    bool all_contiguous = true, same_layout = true;
     for (int o = 0; o < kOperands; ++o) {
         if (objects[o] == Py_None) {
             ++absent_[o];
             continue;
         }
-        const dlpack::Tensor t = o == owner ? like : view(objects[o], kNames[o], index);
-        if (!same_shape(t, like))
-            throw py::value_error("step: tensor " + std::to_string(index) + " has shape " + shape_of(like) + " but a " + kNames[o] +
-                                  " of shape " + shape_of(t) + "; zero the gradients and run both backward passes again");
+        const dlpack::Tensor t = o == owner ? reference : view(objects[o], kOperandNames[o], index);
+        if (!same_shape(t, reference))
+            throw py::value_error("step: tensor " + std::to_string(index) + " has shape " + shape_of(reference) +
+                                  " but a " + kOperandNames[o] + " of shape " + shape_of(t) +
+                                  "; zero the gradients and run both backward passes again");
         const auto dtype = dtype_of(t);
         if (!dtype || *dtype == DType::f64) {
-            reason_ = "there is no kernel for a " + type_of(t) + " " + kNames[o];
+            reason_ = "there is no kernel for a " + type_of(t) + " " + kOperandNames[o];
             continue;
         }
-        if (row.numel) check_memory(t, kNames[o], index);
+        if (row.numel) check_memory(t, kOperandNames[o], index);
         row.data[o] = reinterpret_cast<int64_t>(t.data);
-        // Asking is dear: only where an address is new. A graph that makes a negated gradient makes one every time.
+        // is_neg() is slow, so it is called only if the address is new. A graph that returns a negated gradient does so in
+        // its first step too.
         if (index >= static_cast<int64_t>(accepted_.size()) || accepted_[index].data[o] != row.data[o])
-            check_sign(objects[o], kNames[o], index);
+            check_sign(objects[o], kOperandNames[o], index);
         row.tags |= static_cast<int64_t>(*dtype) << (4 * o);
-        all_contiguous &= contiguous(t);
-        all_alike &= same_strides(t, like);
+        all_contiguous &= is_contiguous(t);
+        same_layout &= same_strides(t, reference);
     }
     if (objects[kOperands] != Py_None) {
-        const auto [address, dtype] = scalar(objects[kOperands], kNames[kOperands], index);
+        const auto [address, dtype] = scalar(objects[kOperands], kOperandNames[kOperands], index);
         if (dtype != DType::f32) reason_ = "there is no kernel for step counters that are not float32";
         row.step = reinterpret_cast<int64_t>(address);
         counts_steps_ = true;
     }
-    if (row.numel && !all_contiguous && !(all_alike && dense(like))) scattered_.push_back(index);
+    if (row.numel && !all_contiguous && !(same_layout && is_dense(reference))) scattered_.push_back(index);
     if (gpu_ >= 0) {
         const int head = head_of(row);
         row.tags |= static_cast<int64_t>(head) << 24 | static_cast<int64_t>(loads_of(row, head)) << 28;
@@ -177,7 +184,8 @@ std::pair<const void*, DType> Table::scalar(py::handle tensor, const char* what,
     const dlpack::Tensor t = view(tensor.ptr(), what, index);
     const auto dtype = dtype_of(t);
     if (numel(t) != 1 || !dtype)
-        throw py::value_error("step: f1 and step counters must have one element, and be float64, float32, bfloat16 or float16");
+        throw py::value_error(
+            "step: f1 and step counters must have one element, and be float64, float32, bfloat16 or float16");
     check_memory(t, what, index);
     return {t.data, *dtype};
 }
@@ -197,7 +205,8 @@ int64_t group_of(const py::list& groups, int64_t row) {
 std::string Table::read(Rule rule, const py::tuple& lists, const py::list& groups) {
     constexpr int kLists = kOperands + 1;
     const auto n = static_cast<int64_t>(groups.size());
-    if (lists.size() != kLists) throw py::value_error("read takes six lists");
+    if (lists.size() != kLists)
+        throw py::value_error("step: six lists of tensors are needed, not " + std::to_string(lists.size()));
     for (const auto& list : lists)
         if (!py::isinstance<py::list>(list) || static_cast<int64_t>(py::len(list)) != n)
             throw py::value_error("step: every list of tensors must have one entry for each parameter");
@@ -211,7 +220,7 @@ std::string Table::read(Rule rule, const py::tuple& lists, const py::list& group
         rows_.push_back(read_row(rule, objects, r));
         rows_.back().tags |= group_of(groups, r) << 32;
     }
-    cut_ = ux::cut(rows_, kLeastChunk[gpu_ >= 0]);
+    partition_ = ux::partition(rows_, kMinChunk[gpu_ >= 0]);
     rule_ = rule;
     return reason_;
 }

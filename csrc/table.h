@@ -1,4 +1,4 @@
-// Reads lists of torch tensors into rows, and says in a sentence what is wrong with them.
+// Reads lists of torch tensors into rows, with an error message if that is not possible.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -13,30 +13,30 @@ namespace ux {
 
 class Table {
   public:
-    // `exchange`: torch.Tensor.__dlpack_c_exchange_api__. `is_neg`: torch.Tensor.is_neg, which DLPack does not tell.
-    // `gpu`: the CUDA device of every tensor; -1: the CPU.
+    // `exchange`: torch.Tensor.__dlpack_c_exchange_api__. `is_neg`: torch.Tensor.is_neg, which DLPack does not report.
+    // `gpu`: index of the CUDA device of all tensors; -1: the CPU.
     Table(pybind11::capsule exchange, pybind11::object is_neg, int gpu);
 
-    // `lists`: params, grads, constraint_grads, firsts, seconds, steps: lists of tensors or None, of one length.
-    // `groups`: int for each row, ascending. Returns why no kernel serves these dtypes; empty where one does.
-    // Raises ValueError for shapes, RuntimeError for devices and layouts.
+    // `lists`: params, grads, constraint_grads, firsts, seconds, steps: lists of tensors or None, of equal length.
+    // `groups`: one int per row, sorted. Returns why no kernel supports the dtypes, or an empty string if one does.
+    // Raises ValueError for wrong shapes, RuntimeError for wrong devices and layouts.
     std::string read(Rule rule, const pybind11::tuple& lists, const pybind11::list& groups);
 
-    // Rows whose tensors lie in memory in different orders, or with gaps: they need contiguous copies.
+    // Rows whose tensors have different memory formats or gaps; the kernels need contiguous copies of them.
     const std::vector<int64_t>& scattered() const { return scattered_; }
 
-    // How many rows have no tensor, for each operand.
+    // For each operand, the number of rows where it is None.
     const std::array<int64_t, kOperands>& absent() const { return absent_; }
 
-    // Whether the rows are not those that were accepted last.
+    // Whether the rows differ from those that were last accepted.
     bool changed() const;
     void accept() { accepted_ = rows_; }
-    bool crossing() const { return ux::crossing(rows_, rule_); }
+    bool has_aliasing() const { return ux::has_aliasing(rows_, rule_); }
 
     std::pair<const void*, DType> scalar(pybind11::handle tensor, const char* what, int64_t index) const;
 
     const std::vector<Row>& rows() const { return rows_; }
-    Cut cut() const { return cut_; }
+    Partition partition() const { return partition_; }
     bool counts_steps() const { return counts_steps_; }
 
   private:
@@ -54,7 +54,7 @@ class Table {
     std::array<int64_t, kOperands> absent_{};
     std::string reason_;
     Rule rule_{};
-    Cut cut_{};
+    Partition partition_{};
     bool counts_steps_ = false;
 };
 

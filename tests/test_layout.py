@@ -57,3 +57,18 @@ def test_no_module_is_hidden_by_a_name_of_its_package(file):
     assert name not in {alias.asname or alias.name for node in imports for alias in node.names}, (
         f"{'.'.join(package)} exports a {name} that is not its module {name}"
     )
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: ".".join(_module(file)))
+def test_private_names_of_torch_stay_in_one_file(file):
+    if file.name == "_torch_internals.py":
+        return
+    of_tensors = {"_version", "_use_count", "_is_view", "_base", "_spec", "_local_tensor", "_per_optimizer_states"}
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "torch":
+            names = [*node.module.split("."), *(alias.name for alias in node.names)]
+            assert not any(map(_is_private, names)), f"line {node.lineno}"
+        if isinstance(node, ast.Attribute) and _is_private(node.attr):
+            owner = ast.unparse(node).split(".")[0]
+            assert owner not in {"torch", "dist"}, f"line {node.lineno}"
+            assert node.attr not in of_tensors, f"line {node.lineno}"

@@ -1,4 +1,4 @@
-"""Fixed choices: what `unlearn-ext demo` runs, on two cores in a few minutes, and `reproduce` compares with others."""
+"""Fixed settings for `unlearn-ext demo` (a few minutes on two cores) and for the comparison by `reproduce`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ TASK = CenterCrop(0.5)
 
 @dataclass(frozen=True)
 class Choice:
-    """What suits a family's small model.
+    """Settings for the small model of a family.
 
     Attributes:
-        settings: of the training.
-        points: between the boundaries.
-        share: of the images that are unlearned on.
+        settings: training settings.
+        points: number of models between the most and the least forgotten one.
+        share: fraction of the images of each set that is used for unlearning.
     """
 
     settings: Settings
@@ -36,7 +36,7 @@ CHOICES = {
     "vqgan": Choice(Settings()),
     "autoencoder": Choice(Settings(steps=96)),
     "mae": Choice(Settings(lr=5e-4, steps=400)),
-    # Its frozen encoder works at every step and in every evaluation: fewer images keep to the minutes.
+    # The frozen encoder runs at every step and in every evaluation, so fewer images are used to finish in minutes.
     "diffusion": Choice(Settings(lr=3e-3, batch_size=32), share=1 / 2),
 }
 
@@ -44,17 +44,18 @@ CHOICES = {
 def prepare(
     family: str, progress: Callback | None = None, *, seed: int = 0, task: Task = TASK, share: float | None = None
 ) -> tuple[models.I2IModel, data.ForgetRetain]:
-    """The demo's data, and the model of a family that fills in their holes: trained now, or from the cache.
+    """Return the small model of a family and the demo's data; train the model unless it is in the cache.
 
     Args:
-        family: one of ``CHOICES``.
-        progress: called while training, see :func:`unlearn_ext.pretrain.pretrained`.
-        seed: of the division into training and validation images, and of the model.
-        task: what the model fills in.
-        share: of the images of each set that are returned; that of ``CHOICES`` by default. The model saw all of them.
+        family: a key of ``CHOICES``.
+        progress: called during training, see :func:`unlearn_ext.pretrain.pretrained`.
+        seed: random seed of the split into training and validation images, and of the model.
+        task: task that the model is trained for.
+        share: fraction of the images of each set to return, by default that of ``CHOICES``; the model is trained on
+            all images.
 
     Raises:
-        UserError: there is no such family.
+        UserError: the family is unknown.
     """
     models.check_family(family)
     images = _images(family, seed)
@@ -63,9 +64,9 @@ def prepare(
 
 
 def retrained(family: str, progress: Callback | None = None, *, seed: int = 0, task: Task = TASK) -> models.I2IModel:
-    """Return a model that never saw an image to forget: the same recipe and seed, on the images to retain alone.
+    """Return a model trained with the same recipe and seed on the retain images only.
 
-    The arguments and errors are those of :func:`prepare`.
+    Arguments and errors are as for :func:`prepare`.
     """
     models.check_family(family)
     images = _images(family, seed)
@@ -78,6 +79,6 @@ def _images(family: str, seed: int) -> data.ForgetRetain:
 
 
 def _some(images: data.ForgetRetain, share: float) -> data.ForgetRetain:
-    """The first images of each set."""
+    """Return the first images of each set."""
     sets = {name: part[: round(share * len(part))] for name, part in vars(images).items() if name != "name"}
     return data.ForgetRetain(images.name, **sets)

@@ -1,4 +1,4 @@
-// Half precision in plain arithmetic, exact, by way of float's own rounding; kernels.cpp has the processor's instructions.
+// Portable, exact conversions between float and half precision; kernels.cpp uses processor instructions where it can.
 #pragma once
 #include <cstring>
 
@@ -28,7 +28,8 @@ UX_HD uint16_t to_bf16(float x) {
 
 UX_HD float from_f16(uint16_t h) {
     const uint32_t sign = uint32_t(h & 0x8000) << 16, body = h & 0x7fff;
-    const uint32_t bits = body >= 0x7c00 ? 0x7f800000 | (body << 13) : bits_of_float(float_of_bits(body << 13) * 0x1p112f);
+    const uint32_t bits =
+        body >= 0x7c00 ? 0x7f800000 | (body << 13) : bits_of_float(float_of_bits(body << 13) * 0x1p112f);
     return float_of_bits(bits | sign);
 }
 
@@ -38,7 +39,7 @@ UX_HD uint16_t to_f16(float x) {
     bits &= 0x7fffffff;
     if (bits > 0x7f800000) return sign | 0x7e00;
     if (bits >= 0x477ff000) return sign | 0x7c00;  // rounds to infinity
-    if (bits < 0x38800000)                         // a subnormal half: let float addition round it
+    if (bits < 0x38800000)                         // subnormal in half precision: float addition rounds it
         return sign | uint16_t(bits_of_float(float_of_bits(bits) + 0.5f) - 0x3f000000);
     bits += 0xfff + ((bits >> 13) & 1);
     return sign | uint16_t((bits - 0x38000000) >> 13);

@@ -1,5 +1,5 @@
-// Compiled once for each instruction set (UX_ISA names it). Sixteen lanes everywhere and no contraction: every
-// instruction set adds in the same order and gives the same bits.
+// Compiled once per instruction set (UX_ISA is its name). All use 16 lanes and no FMA contraction, so they add in the
+// same order and give bitwise identical results.
 #include "kernels.h"
 
 #include <type_traits>
@@ -12,12 +12,13 @@ namespace ux {
 
 constexpr int kLanes = 16;
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
-typedef float HalfLanes __attribute__((vector_size(kLanes / 2 * sizeof(float))));
-typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
-typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
-typedef double Wide __attribute__((vector_size(kLanes / 2 * sizeof(double))));
+typedef float Floats8 __attribute__((vector_size(kLanes / 2 * sizeof(float))));
+typedef uint32_t Uint32Lanes __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+typedef uint16_t Uint16Lanes __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+typedef double Doubles8 __attribute__((vector_size(kLanes / 2 * sizeof(double))));
 
-static inline Lanes root(Lanes x) {  // before the rules, which look for it
+// Must be declared before rules.h, which calls it.
+static inline Lanes square_root(Lanes x) {
     for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
     return x;
 }
@@ -31,7 +32,7 @@ namespace ux::cpu::UX_ISA {
 
 namespace {
 
-constexpr int64_t kAhead = 1024;  // bytes
+constexpr int64_t kPrefetchDistance = 1024;  // bytes
 
 #if defined(__F16C__)
 void lanes_from_f16(const uint16_t* in, Lanes& x) {
@@ -45,7 +46,8 @@ void lanes_to_f16(const Lanes& x, uint16_t* out) {
     __m256 halves[2];
     memcpy(halves, &x, sizeof(x));
     for (int h = 0; h < 2; ++h)
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + h * kLanes / 2), _mm256_cvtps_ph(halves[h], _MM_FROUND_TO_NEAREST_INT));
+        _mm_storeu_si128(
+            reinterpret_cast<__m128i*>(out + h * kLanes / 2), _mm256_cvtps_ph(halves[h], _MM_FROUND_TO_NEAREST_INT));
 }
 #else
 void lanes_from_f16(const uint16_t* in, Lanes& x) {
@@ -58,18 +60,19 @@ void lanes_to_f16(const Lanes& x, uint16_t* out) {
 #endif
 
 #if defined(__AVX512BW__)
-// A bfloat16 is the upper half of a float: one permutation of halves each way, where the compiler widens, shifts and narrows.
-struct Upper {
-    alignas(64) uint16_t from[2 * kLanes], to[2 * kLanes];
-    constexpr Upper() : from(), to() {
-        for (int i = 0; i < kLanes; ++i) from[2 * i + 1] = uint16_t(i), to[i] = uint16_t(2 * i + 1);
+// A bfloat16 is the upper half of a float, so one permutation of 16-bit words converts it. The compiler's own code
+// needs several instructions.
+struct Bf16Indices {
+    alignas(64) uint16_t widen[2 * kLanes], narrow[2 * kLanes];
+    constexpr Bf16Indices() : widen(), narrow() {
+        for (int i = 0; i < kLanes; ++i) widen[2 * i + 1] = uint16_t(i), narrow[i] = uint16_t(2 * i + 1);
     }
 };
-constexpr Upper kUpper;
+constexpr Bf16Indices kBf16Indices;
 
 void lanes_from_bf16(const uint16_t* in, Lanes& x) {
     const __m512i halves = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in)));
-    x = Lanes(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_load_si512(kUpper.from), halves));
+    x = Lanes(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_load_si512(kBf16Indices.widen), halves));
 }
 
 void lanes_to_bf16(const Lanes& x, uint16_t* out) {
@@ -79,60 +82,62 @@ void lanes_to_bf16(const Lanes& x, uint16_t* out) {
     __m512i rounded = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
     rounded = _mm512_mask_add_epi32(rounded, odd, rounded, _mm512_set1_epi32(1));
     rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
-    const __m512i upper = _mm512_permutexvar_epi16(_mm512_load_si512(kUpper.to), rounded);
+    const __m512i upper = _mm512_permutexvar_epi16(_mm512_load_si512(kBf16Indices.narrow), rounded);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_castsi512_si256(upper));
 }
 #else
 void lanes_from_bf16(const uint16_t* in, Lanes& x) {
-    Halves halves;
+    Uint16Lanes halves;
     memcpy(&halves, in, sizeof(halves));
-    const Words bits = __builtin_convertvector(halves, Words) << 16;
+    const Uint32Lanes bits = __builtin_convertvector(halves, Uint32Lanes) << 16;
     memcpy(&x, &bits, sizeof(x));
 }
 
 void lanes_to_bf16(const Lanes& x, uint16_t* out) {
-    Words bits;
+    Uint32Lanes bits;
     memcpy(&bits, &x, sizeof(x));
-    const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, nan = Words{} + 0x7fc0;
-    const Halves halves = __builtin_convertvector(x == x ? rounded : nan, Halves);
+    const Uint32Lanes rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, nan = Uint32Lanes{} + 0x7fc0;
+    const Uint16Lanes halves = __builtin_convertvector(x == x ? rounded : nan, Uint16Lanes);
     memcpy(out, &halves, sizeof(halves));
 }
 #endif
 
-// Element i of an operand, or the lanes from there on.
-void load(const char* at, DType dtype, int64_t i, float& x) {
-    const auto* half = reinterpret_cast<const uint16_t*>(at);
-    x = dtype == DType::f32 ? reinterpret_cast<const float*>(at)[i] : dtype == DType::bf16 ? from_bf16(half[i]) : from_f16(half[i]);
+// Load or store element i of an operand, or the kLanes elements from i on.
+void load(const char* base, DType dtype, int64_t i, float& x) {
+    const auto* half = reinterpret_cast<const uint16_t*>(base);
+    x = dtype == DType::f32    ? reinterpret_cast<const float*>(base)[i]
+        : dtype == DType::bf16 ? from_bf16(half[i])
+                               : from_f16(half[i]);
 }
-void load(const char* at, DType dtype, int64_t i, Lanes& x) {
-    const auto* half = reinterpret_cast<const uint16_t*>(at);
-    if (dtype == DType::f32) memcpy(&x, at + 4 * i, sizeof(x));
+void load(const char* base, DType dtype, int64_t i, Lanes& x) {
+    const auto* half = reinterpret_cast<const uint16_t*>(base);
+    if (dtype == DType::f32) memcpy(&x, base + 4 * i, sizeof(x));
     else if (dtype == DType::bf16) lanes_from_bf16(half + i, x);
     else lanes_from_f16(half + i, x);
 }
-void store(char* at, DType dtype, int64_t i, float x) {
-    auto* half = reinterpret_cast<uint16_t*>(at);
-    if (dtype == DType::f32) reinterpret_cast<float*>(at)[i] = x;
+void store(char* base, DType dtype, int64_t i, float x) {
+    auto* half = reinterpret_cast<uint16_t*>(base);
+    if (dtype == DType::f32) reinterpret_cast<float*>(base)[i] = x;
     else half[i] = dtype == DType::bf16 ? to_bf16(x) : to_f16(x);
 }
-void store(char* at, DType dtype, int64_t i, const Lanes& x) {
-    auto* half = reinterpret_cast<uint16_t*>(at);
-    if (dtype == DType::f32) memcpy(at + 4 * i, &x, sizeof(x));
+void store(char* base, DType dtype, int64_t i, const Lanes& x) {
+    auto* half = reinterpret_cast<uint16_t*>(base);
+    if (dtype == DType::f32) memcpy(base + 4 * i, &x, sizeof(x));
     else if (dtype == DType::bf16) lanes_to_bf16(x, half + i);
     else lanes_to_f16(x, half + i);
 }
 
 alignas(64) const float kZeros[kLanes] = {};
 
-// A stretch of a row. Where all of its operands are of one dtype, the compiler knows it; else each one's is looked at.
-constexpr DType kMixed = DType::f64;  // which no operand has
-template <class Rule, DType kAll> struct Stretch {
+// The operands of a chunk. kDType is their common dtype, known at compile time, or kMixed: look it up per operand.
+constexpr DType kMixed = DType::f64;  // no operand is float64
+template <class Rule, DType kDType> struct Chunk {
     const char* in[kOperands];
     char* out[kOperands];
-    int64_t mask[kOperands];  // of the index: zero for an absent operand, which is kZeros over and over
+    int64_t mask[kOperands];  // ANDed with the index: 0 for an absent operand, which then always reads kZeros
     DType dtypes[kOperands];
 
-    Stretch(const Row& row, unsigned reads, int64_t begin) {
+    Chunk(const Row& row, unsigned reads, int64_t begin) {
         for (int o = 0; o < kOperands; ++o) {
             char* address = reads & bit(o) ? row.address(o, begin) : nullptr;
             in[o] = address ? address : reinterpret_cast<const char*>(kZeros);
@@ -141,7 +146,7 @@ template <class Rule, DType kAll> struct Stretch {
             dtypes[o] = address ? row.dtype(o) : DType::f32;
         }
     }
-    DType dtype(int o) const { return kAll == kMixed ? dtypes[o] : kAll; }
+    DType dtype(int o) const { return kDType == kMixed ? dtypes[o] : kDType; }
     template <class F> void read(int64_t i, F* x) const {
         for (int o = 0; o < kOperands; ++o) load(in[o], dtype(o), i & mask[o], x[o]);
     }
@@ -149,23 +154,24 @@ template <class Rule, DType kAll> struct Stretch {
         for (int o = 0; o < kOperands; ++o)
             if ((Rule::kWrites & bit(o)) && out[o]) store(out[o], dtype(o), i, x[o]);
     }
-    // The processor fetches ahead by itself, but not across pages, and there are five streams.
+    // The hardware prefetcher does not cross page boundaries, and there are up to five operands.
     void prefetch(int64_t i) const {
         for (int o = 0; o < kOperands; ++o)
-            if (Rule::kReads & bit(o)) __builtin_prefetch(in[o] + (i & mask[o]) * (dtype(o) == DType::f32 ? 4 : 2) + kAhead);
+            if (Rule::kReads & bit(o))
+                __builtin_prefetch(in[o] + (i & mask[o]) * (dtype(o) == DType::f32 ? 4 : 2) + kPrefetchDistance);
     }
 };
 
-// The coefficients, made anew only where the group or the step's number changes from one row to the next.
-template <class Rule> class Coefficients {
+// Caches the rule's coefficients; recomputes them only if the group or the step count differs from the previous row's.
+template <class Rule> class RuleCache {
   public:
-    explicit Coefficients(const Job& job) : job_(job) {}
+    explicit RuleCache(const Job& job) : job_(job) {}
 
-    const Rule& of(const Row& row) {
-        const int key = row.group() << 1 | (row.data[kFirst] != 0);
+    const Rule& get(const Row& row) {
+        const int key = row.group() << 1 | (row.data[kFirstMoment] != 0);
         const float t = row.step ? *reinterpret_cast<const float*>(row.step) + 1.0f : 0.0f;
         if (key != key_ || t != t_) {
-            rule_ = Rule(job_.hyper + row.group() * kHyper, row.data[kFirst] != 0, t);
+            rule_ = Rule(job_.hyper + row.group() * kHyper, row.data[kFirstMoment] != 0, t);
             key_ = key, t_ = t;
         }
         return rule_;
@@ -178,16 +184,16 @@ template <class Rule> class Coefficients {
     Rule rule_{job_.hyper, false, 1.0f};
 };
 
-// The sums of a turn, in lanes of double: float lanes are emptied into them once a chunk.
-struct WideSums {
-    Wide lanes[kSums][2] = {};
+// The sums of a tile in double; the float sums of each chunk are added to them.
+struct DoubleSums {
+    Doubles8 lanes[kSums][2] = {};
     double tail[kSums] = {};
 
     void add(const Lanes* floats) {
         for (int s = 0; s < kSums; ++s) {
-            HalfLanes halves[2];
+            Floats8 halves[2];
             memcpy(halves, &floats[s], sizeof(Lanes));
-            for (int h = 0; h < 2; ++h) lanes[s][h] += __builtin_convertvector(halves[h], Wide);
+            for (int h = 0; h < 2; ++h) lanes[s][h] += __builtin_convertvector(halves[h], Doubles8);
         }
     }
     double total(int s) const {
@@ -198,31 +204,31 @@ struct WideSums {
     }
 };
 
-template <class Body> void each_stretch(const Row* rows, const Job& job, int64_t turn, Body body) {
-    int64_t row = row_of(rows, job, turn * kTurn);
-    for (int64_t chunk = turn * kTurn; chunk < (turn + 1) * kTurn; ++chunk) {
+template <class Body> void for_each_chunk(const Row* rows, const Job& job, int64_t tile, Body body) {
+    int64_t row = row_of(rows, job, tile * kChunksPerTile);
+    for (int64_t chunk = tile * kChunksPerTile; chunk < (tile + 1) * kChunksPerTile; ++chunk) {
         while (row + 1 < job.n_rows && rows[row + 1].first_chunk <= chunk) ++row;
-        const Place at = place_of(rows, job, row, chunk);
-        if (at.begin >= at.end) continue;
-        if (rows[row].all(DType::f32)) body(rows[row], at, std::integral_constant<DType, DType::f32>{});
-        else if (rows[row].all(DType::bf16)) body(rows[row], at, std::integral_constant<DType, DType::bf16>{});
-        else body(rows[row], at, std::integral_constant<DType, kMixed>{});
+        const ChunkRange range = range_of(rows, job, row, chunk);
+        if (range.begin >= range.end) continue;
+        if (rows[row].all_are(DType::f32)) body(rows[row], range, std::integral_constant<DType, DType::f32>{});
+        else if (rows[row].all_are(DType::bf16)) body(rows[row], range, std::integral_constant<DType, DType::bf16>{});
+        else body(rows[row], range, std::integral_constant<DType, kMixed>{});
     }
 }
 
-template <class Rule> void stats_of(const Row* rows, const Job& job, int64_t turn) {
-    Coefficients<Rule> coefficients(job);
-    WideSums sums;
-    each_stretch(rows, job, turn, [&](const Row& row, const Place& at, auto dtype) {
-        const Rule rule = coefficients.of(row);
-        const Stretch<Rule, dtype> stretch(row, rule.stats_reads(), at.begin);
-        const int64_t n = at.end - at.begin;
+template <class Rule> void stats_of(const Row* rows, const Job& job, int64_t tile) {
+    RuleCache<Rule> rule_cache(job);
+    DoubleSums sums;
+    for_each_chunk(rows, job, tile, [&](const Row& row, const ChunkRange& range, auto dtype) {
+        const Rule rule = rule_cache.get(row);
+        const Chunk<Rule, dtype> chunk(row, rule.stats_reads(), range.begin);
+        const int64_t n = range.end - range.begin;
         Lanes lanes[kSums] = {};
         int64_t i = 0;
         for (; i + kLanes <= n; i += kLanes) {
-            stretch.prefetch(i);
+            chunk.prefetch(i);
             Lanes x[kOperands];
-            stretch.read(i, x);
+            chunk.read(i, x);
             const Element<Lanes> e = rule.element(x);
             accumulate(e, x[kGrad], x[kConstraintGrad], lanes);
         }
@@ -230,57 +236,57 @@ template <class Rule> void stats_of(const Row* rows, const Job& job, int64_t tur
         float tail[kSums] = {};
         for (; i < n; ++i) {
             float x[kOperands];
-            stretch.read(i, x);
+            chunk.read(i, x);
             const Element<float> e = rule.element(x);
             accumulate(e, x[kGrad], x[kConstraintGrad], tail);
         }
         for (int s = 0; s < kSums; ++s) sums.tail[s] += tail[s];
     });
-    for (int s = 0; s < kSums; ++s) job.partials[s * job.n_turns + turn] = sums.total(s);
+    for (int s = 0; s < kSums; ++s) job.partials[s * job.n_tiles + tile] = sums.total(s);
 }
 
-template <class Rule> void apply_of(const Row* rows, const Job& job, int64_t turn) {
+template <class Rule> void apply_of(const Row* rows, const Job& job, int64_t tile) {
     const float lambda = float(job.report[kLambda]), scale = float(job.report[kScale]);
-    Coefficients<Rule> coefficients(job);
-    each_stretch(rows, job, turn, [&](const Row& row, const Place& at, auto dtype) {
-        const Rule rule = coefficients.of(row);
-        const Stretch<Rule, dtype> stretch(row, Rule::kReads, at.begin);
-        const int64_t n = at.end - at.begin;
-        const auto advance = [&](int64_t i, auto zero) {
+    RuleCache<Rule> rule_cache(job);
+    for_each_chunk(rows, job, tile, [&](const Row& row, const ChunkRange& range, auto dtype) {
+        const Rule rule = rule_cache.get(row);
+        const Chunk<Rule, dtype> chunk(row, Rule::kReads, range.begin);
+        const int64_t n = range.end - range.begin;
+        const auto step_at = [&](int64_t i, auto zero) {
             using F = decltype(zero);
             F x[kOperands];
-            stretch.read(i, x);
+            chunk.read(i, x);
             const Element<F> e = rule.element(x);
             rule.step(x, e, lambda, scale);
-            stretch.write(i, x);
+            chunk.write(i, x);
         };
         int64_t i = 0;
-        for (; i + kLanes <= n; i += kLanes) stretch.prefetch(i), advance(i, Lanes{});
-        for (; i < n; ++i) advance(i, 0.0f);
+        for (; i + kLanes <= n; i += kLanes) chunk.prefetch(i), step_at(i, Lanes{});
+        for (; i < n; ++i) step_at(i, 0.0f);
     });
 }
 
-void stats(const Row* rows, const Job& job, int64_t turn) {
+void stats(const Row* rows, const Job& job, int64_t tile) {
     switch (job.rule) {
-        case Rule::project: return stats_of<ProjectRule>(rows, job, turn);
-        case Rule::sgd: return stats_of<SgdRule>(rows, job, turn);
-        case Rule::adamw: return stats_of<AdamWRule>(rows, job, turn);
+        case Rule::project: return stats_of<ProjectRule>(rows, job, tile);
+        case Rule::sgd: return stats_of<SgdRule>(rows, job, tile);
+        case Rule::adamw: return stats_of<AdamWRule>(rows, job, tile);
     }
 }
 
-void apply(const Row* rows, const Job& job, int64_t turn) {
+void apply(const Row* rows, const Job& job, int64_t tile) {
     switch (job.rule) {
-        case Rule::project: return apply_of<ProjectRule>(rows, job, turn);
-        case Rule::sgd: return apply_of<SgdRule>(rows, job, turn);
-        case Rule::adamw: return apply_of<AdamWRule>(rows, job, turn);
+        case Rule::project: return apply_of<ProjectRule>(rows, job, tile);
+        case Rule::sgd: return apply_of<SgdRule>(rows, job, tile);
+        case Rule::adamw: return apply_of<AdamWRule>(rows, job, tile);
     }
 }
 
 }  // namespace
 
-extern const Kernels table;
+extern const Kernels kernels;
 #define UX_NAME_(isa) #isa
 #define UX_NAME(isa) UX_NAME_(isa)
-const Kernels table = {stats, apply, UX_NAME(UX_ISA)};
+const Kernels kernels = {stats, apply, UX_NAME(UX_ISA)};
 
 }  // namespace ux::cpu::UX_ISA

@@ -1,4 +1,4 @@
-// One turn of either phase, and the table of them that each instruction set fills.
+// The CPU kernels: both phases on one tile, for each instruction set, and on all tiles.
 #pragma once
 #include <vector>
 
@@ -7,13 +7,13 @@
 namespace ux::cpu {
 
 struct Kernels {
-    void (*stats)(const Row*, const Job&, int64_t turn);
-    void (*apply)(const Row*, const Job&, int64_t turn);
+    void (*stats)(const Row*, const Job&, int64_t tile);
+    void (*apply)(const Row*, const Job&, int64_t tile);
     const char* isa;
 };
 
-std::vector<const Kernels*> available();  // of this processor's instruction sets, the best first
-const Kernels*& chosen();                 // the best, until somebody assigns another
+std::vector<const Kernels*> available();  // for the instruction sets that this processor supports, the fastest first
+const Kernels*& chosen();                 // the fastest, unless another one is assigned
 
 void run_stats(const Row*, const Job&, int threads);
 void run_apply(const Row*, const Job&, int threads);

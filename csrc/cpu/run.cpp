@@ -1,4 +1,4 @@
-// Spreads the chunks over threads, combines their sums in order, and chooses the instruction set.
+// Distributes the tiles over threads, adds their sums in order, and selects the instruction set.
 #include <dlfcn.h>
 #include <pthread.h>
 
@@ -12,10 +12,10 @@
 
 namespace ux::cpu {
 
-namespace baseline { extern const Kernels table; }
+namespace baseline { extern const Kernels kernels; }
 #if defined(UX_X86)
-namespace avx2 { extern const Kernels table; }
-namespace avx512 { extern const Kernels table; }
+namespace avx2 { extern const Kernels kernels; }
+namespace avx512 { extern const Kernels kernels; }
 #endif
 
 std::vector<const Kernels*> available() {
@@ -23,11 +23,11 @@ std::vector<const Kernels*> available() {
 #if defined(UX_X86)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq"))
-        found.push_back(&avx512::table);
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))  // and with them F16C
-        found.push_back(&avx2::table);
+        found.push_back(&avx512::kernels);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))  // all of these also have F16C
+        found.push_back(&avx2::kernels);
 #endif
-    found.push_back(&baseline::table);
+    found.push_back(&baseline::kernels);
     return found;
 }
 
@@ -38,47 +38,47 @@ const Kernels*& chosen() {
 
 namespace {
 
-constexpr int64_t kWorthAThread = 65536;  // elements: less is done sooner than another thread is woken
+constexpr int64_t kMinElementsPerThread = 65536;  // below this, waking a thread takes longer than the work
 
-struct Sweep {
+struct Pass {
     const Row* rows;
     const Job& job;
-    void (*work)(const Row*, const Job&, int64_t);
+    void (*kernel)(const Row*, const Job&, int64_t);
     bool backwards;
     std::atomic<int64_t> next{0};
 };
 
-void take_turns(void* data) {
-    auto& sweep = *static_cast<Sweep*>(data);
-    const int64_t n = sweep.job.n_turns;
-    for (int64_t i; (i = sweep.next.fetch_add(1)) < n;) sweep.work(sweep.rows, sweep.job, sweep.backwards ? n - 1 - i : i);
+void run_tiles(void* data) {
+    auto& pass = *static_cast<Pass*>(data);
+    const int64_t n = pass.job.n_tiles;
+    for (int64_t i; (i = pass.next.fetch_add(1)) < n;) pass.kernel(pass.rows, pass.job, pass.backwards ? n - 1 - i : i);
 }
 
 using OpenMP = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
-// The child of a fork inherits the records of an OpenMP team but none of its threads, and would wait for them for ever.
+// A forked child inherits the state of the OpenMP team but not its threads, and would wait for them forever.
 bool forked = false;
-[[maybe_unused]] const int told_of_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
-// torch's own OpenMP team where the process has one: a second pool would fight its spinning threads for the cores.
+// Use torch's OpenMP team if there is one: a second pool would compete with its spinning threads for the cores.
 OpenMP openmp() {
     static const auto parallel = reinterpret_cast<OpenMP>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
     return forked ? nullptr : parallel;
 }
 
-void in_parallel(Sweep& sweep, int threads) {
+void run_in_parallel(Pass& pass, int threads) {
     int64_t elements = 0;
-    for (int64_t r = 0; r < sweep.job.n_rows; ++r) elements += sweep.rows[r].numel;
-    if (elements / kWorthAThread < threads) threads = static_cast<int>(elements / kWorthAThread);
-    if (threads <= 1) return take_turns(&sweep);
-    if (const auto parallel = openmp()) return parallel(take_turns, &sweep, static_cast<unsigned>(threads), 0);
-    std::vector<std::thread> team;
-    team.reserve(threads);
+    for (int64_t r = 0; r < pass.job.n_rows; ++r) elements += pass.rows[r].numel;
+    if (elements / kMinElementsPerThread < threads) threads = static_cast<int>(elements / kMinElementsPerThread);
+    if (threads <= 1) return run_tiles(&pass);
+    if (const auto parallel = openmp()) return parallel(run_tiles, &pass, static_cast<unsigned>(threads), 0);
+    std::vector<std::thread> workers;
+    workers.reserve(threads);
     try {
-        for (int i = 1; i < threads; ++i) team.emplace_back(take_turns, &sweep);
-    } catch (const std::exception&) {}  // the system gives no more threads: fewer give the same bits
-    take_turns(&sweep);
-    for (auto& thread : team) thread.join();
+        for (int i = 1; i < threads; ++i) workers.emplace_back(run_tiles, &pass);
+    } catch (const std::exception&) {}  // no more threads available: fewer give the same result
+    run_tiles(&pass);
+    for (auto& thread : workers) thread.join();
 }
 
 double constraint_of(const Job& job) {
@@ -94,17 +94,17 @@ double constraint_of(const Job& job) {
 
 void combine(const Row* rows, const Job& job) {
     for (int64_t i = 0; i < job.n_groups * kSums; ++i) job.sums[i] = 0;
-    for (int64_t turn = 0; turn < job.n_turns; ++turn) {
-        const int group = rows[row_of(rows, job, turn * kTurn)].group();
-        for (int s = 0; s < kSums; ++s) job.sums[group * kSums + s] += job.partials[s * job.n_turns + turn];
+    for (int64_t tile = 0; tile < job.n_tiles; ++tile) {
+        const int group = rows[row_of(rows, job, tile * kChunksPerTile)].group();
+        for (int s = 0; s < kSums; ++s) job.sums[group * kSums + s] += job.partials[s * job.n_tiles + tile];
     }
 }
 
 }  // namespace
 
 void run_stats(const Row* rows, const Job& job, int threads) {
-    Sweep sweep{rows, job, chosen()->stats, false};
-    in_parallel(sweep, threads);
+    Pass pass{rows, job, chosen()->stats, false};
+    run_in_parallel(pass, threads);
     combine(rows, job);
     job.report[kConstraint] = constraint_of(job);
     if (job.solve) solve(job.sums, job.hyper, job.n_groups, job.control, job.report);
@@ -112,8 +112,8 @@ void run_stats(const Row* rows, const Job& job, int threads) {
 
 void run_apply(const Row* rows, const Job& job, int threads) {
     if (job.report[kSkipped] != 0) return;
-    Sweep sweep{rows, job, chosen()->apply, true};  // backwards: the end of the last pass is still in cache
-    in_parallel(sweep, threads);
+    Pass pass{rows, job, chosen()->apply, true};  // backwards: the end of the stats pass is still in cache
+    run_in_parallel(pass, threads);
     if (!job.counts_steps) return;
     for (int64_t r = 0; r < job.n_rows; ++r)
         if (rows[r].step) *reinterpret_cast<float*>(rows[r].step) += 1.0f;

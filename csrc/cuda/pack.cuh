@@ -1,4 +1,5 @@
-// Eight elements of one operand: 16-byte loads and stores for every dtype, by element where an address is not aligned.
+// Packs of eight elements of one operand: 16-byte loads and stores for every dtype, or single elements if the address
+// is not aligned.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -9,7 +10,8 @@ namespace ux::cuda {
 
 constexpr int kPack = 8;
 
-// Where a row's operands differ, the dtype is a tag, the same for all threads of a warp: a predictable branch, not a template.
+// The dtype is a run-time argument, not a template argument: it is the same for all threads of a warp, so the branch
+// does not diverge.
 __device__ inline float to_float(uint16_t half, DType dtype) {
     return dtype == DType::bf16 ? __bfloat162float(__ushort_as_bfloat16(half)) : __half2float(__ushort_as_half(half));
 }
@@ -18,7 +20,7 @@ __device__ inline uint16_t to_half(float x, DType dtype) {
     return dtype == DType::bf16 ? __bfloat16_as_ushort(__float2bfloat16_rn(x)) : __half_as_ushort(__float2half_rn(x));
 }
 
-// Two halves in one word, the first in its lower bits.
+// Two 16-bit floats in one word, the first in the lower bits.
 __device__ inline void to_floats(uint32_t word, DType dtype, float* out) {
     if (dtype == DType::bf16) {
         out[0] = __uint_as_float(word << 16), out[1] = __uint_as_float(word & 0xffff0000u);
@@ -31,50 +33,52 @@ __device__ inline uint32_t to_halves(const float* x, DType dtype) {
     return to_half(x[0], dtype) | uint32_t(to_half(x[1], dtype)) << 16;
 }
 
-// 16 bytes, or zeros. Volatile: left alone, the compiler moves a load down to where it is used, and one waits for the other.
-__device__ inline void load16(const void* address, bool wanted, uint32_t* words) {
+// Loads 16 bytes, or zeros if not enabled. Volatile: otherwise the compiler moves each load to its first use, and the
+// loads wait for one another.
+__device__ inline void load16(const void* address, bool enabled, uint32_t* words) {
     asm volatile(
         "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
         "mov.u32 %0, 0;\n\tmov.u32 %1, 0;\n\tmov.u32 %2, 0;\n\tmov.u32 %3, 0;\n\t"
         "@p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
         : "=&r"(words[0]), "=&r"(words[1]), "=&r"(words[2]), "=&r"(words[3])
-        : "l"(address), "r"(static_cast<uint32_t>(wanted)));
+        : "l"(address), "r"(static_cast<uint32_t>(enabled)));
 }
 
-// One operand of one row, from the first element of a chunk on.
-struct Stream {
-    char* base;  // null: absent
+// One operand of a row, starting at the first element of a chunk.
+struct ChunkOperand {
+    char* base;  // null: the operand is absent
     DType dtype;
-    bool aligned;  // at the chunk's first pack
+    bool aligned;  // 16-byte aligned at the chunk's first pack
 
-    __device__ Stream(char* address, DType type, int head) : base(address), dtype(type) {
+    __device__ ChunkOperand(char* address, DType type, int head) : base(address), dtype(type) {
         aligned = (reinterpret_cast<uintptr_t>(address) + head * width()) % 16 == 0;
     }
     __device__ int width() const { return dtype == DType::f32 ? 4 : 2; }
 
     __device__ float load_one(int i) const {
-        return dtype == DType::f32 ? reinterpret_cast<const float*>(base)[i] : to_float(reinterpret_cast<const uint16_t*>(base)[i], dtype);
+        return dtype == DType::f32 ? reinterpret_cast<const float*>(base)[i]
+                                   : to_float(reinterpret_cast<const uint16_t*>(base)[i], dtype);
     }
     __device__ void store_one(int i, float x) const {
         if (dtype == DType::f32) reinterpret_cast<float*>(base)[i] = x;
         else reinterpret_cast<uint16_t*>(base)[i] = to_half(x, dtype);
     }
 
-    // In two halves, so that the loads of all operands are under way before the first is waited for. The words hold
-    // eight floats, or four pairs of halves, or eight single halves where the address is not aligned; or zeros.
-    template <Loads loads> __device__ void fetch(int i, bool wanted, uint32_t* words) const {
+    // Loading is split into fetch and decode, so that the loads of all operands are issued before the first is used. The
+    // words are eight floats, four pairs of 16-bit floats, eight single 16-bit floats (address not aligned), or zeros.
+    template <Loads loads> __device__ void fetch(int i, bool enabled, uint32_t* words) const {
         if (loads == Loads::floats) {
-            load16(base + 4 * i, wanted, words), load16(base + 4 * i + 16, wanted, words + 4);
+            load16(base + 4 * i, enabled, words), load16(base + 4 * i + 16, enabled, words + 4);
         } else if (loads == Loads::halves) {
-            load16(base + 2 * i, wanted, words);
+            load16(base + 2 * i, enabled, words);
         } else if (dtype == DType::f32 && aligned) {
-            load16(base + 4 * i, wanted, words), load16(base + 4 * i + 16, wanted, words + 4);
+            load16(base + 4 * i, enabled, words), load16(base + 4 * i + 16, enabled, words + 4);
         } else if (aligned) {
-            load16(base + 2 * i, wanted, words);
+            load16(base + 2 * i, enabled, words);
         } else {
 #pragma unroll
             for (int k = 0; k < kPack; ++k)
-                words[k] = !wanted                ? 0
+                words[k] = !enabled              ? 0
                            : dtype == DType::f32 ? reinterpret_cast<const uint32_t*>(base)[i + k]
                                                  : reinterpret_cast<const uint16_t*>(base)[i + k];
         }
@@ -100,8 +104,8 @@ struct Stream {
             out[0] = make_float4(x[0], x[1], x[2], x[3]);
             out[1] = make_float4(x[4], x[5], x[6], x[7]);
         } else {
-            *reinterpret_cast<uint4*>(base + 2 * i) =
-                make_uint4(to_halves(x, dtype), to_halves(x + 2, dtype), to_halves(x + 4, dtype), to_halves(x + 6, dtype));
+            *reinterpret_cast<uint4*>(base + 2 * i) = make_uint4(
+                to_halves(x, dtype), to_halves(x + 2, dtype), to_halves(x + 4, dtype), to_halves(x + 6, dtype));
         }
     }
 };

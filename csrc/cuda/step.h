@@ -1,5 +1,5 @@
-// The two phases on a CUDA device. Every pointer of the job and its rows, the rows and `counter` are device memory;
-// nothing synchronises with the host or allocates, so all of it is legal under graph capture.
+// The two phases on a CUDA device. All pointers are to device memory: those in the job and the rows, `rows` and
+// `counter`. Nothing synchronizes with the host or allocates, so CUDA graphs can capture it.
 #pragma once
 #include <cstdint>
 
@@ -7,13 +7,14 @@
 
 namespace ux::cuda {
 
-// Copies rows from the host to a table on the device. They travel in the arguments of as many launches as it takes: no
-// host memory need outlive the call.
+// Copies rows from the host to a table on the device. They are passed as arguments of one or more kernel launches, so
+// no host memory has to outlive the call.
 void upload(const Row* rows, int64_t n, Row* table, int device, void* stream);
 
-void limit_blocks(int blocks);  // of every launch from here on; for tests, which want the same bits from any number
+// Limits the blocks of all later launches. For tests: results must not depend on it.
+void limit_blocks(int blocks);
 
-// `counter`: one uint32, zero before the first launch; each launch leaves it zero.
+// `counter`: one uint32, zero before the first launch; each launch resets it to zero.
 void run_stats(const Row* rows, const Job&, uint32_t* counter, int device, void* stream);
 void run_apply(const Row* rows, const Job&, uint32_t* counter, int device, void* stream);
 

@@ -310,7 +310,7 @@ def test_a_command_goes_on(place: Path, tmp_path: Path, killing: list[int], comm
         call(*arguments, out)
     code, said = call(*arguments, out)
     assert code == 1
-    assert "holds an unfinished run: give --resume" in said
+    assert "contains an unfinished run: give --resume" in said
     assert call(*arguments, out, "--resume")[0] == 0
     weights = sorted(path.relative_to(alone) for path in Path(alone).glob("*/*.safetensors"))
     assert weights
@@ -346,12 +346,12 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-FRONT = "{out}/front.csv is the result of a finished run: choose another folder, give --resume to see it again if the "
+FRONT = "{out}/front.csv is the result of a finished run: choose another folder, give --resume to show it again if the "
 FRONT += "command is the same (in Python resume=True), or --force to replace it (force=True)."
-OTHER = "{out} holds what `unlearn-ext {command}` wrote, and each command needs a folder of its own: choose another "
-OTHER += "folder."
-DIFFERS = "{out} holds a finished run of something else, it differs in: {names}; give the command that it was begun "
-DIFFERS += "with, choose another folder, or give --force to replace it (in Python force=True)."
+OTHER = "{out} contains the output of `unlearn-ext {command}`, and each command needs a separate folder: choose "
+OTHER += "another folder."
+DIFFERS = "{out} contains a finished run that differs in: {names}; repeat the command that started it, choose another "
+DIFFERS += "folder, or give --force to replace it (in Python force=True)."
 SWEEP, RUN = ["sweep", "--points", "1", "--steps", "2"], ["run", "--epsilon", "0.5", "--steps", "2"]
 
 
@@ -399,7 +399,7 @@ REFUSED = {
     "a comparison beside models": (RUN, ["reproduce"], OTHER.replace("{command}", "run")),
     "resume and force": (
         RUN, [*RUN, "--resume", "--force"],
-        "--resume goes on with the run that is there and --force replaces it: give one of them.",
+        "--resume continues the run in the folder and --force replaces it: give one of them, not both.",
     ),
 }  # fmt: skip
 
@@ -434,7 +434,7 @@ def test_somebodys_own_folder_is_refused_before_anything_is_loaded(
     (tmp_path / name).write_text("mine")
     code, said = call(*RUN, *options(place), "--out", str(tmp_path), *given)
     assert code == 1
-    assert f"Error: {tmp_path} holds eps-0.5000, which no run wrote" in said
+    assert f"Error: {tmp_path} contains eps-0.5000, which no run wrote" in said
     assert content(tmp_path) == {name: b"mine"}
 
 
@@ -460,7 +460,7 @@ def test_a_sweep_of_other_classes_is_refused_before_a_small_model_is_trained(
     monkeypatch.setattr(data, "load", lambda *_, **__: other)
     code, said = call(*arguments, "--forget-classes", "8", "--resume")
     assert code == 1
-    assert "holds a finished run of something else, it differs in: forget, retain;" in said
+    assert "contains a finished run that differs in: forget, retain;" in said
     assert list(quick.iterdir()) == there
 
 

@@ -117,7 +117,7 @@ def test_two_processes_sweep_what_one_does(place, swept, tmp_path):
     ("swapped", "given", "sentence"),
     [
         (False, (), "is the result of a finished run"),
-        (True, ("--resume",), "it differs in: forget, retain, forget_validation"),
+        (True, ("--resume",), "that differs in: forget, retain, forget_validation"),
     ],
 )
 def test_processes_leave_a_finished_run_alone_and_it_is_said_once(place, swept, swapped, given, sentence):

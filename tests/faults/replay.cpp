@@ -1,4 +1,4 @@
-// Runs the fuzzed function once over every file named on the command line.
+// Runs the fuzzed function once on each file named on the command line.
 #include <cstdint>
 #include <cstdio>
 #include <fstream>

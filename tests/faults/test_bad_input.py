@@ -129,7 +129,7 @@ FILES = {
     "one word for a checkpoint": (
         nothing,
         RUN.replace("{place}/checkpoint", "checkpoint-of-nobody"),
-        "there is no folder checkpoint-of-nobody; an id of the Hugging Face hub would be written as owner/name.",
+        "there is no folder checkpoint-of-nobody; an id of the Hugging Face hub has the form owner/name.",
     ),
     "an empty folder for a checkpoint": (
         lambda p: (p / "empty").mkdir(),
@@ -177,8 +177,8 @@ FILES = {
     "weights that are not finite": (
         not_finite,
         RUN,
-        "the variance of the model's latents of the retain images is nan, so nothing can be measured in it: see "
-        "whether weights and images are finite, and the images not all alike.",
+        "the variance of the model's latents of the retain images is nan, so f1 and f2 cannot be computed: check "
+        "that weights and images are finite, and that the images are not all alike.",
     ),
     "a model of four channels": (
         entry("checkpoint/config.json", "in_channels", 4),
@@ -261,17 +261,17 @@ FILES = {
     "metrics.json of another kind": (
         text("run/metrics.json", "[]"),
         "report {place}/run",
-        "{place}/run cannot be read as a run: ValueError: metrics.json holds no names with values.",
+        "{place}/run cannot be read as a run: ValueError: metrics.json is not a JSON object.",
     ),
     "metrics.json with nothing in it": (
         text("run/metrics.json", "{}"),
         "report {place}/run",
-        "{place}/run cannot be read as a run: ValueError: metrics.json says None of f1_original.",
+        "{place}/run cannot be read as a run: ValueError: metrics.json has no valid f1_original: None.",
     ),
     "words for a number in metrics.json": (
         entry("run/metrics.json", "f1_star", "x"),
         "report {place}/run",
-        "{place}/run cannot be read as a run: ValueError: metrics.json says 'x' of f1_star.",
+        "{place}/run cannot be read as a run: ValueError: metrics.json has no valid f1_star: 'x'.",
     ),
     "pickled samples": (pickled_pictures, "report {place}/run", "{place}/run cannot be read as a run: ValueError: …"),
     "half of the samples": (
@@ -282,24 +282,22 @@ FILES = {
     "samples of nothing": (
         lambda p: np.savez(p / "run" / "samples.npz", a=np.zeros(3)),
         "report {place}/run",
-        "{place}/run cannot be read as a run: ValueError: samples.npz holds no originals, or does not say which are "
-        "to forget.",
+        "{place}/run cannot be read as a run: ValueError: samples.npz has no valid arrays `original` and `is_forget`.",
     ),
     "samples of another shape": (
         lambda p: np.savez(p / "run" / "samples.npz", is_forget=np.array([True]), original=np.zeros(3)),
         "report {place}/run",
-        "{place}/run cannot be read as a run: ValueError: samples.npz holds no originals, or does not say which are "
-        "to forget.",
+        "{place}/run cannot be read as a run: ValueError: samples.npz has no valid arrays `original` and `is_forget`.",
     ),
     "a point that is a path": (
         column("run/front.csv", "least-forgotten", "../../etc"),
         "report {place}/run",
-        "{place}/run/front.csv cannot be read as a Pareto front: '../../etc' is no point's name.",
+        "{place}/run/front.csv cannot be read as a Pareto front: '../../etc' is not a point name.",
     ),
     "a point that is the folder above": (
         column("run/front.csv", "least-forgotten", ".."),
         "evaluate {place}/run --extractor mnist-cnn",
-        "{place}/run/front.csv cannot be read as a Pareto front: '..' is no point's name.",
+        "{place}/run/front.csv cannot be read as a Pareto front: '..' is not a point name.",
     ),
     "words for a number in front.csv": (
         column("run/front.csv", "least-forgotten,least-forgotten", "least-forgotten,least-forgotten,x"),
@@ -309,7 +307,7 @@ FILES = {
     "an empty front": (
         text("run/front.csv", ""),
         "report {place}/run",
-        "{place}/run is no finished run: its front.csv lists no model.",
+        "{place}/run is not a finished run: its front.csv lists no model.",
     ),
     "a history without its columns": (
         text("run/history.csv", "point,step\na,1\n"),
@@ -348,7 +346,11 @@ VALUES = {
     "lr that is no number": (nothing, RUN + " --lr nan", "lr is nan; it must be a finite number, 0 or more."),
     "lr below 0": (nothing, RUN + " --lr -1", "lr is -1.0; it must be a finite number, 0 or more."),
     "ε that is no number": (nothing, RUN.replace("0.5 ", "nan "), "Invalid value for '--epsilon': …"),
-    "ε that is infinite": (nothing, RUN.replace("0.5 ", "inf "), "ε is inf; it must be a finite number, f1 to reach."),
+    "ε that is infinite": (
+        nothing,
+        RUN.replace("0.5 ", "inf "),
+        "ε is inf; it must be a finite number, the f1 to reach.",
+    ),
     "memory that is no number": (nothing, RUN + " --memory nan", "Invalid value for '--memory': …"),
     "seed below 0": (nothing, RUN + " --seed -1", "seed is -1; it must be a whole number, 0 or more and below 2**63."),
     "seed too large": (
@@ -438,8 +440,8 @@ STATES = {
     "a file for a folder of runs": (
         text("out", "x"),
         RUN,
-        "{place}/out cannot be written: File exists; choose another folder and give the same command again, a run's "
-        "with --resume to go on where it was.",
+        "{place}/out cannot be written: File exists; choose another folder and repeat the command, with --resume to "
+        "continue a run.",
     ),
     "runs among images": (
         nothing,
@@ -462,23 +464,23 @@ STATES = {
     "a journal that is none": (
         text("out/.eps-0.5000.journal", "x"),
         RUN,
-        "{place}/out/.eps-0.5000.journal is no journal of a run …",
+        "{place}/out/.eps-0.5000.journal is not the journal of a run …",
     ),
     "a sweep's journal that is none": (
         text("out/.front.csv.journal", "x"),
         SWEEP,
-        "{place}/out/.front.csv.journal is no journal of a run …",
+        "{place}/out/.front.csv.journal is not the journal of a run …",
     ),
     "somebody else's front.csv": (
         text("out/front.csv", "somebody's\n1\n"),
         SWEEP,
-        "{place}/out holds front.csv, which no run wrote and this one would replace: move that away or choose another "
+        "{place}/out contains front.csv, which no run wrote and this run would replace: move it away or choose another "
         "folder.",
     ),
     "no run in a folder": (
         nothing,
         "report {place}/checkpoint",
-        "{place}/checkpoint is no finished run: it holds no front.csv.",
+        "{place}/checkpoint is not a finished run: it contains no front.csv.",
     ),
     "a run without its sources": (
         nothing,
@@ -551,9 +553,9 @@ DTYPES = {
     "an array": (lambda: unlearned(forget=PIXELS[0].numpy()),
                  "the forget images are a ndarray; give a tensor [N, C, H, W]."),
     "0 to 255": (lambda: unlearned(forget=torch.full((4, 1, 8, 8), 255.0)),
-                 "the forget images reach from 255 to 255; float images must be in [-1, 1]."),
+                 "the forget images range from 255 to 255; float images must be in [-1, 1]."),
     "NaN": (lambda: unlearned(forget=torch.full((4, 1, 8, 8), math.nan)),
-            "the forget images reach from nan to nan; float images must be in [-1, 1]."),
+            "the forget images range from nan to nan; float images must be in [-1, 1]."),
     "weights of half precision": (lambda: unlearned(model=half()),
                                   "the model's weights are float16; make them float32 (module.float()), and choose "
                                   "the precision to compute in by the settings."),
@@ -561,14 +563,13 @@ DTYPES = {
                  "the model is a VQModel; wrap it in the class of its family in unlearn_ext.models."),
     "a task in words": (lambda: unlearned(task="center-crop:0.5"),
                         "the task is 'center-crop:0.5'; give one of unlearn_ext.tasks, such as CenterCrop(0.5)."),
-    "ε in words": (lambda: unlearned(epsilon="0.3"), "ε is '0.3'; it must be a finite number, f1 to reach."),
+    "ε in words": (lambda: unlearned(epsilon="0.3"), "ε is '0.3'; it must be a finite number, the f1 to reach."),
     "ε that is no number": (lambda: swept(epsilons=[0.3, math.nan]),
-                            "ε is nan; it must be a finite number, f1 to reach."),
+                            "ε is nan; it must be a finite number, the f1 to reach."),
     "steps and a half": (lambda: Settings(steps=1.5), "steps is 1.5; it must be a whole number, 1 or more."),
     "a rate of 2": (lambda: Settings(rate=2.0), "rate is 2.0; it must be a number above 0, 1 at most."),
     "less than no tolerance": (lambda: Settings(tolerance=-1.0), "tolerance is -1.0; it must be a number, 0 or more."),
-    "less than no points": (lambda: swept(points=-1),
-                            "points is -1; as many models cannot be put between the boundaries."),
+    "less than no points": (lambda: swept(points=-1), "points is -1; it must be 0 or more."),
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ WHY = {
     errno.ENOSPC: "No space left on device; free some space",
     errno.EROFS: "Read-only file system; make it writable or choose another folder",
     errno.EACCES: "Permission denied; make it writable or choose another folder",
-    errno.EIO: "Input/output error; mend that",
+    errno.EIO: "Input/output error; fix this",
 }
 
 
@@ -50,7 +50,7 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path, failing, 
     failing(0, number)
     with pytest.raises(UserError) as said:
         write_atomically(path, b"after")
-    advice = "and give the same command again, a run's with --resume to go on where it was."
+    advice = "and repeat the command, with --resume to continue a run."
     assert str(said.value) == f"{path} cannot be written: {WHY[number]} {advice}"
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
@@ -114,7 +114,7 @@ def test_what_safetensors_says_of_the_disk_is_the_same_sentence(tmp_path):
     def save(place):
         safetensors.save_file({"a": torch.zeros(3)}, str(place / "nowhere" / "weights"))
 
-    with pytest.raises(UserError, match=r"cannot be written: No such file or directory; see whether its disk is still"):
+    with pytest.raises(UserError, match=r"cannot be written: No such file or directory; check that its disk is still"):
         save_folder(tmp_path / "model", save, replace=True)
 
 
@@ -138,7 +138,7 @@ def test_a_sweep_on_a_full_disk_goes_on_when_there_is_room(tmp_path, monkeypatch
     monkeypatch.setattr(journal, "SECONDS", 0.0)
     swept(tmp_path / "alone")
     failing(count, errno.ENOSPC)
-    with pytest.raises(UserError, match="No space left on device; free some space and give the same command again"):
+    with pytest.raises(UserError, match="No space left on device; free some space and repeat the command"):
         swept(tmp_path / "full")
     assert not list((tmp_path / "full").rglob("*.part"))
     swept(tmp_path / "full")

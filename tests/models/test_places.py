@@ -66,9 +66,7 @@ def test_so_is_that_of_an_extractor(place, asked):
 
 
 def test_a_single_word_is_no_model(asked):
-    with pytest.raises(
-        UserError, match=r"there is no folder checkpoint; an id of the .* would be written as owner/name"
-    ):
+    with pytest.raises(UserError, match=r"there is no folder checkpoint; an id of the .* has the form owner/name"):
         models.load("vqgan", "checkpoint")
     assert not asked
 

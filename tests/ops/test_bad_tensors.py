@@ -259,3 +259,10 @@ def test_the_reference_refuses_several_devices():
 def test_psi_that_is_no_real_number(psi):
     with pytest.raises((ValueError, RuntimeError), match=r"must be a real 0-d tensor|move them to one device"):
         torch.ops.unlearn_ext.halfspace_project_([ones(3)], [ones(3)], psi)
+
+
+@pytest.mark.parametrize("name", ["params", "steps", "groups"])
+def test_operands_must_be_lists(name):
+    columns = dict.fromkeys(("params", "grads", "constraint_grads", "firsts", "seconds", "steps"), [None])
+    with pytest.raises(TypeError, match=f"{name} must be a list, not a tuple"):
+        Operands(**{**columns, "groups": [0], name: (None,)})

@@ -80,7 +80,7 @@ def test_a_point_worse_in_both_is_marked(run_folder: Path) -> None:
 @pytest.mark.parametrize("missing", ["front.csv", "history.csv", "metrics.json", "samples.npz"])
 def test_an_unfinished_run_is_named(run_folder: Path, missing: str) -> None:
     (run_folder / missing).unlink()
-    with pytest.raises(UserError, match=f"holds no {missing}"):
+    with pytest.raises(UserError, match=f"contains no {missing}"):
         write_report(run_folder)
 
 

@@ -376,7 +376,7 @@ def test_another_experiment_is_refused(experiment, changed, named):
 def test_somebodys_own_files_are_not_replaced(tmp_path, monkeypatch, name):
     monkeypatch.setattr(demo, "prepare", lambda *_, **__: pytest.fail("too late"))
     (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=f"holds {name}, which no run wrote and this one would replace"):
+    with pytest.raises(UserError, match=f"contains {name}, which no run wrote and this run would replace"):
         reproduce(tmp_path, plan=replace(PLAN, studies=(Probe(),)))
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -384,9 +384,9 @@ def test_somebodys_own_files_are_not_replaced(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("vqgan-1/front.csv", "vqgan-1 holds front.csv, which no run wrote"),
-        ("vqgan-1/eps-0.3000/cat.png", "vqgan-1 holds eps-0.3000, which no run wrote"),
-        ("vqgan-1/.eps-0.3000.journal", "vqgan-1 holds what `unlearn-ext run` wrote"),
+        ("vqgan-1/front.csv", "vqgan-1 contains front.csv, which no run wrote"),
+        ("vqgan-1/eps-0.3000/cat.png", "vqgan-1 contains eps-0.3000, which no run wrote"),
+        ("vqgan-1/.eps-0.3000.journal", "vqgan-1 contains the output of `unlearn-ext run`"),
     ],
 )
 def test_a_front_that_could_not_be_written_is_found_before_the_first(tmp_path, monkeypatch, name, sentence):

@@ -78,7 +78,7 @@ def test_a_finished_run_is_not_replaced(finished, images, settings):
 )
 def test_another_run_is_not_resumed(finished, images, changed, named):
     before = content(finished)
-    with pytest.raises(UserError, match=f"holds a finished run of something else, it differs in: {named};"):
+    with pytest.raises(UserError, match=f"contains a finished run that differs in: {named};"):
         swept(finished, images, resume=True, **changed)
     assert content(finished) == before
 
@@ -114,7 +114,7 @@ def test_force_does_not_touch_a_folder_with_somebodys_files_in_a_model(finished,
     (finished / name).write_text("mine")
     before = content(finished)
     shown = name.removesuffix("/cat.png")
-    with pytest.raises(UserError, match=f"holds {re.escape(shown)}, which no run wrote and this one would replace"):
+    with pytest.raises(UserError, match=f"contains {re.escape(shown)}, which no run wrote and this run would replace"):
         swept(finished, images, force=True)
     assert content(finished) == before
 
@@ -126,7 +126,7 @@ def test_force_does_not_touch_a_folder_with_somebodys_files_in_a_model(finished,
 def test_somebodys_own_files_are_not_replaced(tmp_path, images, name, force):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
-    with pytest.raises(UserError, match="which no run wrote and this one would replace: move that away or choose"):
+    with pytest.raises(UserError, match="which no run wrote and this run would replace: move it away or choose"):
         swept(tmp_path, images, force=force)
     assert content(tmp_path) == {name: b"mine"}
     assert not (tmp_path / ".lock").exists()
@@ -135,7 +135,7 @@ def test_somebodys_own_files_are_not_replaced(tmp_path, images, name, force):
 def test_a_link_in_the_place_of_a_model_is_somebodys_own(finished, images, tmp_path):
     (finished / "least-forgotten").rename(tmp_path / "elsewhere")
     (finished / "least-forgotten").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="holds least-forgotten, which no run wrote"):
+    with pytest.raises(UserError, match="contains least-forgotten, which no run wrote"):
         swept(finished, images, force=True)
     assert (tmp_path / "elsewhere" / "config.json").exists()
 
@@ -144,7 +144,7 @@ def test_a_link_in_the_place_of_a_model_is_somebodys_own(finished, images, tmp_p
 def test_a_list_of_files_that_leads_elsewhere_is_not_believed(finished, images, listed):
     (finished / "notes.txt").write_text("mine")
     (finished / "least-forgotten" / atomic_io.RECORD).write_text(json.dumps([listed]))
-    with pytest.raises(UserError, match="holds least-forgotten"):
+    with pytest.raises(UserError, match="contains least-forgotten"):
         swept(finished, images, force=True)
     assert (finished / "notes.txt").read_text() == "mine"
 
@@ -200,9 +200,9 @@ def test_a_kill_while_an_earlier_run_is_removed(finished, images, monkeypatch, m
         with pytest.raises(Ended):
             swept(finished, images, settings=OTHER, force=True)
     if moment != "the end":
-        with pytest.raises(UserError, match="holds an unfinished run: give --resume"):
+        with pytest.raises(UserError, match="contains an unfinished run: give --resume"):
             swept(finished, images)
-        with pytest.raises(UserError, match="an unfinished run of something else, it differs in: seed;"):
+        with pytest.raises(UserError, match="an unfinished run that differs in: seed;"):
             swept(finished, images, resume=True)
     swept(finished, images, settings=OTHER, resume=True)
     same = ["history.csv", "samples.npz", *(f"{name}/config.json" for name in models_of(alone))]
@@ -230,7 +230,7 @@ def test_models_of_a_run_that_was_killed_before_its_first_checkpoint(tmp_path, i
             swept(tmp_path / "run", images)
     assert len(models_of(tmp_path / "run")) == len(SCHEDULE.anchors)
     for changed in ({}, {"settings": OTHER}):
-        with pytest.raises(UserError, match="holds an unfinished run: give --resume"):
+        with pytest.raises(UserError, match="contains an unfinished run: give --resume"):
             swept(tmp_path / "run", images, **changed)
     with pytest.raises(UserError, match="differs in: seed;"):
         swept(tmp_path / "run", images, resume=True, settings=OTHER)
@@ -259,7 +259,8 @@ def test_an_unfinished_run_is_replaced_by_force(tmp_path, images, monkeypatch):
 def test_what_another_command_wrote_is_left_alone(tmp_path, images, name, given):
     (tmp_path / name).write_text("{}")
     command = "run" if "journal" in name else "reproduce"
-    with pytest.raises(UserError, match=f"holds what `unlearn-ext {command}` wrote, and each command needs a folder"):
+    message = f"contains the output of `unlearn-ext {command}`, and each command needs a separate folder"
+    with pytest.raises(UserError, match=message):
         swept(tmp_path, images, **given)
     assert content(tmp_path) == {name: b"{}"}
 
@@ -278,7 +279,7 @@ def test_a_part_of_the_identity_is_enough_to_refuse(finished):
 def test_a_damaged_journal_is_named(finished, images, size, force):
     (finished / ".front.csv.journal").write_bytes(random.Random(size).randbytes(size))
     before = content(finished)
-    with pytest.raises(UserError, match=r"front\.csv\.journal is no journal of a run"):
+    with pytest.raises(UserError, match=r"front\.csv\.journal is not the journal of a run"):
         swept(finished, images, force=force)
     assert content(finished) == before
 

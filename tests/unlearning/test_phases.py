@@ -201,7 +201,7 @@ def test_points_are_added_to_a_finished_run(tmp_path, tiny_model, given, monkeyp
 
 
 def test_points_are_not_added_where_no_sweep_is(tmp_path, tiny_model, given):
-    with pytest.raises(UserError, match=r"is no finished run: it holds no front\.csv"):
+    with pytest.raises(UserError, match=r"is not a finished run: it contains no front\.csv"):
         add_points(tmp_path, tiny_model, **given, epsilons=[0.2])
 
 

@@ -124,23 +124,23 @@ def unfinished(tmp_path, model, images, ending):
 
 def test_an_unfinished_run_is_not_replaced(unfinished, model, images):
     before = (unfinished / JOURNAL).read_bytes()
-    with pytest.raises(UserError, match="holds an unfinished run: give --resume"):
+    with pytest.raises(UserError, match="contains an unfinished run: give --resume"):
         swept(model, images, unfinished, resume=False)
     assert (unfinished / JOURNAL).read_bytes() == before
 
 
 def test_what_differs_is_named(unfinished, model, images):
     other = Settings(steps=5, batch_size=8, seed=1)
-    with pytest.raises(UserError, match="it differs in: steps, seed;"):
+    with pytest.raises(UserError, match="that differs in: steps, seed;"):
         swept(model, images, unfinished, settings=other)
-    with pytest.raises(UserError, match="it differs in: points, task;"):
+    with pytest.raises(UserError, match="that differs in: points, task;"):
         swept(model, images, unfinished, task=CenterCrop(0.3), points=2)
-    with pytest.raises(UserError, match="it differs in: augmentation;"):
+    with pytest.raises(UserError, match="that differs in: augmentation;"):
         swept(model, images, unfinished, augment=lambda images, draw: images.flip(-1))
     with torch.no_grad():
         model.encoder_parameters()[0].mul_(2)
     images[1][0] = 0
-    with pytest.raises(UserError, match="it differs in: model, retain;"):
+    with pytest.raises(UserError, match="that differs in: model, retain;"):
         swept(model, images, unfinished)
 
 
@@ -169,7 +169,7 @@ def test_a_run_without_its_result_is_made_again(tmp_path, model, images):
 
 def test_a_journal_that_is_none(unfinished, model, images):
     (unfinished / JOURNAL).write_bytes(b"nothing")
-    with pytest.raises(UserError, match="is no journal of a run"):
+    with pytest.raises(UserError, match="is not the journal of a run"):
         swept(model, images, unfinished)
 
 
@@ -189,7 +189,7 @@ def test_a_folder_belongs_to_one_process(tmp_path, model, images):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True,
     )  # fmt: skip
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another process is at work in"):
+    with pytest.raises(UserError, match="another process is using"):
         swept(model, images, tmp_path)
     other.kill()
     other.communicate()

@@ -78,7 +78,7 @@ def test_steps_that_are_not_finite_write_nothing(model, images):
     assert [row[-1] for row in history.rows()] == [1, 1, 1] * (len(history.epsilons) // 3)
 
 
-@pytest.mark.parametrize(("epsilon", "message"), [(-0.1, "forget as far as it can"), (50.0, "stays as it is")])
+@pytest.mark.parametrize(("epsilon", "message"), [(-0.1, "f1 will end above ε"), (50.0, "stays as it is")])
 def test_epsilon_outside_the_boundaries_warns(model, images, epsilon, message):
     with pytest.warns(UserWarning, match=message):
         ux.unlearn(model, *images, task=TASK, epsilon=epsilon, settings=Settings(steps=1))
@@ -100,7 +100,7 @@ def test_where_no_step_is_finite_a_run_stops(model, images):
     objectives = Objectives.freeze(model, forget, retain, TASK)
     forget[:] = math.inf
     before, run = parameters(model), Trainer(model, objectives, History())
-    with pytest.raises(UserError, match="the last 10 of 10 steps met numbers that are not finite"):
+    with pytest.raises(UserError, match="the last 10 of 10 steps were skipped because values were not finite"):
         run.train(GradientNorm(), 40)
     assert torch.equal(parameters(model), before)
     assert run.steps_taken == 10
@@ -108,7 +108,7 @@ def test_where_no_step_is_finite_a_run_stops(model, images):
 
 def test_a_run_that_explodes_stops(model, images):
     wild = Settings(steps=60, batch_size=16, lr=30.0)
-    with pytest.raises(UserError, match=r"f[12] has grown to .* the training diverges; take a lower learning rate"):
+    with pytest.raises(UserError, match=r"f[12] has grown to .* the training diverges; use a lower learning rate"):
         ux.unlearn(model, *images, task=TASK, epsilon=0.2, settings=wild)
 
 
@@ -132,7 +132,7 @@ def test_skipped_steps_are_counted_and_shown(model, images):
     objectives, history = Objectives.freeze(model, *images, TASK, settings=few), History()
     images[0][0] = math.inf
     Trainer(model, objectives, history).train(GradientNorm(), 9)
-    with pytest.warns(UserWarning, match="3 of 9 steps met a number that is not finite, and were skipped"):
+    with pytest.warns(UserWarning, match="3 of 9 steps were skipped because a value was not finite"):
         warn_if_skipped([history])
 
 
@@ -141,7 +141,7 @@ def test_unlearn_augments_and_says_what_was_skipped(model, images):
         return images * math.inf if draw == 2 else images
 
     few = Settings(steps=4, batch_size=16, tolerance=1.0)
-    with pytest.warns(UserWarning, match=r"1 of \d+ steps met a number that is not finite, and were skipped"):
+    with pytest.warns(UserWarning, match=r"1 of \d+ steps were skipped because a value was not finite"):
         ux.unlearn(model, *images, task=TASK, epsilon=0.5, augment=spoilt, settings=few)
 
 

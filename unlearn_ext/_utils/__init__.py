@@ -1,1 +1,1 @@
-"""What has nothing to do with unlearning: files, locks, processes, memory, random numbers."""
+"""General utilities: files, locks, processes, memory, random numbers."""

@@ -1,4 +1,4 @@
-"""Files and folders that are there as a whole or not at all, whatever ends the process and whenever."""
+"""Atomic writing of files and folders: a reader never sees a partial result, even after a crash."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ __all__ = [
     "write_text",
 ]
 
-RECORD = ".unlearn_ext.json"  # in a folder that was saved: the paths of its files, relative to it
-# How the names end of what is not whole yet, and of what was there before; nobody's own files are named like this.
+RECORD = ".unlearn_ext.json"  # file in each saved folder: the list of its files, as relative paths
+# Suffixes of unfinished outputs and of the old outputs that they replace; no user file ends like this.
 _UNFINISHED, _REPLACED = ".unlearn_ext.part", ".unlearn_ext.old"
 
 _REMEDIES = {
@@ -46,32 +46,33 @@ _REMEDIES = {
     errno.EPERM: "make it writable or choose another folder",
     errno.EEXIST: "choose another folder",
     errno.ENOTDIR: "choose another folder",
-    errno.ENOENT: "see whether its disk is still there",
+    errno.ENOENT: "check that its disk is still connected",
 }
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file in place of what is there: nobody ever sees half of it, not even after the power failed.
+    """Write or replace a file; no process ever sees a part of it, even after a power failure.
 
     Raises:
-        UserError: it cannot be written; what was there is as it was.
+        UserError: the file cannot be written; an existing file is unchanged.
     """
     save_file(path, lambda place: place.write_bytes(content))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8; as :func:`write_atomically`.
+    r"""Write a text file in UTF-8, as :func:`write_atomically` does.
 
-    A file name may hold bytes that are not UTF-8, which Python keeps as lone surrogates. They are written as escapes,
-    such as ``\\udce9``. In JSON this is the escape of that very surrogate, so the name is read back unchanged.
+    A text may contain lone surrogates, which Python uses for bytes of file names that are not UTF-8. They are written
+    as escapes, such as ``\udce9``. JSON reads this escape as the same surrogate, so the name is unchanged.
     """
     write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def save_file(path: Path, save: Callable[[Path], object]) -> None:
-    """As :func:`write_atomically`, by a function that writes the file at the place that it is given.
+    """Write a file as :func:`write_atomically` does, with a function that writes it to a given path.
 
-    That is in a folder of its own, for some libraries write a file beside it first, which a kill would leave there.
+    The path is in a temporary folder. Some libraries first write another file beside it, which would remain if the
+    process is killed.
     """
     unfinished = _beside(path, _UNFINISHED)
     with told(path):
@@ -88,7 +89,7 @@ def save_file(path: Path, save: Callable[[Path], object]) -> None:
 
 
 def write_table(path: Path, names: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV file, numbers at full precision; as :func:`write_atomically`."""
+    """Write a CSV file with numbers at full precision, as :func:`write_atomically` does."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
@@ -97,32 +98,34 @@ def write_table(path: Path, names: Sequence[str], rows: Iterable[Iterable[Any]])
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a compressed NumPy archive; as :func:`write_atomically`."""
+    """Write a compressed NumPy archive, as :func:`write_atomically` does."""
     archive = io.BytesIO()
-    np.savez_compressed(archive, **arrays)
+    named: Mapping[str, Any] = arrays  # not ndarray: numpy's stub would take each for the option `allow_pickle`
+    np.savez_compressed(archive, **named)
     write_atomically(path, archive.getvalue())
 
 
 def file_name(text: str) -> str:
-    """A text as the name of a file in its folder, whatever the text holds."""
+    """Return a file name for a text: characters other than letters, digits and ``_.+-`` become hyphens."""
     return re.sub(r"[^\w.+-]+", "-", text)
 
 
 def save_folder(folder: Path, save: Callable[[Path], None], *, replace: bool) -> None:
-    """Write a folder, and in it ``RECORD``, the list of its files.
+    """Write a folder atomically, with ``RECORD``, the list of its files, in it.
 
     Args:
-        folder: its place.
-        save: writes it, at the place that it is given.
-        replace: what is there. Else it stays: of two processes at once, the first to finish wins.
+        folder: path of the folder.
+        save: function that writes the folder to a given path.
+        replace: whether to replace an existing folder. If not, the existing folder stays; of two processes that write
+            at the same time, the first to finish wins.
 
     Raises:
-        UserError: it cannot be written; what was there is as it was.
+        UserError: the folder cannot be written; an existing folder is unchanged.
     """
     unfinished, replaced = _beside(folder, _UNFINISHED), _beside(folder, _REPLACED)
     with told(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process that had the same number
+        shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process with the same id
         try:
             save(unfinished)
             files = sorted(str(path.relative_to(unfinished)) for path in unfinished.rglob("*") if path.is_file())
@@ -130,7 +133,7 @@ def save_folder(folder: Path, save: Callable[[Path], None], *, replace: bool) ->
             for path in (*unfinished.rglob("*"), unfinished):
                 _sync(path)
             if replace and folder.exists():
-                folder.rename(replaced)  # not removed before the new one is in its place
+                folder.rename(replaced)  # removed only once the new folder is in place
             _rename(unfinished, folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -139,21 +142,21 @@ def save_folder(folder: Path, save: Callable[[Path], None], *, replace: bool) ->
 
 
 def saved_files(folder: Path) -> set[Path] | None:
-    """Return the files that :func:`save_folder` wrote into a folder, ``RECORD`` included; None if it wrote none."""
+    """Return the files in a folder that :func:`save_folder` wrote, ``RECORD`` included; None for other folders."""
     try:
         names = [Path(name) for name in json.loads((folder / RECORD).read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):
         return None
     if any(name.is_absolute() or ".." in name.parts for name in names):
         return None  # not written by save_folder
-    return {folder / name for name in (*names, RECORD)}
+    return {folder / RECORD, *(folder / name for name in names)}
 
 
 def remove(files: Iterable[Path], root: Path) -> None:
-    """Remove files below a folder, each ``RECORD`` after the files that it lists, and folders that are empty then.
+    """Remove files below a folder, each ``RECORD`` last, and the folders that become empty.
 
     Raises:
-        UserError: one cannot be removed.
+        UserError: a file cannot be removed.
     """
     for file in sorted(files, key=lambda file: file.name == RECORD):
         with told(file):
@@ -161,12 +164,12 @@ def remove(files: Iterable[Path], root: Path) -> None:
         for folder in file.relative_to(root).parents[:-1]:
             try:
                 (root / folder).rmdir()
-            except OSError:  # something else is in it
+            except OSError:  # not empty
                 break
 
 
 def tidy(folder: Path) -> None:
-    """Remove what killed processes had not finished writing into a folder, and put back what they had moved aside."""
+    """Remove unfinished outputs of killed processes from a folder, and restore the old outputs that they moved."""
     for path in folder.glob(f"*.*{_UNFINISHED}"):
         shutil.rmtree(path)
     for path in folder.glob(f"*.*{_REPLACED}"):
@@ -175,7 +178,7 @@ def tidy(folder: Path) -> None:
 
 
 def check_encodable(path: str | os.PathLike[str]) -> None:
-    """Raise ``UserError`` where a path is not UTF-8: safetensors writes models to such a path, but cannot read them."""
+    """Raise ``UserError`` if a path is not UTF-8: safetensors can write models to such a path, but not read them."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
@@ -186,22 +189,22 @@ def check_encodable(path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def told(path: Path) -> Iterator[None]:
-    """Where writing fails inside, one sentence says what could not be written, why, and what to do."""
+    """Convert OSError into UserError with path, cause and remedy."""
     try:
         yield
     except Exception as error:
         number = _number(error)
         if number is None:
             raise
-        remedy = _REMEDIES.get(number, "mend that")
+        remedy = _REMEDIES.get(number, "fix this")
         raise UserError(
-            f"{path} cannot be written: {os.strerror(number)}; {remedy} and give the same command again, a run's with "
-            "--resume to go on where it was."
+            f"{path} cannot be written: {os.strerror(number)}; {remedy} and repeat the command, with --resume to "
+            "continue a run."
         ) from error
 
 
 def _number(error: Exception) -> int | None:
-    """Of the system's error, which safetensors only puts into words."""
+    """Return the errno of an error, or None; safetensors gives it only in the message."""
     if isinstance(error, OSError):
         return error.errno
     named = re.search(r"\(os error (\d+)\)", str(error))
@@ -221,7 +224,7 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 def _settle(replaced: Path, folder: Path) -> None:
-    """Remove what was moved aside if its successor is in place, else put it back."""
+    """Remove the replaced folder if the new one is in place; else restore it."""
     if folder.exists():
         shutil.rmtree(replaced, ignore_errors=True)
     elif replaced.exists():
@@ -229,7 +232,7 @@ def _settle(replaced: Path, folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Onto the disk."""
+    """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The folder that downloads and pretrained models are kept in between runs."""
+"""The cache folder, for downloads and pretrained models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("UNLEARN_EXT_CACHE"):
         return Path(chosen)
     shared = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(shared):  # the XDG specification says to ignore a relative one
+    if os.path.isabs(shared):  # the XDG specification says to ignore relative paths
         return Path(shared) / "unlearn_ext"
     try:
         return Path.home() / ".cache" / "unlearn_ext"
@@ -34,10 +34,10 @@ def cache_folder() -> Path:
 
 
 def writable_cache_folder() -> Path:
-    """Return the cache folder, after making it and a file in it; call it before computing what is to be kept there.
+    """Create the cache folder, check that it is writable, and return it; call it before computing what it stores.
 
     Raises:
-        UserError: there is none, it cannot be written to, or models could not be loaded from it.
+        UserError: there is no home folder, the cache folder cannot be written to, or its path is not UTF-8.
     """
     folder = cache_folder()
     check_encodable(folder)

@@ -1,8 +1,8 @@
-"""Data-parallel unlearning: the processes that torchrun starts, each on its share of every minibatch.
+"""Data-parallel unlearning: each process that torchrun starts computes its share of every minibatch.
 
-Gradients are averaged by one collective after the backward pass, not by ``DistributedDataParallel``: a model of any
-family is an object with ``encode``, not a module with ``forward``, and DDP wants every parameter to be used in every
-pass. What is lost is the overlap of that collective with the backward pass; what is won is that nothing is wrapped.
+Gradients are averaged with one collective after the backward pass instead of ``DistributedDataParallel``, so models
+need no wrapper. DDP needs a module with ``forward``, but a model here is an object with ``encode``; DDP also requires
+that every pass uses every parameter. The disadvantage is that the collective does not overlap with the backward pass.
 """
 
 from __future__ import annotations
@@ -37,50 +37,51 @@ T = TypeVar("T")
 
 
 def several() -> bool:
-    """Whether this process has others beside it."""
+    """Return whether there is more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and speaks for all."""
+    """Return whether this is the first process, which writes all files and messages."""
     return not several() or dist.get_rank() == 0
 
 
 def launched() -> bool:
-    """Whether torchrun started this process."""
+    """Return whether torchrun started this process."""
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Joins the processes that torchrun started with this one, if it did: gloo between CPUs, NCCL between GPUs.
+    """Join the process group if torchrun started this process: gloo between CPUs, NCCL between GPUs.
 
-    After an error nothing is tidied up, since others may be waiting for this process: it ends, and torchrun ends them.
+    After an error, the group is not destroyed, because other processes may be waiting for this one. This process ends,
+    and torchrun ends the others.
     """
     if not launched():
         yield
         return
-    # It keeps the group it finds when imported, as a default argument: threads would still run at exit, and abort.
+    # Import before there is a group: the module would keep the group, whose threads would abort at exit.
     importlib.import_module("torch.distributed.nn.functional")
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     yield
-    dist.barrier()  # they leave together: none tears connections down that another still uses
+    dist.barrier()  # no process closes connections that another still uses
     dist.destroy_process_group()
 
 
 class FirstFailed(UserError):
-    """What the first process raised, in the others, which need not say it again."""
+    """Raised in the other processes if the first one failed; they need not report the error again."""
 
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """Let the first process do what is inside before the others do: they find in the cache what it left there.
+    """Run the body in the first process before the others, which then find its results in the cache.
 
     Raises:
-        FirstFailed: in the others, where the first raised an exception.
+        FirstFailed: in the other processes, if the first one raised an exception.
     """
     if not is_first():
         _from_first()
@@ -95,10 +96,10 @@ def first_alone() -> Iterator[None]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """Return what the first process makes, in every process.
+    """Call a function in the first process only, and return its result in every process.
 
     Raises:
-        FirstFailed: in the others, where the first raised an exception.
+        FirstFailed: in the other processes, if the first one raised an exception.
     """
     if not is_first():
         return _from_first()
@@ -114,7 +115,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def _to_others(made: Any, error: Exception | None = None) -> None:
-    """Send what the first process made, or why it did not: without a word, the others would wait for ever."""
+    """Send a result or an error to the other processes, which wait for one of them."""
     dist.broadcast_object_list([made, None if error is None else str(error)])
 
 
@@ -128,12 +129,12 @@ def _from_first() -> Any:
 
 
 def part(index: torch.Tensor) -> torch.Tensor:
-    """This process's part of the images at ``index`` (int64 [B]); of several, parts may differ by an image."""
+    """Return this process's part of ``index`` (int64 [B]); the sizes of parts differ by at most 1."""
     return index.tensor_split(dist.get_world_size())[dist.get_rank()] if several() else index
 
 
 def share(index: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """This process's part of a minibatch, and the weight that its mean loss has in the mean over the whole.
+    """Return this process's part of a minibatch, and the weight of its mean loss in the mean over the minibatch.
 
     Raises:
         UserError: there are more processes than images in the minibatch.
@@ -147,7 +148,7 @@ def share(index: torch.Tensor) -> tuple[torch.Tensor, float]:
 
 
 def total(value: float) -> float:
-    """The sum over all processes, to the same bits in each: a decision taken on it cannot part them."""
+    """Return the sum over all processes, bit-identical in each, so that decisions based on it agree."""
     if not several():
         return value
     box = torch.tensor(value, dtype=torch.float64)
@@ -156,14 +157,14 @@ def total(value: float) -> float:
 
 
 def average(value: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Averages ``p.grad`` over all processes in place, and a loss.
+    """Average a loss, and ``p.grad`` in place, over all processes.
 
     Args:
-        value: loss, 0-d, times the weight of this process's share.
-        parameters: the same in every process; those without a gradient have none in any.
+        value: loss of this process, 0-d, multiplied by the weight from :func:`share`.
+        parameters: the same parameters in every process; each has a gradient in all processes or in none.
 
     Returns:
-        the mean loss, 0-d.
+        The mean loss, 0-d.
     """
     if not several():
         return value

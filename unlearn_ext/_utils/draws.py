@@ -1,4 +1,4 @@
-"""Random numbers that belong to an image: the same ones in whatever batch, order and process it comes."""
+"""Random numbers that depend only on an image and a salt, not on batch, order or process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["generators", "normal"]
 
 
 def generators(images: torch.Tensor, *salt: str | int) -> Iterator[torch.Generator]:
-    """A generator for each of the images [N, C, H, W], on the CPU, seeded by its pixels and by the salt."""
+    """Yield a CPU generator for each of the images [N, C, H, W], seeded by its pixels and the salt."""
     key = repr(salt).encode()
     for image in images.detach().float().cpu():
         digest = hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=7, key=key).digest()
@@ -19,6 +19,6 @@ def generators(images: torch.Tensor, *salt: str | int) -> Iterator[torch.Generat
 
 
 def normal(images: torch.Tensor, *salt: str | int) -> torch.Tensor:
-    """Standard normal noise, float32 on the CPU and of the images' shape [N, C, H, W]."""
+    """Return standard normal noise of the images' shape [N, C, H, W], float32 on the CPU."""
     shape = images.shape[1:]
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators(images, *salt)])

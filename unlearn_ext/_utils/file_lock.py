@@ -18,10 +18,10 @@ FILE = ".lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make a folder and keep other processes out of it; the system frees the lock however this process ends.
+    """Create a folder and lock it against other processes; the system releases the lock if this process dies.
 
     Raises:
-        UserError: another process has the lock, or the folder cannot be made.
+        UserError: another process has the lock, or the folder cannot be created.
     """
     lock = FileLock(folder / FILE)
     with told(folder):
@@ -30,10 +30,10 @@ def locked(folder: Path) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout:
             raise UserError(
-                f"another process is at work in {folder}: wait until it has ended, or choose another folder."
+                f"another process is using {folder}: wait until it has finished, or choose another folder."
             ) from None
         except NotImplementedError:
-            pass  # a file system without locks
+            pass  # the file system has no locks
     try:
         yield
     finally:

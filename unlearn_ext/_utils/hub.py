@@ -1,4 +1,4 @@
-"""Tell local paths from ids of the Hugging Face hub, so that nothing is asked of the network for a mistyped path."""
+"""Distinguish local paths from Hugging Face hub ids, so that a mistyped path causes no network request."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from ..errors import UserError, require
 
 __all__ = ["ask_hub", "check_reachable", "expanded", "is_local"]
 
-_SECONDS = 10.0  # that the hub has to answer
-# How names of files end, and no id does.
+_SECONDS = 10.0  # timeout of a request
+# A text with one of these suffixes is a file name, not an id.
 _SUFFIXES = (".arrow", ".bin", ".ckpt", ".csv", ".gz", ".json", ".jsonl", ".parquet", ".pt", ".pth", ".safetensors",
              ".tar", ".txt", ".zip")  # fmt: skip
 
 
 def expanded(place: str | os.PathLike[str]) -> str | Path:
-    """Return a path or an id with the home folder in the place of ``~``; a path object stays one."""
+    """Return a path or an id with ``~`` replaced by the home folder; the result has the argument's type."""
     return os.path.expanduser(place) if isinstance(place, str) else Path(place).expanduser()
 
 
 def is_local(place: str | os.PathLike[str], *, owned: bool = True) -> bool:
-    """Return whether a file or folder of that name is there; False for what may be an id of the hub.
+    """Return True if a file or folder exists at a path, and False for a text that may be an id of the hub.
 
-    Ids are texts such as ``owner/name``. What looks like a path is none: a path object, a text that begins with ``.``,
-    ``~`` or ``/``, holds two slashes or a backslash, ends like a file, or begins with a folder that is there.
+    Ids are strings such as ``owner/name``. These are paths, not ids: path objects, and strings that begin with ``.``,
+    ``~`` or ``/``, contain two slashes or a backslash, end with the suffix of a file, or begin with an existing folder.
 
     Args:
         place: path or id; ``~`` is the home folder.
-        owned: whether an id has an owner. A few old data sets are called by a name alone.
+        owned: whether an id must have an owner; the ids of a few old data sets have none.
 
     Raises:
-        UserError: nothing is there, and it is no id.
+        UserError: the path does not exist, and is not an id.
     """
     path = Path(expanded(place))
-    if os.path.exists(path):  # for what cannot be a path, such as a very long text, it is False
+    if os.path.exists(path):  # False for invalid paths, such as a very long text
         return True
     text = os.fspath(place)
     why = ""
@@ -42,7 +42,7 @@ def is_local(place: str | os.PathLike[str], *, owned: bool = True) -> bool:
         if "/" not in text:
             if not owned:
                 return False
-            why = "; an id of the Hugging Face hub would be written as owner/name"
+            why = "; an id of the Hugging Face hub has the form owner/name"
         elif path.parent.is_dir():
             why = f"; since there is a folder {path.parent}, this is not taken for an id of the Hugging Face hub"
         else:
@@ -62,27 +62,27 @@ def _is_id(text: str) -> bool:
 def ask_hub(repository: str, kind: str) -> str | None:
     """Return why the Hugging Face hub does not answer, or None if it does.
 
-    The libraries would try six times, for half a minute.
+    Without this check, the libraries would try six times, for half a minute.
 
     Args:
-        repository: its id.
+        repository: id of the repository.
         kind: ``"model"`` or ``"dataset"``.
 
     Raises:
-        UserError: the hub has no such repository for this user.
+        UserError: the repository does not exist, or this user has no access to it.
     """
     hub = require("huggingface_hub", "images")
     try:
         hub.repo_info(repository, repo_type=kind, timeout=_SECONDS)
     except hub.errors.GatedRepoError:
-        return None  # the libraries say what to do
+        return None  # the library's own message says what to do
     except hub.errors.RepositoryNotFoundError as error:
         raise UserError(
             f"there is no folder {repository} here, and the Hugging Face hub has no {kind} {repository} that you may "
             "read."
         ) from error
     except hub.errors.HfHubHTTPError:
-        return None  # it answers: what it has against the request, the libraries say
+        return None  # the hub answers; the library reports the error later
     except Exception as error:  # no network, no such host, no answer in time, offline mode
         return str(error) or type(error).__name__
     return None

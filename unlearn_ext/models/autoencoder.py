@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
+from .._torch_internals import tree_leaves
 from ..errors import UserError, require
 from .freezing import adopt, unwrapped
 from .from_diffusers import DiffusersAutoencoder

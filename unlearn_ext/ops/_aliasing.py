@@ -6,6 +6,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from .._torch_internals import overlaps_itself
+
 
 def check(columns: Sequence[Sequence[Tensor | None]], written: Sequence[int]) -> None:
     """Reject written tensors that overlap themselves, share memory with another tensor, or are inference tensors.
@@ -67,7 +69,7 @@ def _places(tensor: Tensor) -> Tensor:
 def _overlaps_itself(tensor: Tensor) -> bool:
     if _dense(tensor):
         return False
-    known = torch._debug_has_internal_overlap(tensor)  # 0: no, 1: yes, 2: not decidable from the strides
+    known = overlaps_itself(tensor)
     return known == 1 or (known == 2 and _places(tensor).unique().numel() < tensor.numel())
 
 

@@ -39,19 +39,20 @@ class _Kernels:
         self.lists = operands.lists()
         if reason := self.table.read(rule, self.lists, operands.groups):
             return reason
-        if self.table.scattered or (self.table.changed and self.table.crossing):
+        if self.table.scattered or (self.table.changed and self.table.has_aliasing):
             _aliasing.check(self.lists, WRITES[rule])
         if self.table.scattered:
             self._stage(self.table.scattered)
-            self.table.read(rule, self.lists, operands.groups)
+            if reason := self.table.read(rule, self.lists, operands.groups):
+                return reason
         self.changed = self.table.changed
         if self.changed:
             self.table.accept()
-        if self.partials.numel() < self.table.turns * len(Sum):
-            self.partials = torch.empty(self.table.turns * len(Sum), dtype=torch.float64, device=self.step.device)
+        if self.partials.numel() < self.table.tiles * len(Sum):
+            self.partials = torch.empty(self.table.tiles * len(Sum), dtype=torch.float64, device=self.step.device)
         step = self.step
-        blocks = [t.data_ptr() for t in (step.hyper, step.control, self.partials, step.sums, step.report)]
-        self.job = kernels.Job(rule, self.table, len(step.hyper), blocks, constraint)
+        buffers = [t.data_ptr() for t in (step.hyper, step.control, self.partials, step.sums, step.report)]
+        self.job = kernels.Job(rule, self.table, len(step.hyper), buffers, constraint)
         return ""
 
     def _stage(self, rows: list[int]) -> None:

@@ -98,6 +98,9 @@ class Operands:
         seconds: second moment; ``None`` if the rule has none.
         steps: float32 0-d counters of the steps taken; ``None`` if the rule has none.
         groups: index of the parameter group.
+
+    Raises:
+        TypeError: an attribute is not a list; the kernels read nothing else.
     """
 
     params: Sequence[Tensor | None]
@@ -107,6 +110,11 @@ class Operands:
     seconds: Sequence[Tensor | None]
     steps: Sequence[Tensor | None]
     groups: Sequence[int]
+
+    def __post_init__(self) -> None:
+        for name, values in vars(self).items():
+            if not isinstance(values, list):
+                raise TypeError(f"Operands: {name} must be a list, not a {type(values).__name__}")
 
     def __len__(self) -> int:
         return len(self.grads)

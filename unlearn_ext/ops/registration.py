@@ -6,7 +6,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+
+from .._torch_internals import below_autograd, tree_leaves
 
 __all__ = ["P", "T", "check_devices", "fake", "fake_in_place", "operator"]
 
@@ -68,7 +69,7 @@ def fake_in_place(*args: Any, **kwargs: Any) -> None:
 
 def _without_derivative(registered: Callable[..., T]) -> Callable[..., T]:
     def call(*args: Any) -> T:
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             result = registered(*args)
         if torch.is_grad_enabled():
             tensors = (t for arg in args for t in (arg if isinstance(arg, list) else [arg]) if isinstance(t, Tensor))

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
-from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
+
+from .._torch_internals import is_unscaled, multiply_foreach_, unscale_foreach_
 
 
 def refuse_unscaled(optimizer: Optimizer, scaler: GradScaler) -> None:
@@ -15,8 +16,7 @@ def refuse_unscaled(optimizer: Optimizer, scaler: GradScaler) -> None:
     Raises:
         RuntimeError: the gradients were unscaled before; the message says what to do instead.
     """
-    state = scaler._per_optimizer_states.get(id(optimizer))
-    if state is not None and state["stage"] is OptState.UNSCALED:
+    if is_unscaled(scaler, optimizer):
         raise RuntimeError(
             "hold_constraint: scaler.unscale_(optimizer) was called before, and hold_constraint(f1, scaler) would "
             "divide ∇f1 by the scale again; call unscale_ after it, for ∇f2, or not at all"
@@ -38,7 +38,7 @@ def unscale_held_(params: list[Tensor], grads: list[Tensor | None], scaler: Grad
     overflow = torch.zeros((), device=device)
     for dtype in {g.dtype for _, g in mine}:
         same = [g for _, g in mine if g.dtype == dtype]
-        torch._amp_foreach_non_finite_check_and_unscale_(same, overflow, inverse)
+        unscale_foreach_(same, overflow, inverse)
     smallest = min((p for p, _ in mine), key=Tensor.numel)
     smallest.grad = torch.zeros_like(smallest) + torch.where(overflow > 0, torch.nan, 0.0).to(smallest.dtype)
 
@@ -46,4 +46,4 @@ def unscale_held_(params: list[Tensor], grads: list[Tensor | None], scaler: Grad
 def unscale_(grads: Sequence[Tensor | None], scale: Tensor) -> None:
     """Divide ∇f2 by the scale, in place and each tensor once, as ``GradScaler.unscale_`` would do."""
     present = list({id(g): g for g in grads if g is not None}.values())
-    torch._foreach_mul_(present, scale.double().reciprocal().float().to(present[0].device))
+    multiply_foreach_(present, scale.double().reciprocal().float().to(present[0].device))

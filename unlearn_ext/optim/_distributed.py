@@ -12,16 +12,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from itertools import repeat
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .._torch_internals import is_dtensor, local_shard, placement_spec
 from ..ops.layout import Operands, Report
 
 #: Type of the optimizers' ``process_group``; a string, since torch may have been built without ``ProcessGroup``.
-Replicas: TypeAlias = "dist.ProcessGroup | str | None"
+Replicas: TypeAlias = 'dist.ProcessGroup | Literal["default"] | None'
 Members = tuple[int, ...]  # ranks, which identify a process group
 
 
@@ -118,13 +119,12 @@ class Shards:
         self._groups: dict[Members, dist.ProcessGroup] = {}
         self._meshes: list[set[int]] = []
         owners = _owners(operands)
-        ways = self._ways(owners)
-        keys = list(zip(operands.groups, ways, strict=True))
+        keys = list(zip(operands.groups, self._sharding_groups(owners), strict=True))
         rows = {key: row for row, key in enumerate(dict.fromkeys(keys))}
         self.hyper = [hyper[group] for group, _ in rows]
-        self._divided = [way for _, way in rows]
+        self._divided = [sharded_over for _, sharded_over in rows]
         self.operands = _local(operands, [rows[key] for key in keys])
-        self._add_replicas(process_group, any_plain=not all(hasattr(owner, "_spec") for owner in owners))
+        self._add_replicas(process_group, any_plain=not all(is_dtensor(owner) for owner in owners))
         torch.autograd.graph.increment_version(owners)  # the step writes the local tensors, which autograd does not see
 
     def reduce_(self, sums: Tensor, report: Tensor) -> None:
@@ -139,21 +139,22 @@ class Shards:
         sums.copy_(block[:-1])
         report[Report.CONSTRAINT] = block[-1, 0]
 
-    def _ways(self, owners: Sequence[Tensor]) -> list[frozenset[Members]]:
+    def _sharding_groups(self, owners: Sequence[Tensor]) -> list[frozenset[Members]]:
         """Return the process groups that each tensor is sharded over."""
         known: dict[tuple[int, Any], frozenset[Members]] = {}
-        ways: list[frozenset[Members]] = []
+        groups: list[frozenset[Members]] = []
         for row, owner in enumerate(owners):
-            if not hasattr(owner, "_spec"):
-                ways.append(frozenset())
+            if not is_dtensor(owner):
+                groups.append(frozenset())
                 continue
-            key = (id(owner._spec.mesh), owner._spec.placements)
+            spec = placement_spec(owner)
+            key = (id(spec.mesh), spec.placements)
             if key not in known:
-                known[key] = self._way(owner._spec, row)
-            ways.append(known[key])
-        return ways
+                known[key] = self._sharded_over(spec, row)
+            groups.append(known[key])
+        return groups
 
-    def _way(self, spec: Any, row: int) -> frozenset[Members]:
+    def _sharded_over(self, spec: Any, row: int) -> frozenset[Members]:
         if any(placement.is_partial() for placement in spec.placements):
             raise RuntimeError(
                 f"step: tensor {row} is a DTensor placed {spec.placements}, a sum still to be taken; "
@@ -211,13 +212,14 @@ def _local(operands: Operands, rows: list[int]) -> Operands:
 
 def _shard(tensor: Tensor | None, owner: Tensor, row: int) -> Tensor | None:
     """Return the local shard of a tensor, first placed like its owner, since a gradient may be ``Partial``."""
-    if not hasattr(owner, "_spec") or tensor is None:
+    if tensor is None or not is_dtensor(owner):
         return tensor
-    if not hasattr(tensor, "_spec"):
+    if not is_dtensor(tensor):
         raise RuntimeError(f"step: tensor {row} is a DTensor, but its gradient or moment is not")
     sharded: Any = tensor
-    if sharded._spec.placements != owner._spec.placements:
-        sharded = sharded.redistribute(owner._spec.mesh, owner._spec.placements)
-    local = sharded._local_tensor
+    spec = placement_spec(owner)
+    if placement_spec(sharded).placements != spec.placements:
+        sharded = sharded.redistribute(spec.mesh, spec.placements)
+    local: Any = local_shard(sharded)
     part: Tensor = local.wait() if hasattr(local, "trigger_wait") else local  # a collective may still be running
     return part

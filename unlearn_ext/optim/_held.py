@@ -10,6 +10,7 @@ from operator import is_, is_not
 from torch import Tensor
 from torch.amp import GradScaler
 
+from .._torch_internals import version
 from . import _distributed
 from ._amp import unscale_held_
 from ._ownership import is_grad_alone, owned
@@ -95,19 +96,19 @@ class HeldGradients:
         witness = next(both, None)
         if witness is None:
             witness = next((grad for grad in grads if grad is not None), None)
-        self._consumed = None if witness is None else (weakref.ref(witness), witness._version)
+        self._consumed = None if witness is None else (weakref.ref(witness), version(witness))
 
     def _refuse_consumed(self, params: list[Tensor], grads: list[Tensor | None]) -> None:
         """Raise if ``p.grad`` still contains the gradient that the last step used: ∇f2 would count as part of ∇f1.
 
         The version counter tells: a backward pass writes to ``p.grad`` once, zeroing and a backward pass twice.
         """
-        witness, version = self._consumed or (lambda: None, 0)
+        witness, known = self._consumed or (lambda: None, 0)
         grad = witness()
         row = None if grad is None else next((row for row, g in enumerate(grads) if g is grad), None)
         if grad is None or row is None or not is_grad_alone(params[row], known=2):  # grads and grad refer to it
             return
-        writes = grad._version - version
+        writes = version(grad) - known
         plain = type(grad) is Tensor  # a DTensor counts no in-place write: they go to its local tensor
         if writes == 0 or (plain and writes == 1 and bool(grad.any())):
             raise RuntimeError(

@@ -10,6 +10,8 @@ from sys import getrefcount
 import torch
 from torch import Tensor, nn
 
+from .._torch_internals import is_view, use_count
+
 _ALONE = next(map(getrefcount, [object()]))  # reference count, inside map(), of an object that only one list refers to
 
 
@@ -44,12 +46,12 @@ def is_grad_alone(param: Tensor, known: int) -> bool:
 
 
 def _is_shared(grad: Tensor, owners: int = 1) -> bool:
-    if grad._use_count() > owners:  # type: ignore[attr-defined]  # a view keeps its base alive
+    if use_count(grad) > owners:  # a view keeps its base alive
         return True
     if type(grad) is not Tensor or grad.layout is not torch.strided:  # a DTensor gradient always has new memory
         return False
     # A view of a whole buffer is as large as its storage, so only torch's view flag reveals it.
-    return grad._is_view() or grad.untyped_storage().nbytes() > grad.nbytes
+    return is_view(grad) or grad.untyped_storage().nbytes() > grad.nbytes
 
 
 def _references_to_a_gradient() -> int:

@@ -11,12 +11,11 @@ from typing import Any, ClassVar, TypeAlias, TypeVar, overload
 
 import torch
 from torch import Tensor
-from torch._C._autograd import _profiler_enabled
-from torch._compile import _disable_dynamo
 from torch.amp import GradScaler
 from torch.optim import Optimizer
-from torch.optim.optimizer import ParamsT, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.optim.optimizer import ParamsT
 
+from .._torch_internals import disable_dynamo, global_post_hooks, global_pre_hooks, profiler_enabled
 from ..ops.layout import Operands, Rule
 from . import _compiled, _distributed
 from ._amp import refuse_unscaled, unscale_
@@ -102,8 +101,8 @@ class EpsilonOptimizer(Optimizer):
         @wraps(func)
         def step(self: "EpsilonOptimizer", *args: Any, **kwargs: Any) -> T:
             hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
-            hooks = hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks
-            if hooks or torch.compiler.is_compiling() or _profiler_enabled():
+            hooks = hooks or global_pre_hooks or global_post_hooks
+            if hooks or torch.compiler.is_compiling() or profiler_enabled():
                 return observed(self, *args, **kwargs)
             return func(self, *args, **kwargs)
 
@@ -148,7 +147,7 @@ class EpsilonOptimizer(Optimizer):
         self._adopt()
         return self._constraint.kept["skipped_steps"].clone()
 
-    @_disable_dynamo  # it reads reference counts, which a compiler cannot trace
+    @disable_dynamo  # it reads reference counts, which a compiler cannot trace
     def hold_constraint(self, value: Tensor, scaler: GradScaler | None = None) -> None:
         """Take every ``p.grad`` as ∇f1, and set ``p.grad`` to ``None`` for the objective.
 

@@ -1,1 +1,1 @@
-"""Unlearning one model: objectives, training, the sweep and its dial, and the folder that a run writes."""
+"""Unlearning of one model: objectives, training, the sweep and its dial, and the run's folder."""

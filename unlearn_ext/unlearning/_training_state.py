@@ -1,4 +1,4 @@
-"""What the next training step depends on, saved to resume a killed run with the same bytes."""
+"""The training state that a killed run needs to resume with bit-identical results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ State = dict[str, Any]
 
 
 def training_state(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> State:
-    """Return parameters, optimizer state and loss scale."""
+    """Return parameters, optimizer state and the loss scaler's state."""
     return {
         "parameters": _parameters(optimizer),
         "optimizer": optimizer.state_dict(),
@@ -20,14 +20,14 @@ def training_state(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScale
 
 @torch.no_grad()
 def restore(state: State, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
-    """Restore what :func:`training_state` returned in an earlier process."""
+    """Restore the state that :func:`training_state` returned in an earlier process."""
     parameters = _parameters(optimizer)
     for parameter, value in zip(parameters, state["parameters"], strict=True):
         parameter.copy_(value)
     for number, moments in state["optimizer"]["state"].items():
         parameter = parameters[number]
         for name, value in moments.items():
-            if value.shape == parameter.shape:  # the same strides as before: sums are taken in the order of memory
+            if value.shape == parameter.shape:  # keep the strides: they set the order of summation
                 moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     optimizer.load_state_dict(state["optimizer"])
     if scaler is not None:

@@ -1,4 +1,4 @@
-"""What a step is given: minibatches of both sides, the next prepared while the present one is used."""
+"""Minibatches of forget and retain images; the next one is prepared while the current one is used."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch:
-    """Some images of one side.
+    """A minibatch of forget or of retain images.
 
     Attributes:
-        inputs: what E is given, tensors [B, ...] on the model's device.
-        target: latents that they are compared with, [B, ...] or [1, ...]; None where the frozen encoder makes them.
-        noise: images of noise for the frozen encoder to make them of, each like ``inputs[0]``; none for retain images.
-        images: not corrupted, float [B, C, H, W] in [-1, 1], where they were kept: only methods that look at pictures
-            need them on the model's device.
-        weight: of this process's part in a mean over the whole minibatch; 1 where there is one process.
+        inputs: inputs of the encoder, tensors [B, ...] on the model's device.
+        target: target latents, [B, ...] or [1, ...]; None if the frozen encoder computes them for each minibatch.
+        noise: images of noise from which the frozen encoder computes the targets, each with the shape of
+            ``inputs[0]``; empty for retain images.
+        images: images before corruption, float [B, C, H, W] in [-1, 1], on the device of the image set. They are not
+            moved, because only methods that compare pictures need them on the model's device.
+        weight: weight of this process's mean loss in the mean over the whole minibatch; 1 with one process.
     """
 
     inputs: Inputs
@@ -42,16 +43,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Side:
-    """Images to forget, or images to retain, as E is given them.
+    """The forget set or the retain set, with all that is needed to make minibatches from it.
 
     Attributes:
         images: uint8 [N, C, H, W], or float in [-1, 1]; not corrupted.
-        model: which says what E is given for an image.
-        task: T.
-        seed: of augmentation, of the noise images, and of what a model is given at random.
-        augment: of training images.
-        targets: cached, [N, ...] or [1, ...] where it is one for all; None where they are made for each minibatch.
-        noises: how many images of noise go with each minibatch.
+        model: the model whose ``inputs`` method makes the encoder's inputs.
+        task: the task T.
+        seed: seed of augmentation, of the noise images and of the model's random inputs.
+        augment: augmentation of training images.
+        targets: cached target latents, [N, ...], or [1, ...] if all images share one; None if they are computed for
+            each minibatch.
+        noises: number of noise images per image of a minibatch.
     """
 
     images: torch.Tensor
@@ -66,12 +68,12 @@ class Side:
         return len(self.images)
 
     def batch(self, index: torch.Tensor, draw: int = 0, weight: float = 1.0) -> Batch:
-        """The images at ``index`` (int64 [B]).
+        """Return a minibatch.
 
         Args:
-            index: which.
-            draw: number of the step, in training: what is random is drawn anew in each. 0 for evaluation: without
-                augmentation, and always the same.
+            index: positions of the images, int64 [B].
+            draw: number of the step in training; each number gives other random values. 0 for evaluation: no
+                augmentation, and the same random values in every call.
             weight: see :class:`Batch`.
         """
         images, number = pixels(self.images[index]), (self.seed << 32) + draw
@@ -82,7 +84,7 @@ class Side:
         return Batch(self._moved(*inputs), self._target(index), self._moved(*noise), images, weight)
 
     def batches(self, index: torch.Tensor, size: int) -> Iterator[Batch]:
-        """The images at ``index``, so many at once, for evaluation."""
+        """Yield the images at ``index`` for evaluation, in minibatches of at most ``size`` images."""
         return ahead(self.batch(part) for part in index.split(size) if len(part))
 
     def _target(self, index: torch.Tensor) -> torch.Tensor | None:
@@ -92,16 +94,16 @@ class Side:
         return target
 
     def _moved(self, *tensors: torch.Tensor) -> Inputs:
-        """On the model's device, without waiting for the copy."""
+        """Return tensors on the model's device, without waiting for the copy."""
         device = self.model.device
-        tensors = tuple(t.contiguous() for t in tensors)  # a mask expanded over a minibatch cannot be pinned
+        tensors = tuple(t.contiguous() for t in tensors)  # an expanded mask cannot be pinned
         if device.type == "cuda":
             tensors = tuple(t.pin_memory() if t.device.type == "cpu" else t for t in tensors)
         return tuple(t.to(device, non_blocking=True) for t in tensors)
 
 
 class Shuffled:
-    """Minibatches of indices: every image once before any comes again, which takes noise out of f1."""
+    """Minibatches of indices: every image is used once per epoch, which makes f1 less noisy."""
 
     def __init__(self, count: int, size: int, generator: torch.Generator) -> None:
         self.count, self.size, self.generator = count, min(size, count), generator
@@ -115,14 +117,14 @@ class Shuffled:
 
 
 def pairs(forget: Side, retain: Side, size: int, seed: int, used: int = 0) -> Iterator[tuple[Batch, Batch]]:
-    """Minibatches to forget and to retain without end; in several processes, this one's part of them.
+    """Yield pairs of a forget and a retain minibatch, without end; with several processes, this process's share.
 
     Args:
         forget: images to forget.
         retain: images to retain.
         size: images in each minibatch.
-        seed: of their order.
-        used: minibatches to begin after.
+        seed: seed of the order of the images.
+        used: number of pairs to skip, because an earlier process used them.
     """
     generator = torch.Generator().manual_seed(seed)
     sides = [(side, Shuffled(len(side), size, generator)) for side in (forget, retain)]
@@ -133,13 +135,14 @@ def pairs(forget: Side, retain: Side, size: int, seed: int, used: int = 0) -> It
     def drawn() -> Iterator[tuple[Batch, Batch]]:
         for draw in itertools.count(used + 1):
             shares = [(side, *distributed.share(next(indices))) for side, indices in sides]
-            yield tuple(side.batch(index, draw, weight) for side, index, weight in shares)
+            to_forget, to_retain = (side.batch(index, draw, weight) for side, index, weight in shares)
+            yield to_forget, to_retain
 
     return ahead(drawn())
 
 
 def ahead(made: Iterator[T]) -> Iterator[T]:
-    """The same things, each made in another thread while the one before is used."""
+    """Yield the items of an iterator; another thread computes the next item while the current one is used."""
     with ThreadPoolExecutor(1) as thread:
         following = thread.submit(next, made, None)
         while (thing := following.result()) is not None:
@@ -148,10 +151,10 @@ def ahead(made: Iterator[T]) -> Iterator[T]:
 
 
 def pixels(images: torch.Tensor) -> torch.Tensor:
-    """Images as models know them, float in [-1, 1], of images uint8 or float."""
+    """Return images as float in [-1, 1]; float images are returned as they are."""
     return images.float().div_(127.5).sub_(1) if images.dtype == torch.uint8 else images
 
 
 def in_bytes(images: torch.Tensor) -> torch.Tensor:
-    """uint8 of images float in [-1, 1], as files hold them."""
+    """Convert float images in [-1, 1] to uint8, as they are stored in files."""
     return images.add(1).mul(127.5).round().to(torch.uint8)

@@ -1,7 +1,7 @@
-"""Models at any ε, on straight lines in weight space between the anchors of a sweep and the unmodified model.
+"""Models at any ε, by interpolating weights between the anchors of a sweep and the unmodified model.
 
-Such a line lies on the front or near it, so a few passes over the images take the place of a training run. Where it
-does not, f2 of the mixture is higher than that of an anchor that has forgotten more, and a model is trained.
+The models on these lines are on the front or close to it, so a few evaluations replace a training run. If an anchor
+that has forgotten more also has a lower f2 than the mixture, a model is trained instead.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ __all__ = [
 ]
 
 UNMODIFIED = "unmodified"
-NEAR_F1 = 0.002  # of the unmodified model's f1: how near a mixture's f1 is to ε
-NEAR_F2 = 0.03  # of the root of the f2 that a mixture may cost
-MAX_STEPS = 20  # of the search along a line
+NEAR_F1 = 0.002  # tolerance of a mixture's |f1 − ε|, as a fraction of the unmodified model's f1
+NEAR_F2 = 0.03  # tolerance of a mixture's √f2, as a fraction of the root of its limit
+MAX_STEPS = 20  # iterations of the search along a line
 
 
 @dataclass(frozen=True)
 class Anchor:
-    """A model on the front.
+    """A trained model of the front, or the unmodified model, as an end of the lines.
 
     Attributes:
-        name: of its folder.
+        name: name of its folder.
         encoder: values of the encoder's parameters, on the CPU.
-        f1: over the whole forget set.
-        f2: over the whole retain set.
+        f1: f1 over the whole forget set.
+        f2: f2 over the whole retain set.
     """
 
     name: str
@@ -68,11 +68,11 @@ class Mixture:
     """A point on the straight line between two anchors.
 
     Attributes:
-        less: the end that has forgotten less.
-        more: the other end.
-        share: of the other end, from 0 to 1.
-        f1: over the whole forget set.
-        f2: over the whole retain set.
+        less: the anchor that has forgotten less.
+        more: the anchor that has forgotten more.
+        share: weight of ``more``, from 0 to 1; ``less`` has the weight 1 − share.
+        f1: f1 over the whole forget set.
+        f2: f2 over the whole retain set.
     """
 
     less: Anchor
@@ -87,7 +87,7 @@ class Mixture:
 
     @property
     def is_dominated(self) -> bool:
-        """Whether the end that has forgotten more is better in both f1 and f2."""
+        """Whether the anchor that has forgotten more dominates the mixture."""
         return dominates((self.more.f1, self.more.f2), (self.f1, self.f2))
 
 
@@ -95,10 +95,10 @@ class Unlearned(NamedTuple):
     """A model at an ε.
 
     Attributes:
-        model: a copy that is nobody else's.
-        f1: over the whole forget set.
-        f2: over the whole retain set.
-        made_of: the mixture that it is, or ``"trained"``.
+        model: a separate copy.
+        f1: f1 over the whole forget set.
+        f2: f2 over the whole retain set.
+        made_of: the mixture, such as ``"0.25*anchor-0.2613 + 0.75*anchor-0.6271"``, or ``"trained"``.
     """
 
     model: I2IModel
@@ -111,10 +111,10 @@ class Dial:
     """Makes models at any ε from the anchors of a sweep and its unmodified model.
 
     Args:
-        model: the unmodified one, which the objectives were frozen from; not changed.
+        model: the unmodified model, from which the objectives were frozen; it is not changed.
         objectives: f1 and f2.
-        f1_original: f1 of that model.
-        anchors: from the least to the most forgotten.
+        f1_original: f1 of the unmodified model.
+        anchors: anchors, from the least to the most forgotten.
     """
 
     def __init__(self, model: I2IModel, objectives: Objectives, f1_original: float, anchors: Sequence[Anchor]) -> None:
@@ -133,13 +133,14 @@ class Dial:
     ) -> Unlearned:  # fmt: skip
         """Return a model with min f2 s.t. f1 ≤ ε.
 
-        It is a mixture or, where that is dominated, a model that is trained from the mixture, if that lowers f2.
+        The model is a mixture. If the mixture is dominated, training starts from it, and the trained model is returned
+        if its f2 is lower.
 
         Args:
-            epsilon: ε; beyond the ends of the front, the result is the model at that end, with a warning.
-            history: filled with every step, if steps are taken.
-            on_step: called for them, see :class:`unlearn_ext.unlearning.trainer.Trainer`.
-            journal: knows what was trained before.
+            epsilon: ε; outside the front, the result is the model at the nearer end, with a warning.
+            history: receives every training step, if there are any.
+            on_step: called during training, see :class:`unlearn_ext.unlearning.trainer.Trainer`.
+            journal: provides the results of an earlier process.
         """
         warn_if_outside(epsilon, self.f1_star, self.anchors[0].f1)
         mixture = self.mixture(epsilon)
@@ -152,13 +153,13 @@ class Dial:
         return trained if trained.f2 < mixture.f2 else self.model(mixture)
 
     def mixture(self, epsilon: float) -> Mixture:
-        """Return the mixture with f1 = ε that has the lower f2, both over whole sets.
+        """Return a mixture with f1 = ε, the one with the lower f2 of two; both values are over whole sets.
 
-        Two lines are tried: between the neighbours of ε, and from the next one that has forgotten more to the
-        unmodified model.
+        The two candidates are on the line between the neighbours of ε, and on the line from the unmodified model to
+        the neighbour that has forgotten more.
 
         Args:
-            epsilon: ε; beyond the ends of the front, the result is the model at that end.
+            epsilon: ε; outside the front, the result is the model at the nearer end.
         """
         unmodified, last = self.anchors[0], self.anchors[-1]
         if not last.f1 < epsilon < unmodified.f1:
@@ -168,9 +169,10 @@ class Dial:
         return min((self._meeting(epsilon, other, more) for other in lines), key=lambda mixture: mixture.f2)
 
     def costing(self, f2: float) -> Mixture:
-        """Return the mixture that has forgotten the most of those whose f2, over the whole retain set, is at most this.
+        """Return the mixture with the lowest f1 whose f2, over the whole retain set, is at most this.
 
-        It is sought from the unmodified model on; f2 grows about with the square of the way, so its root is followed.
+        The search begins at the unmodified model. f2 grows about quadratically with the distance, so the search
+        interpolates √f2, which is closer to linear.
         """
         pairs = itertools.pairwise(self.anchors)
         less, more = next((pair for pair in pairs if pair[1].f2 > f2), (None, self.anchors[-1]))
@@ -185,7 +187,7 @@ class Dial:
         return self._mixture(less, more, root(over, math.sqrt(less.f2) - aim, math.sqrt(more.f2) - aim, margin))
 
     def model(self, mixture: Mixture) -> Unlearned:
-        """Return the model at a mixture."""
+        """Return a model with the weights of a mixture."""
         mix(self._model, mixture.less.encoder, mixture.more.encoder, mixture.share)
         return Unlearned(copy.deepcopy(self._model), mixture.f1, mixture.f2, str(mixture))
 
@@ -211,7 +213,7 @@ def encoder_state(model: I2IModel) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def mix(model: I2IModel, less: Sequence[torch.Tensor], more: Sequence[torch.Tensor], share: float) -> None:
-    """Set the encoder's parameters of a model to (1 − share)·less + share·more; both are :func:`encoder_state`."""
+    """Set a model's encoder parameters to (1 − share)·less + share·more; both come from :func:`encoder_state`."""
     for parameter, a, b in zip(model.encoder_parameters(), less, more, strict=True):
         parameter.copy_(torch.lerp(a, b, share))
 
@@ -221,13 +223,15 @@ def _only(anchor: Anchor) -> Mixture:
 
 
 def root(function: Callable[[float], float], at_0: float, at_1: float, near: float) -> float:
-    """Return where a function on [0, 1] is within ``near`` of 0: the Illinois variant of regula falsi.
+    """Return a point of [0, 1] at which a function is within ``near`` of 0.
+
+    The method is the Illinois variant of regula falsi, with at most ``MAX_STEPS`` evaluations.
 
     Args:
-        function: continuous.
+        function: a continuous function.
         at_0: its value at 0.
-        at_1: its value at 1, of the other sign.
-        near: 0 is met to this.
+        at_1: its value at 1, of the opposite sign.
+        near: tolerance.
     """
     (a, at_a), (b, at_b) = (0.0, at_0), (1.0, at_1)
     for _ in range(MAX_STEPS):

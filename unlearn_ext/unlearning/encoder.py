@@ -1,4 +1,4 @@
-"""E as the machine runs it."""
+"""Encoder forward pass under autocast and torch.compile."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ __all__ = ["Encoder"]
 
 
 class Encoder:
-    """A model's ``encode`` under the settings' precision, its latents brought to float32.
+    """A model's ``encode`` in the precision of the settings, with latents in float32.
 
     Args:
-        model: whose encoder it is.
-        settings: ``precision``, and ``compile`` for an encoder in training.
-        training: compiled, if the settings say so. What is run once or with changing numbers of images is better not.
+        model: the model.
+        settings: ``precision``; ``compile`` is used only with ``training``.
+        training: compile the encoder if the settings ask for it. Evaluation is not compiled, because it runs rarely or
+            with changing batch sizes.
     """
 
     def __init__(self, model: I2IModel, settings: Settings, *, training: bool = False) -> None:
@@ -24,6 +25,6 @@ class Encoder:
         self._device, self._dtype = model.device.type, PRECISIONS[settings.precision]
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Latents, float32 [N, ...]."""
+        """Return latents, float32 [N, ...]."""
         with torch.autocast(self._device, self._dtype, enabled=self._dtype != torch.float32):
             return self._encode(*inputs).float()

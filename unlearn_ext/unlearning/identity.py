@@ -1,4 +1,4 @@
-"""What a run depends on: two runs of the same identity end with the same models."""
+"""The identity of a run: all that its result depends on. Runs with the same identity end with the same models."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ __all__ = ["identity", "known", "seen"]
 
 
 def known(family: str, settings: Settings, **asked: Any) -> dict[str, Any]:
-    """Return the part of :func:`identity` that is known before the images and the model are.
+    """Return the part of :func:`identity` that is known before images and model are loaded.
 
     Args:
-        family: of the model.
-        settings: of the training.
-        asked: what else was asked for; numbers, strings and lists of them.
+        family: family of the model.
+        settings: training settings.
+        asked: other options; numbers, strings and lists of them.
     """
     trained = {name: value for name, value in asdict(settings).items() if name != "memory"}
     return {"version of unlearn_ext": __version__, "family": family, **trained, **asked}
 
 
 def seen(images: Mapping[str, torch.Tensor], task: Corruption, augment: Augment | None) -> dict[str, Any]:
-    """Return the part of :func:`identity` that is known before the model is.
+    """Return the part of :func:`identity` that is known before the model is loaded.
 
     Args:
-        images: of every kind, uint8 [N, C, H, W], or float32 in [-1, 1].
-        task: T; it is known by what it makes of noise, and so is the augmentation.
-        augment: of training images.
+        images: image sets by name, each uint8 [N, C, H, W], or float32 in [-1, 1].
+        task: the task T; its output for fixed noise identifies it, as it does the augmentation.
+        augment: augmentation of training images.
     """
     first = next(iter(images.values()))
     shape, device = first.shape[1:], first.device
@@ -55,15 +55,15 @@ def identity(
     settings: Settings,
     **asked: Any,
 ) -> dict[str, Any]:
-    """Return all that the outcome of a run depends on, by the name that a person knows it by.
+    """Return all that the result of a run depends on, under names that messages show to the user.
 
     Args:
-        model: before unlearning.
-        images: of every kind, uint8 [N, C, H, W], or float32 in [-1, 1].
-        task: T.
-        augment: of training images.
-        settings: of the training.
-        asked: what else was asked for; numbers, strings and lists of them.
+        model: the model before unlearning.
+        images: image sets by name, each uint8 [N, C, H, W], or float32 in [-1, 1].
+        task: the task T.
+        augment: augmentation of training images.
+        settings: training settings.
+        asked: other options; numbers, strings and lists of them.
     """
     weights = _digest(*model.module.state_dict().values())
     whole = {"model": weights, "configuration of the model": _configuration(model)}
@@ -71,16 +71,16 @@ def identity(
 
 
 def _configuration(model: I2IModel) -> str:
-    """Return a digest of what a model is beside its weights: configurations of its library, and tuples of numbers."""
+    """Return a digest of a model's properties other than weights: library configurations and tuples of numbers."""
     parts = {**getattr(model, "__dict__", {}), "module": model.module}
-    said = {}
+    said: dict[str, Any] = {}
     for name, part in parts.items():
         if isinstance(config := getattr(part, "config", None), Mapping):
-            # Keys that begin with an underscore say where it was loaded from, and by which release.
+            # Keys with a leading underscore record where the model was loaded from and by which release.
             said[name] = {key: value for key, value in config.items() if not key.startswith("_")}
         elif isinstance(part, tuple):
             said[name] = part
-    text = json.dumps(said, sort_keys=True, default=repr)  # a tuple, which a checkpoint holds as a list, is one here
+    text = json.dumps(said, sort_keys=True, default=repr)  # tuples and lists give the same text
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -88,5 +88,5 @@ def _digest(*tensors: torch.Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

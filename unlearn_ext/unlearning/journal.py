@@ -29,22 +29,22 @@ from .outputs import Outputs, refuse_foreign, refuse_other_commands
 
 __all__ = ["SECONDS", "Journal", "T", "Tree", "check", "journal", "pack", "unpacked"]
 
-SECONDS = 60.0  # of work that a run may lose
+SECONDS = 60.0  # between checkpoints: the work that a killed run may lose
 
 T = TypeVar("T")
-Tree = Any  # of dicts, lists, numbers, strings and tensors
+Tree = Any  # nested dicts, lists, numbers, strings and tensors
 
 
 class Journal:
-    """What was computed, in its order. Without a path it keeps nothing, and nothing was computed before.
+    """Results in the order in which a run computes them. Without a path, nothing is written.
 
     Args:
-        path: of the file.
-        identity: of the run, see :func:`unlearn_ext.unlearning.identity.identity`.
-        kept: what an earlier process left in the file, if it did.
+        path: path of the file.
+        identity: identity of the run, see :func:`unlearn_ext.unlearning.identity.identity`.
+        kept: content of the file that an earlier process left, if any.
 
     Attributes:
-        finished: there is nothing left to do.
+        finished: whether the run is finished.
     """
 
     def __init__(
@@ -54,30 +54,33 @@ class Journal:
         self._path, self._identity = path, identity
         self._entries: list[Tree] = kept["entries"] if kept else []
         self._aside: Tree = kept["aside"] if kept else None
-        self._state: Tree | None = kept["state"] if kept else None  # of the segment to take up; None once it was
+        self._state: Tree | None = kept["state"] if kept else None  # of the interrupted segment, until resumed
         self._next = 0
         self._written, self._is_empty = time.monotonic(), kept is None
 
     @property
     def is_empty(self) -> bool:
-        """Whether its file says nothing but whose the folder is."""
+        """Whether its file contains only the identity of the run."""
         return self._path is not None and self._is_empty
 
     def recall(self, compute: Callable[[], T]) -> T:
-        """What was computed at this place before, else what is computed now: numbers, tensors, lists and dicts."""
+        """Return the next stored result; if there is none, compute and store it.
+
+        A result may consist of numbers, tensors, lists and dicts.
+        """
         if self._state is None:
             self._entries.append(compute())
         self._next += 1
         return self._entries[self._next - 1]
 
     def set_aside(self, compute: Callable[[], T]) -> T:
-        """As :meth:`recall`, for what is large and replaces what was set aside before."""
+        """Do the same as :meth:`recall` for a large result, but keep only the last one."""
         if self._state is None:
             self._aside = compute()
         return self._aside
 
     def begin_segment(self) -> Tree | None:
-        """What :meth:`checkpoint` or :meth:`end_segment` last kept of the segment that begins; None where nothing."""
+        """Return what :meth:`checkpoint` or :meth:`end_segment` stored for the segment that begins, or None."""
         if self._state is None:
             return None
         if self._next < len(self._entries):
@@ -86,20 +89,21 @@ class Journal:
         return state
 
     def checkpoint(self, state: Callable[[], Tree]) -> None:
-        """Write the file, once in ``SECONDS``, with the state of the segment."""
+        """Write the file with the state of the segment, at most once in ``SECONDS``."""
         if self._path is not None and time.monotonic() - self._written >= SECONDS:
             self._write(finished=False, entries=self._entries, aside=self._aside, state=state())
 
     def end_segment(self, result: Tree) -> None:
-        """Keep what is left of a segment once others follow."""
+        """Store the result of a finished segment."""
         self.recall(lambda: result)
 
     def finish(self) -> None:
-        """Leave no more than that the run is finished."""
+        """Mark the run as finished in the file, and remove all results from it."""
         if self._path is not None:
             self._write(finished=True, entries=[], aside=None, state=None)
 
     def _write(self, **content: Tree) -> None:
+        assert self._path is not None  # the callers check it
         _write(self._path, self._identity, **content)
         self._written, self._is_empty = time.monotonic(), False
 
@@ -108,19 +112,20 @@ class Journal:
 def journal(
     folder: str | PathLike[str] | None, outputs: Outputs, identity: Mapping[str, Any], *, resume: bool, force: bool
 ) -> Iterator[Journal]:
-    """Open the journal of a run, and keep other processes out of its folder; of several processes, the first does.
+    """Open the journal of a run, and lock its folder against other processes.
 
-    A run that begins removes what an earlier one wrote, after its own journal says whose folder it is.
+    A new run first writes its own journal, and then removes the files of an earlier run. With several processes, only
+    the first one locks the folder and writes.
 
     Args:
-        folder: of the run; None for a run that writes nothing.
-        outputs: what the run writes there.
-        identity: of the run, see :func:`unlearn_ext.unlearning.identity.identity`.
-        resume: go on with the run that is there, if one is.
-        force: replace the run that is there, if one is.
+        folder: folder of the run; None for a run that writes nothing.
+        outputs: the files that the run writes there.
+        identity: identity of the run, see :func:`unlearn_ext.unlearning.identity.identity`.
+        resume: continue the run in the folder, if there is one.
+        force: replace the run in the folder, if there is one.
 
     Raises:
-        UserError: in every process; see :func:`check`.
+        UserError: see :func:`check`; it is raised in every process.
     """
     if folder is None:
         yield Journal()
@@ -131,7 +136,7 @@ def journal(
         def opened() -> bytes | None:
             decide = partial(_decide, path, outputs, identity, resume=resume, force=force, complete=True)
             if not (path.parent / LOCK).exists():
-                decide()  # a folder that is refused gets not even a lock
+                decide()  # before locking, so that a refused folder stays unchanged
             held.enter_context(locked(path.parent))
             tidy(path.parent)
             resumed, replaced = decide()
@@ -148,23 +153,24 @@ def journal(
             yield run
         finally:
             if run.is_empty and outputs.find(path.parent, has_journal=True) == ([], []):
-                path.unlink(missing_ok=True)  # else a run that failed at once would keep the next one out
+                path.unlink(missing_ok=True)  # otherwise it would block the next run
 
 
 def check(folder: str | PathLike[str], outputs: Outputs, part: Mapping[str, Any], *, resume: bool, force: bool) -> None:
     """Check that a run may write to a folder, before anything is loaded or trained for it.
 
     Args:
-        folder: of the run; nothing is written to it.
-        outputs: what the run writes there.
-        part: of the run's identity, as much as is known; see :mod:`unlearn_ext.unlearning.identity`.
-        resume: go on with the run that is there, if one is.
-        force: replace the run that is there, if one is.
+        folder: folder of the run; nothing is written to it.
+        outputs: the files that the run writes there.
+        part: the known part of the run's identity, see :mod:`unlearn_ext.unlearning.identity`.
+        resume: continue the run in the folder, if there is one.
+        force: replace the run in the folder, if there is one.
 
     Raises:
-        UserError: the folder holds a run, finished or not, and neither ``resume`` nor ``force`` is given; or the run
-            that is to be resumed differs; or the folder holds files of these names that no run wrote, or what another
-            command wrote; or another process is at work there; or both ``resume`` and ``force`` are given.
+        UserError: the folder contains a run, finished or not, and neither ``resume`` nor ``force`` is given; or the
+            identity of the run to resume differs; or the folder contains files of these names that no run wrote, or
+            the output of another command; or another process uses the folder; or both ``resume`` and ``force`` are
+            given.
     """
     path = _path(folder, outputs)
     with locked(path.parent) if (path.parent / LOCK).exists() else nullcontext():
@@ -172,9 +178,9 @@ def check(folder: str | PathLike[str], outputs: Outputs, part: Mapping[str, Any]
 
 
 def pack(tree: Tree, path: Path) -> None:
-    """Write a tree as a file of safetensors, its tensors by their number and the rest as JSON.
+    """Write a tree to a safetensors file: its tensors under numbers as names, the rest as JSON in the metadata.
 
-    Reading it runs no code; writing it takes no memory beyond the tensors'.
+    Reading the file runs no code. Writing it needs no memory beyond that of the tensors.
     """
     tensors: dict[str, torch.Tensor] = {}
     text = json.dumps(_plain(tree, tensors))
@@ -182,19 +188,19 @@ def pack(tree: Tree, path: Path) -> None:
 
 
 def unpacked(content: bytes) -> Tree:
-    """What :func:`pack` wrote; tuples as lists, tensors on the CPU."""
+    """Return the tree that :func:`pack` wrote; tuples become lists, and tensors are on the CPU."""
     tensors = require("safetensors.torch", "images").load(content)
-    length = int.from_bytes(content[:8], "little")  # of the header, which the library gives only of files
+    length = int.from_bytes(content[:8], "little")  # of the header; the library reads headers only from files
     return _whole(_tree(content[8 : 8 + length]), tensors)
 
 
 def _tree(header: bytes) -> Any:
-    """Return the tree as JSON knows it, from the header of a file of safetensors."""
+    """Return the tree in its JSON form, from the header of a safetensors file."""
     return json.loads(json.loads(header)["__metadata__"]["tree"])
 
 
 def _plain(part: Tree, tensors: dict[str, torch.Tensor]) -> Any:
-    """The tree as JSON knows it; its tensors are added to those."""
+    """Return the tree in its JSON form; add its tensors to ``tensors``, and replace them by their numbers."""
     if isinstance(part, torch.Tensor):
         tensors[str(len(tensors))] = part.detach().cpu().contiguous()
         return {"tensor": str(len(tensors) - 1)}
@@ -203,8 +209,8 @@ def _plain(part: Tree, tensors: dict[str, torch.Tensor]) -> Any:
     return [_plain(value, tensors) for value in part] if isinstance(part, (list, tuple)) else part
 
 
-def _whole(part: Any, tensors: Mapping[str, torch.Tensor]) -> Tree:
-    """What :func:`_plain` made plain."""
+def _whole(part: Any, tensors: Mapping[str, torch.Tensor | None]) -> Tree:
+    """Return the tree whose JSON form is given; the inverse of :func:`_plain`."""
     if isinstance(part, dict):
         if "tensor" in part:
             return tensors[part["tensor"]]
@@ -220,18 +226,21 @@ def _path(folder: str | PathLike[str], outputs: Outputs) -> Path:
 def _decide(
     path: Path, outputs: Outputs, mine: Mapping[str, Any], *, resume: bool, force: bool, complete: bool
 ) -> tuple[bool, list[Path]]:
-    """Return whether to go on with a run, and else what it would replace; raise ``UserError``, see :func:`check`.
+    """Return whether to resume the run in the folder, and the files that a new run would replace.
 
     Args:
-        path: of the journal.
-        outputs: what the run writes.
-        mine: its identity.
-        resume: go on with the run that is there, if one is.
-        force: replace the run that is there, if one is.
-        complete: ``mine`` is the whole identity; else keys that are missing in it do not count.
+        path: path of the journal.
+        outputs: the files that the run writes.
+        mine: identity of the run.
+        resume: continue the run in the folder, if there is one.
+        force: replace the run in the folder, if there is one.
+        complete: whether ``mine`` is the whole identity; if not, missing keys are not compared.
+
+    Raises:
+        UserError: see :func:`check`.
     """
     if resume and force:
-        raise UserError("--resume goes on with the run that is there and --force replaces it: give one of them.")
+        raise UserError("--resume continues the run in the folder and --force replaces it: give one of them, not both.")
     folder, result = path.parent, path.parent / outputs.result
     refuse_other_commands(folder, outputs.command)
     kept = _read(path, lambda: _header(path)) if path.exists() else None
@@ -246,14 +255,14 @@ def _decide(
             return True, []
     refuse_foreign(folder, others)
     if resume or force:
-        return resume and kept["state"] is not None, ours
+        return resume and kept is not None and kept["state"] is not None, ours
     if finished:
         raise UserError(
-            f"{result} is the result of a finished run: choose another folder, give --resume to see it again if the "
+            f"{result} is the result of a finished run: choose another folder, give --resume to show it again if the "
             "command is the same (in Python resume=True), or --force to replace it (force=True)."
         )
     raise UserError(
-        f"{folder} holds an unfinished run: give --resume to go on with it (in Python resume=True), choose another "
+        f"{folder} contains an unfinished run: give --resume to continue it (in Python resume=True), choose another "
         "folder, or give --force to replace it (force=True)."
     )
 
@@ -261,20 +270,20 @@ def _decide(
 def _refuse_different(
     path: Path, kept: Mapping[str, Any] | None, mine: Mapping[str, Any], finished: bool, complete: bool
 ) -> None:
-    """Raise ``UserError`` where the run that is there is another one, or nothing says which one it is."""
-    what = f"{path.parent} holds {'a finished' if finished else 'an unfinished'} run"
+    """Raise ``UserError`` if the run in the folder has another identity, or no journal to tell."""
+    what = f"{path.parent} contains {'a finished' if finished else 'an unfinished'} run"
     if kept is None:
         raise UserError(
-            f"{what} without its journal {path.name}, so nothing says whether it is the same: choose another folder, "
-            "or give --force to replace it (in Python force=True)."
+            f"{what} without its journal {path.name}, so it is unknown whether it is the same run: choose another "
+            "folder, or give --force to replace it (in Python force=True)."
         )
     theirs = kept["identity"]
     names = {**mine, **theirs} if complete else mine
     differing = [name for name in names if name not in theirs or name not in mine or theirs[name] != mine[name]]
     if differing:
         raise UserError(
-            f"{what} of something else, it differs in: {', '.join(differing)}; give the command that it was begun "
-            "with, choose another folder, or give --force to replace it (in Python force=True)."
+            f"{what} that differs in: {', '.join(differing)}; repeat the command that started it, choose another "
+            "folder, or give --force to replace it (in Python force=True)."
         )
 
 
@@ -282,7 +291,7 @@ def _read(path: Path, read: Callable[[], T]) -> T:
     try:
         return read()
     except Exception as error:
-        raise UserError(f"{path} is no journal of a run ({error}): delete it to begin from the beginning.") from error
+        raise UserError(f"{path} is not the journal of a run ({error}): delete it to start again.") from error
 
 
 def _write(path: Path, identity: Mapping[str, Any] | None, **content: Tree) -> None:
@@ -290,9 +299,9 @@ def _write(path: Path, identity: Mapping[str, Any] | None, **content: Tree) -> N
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """Return a journal without its tensors, which are large: ``identity``, ``finished``, and ``state`` or None."""
+    """Return ``identity``, ``finished`` and ``state`` of a journal without reading its tensors, which are large."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = file.read(min(length, path.stat().st_size))  # of a damaged file, the length may be anything
+        header = file.read(min(length, path.stat().st_size))  # the length is wrong if the file is damaged
     kept = _whole(_tree(header), defaultdict(lambda: None))
     return {name: kept[name] for name in ("identity", "finished", "state")}

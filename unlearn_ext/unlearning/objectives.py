@@ -1,4 +1,4 @@
-"""f1, what must be forgotten, and f2, what must be kept, and the targets that they are distances from."""
+"""The objectives f1 (what is left of the forgotten) and f2 (damage to the retained), and their target latents."""
 
 from __future__ import annotations
 
@@ -21,34 +21,35 @@ from .validation import check_images, check_task
 
 __all__ = ["LIVE_NOISE_DRAWS", "NOISE_DRAWS", "NOISE_IMAGES", "Encode", "Objectives"]
 
-NOISE_IMAGES = 512  # over which the mean noise latent is taken, where one is enough for all images …
-NOISE_DRAWS = 8  # … where every image needs its own, over so many for each …
-LIVE_NOISE_DRAWS = 2  # … and where these are made anew for each minibatch: the fewest that tell their spread
+NOISE_IMAGES = 512  # noise images per mean noise latent, if all images share one
+NOISE_DRAWS = 8  # noise images per mean noise latent, if every image needs its own
+LIVE_NOISE_DRAWS = 2  # the same, if computed for each minibatch: the fewest that have a variance
 
 Encode = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Objectives:
-    """The two objectives over one pair of image sets.
+    """The two objectives for one pair of image sets.
 
-    f1 = mean ‖E(T(x_f)) − n̄‖² / s² and f2 = mean ‖E(T(x_r)) − E0(T(x_r))‖² / s², with E0 the frozen encoder, n̄ the mean
-    of E0 over images of standard normal noise, and s² the variance of E0(T(x_r)) over the retain set; means are per
-    element of the latent, so both are in units of the latents' variance and mean the same for every model. f1 with the
-    mean noise latent has the gradient that noise drawn anew each time has in expectation, without its variance.
+    f1 = mean ‖E(T(x_f)) − n̄‖² / s² and f2 = mean ‖E(T(x_r)) − E0(T(x_r))‖² / s². E0 is the frozen encoder, n̄ is the
+    mean of E0 over images of standard normal noise, and s² is the variance of E0(T(x_r)) over the retain set. Means are
+    taken over latent elements, so both objectives are in units of the latents' variance and comparable between models.
+    With the mean noise latent, ∇f1 has the same expectation as with new noise at every step, but less variance.
 
-    Targets are computed once and kept. Where what E is given is not the same each time, under augmentation and for a
-    model that is given noise itself, the frozen encoder makes them for each minibatch instead. A noise latent that is
-    the mean of few draws is off by their spread, which is taken off f1 again: its expectation is that of the true mean.
+    Targets are computed once and cached. If the encoder's inputs change from step to step (with augmentation, or if the
+    model takes random inputs), the frozen encoder computes the targets for each minibatch instead. The mean of few
+    noise latents deviates from n̄, which increases f1. This increase, the spread, is subtracted, so f1 has the same
+    expectation as with n̄.
 
     Attributes:
         forget: the images to forget, with n̄ as targets.
         retain: the images to retain, with E0(T(x_r)) as targets.
-        frozen: E0.
-        spread: what n̄ of few draws adds to f1, 0-d, not yet in units of s²; for targets made anew it is of the
-            minibatch, and this is 0.
+        frozen: the frozen encoder E0.
+        spread: increase of f1 due to a mean of few noise latents, 0-d, before division by s²; 0 if targets are
+            computed for each minibatch, which then has its own spread.
         variance: s², 0-d.
-        settings: that they were made with.
+        settings: the settings used to compute the targets.
     """
 
     forget: Side
@@ -69,19 +70,19 @@ class Objectives:
         augment: Augment | None = None,
         settings: Settings | None = None,
     ) -> Objectives:
-        """Compute the targets from the model as it is now, which becomes E0.
+        """Return objectives whose frozen encoder E0 is the model's current encoder, and compute their targets.
 
         Args:
-            model: whose encoder is the frozen one from here on, for these objectives.
-            forget: uint8 [N, C, H, W], or float in [-1, 1], not yet corrupted.
-            retain: uint8 [M, C, H, W], or float in [-1, 1], not yet corrupted.
-            task: T.
-            augment: of training images.
-            settings: ``seed`` of the noise images, ``precision``, ``memory`` for the targets.
+            model: the model; its current encoder becomes E0.
+            forget: images to forget, uint8 [N, C, H, W], or float in [-1, 1], not corrupted.
+            retain: images to retain, uint8 [M, C, H, W], or float in [-1, 1], not corrupted.
+            task: the task T.
+            augment: augmentation of training images.
+            settings: ``seed`` of the noise images, ``precision``, and ``memory`` for the targets are used.
 
         Raises:
-            UserError: what is given is no task or no such images; the latents of the retain images are not
-                finite, or all the same.
+            UserError: the task or the images are invalid, or the latents of the retain images are not finite or all
+                equal.
         """
         settings = settings or Settings()
         check_task(task)
@@ -90,66 +91,73 @@ class Objectives:
         live = augment is not None or model.random
         frozen = Encoder(copy.deepcopy(model) if live else model, settings)
         sides = (Side(images, model, task, settings.seed, augment) for images in (forget, retain))
-        forget, spread = _with_noise(frozen, next(sides), settings)
-        retain, variance = _with_latents(frozen, next(sides), live, settings)
+        forget_side, spread = _with_noise(frozen, next(sides), settings)
+        retain_side, variance = _with_latents(frozen, next(sides), live, settings)
         if not (variance.isfinite() and variance > 0):
             raise UserError(
-                f"the variance of the model's latents of the retain images is {variance.item():g}, so nothing can be "
-                "measured in it: see whether weights and images are finite, and the images not all alike."
+                f"the variance of the model's latents of the retain images is {variance.item():g}, so f1 and f2 cannot "
+                "be computed: check that weights and images are finite, and that the images are not all alike."
             )
-        return cls(forget, retain, frozen, spread, variance, settings)
+        return cls(forget_side, retain_side, frozen, spread, variance, settings)
 
     def held_out(self, forget: torch.Tensor, retain: torch.Tensor) -> Objectives:
-        """The same objectives, noise target and unit included, over other images; call it before training begins.
+        """Return the same objectives, with the same n̄ and s², over other images, without augmentation.
 
-        Args: as for :meth:`freeze`.
+        Call it before training begins: the frozen encoder may be the model's own.
+
+        Args:
+            forget: held-out images to forget, as for :meth:`freeze`.
+            retain: held-out images to retain, as for :meth:`freeze`.
+
+        Raises:
+            UserError: the images are invalid.
         """
         for name, images in (("held-out forget", forget), ("held-out retain", retain)):
             check_images(name, images, self.forget.model)
-        forget, retain = (
+        forget_side, retain_side = (
             replace(side, images=images, augment=None, targets=None)
             for side, images in ((self.forget, forget), (self.retain, retain))
         )
         noise, spread = self.forget.targets, self.spread
-        if noise is not None and len(noise) == 1 and _seen_alike(forget, self.forget):
-            forget = replace(forget, targets=noise)
+        if noise is not None and len(noise) == 1 and _seen_alike(forget_side, self.forget):
+            forget_side = replace(forget_side, targets=noise)
         else:
-            forget, spread = _with_noise(self.frozen, forget, self.settings)
-        retain, _ = _with_latents(self.frozen, retain, self.retain.targets is None, self.settings)
-        return replace(self, forget=forget, retain=retain, spread=spread)
+            forget_side, spread = _with_noise(self.frozen, forget_side, self.settings)
+        retain_side, _ = _with_latents(self.frozen, retain_side, self.retain.targets is None, self.settings)
+        return replace(self, forget=forget_side, retain=retain_side, spread=spread)
 
     def f1(self, encode: Encode, batch: Batch) -> torch.Tensor:
-        """Forget objective, 0-d, of an encoder over some of the forget images."""
+        """Return f1 of an encoder over a minibatch of forget images, 0-d."""
         target, spread = (batch.target, self.spread) if batch.target is not None else _noise_latents(self.frozen, batch)
         return ((encode(*batch.inputs) - target).square().mean() - spread) / self.variance
 
     def f2(self, encode: Encode, batch: Batch) -> torch.Tensor:
-        """Retain objective, 0-d, of an encoder over some of the retain images."""
+        """Return f2 of an encoder over a minibatch of retain images, 0-d."""
         target = _without_gradient(self.frozen, batch) if batch.target is None else batch.target
         return (encode(*batch.inputs) - target).square().mean() / self.variance
 
     def evaluate(self, encode: Encode) -> tuple[float, float]:
-        """(f1, f2) over the whole of both sets, without gradient."""
+        """Return (f1, f2) over both whole sets, without gradient."""
         return self.evaluate_f1(encode), self.evaluate_f2(encode)
 
     def evaluate_f1(self, encode: Encode) -> float:
-        """f1 over the whole forget set, without gradient."""
+        """Return f1 over the whole forget set, without gradient."""
         return self._mean(self.f1, encode, self.forget)
 
     def evaluate_f2(self, encode: Encode) -> float:
-        """f2 over the whole retain set, without gradient."""
+        """Return f2 over the whole retain set, without gradient."""
         return self._mean(self.f2, encode, self.retain)
 
     @torch.no_grad()
     def _mean(self, objective: Callable[[Encode, Batch], torch.Tensor], encode: Encode, side: Side) -> float:
-        """Over all images of a side, of which each process takes a part."""
+        """Return the mean over all images of a side; each process computes a part."""
         batches = side.batches(distributed.part(torch.arange(len(side))), _chunk(self.settings))
         total = sum(objective(encode, batch).item() * len(batch.inputs[0]) for batch in batches)
         return distributed.total(total) / len(side)
 
 
 def _with_latents(frozen: Encode, side: Side, live: bool, settings: Settings) -> tuple[Side, torch.Tensor]:
-    """The retain side with its targets, unless these are made for each minibatch, and their variance."""
+    """Return the retain side and the variance of its latents; cache these as targets unless ``live``."""
     latents = (_without_gradient(frozen, batch) for batch in _all(side, settings))
     if not live:
         targets = _kept(latents, len(side), settings.memory)
@@ -158,13 +166,13 @@ def _with_latents(frozen: Encode, side: Side, live: bool, settings: Settings) ->
 
 
 def _with_noise(frozen: Encode, side: Side, settings: Settings) -> tuple[Side, torch.Tensor]:
-    """The forget side with what its noise targets are, or are made of, and what their spread adds to f1."""
+    """Return the forget side with its noise targets, or the number of noise images to compute them, and the spread."""
     none = torch.zeros((), device=side.model.device)
     if not side.model.random and _seen_alike(side, side):
         return replace(side, targets=_noise_latent(frozen, side, settings)), none
     if side.model.random or side.augment is not None:
         return replace(side, noises=LIVE_NOISE_DRAWS), none
-    spreads = []
+    spreads: list[torch.Tensor] = []
 
     def means() -> Iterator[torch.Tensor]:
         for batch in _all(replace(side, noises=NOISE_DRAWS), settings):
@@ -172,7 +180,7 @@ def _with_noise(frozen: Encode, side: Side, settings: Settings) -> tuple[Side, t
             spreads.append(spread * len(mean) / len(side))
             yield mean
 
-    return replace(side, targets=_kept(means(), len(side), settings.memory)), sum(spreads)
+    return replace(side, targets=_kept(means(), len(side), settings.memory)), sum(spreads, none)
 
 
 @torch.no_grad()
@@ -182,29 +190,32 @@ def _without_gradient(encode: Encode, batch: Batch) -> torch.Tensor:
 
 @torch.no_grad()
 def _noise_latents(frozen: Encode, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean latents [B, ...] of noise seen as the batch's images are, and by how much a square distance from it is more
-    than that from the mean of infinitely many, 0-d."""
+    """Return the mean noise latents [B, ...] under the batch's own masks, and their spread, 0-d.
+
+    The spread is the expected squared deviation, per element, of this mean from the mean of infinitely many latents.
+    """
     _, *seen = batch.inputs
     latents = torch.stack([frozen(noise, *seen) for noise in batch.noise])
     mean = latents.mean(0)
-    # Not ``latents.var(0)``: over so short a dimension its CPU kernel takes longer than all the encoding.
+    # Not ``latents.var(0)``: over this short dimension, its CPU kernel takes longer than the encoding.
     return mean, (latents - mean).square().mean() / (len(latents) - 1)
 
 
 @torch.no_grad()
 def _noise_latent(frozen: Encode, side: Side, settings: Settings) -> torch.Tensor:
-    """Mean latent [1, ...] of images of noise, all seen as the side's first image is."""
+    """Return the mean noise latent [1, ...], under the mask of the side's first image."""
     image, *seen = side.batch(torch.arange(1)).inputs
     generator = torch.Generator().manual_seed(settings.seed)
-    total = 0
+    total = torch.zeros((), device=image.device)
     for numbers in torch.arange(NOISE_IMAGES).split(_chunk(settings)):
         noise = torch.randn(len(numbers), *image.shape[1:], generator=generator).to(image.device)
-        total += frozen(noise, *(part.expand(len(numbers), *part.shape[1:]) for part in seen)).sum(0, keepdim=True)
+        masks = (part.expand(len(numbers), *part.shape[1:]) for part in seen)
+        total = total + frozen(noise, *masks).sum(0, keepdim=True)
     return (total / NOISE_IMAGES).cpu()
 
 
 def _seen_alike(side: Side, pattern: Side) -> bool:
-    """Whether what goes with the images, a mask, is for all of them what it is for the pattern's first."""
+    """Return whether all images of a side have the same mask (inputs after the first) as the pattern's first image."""
     _, *first = pattern.batch(torch.arange(1)).inputs
     if not first:
         return True
@@ -217,23 +228,25 @@ def _all(side: Side, settings: Settings) -> Iterator[Batch]:
 
 
 def _chunk(settings: Settings) -> int:
-    """Images encoded at once where no gradient is needed."""
+    """Return the number of images to encode at once without gradient."""
     return 4 * settings.batch_size
 
 
 def _kept(latents: Iterable[torch.Tensor], count: int, limit: float) -> torch.Tensor:
-    """All latents in one tensor [count, ...] on the CPU, in a file past a limit in GiB."""
-    kept, start = None, 0
+    """Return all latents in one tensor [count, ...] on the CPU, stored in a file above the limit in GiB."""
+    kept: torch.Tensor | None = None
+    start = 0
     for some in latents:
         kept = empty((count, *some.shape[1:]), some.dtype, limit) if kept is None else kept
         kept[start : start + len(some)] = some
         start += len(some)
+    assert kept is not None  # a side has at least one image
     return kept
 
 
 def _variance(latents: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Of all elements, 0-d float32, summed in float64."""
-    count = total = squares = 0
+    """Return the variance over all elements, 0-d float32, summed in float64."""
+    count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for some in latents:
         some = some.double()
         count, total, squares = count + some.numel(), total + some.sum(), squares + some.square().sum()

@@ -1,4 +1,4 @@
-"""Warnings about what a run was asked for, and what it reached."""
+"""Warnings about an ε that cannot be reached or was missed, and about skipped steps."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ __all__ = ["warn_if_missed", "warn_if_outside", "warn_if_skipped"]
 
 
 def warn_if_outside(epsilon: float, lowest: float, original: float) -> None:
-    """Warn when ε cannot be reached, or asks for nothing.
+    """Warn if ε cannot be reached, or has no effect.
 
     Args:
         epsilon: ε.
-        lowest: f1 of the most forgotten model; 0 where that is not known.
+        lowest: f1 of the most forgotten model; 0 if not known.
         original: f1 of the unmodified model.
     """
     if epsilon < lowest:
         warnings.warn(
-            f"ε = {epsilon:.4g} is below f1 = {lowest:.4g}, the least that can be reached: the model will forget as "
-            "far as it can, f1 will end above ε, and the retained images will pay for it.",
+            f"ε = {epsilon:.4g} is below f1 = {lowest:.4g}, the least that can be reached: f1 will end above ε, and "
+            "the damage to the retained images will be high; choose a larger ε.",
             stacklevel=3,
         )
     elif epsilon > original:
         warnings.warn(
-            f"ε = {epsilon:.4g} is above f1 = {original:.4g} of the unmodified model: the constraint asks for nothing, "
-            "so the model stays as it is.",
+            f"ε = {epsilon:.4g} is above f1 = {original:.4g} of the unmodified model: the constraint has no effect, so "
+            "the model stays as it is; choose a smaller ε.",
             stacklevel=3,
         )
 
 
 def warn_if_missed(epsilon: float, f1: float, tolerance: float) -> None:
-    """Warn when f1 ended above ε by more than the tolerance."""
+    """Warn if f1 ended above ε by more than the tolerance."""
     if f1 - epsilon > tolerance:
         warnings.warn(
             f"ε = {epsilon:.4g} was not reached: f1 is {f1:.4g}. Either this encoder cannot forget that much of these "
@@ -43,10 +43,10 @@ def warn_if_missed(epsilon: float, f1: float, tolerance: float) -> None:
 
 
 def warn_if_skipped(histories: Iterable[History]) -> None:
-    """Warn when steps were skipped because a number was not finite."""
+    """Warn if steps were skipped because a value was not finite."""
     rows = [row for history in histories for row in history.rows()]
     if skipped := sum(row[-1] for row in rows):
         warnings.warn(
-            f"{skipped} of {len(rows)} steps met a number that is not finite, and were skipped; the others are sound.",
+            f"{skipped} of {len(rows)} steps were skipped because a value was not finite; the other steps are valid.",
             stacklevel=3,
         )

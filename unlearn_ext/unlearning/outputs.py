@@ -1,4 +1,4 @@
-"""What a command writes into its folder, and what of it is there already: a run's own files, or somebody else's."""
+"""The files that a command writes into its folder, and which of them already exist from a run or from the user."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["Outputs", "one_model", "refuse_foreign", "refuse_other_commands"]
 
 @dataclass(frozen=True)
 class Outputs:
-    """Everything that a command writes into its folder.
+    """All files and folders that a command writes into its folder.
 
     Attributes:
-        command: its name; a command that is another one's front end has the same.
-        result: name of what is written last: where that is, the run is whole.
-        models: regular expression of the names of the models' folders.
-        files: paths of files, relative to the folder; the result first, since they are removed in this order, and a
-            result must not be there without what it names.
+        command: name of the command; commands that write the same outputs share a name.
+        result: name of the file or folder that is written last; if it exists, the run is complete.
+        models: regular expression for the names of model folders.
+        files: paths of files, relative to the folder. The result is first, because files are removed in this order, and
+            the result must not outlive the files that it refers to.
     """
 
     command: str
@@ -33,16 +33,18 @@ class Outputs:
     files: tuple[str, ...] = ()
 
     def find(self, folder: Path, *, has_journal: bool) -> tuple[list[Path], list[Path]]:
-        """Return the files that are there under these names: what earlier runs wrote, and what nobody knows of.
+        """Return the existing files under these names: those that earlier runs wrote, and unknown ones.
 
-        A run's folder of a model lists its files. Other files are the run's if it left a journal, since it begins only
-        where nothing lies under these names; of a copy without hidden files, its front says as much.
+        A model folder that a run wrote lists its own files. Other files belong to a run if there is a journal, because
+        a run starts only where none of these names exist. If the folder was copied without hidden files, such as the
+        journal, they belong to a run if the result is a valid front.
 
         Args:
-            folder: where the command is to write; it need not exist.
+            folder: output folder of the command; it need not exist.
             has_journal: whether an earlier run of the same command left a journal there.
         """
-        ours, others = [], []
+        ours: list[Path] = []
+        others: list[Path] = []
         files = [folder / name for name in self.files if os.path.lexists(folder / name)]
         (ours if has_journal or _is_front(folder / self.result) else others).extend(files)
         for model in sorted(folder.glob("*")):
@@ -55,12 +57,12 @@ class Outputs:
 
 
 def one_model(command: str, name: str) -> Outputs:
-    """Return the outputs of a command that writes the folder of one model, and nothing else."""
+    """Return the outputs of a command that writes only the folder of one model."""
     return Outputs(command, name, models=re.escape(name))
 
 
 def refuse_other_commands(folder: Path, command: str) -> None:
-    """Raise ``UserError`` where another command wrote the folder: two results would be taken for one."""
+    """Raise ``UserError`` if another command wrote to the folder, because two results would be mixed up."""
     wrote = {
         "sweep": (folder / ".front.csv.journal").exists() or _is_front(folder / "front.csv"),
         "run": any(folder.glob(".eps-*.journal")),
@@ -69,19 +71,19 @@ def refuse_other_commands(folder: Path, command: str) -> None:
     for other, is_there in wrote.items():
         if is_there and other != command:
             raise UserError(
-                f"{folder} holds what `unlearn-ext {other}` wrote, and each command needs a folder of its own: choose "
-                "another folder."
+                f"{folder} contains the output of `unlearn-ext {other}`, and each command needs a separate folder: "
+                "choose another folder."
             )
 
 
 def refuse_foreign(folder: Path, others: Sequence[Path]) -> None:
-    """Raise ``UserError`` where files that no run wrote have the names of files that one would write."""
+    """Raise ``UserError`` if there are files that no run wrote under names that this run would write."""
     if others:
         named = ", ".join(str(path.relative_to(folder)) for path in others[:3])
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise UserError(
-            f"{folder} holds {named}{more}, which no run wrote and this one would replace: move that away or "
-            "choose another folder."
+            f"{folder} contains {named}{more}, which no run wrote and this run would replace: move it away or choose "
+            "another folder."
         )
 
 

@@ -32,25 +32,26 @@ __all__ = [
 Values = tuple[float, float]
 TRAINED = "trained"
 MOST_FORGOTTEN, ANCHOR, EPSILON, LEAST_FORGOTTEN = "most-forgotten", "anchor", "epsilon", "least-forgotten"  # roles
-_FORMER_ROLES = {"boundary-high": MOST_FORGOTTEN, "boundary-low": LEAST_FORGOTTEN}  # in tables of earlier versions
+_FORMER_ROLES = {"boundary-high": MOST_FORGOTTEN, "boundary-low": LEAST_FORGOTTEN}  # in earlier versions' tables
 
 
 def dominates(a: Values, b: Values) -> bool:
-    """True when a is nowhere worse than b and somewhere better. NaN neither dominates nor is dominated."""
+    """Return whether a is no worse than b in both values and better in one; False if a value is NaN."""
     return a[0] <= b[0] and a[1] <= b[1] and a != b
 
 
 def nondominated(values: Sequence[Values]) -> list[bool]:
-    """For each pair of objective values: does no other pair dominate it? Equal pairs do not dominate each other."""
+    """Return for each pair of values whether no other pair dominates it; equal pairs do not dominate each other."""
     return [not any(dominates(other, value) for other in values) for value in values]
 
 
 def hypervolume(values: Iterable[Values], reference: Values) -> float:
-    """The area that at least one point dominates within the reference point (Zitzler & Thiele, 1998), exact in 2-D.
+    """Return the exact area that the points dominate up to the reference point (Zitzler & Thiele, 1998).
 
     Args:
-        values: pairs of objective values, dominated ones allowed; those not better than the reference add nothing.
-        reference: the worst corner.
+        values: pairs of objective values, which may be dominated; pairs that are not better than the reference in both
+            values add nothing.
+        reference: the reference point, the worst corner.
     """
     area, ceiling = 0.0, reference[1]
     for f1, f2 in sorted(value for value in values if not any(map(math.isnan, value))):
@@ -62,20 +63,19 @@ def hypervolume(values: Iterable[Values], reference: Values) -> float:
 
 @dataclass(frozen=True)
 class ParetoPoint:
-    """One unlearned model of a sweep. Objectives are in variances of the frozen latents over the retain set.
+    """One unlearned model of a sweep; objectives are in variances of the frozen latents over the retain set.
 
     Attributes:
-        name: of the point and of its folder: ``"most-forgotten"``, ``"eps-0.3000"``, ``"least-forgotten"``.
+        name: name of the point and of its folder: ``"most-forgotten"``, ``"eps-0.3000"``, ``"least-forgotten"``.
         role: ``"most-forgotten"``, ``"anchor"``, ``"epsilon"`` or ``"least-forgotten"``.
-        epsilon: bound on f1 that was asked for.
-        f1: forget objective over the whole training part.
-        f2: retain objective over the whole training part.
-        f1_validation: forget objective over held-out images of the forget classes.
-        f2_validation: retain objective over held-out images of the retain classes.
+        epsilon: requested bound on f1.
+        f1: what is left of the forgotten, over the whole training part.
+        f2: damage to the retained, over the whole training part.
+        f1_validation: f1 over held-out images of the forget classes.
+        f2_validation: f2 over held-out images of the retain classes.
         steps: optimizer steps taken for this point, after its warm start.
-        seconds: wall clock of these steps and their evaluation.
-        made_of: ``"trained"``, or the models that it is a mixture of, such as
-            ``"0.25*anchor-0.2613 + 0.75*anchor-0.6271"``.
+        seconds: wall-clock time of these steps and of the evaluation.
+        made_of: ``"trained"``, or the mixture, such as ``"0.25*anchor-0.2613 + 0.75*anchor-0.6271"``.
     """
 
     name: str
@@ -96,23 +96,23 @@ class ParetoPoint:
 
     @property
     def miss(self) -> float:
-        """How far above (+) or below (−) its ε the model ended."""
+        """f1 − ε: positive if the model ended above its ε, negative if below."""
         return self.f1 - self.epsilon
 
     @property
     def label(self) -> str:
-        """The point as a person would call it."""
+        """A readable name of the point."""
         names = {MOST_FORGOTTEN: "most forgotten", LEAST_FORGOTTEN: "least forgotten"}
         return names.get(self.role, f"ε = {self.epsilon:.3g}")
 
 
 @dataclass(frozen=True)
 class ParetoFront:
-    """The points of a sweep, from the highest completeness (least f1) to the lowest.
+    """The points of a sweep, from the most to the least forgotten.
 
     Attributes:
-        points: in this order.
-        dial: makes a model at an ε; None of a front that was read from a table alone.
+        points: the points, sorted by f1.
+        dial: function that returns a model at an ε; None if the front was read from a table.
     """
 
     points: tuple[ParetoPoint, ...]
@@ -128,40 +128,39 @@ class ParetoFront:
         return len(self.points)
 
     def at(self, epsilon: float) -> Any:
-        """Return a model at any ε, as :meth:`unlearn_ext.unlearning.dial.Dial.at` makes it.
+        """Return a model at any ε, see :meth:`unlearn_ext.unlearning.dial.Dial.at`.
 
         Raises:
-            UserError: the front was read from a table, which holds no models.
+            UserError: the front was read from a table, which contains no models.
         """
         if self.dial is None:
             raise UserError(
-                "this front was read from a table, so it has no models: take the front that `sweep` returns; with "
-                "resume=True, it returns that of a finished run."
+                "this front was read from a table, so it has no models: use the front that `sweep` returns; with "
+                "resume=True, `sweep` also returns the front of a finished run."
             )
         return self.dial(epsilon)
 
     @property
     def dominated(self) -> list[bool]:
-        """For each point: does another one dominate it?"""
+        """For each point, whether another one dominates it."""
         return [not free for free in nondominated([point.values for point in self.points])]
 
     def hypervolume(self, reference: Values) -> float:
-        """Area dominated by the front within ``reference`` = (f1, f2)."""
+        """Return the area that the front dominates up to ``reference`` = (f1, f2)."""
         return hypervolume((point.values for point in self.points), reference)
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write one line a point, at full precision, with the column ``dominated`` (0 or 1) at the end."""
+        """Write one line per point, at full precision, with the column ``dominated`` (0 or 1) at the end."""
         marked = zip(self.points, self.dominated, strict=True)
         rows = ([*(getattr(point, column) for column in _COLUMNS), int(dominated)] for point, dominated in marked)
         write_table(Path(path), [*_COLUMNS, "dominated"], rows)
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike[str]) -> ParetoFront:
-        """Read what :meth:`to_csv` wrote.
+        """Read a file that :meth:`to_csv` wrote.
 
         Raises:
-            UserError: no such file, or not a front; the name of a point is that of a folder beside the file, and no
-                path that leads elsewhere.
+            UserError: the file does not exist or is not a front, or the name of a point is not a plain folder name.
         """
         try:
             with open(path, newline="", encoding="utf-8") as file:
@@ -171,19 +170,19 @@ class ParetoFront:
             raise UserError(f"{Path(path)} cannot be read as a Pareto front: {error}.") from error
         for point in front:
             if not re.fullmatch(r"\w[\w.-]*", point.name):
-                raise UserError(f"{Path(path)} cannot be read as a Pareto front: {point.name!r} is no point's name.")
+                raise UserError(f"{Path(path)} cannot be read as a Pareto front: {point.name!r} is not a point name.")
         return front
 
 
 def _whole(row: dict[str, str]) -> dict[str, str]:
-    """Return a row as this version writes it, also of a table of an earlier version."""
+    """Return a row in the current format; convert rows of earlier versions."""
     return {"made_of": TRAINED, **row, "role": _FORMER_ROLES.get(row["role"], row["role"])}
 
 
 def point_name(epsilon: float) -> str:
-    """``eps-0.3000``: the name of the point at ε, and of its folder."""
+    """Return the name of the point at ε and of its folder, such as ``eps-0.3000``."""
     return f"eps-{epsilon:.4f}"
 
 
 _TYPES = {"str": str, "float": float, "int": int}
-_COLUMNS = {field.name: _TYPES[field.type] for field in fields(ParetoPoint)}
+_COLUMNS = {field.name: _TYPES[str(field.type)] for field in fields(ParetoPoint)}

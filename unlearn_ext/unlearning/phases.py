@@ -1,4 +1,4 @@
-"""Phase I, the two boundaries of a front, and Phase II, ε between them (Feng et al., ICLR 2025, eq. 3 and 4)."""
+"""Sweeps: Phase I finds both ends of the front, Phase II models between them (Feng et al., ICLR 2025, eq. 3 and 4)."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ _FIGURES = [f"{name}.{kind}" for name in ("front", "steering", "convergence", "s
 OUTPUTS = Outputs(
     "sweep",
     FRONT,
-    # The boundaries had other names in earlier versions, whose runs may be replaced.
+    # Earlier versions used the names `boundary-*`; their runs may be replaced too.
     models=rf"{MOST_FORGOTTEN}|{LEAST_FORGOTTEN}|boundary-high|boundary-low|(anchor|eps)--?\d+\.\d{{4}}",
-    # The command line, the evaluation and the report add the second line to what a sweep itself writes.
+    # The sweep writes the first line; the command line, the evaluation and the report write the second.
     files=(
         FRONT, "history.csv", "samples.npz", "metrics.json",
         "sources.json", "metrics.csv", "report.html", *(f"figures/{name}" for name in _FIGURES),
@@ -70,48 +70,48 @@ def sweep(
     resume: bool = False,
     force: bool = False,
 ) -> ParetoFront:
-    """Return both boundaries, and models with min f2 s.t. f1 ≤ ε for ε between them.
+    """Return the most and the least forgotten model, and models with min f2 s.t. f1 ≤ ε for ε between them.
 
-    A few anchors are trained, one after the other, from the unmodified model on; the optimizer's state is kept. The
-    last anchor is the most forgotten model, where f1 comes to rest at f1* (Phase I). All other models are mixtures on
-    straight lines between anchors, see :class:`unlearn_ext.unlearning.dial.Dial`: the least forgotten model, where f2
-    reaches ``SCHEDULE.f2_tolerance`` (Phase I), and one for each ε that is asked for (Phase II). A model is trained for
-    an ε only where the mixture is worse than an anchor in both f1 and f2.
+    A few anchors are trained one after the other, starting from the unmodified model and keeping the optimizer's state.
+    The last anchor is the most forgotten model, where f1 converges to f1* (Phase I). All other models are mixtures on
+    lines between anchors, see :class:`unlearn_ext.unlearning.dial.Dial`: the least forgotten model, where f2 reaches
+    ``SCHEDULE.f2_tolerance`` (Phase I), and one for each requested ε (Phase II). A model is trained for an ε only if an
+    anchor dominates the mixture.
 
-    Where ``torch.distributed`` is initialised, call it in every process with the same arguments: each works on its
-    share of every minibatch, all find the same models, and the first writes.
+    If ``torch.distributed`` is initialised, call it in every process with the same arguments. Each process computes its
+    share of every minibatch, all find the same models, and the first one writes.
 
     Args:
-        model: left as it is; its encoder is the frozen one that f1 and f2 refer to.
-        forget: uint8 [N, C, H, W], or float32 in [-1, 1]; not corrupted.
-        retain: uint8 [M, C, H, W], or float32 in [-1, 1]; not corrupted.
-        task: T, one of :mod:`unlearn_ext.tasks`.
-        points: how many ε, spaced evenly strictly between the boundaries.
-        epsilons: these instead, to four decimals; warns for any that is out of reach.
-        held_out: forget and retain images that are not trained on, to validate with; without them the validation
+        model: the model, which is not changed; f1 and f2 refer to its encoder.
+        forget: images to forget, uint8 [N, C, H, W], or float32 in [-1, 1]; not corrupted.
+        retain: images to retain, uint8 [M, C, H, W], or float32 in [-1, 1]; not corrupted.
+        task: the task T, one of :mod:`unlearn_ext.tasks`.
+        points: number of ε, spaced evenly and strictly between the least and the most forgotten model.
+        epsilons: values of ε to use instead, rounded to four decimals; warns for each that cannot be reached.
+        held_out: forget and retain images for validation, which are not trained on; without them the validation
             columns are NaN.
-        augment: of training images, one of :mod:`unlearn_ext.data.augment` or any function of images and the number of
-            a draw. The frozen encoder then works at every step.
+        augment: augmentation of training images: one of :mod:`unlearn_ext.data.augment`, or any function of images and
+            the number of the draw. The frozen encoder then runs at every step.
         out: folder for the models, ``front.csv``, ``history.csv``, ``metrics.json`` and ``samples.npz``.
-        dataset: what the images are, for ``metrics.json``.
-        settings: of the training.
-        progress: called at most ten times a second.
-        resume: go on with this sweep where an earlier process left it in ``out``, and end as that would have ended; one
-            that is finished there is returned, with a warning.
-        force: replace an earlier sweep in ``out``, finished or not. What it wrote is removed, and no other file.
+        dataset: description of the images, for ``metrics.json``.
+        settings: training settings.
+        progress: called at most ten times per second.
+        resume: continue the sweep that an earlier process left in ``out``, with the same results as without the
+            interruption; a finished sweep is returned, with a warning.
+        force: replace an earlier sweep in ``out``, finished or not; only files that it wrote are removed.
 
     Returns:
-        The front, from the highest completeness to the lowest; the anchors are among its points. Its method ``at``
-        gives a model at any other ε.
+        The front, from the most to the least forgotten model, anchors included. Its method ``at`` returns a model at
+        any other ε.
 
     Raises:
-        UserError: f1 cannot be lowered at all; or ``out`` cannot be written to; or, before anything is trained,
-            :func:`unlearn_ext.unlearning.journal.check` refuses ``out``: it holds another run, or files that no run
-            wrote.
+        UserError: f1 cannot be lowered; or ``out`` cannot be written to; or an argument is invalid; or, before training
+            begins, :func:`unlearn_ext.unlearning.journal.check` rejects ``out``, because it contains another run or
+            files that no run wrote.
     """
     settings = settings or Settings()
     if points < 0:
-        raise UserError(f"points is {points}; as many models cannot be put between the boundaries.")
+        raise UserError(f"points is {points}; it must be 0 or more.")
     for epsilon in epsilons or ():
         check_epsilon(epsilon)
     check_model(model)
@@ -124,9 +124,11 @@ def sweep(
     with journal(out, OUTPUTS, run, resume=resume, force=force) as kept:
         if kept.finished:
             warnings.warn(f"the run in {out} is finished: nothing is left to do.", stacklevel=2)
-            front = ParetoFront.from_csv(Path(out) / FRONT)
-            dial = cache(lambda: read_dial(Path(out), front, model, freeze()))  # nothing is loaded before it is needed
-            return replace(front, dial=lambda epsilon: dial().at(epsilon))
+            assert out is not None  # only a run with a folder can be finished
+            folder = Path(out)
+            front = ParetoFront.from_csv(folder / FRONT)
+            loaded = cache(lambda: read_dial(folder, front, model, freeze()))  # loads the models on first use
+            return replace(front, dial=lambda epsilon: loaded().at(epsilon))
         objectives = freeze()
         recorder = Recorder(model, objectives, held_out, out if distributed.is_first() else None, progress, kept)
         recorder.stages = len(SCHEDULE.anchors) + 1 + (points if epsilons is None else len(epsilons))
@@ -143,7 +145,7 @@ def sweep(
 
 
 def _train_anchors(model: I2IModel, objectives: Objectives, recorder: Recorder, kept: Journal) -> Dial:
-    """Phase I: from the unmodified model to the highest completeness, anchor by anchor.
+    """Train and record the anchors, from the unmodified to the most forgotten model (Phase I).
 
     Raises:
         UserError: f1 did not fall.
@@ -160,7 +162,7 @@ def _train_anchors(model: I2IModel, objectives: Objectives, recorder: Recorder, 
         if not f1 < recorder.f1_original:
             raise UserError(
                 f"f1 did not fall below {recorder.f1_original:.4g} in {trainer.steps_taken} steps, so there is no "
-                "front; take more steps or a higher learning rate."
+                "front; use more steps (--steps) or a higher learning rate (--lr)."
             )
         state = kept.recall(lambda: encoder_state(unlearned))
         anchors.append(Anchor(name, state, f1, f2))
@@ -169,7 +171,7 @@ def _train_anchors(model: I2IModel, objectives: Objectives, recorder: Recorder, 
 
 
 def _record_least_forgotten(dial: Dial, recorder: Recorder) -> float:
-    """Phase I: the mixture with the least f1 of those that do no damage; returns that f1."""
+    """Record the mixture with the lowest f1 that does no damage (Phase I); return its f1."""
     start = time.monotonic()
     made = dial.model(dial.costing(SCHEDULE.f2_tolerance))
     recorder.record(LEAST_FORGOTTEN, LEAST_FORGOTTEN, made.f1, made, start)
@@ -177,7 +179,7 @@ def _record_least_forgotten(dial: Dial, recorder: Recorder) -> float:
 
 
 def _record_epsilon(epsilon: float, dial: Dial, recorder: Recorder, kept: Journal) -> None:
-    """Phase II: min f2 s.t. f1 ≤ ε."""
+    """Record the model with min f2 s.t. f1 ≤ ε (Phase II)."""
     start, name = time.monotonic(), point_name(epsilon)
     recorder.record(name, EPSILON, epsilon, dial.at(epsilon, *recorder.reporting(name), kept), start)
 
@@ -199,15 +201,21 @@ def add_points(
 
     Args:
         out: the folder; models, rows and pictures are added to it.
-        epsilons: to four decimals; one that is there already is made anew.
-
-    The other arguments are those that :func:`sweep` was given.
+        model: as for :func:`sweep`.
+        forget: as for :func:`sweep`.
+        retain: as for :func:`sweep`.
+        task: as for :func:`sweep`.
+        epsilons: values of ε, rounded to four decimals; models at an ε that already exist are replaced.
+        held_out: as for :func:`sweep`.
+        augment: as for :func:`sweep`.
+        settings: as for :func:`sweep`.
+        progress: called at most ten times per second.
 
     Returns:
         The whole front.
 
     Raises:
-        UserError: no finished sweep is there, or a file cannot be read or written.
+        UserError: the folder is not that of a finished sweep, or a file cannot be read or written.
     """
     check_model(model)
     check_task(task)
@@ -234,10 +242,10 @@ def read_dial(out: Path, front: ParetoFront, model: I2IModel, objectives: Object
     """Return the dial of a finished sweep.
 
     Args:
-        out: its folder.
-        front: its points.
-        model: the unmodified one.
-        objectives: frozen from that.
+        out: folder of the sweep.
+        front: points of the sweep.
+        model: the unmodified model.
+        objectives: objectives that were frozen from it.
 
     Raises:
         UserError: an anchor cannot be loaded.
@@ -251,10 +259,10 @@ def read_dial(out: Path, front: ParetoFront, model: I2IModel, objectives: Object
 
 
 def wanted(points: int, epsilons: Sequence[float] | None) -> dict[str, Any]:
-    """Return which points a sweep is asked for, as part of its identity; the arguments are those of :func:`sweep`."""
+    """Return the requested points as part of a sweep's identity; the arguments are those of :func:`sweep`."""
     return {"points": points} if epsilons is None else {"epsilons": _distinct(epsilons)}
 
 
 def _distinct(epsilons: Sequence[float]) -> list[float]:
-    """Falling, to the four decimals that a point's name has: no two points may share a folder."""
+    """Return distinct ε in descending order, rounded as in point names, so that no two points share a folder."""
     return sorted({round(epsilon, 4) for epsilon in epsilons}, reverse=True)

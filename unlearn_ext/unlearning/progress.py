@@ -1,4 +1,4 @@
-"""What a long run tells whoever watches it."""
+"""Progress reports of long runs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class Progress:
     """One report from a run.
 
     Attributes:
-        stage: what is being done: ``"pretrain"``, or the name of a point of the front, such as ``"eps-0.3000"``.
+        stage: ``"pretrain"``, or the name of a point of the front, such as ``"eps-0.3000"``.
         index: number of the stage, from 0.
         total: number of stages.
-        step: steps done in this stage.
-        steps: steps planned so far; it grows when a run is corrected, ``step`` never falls.
-        f1: forget objective of the last minibatch, in variances of the frozen latents; NaN before unlearning; of a
-            baseline, its own loss.
-        f2: retain objective of the last minibatch, same unit; while pretraining, the training loss; of a baseline,
-            its own; NaN of what another process has finished.
-        lam: multiplier λ of the last step; NaN before unlearning, and of a baseline.
+        step: number of steps taken in this stage; it never decreases.
+        steps: number of steps planned so far; it increases if a run is corrected.
+        f1: what is left of the forgotten, for the last minibatch, in variances of the frozen latents; NaN before
+            unlearning; for a baseline, its loss on forget images.
+        f2: damage to the retained, for the last minibatch, in the same unit; while pretraining, the training loss; for
+            a baseline, its loss on retain images; NaN for a stage that another process has finished.
+        lam: multiplier λ of the last step; NaN before unlearning and for baselines.
     """
 
     stage: str
@@ -43,7 +43,7 @@ OnStep = Callable[[int, int, StepStats, float], None]  # steps taken, steps plan
 
 
 def reporter(progress: Callback | None, stage: str, index: int = 0, total: int = 1) -> OnStep | None:
-    """Return a callback of a trainer that reports its steps as progress of a stage; None where nobody listens."""
+    """Return a trainer's callback that reports its steps as progress of a stage; None without ``progress``."""
     if progress is None:
         return None
 
@@ -54,14 +54,14 @@ def reporter(progress: Callback | None, stage: str, index: int = 0, total: int =
 
 
 class Throttle:
-    """Lets a report through at most ten times a second: reading f1, f2 and λ makes the host wait for the device."""
+    """A limit of ten reports per second, because reading f1, f2 and λ waits for the device."""
 
     def __init__(self, seconds: float = 0.1) -> None:
         self.seconds = seconds
         self._last = float("-inf")
 
     def due(self) -> bool:
-        """True when enough time has passed since the last time this was True."""
+        """Return whether a report is due; if so, start a new interval."""
         now = time.monotonic()
         if now - self._last < self.seconds:
             return False

@@ -1,4 +1,4 @@
-"""The models of a sweep as they are made: judged, saved, and noted as points."""
+"""Evaluates and saves the models of a sweep, and records them as points."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ SAMPLES = 6  # images of each side in samples.npz
 
 
 class Recorder:
-    """Records the points of a sweep.
+    """A recorder of the points of a sweep.
 
     Args:
-        model: the unmodified one.
-        objectives: frozen from it.
-        held_out: forget and retain images to validate with; without them the validation columns are NaN.
-        out: folder to write to, if any.
-        progress: called at most ten times a second.
-        journal: knows what was evaluated before.
+        model: the unmodified model.
+        objectives: objectives that were frozen from it.
+        held_out: forget and retain images for validation; without them the validation columns are NaN.
+        out: folder to write to; None to write nothing.
+        progress: called at most ten times per second.
+        journal: provides the results of an earlier process.
 
     Attributes:
-        stages: how many points there will be, for progress reports.
-        points: recorded so far.
-        histories: of their training, by name.
+        stages: number of points that the sweep will have, for progress reports.
+        points: points recorded so far.
+        histories: training history of each point, by name.
         samples: pictures by name, for ``samples.npz``.
         f1_original: f1 of the unmodified model.
-        f2_original: its f2; 0 but where the targets are made anew for each minibatch.
+        f2_original: f2 of the unmodified model; 0 unless targets are computed for each minibatch.
     """
 
     def __init__(
@@ -86,14 +86,14 @@ class Recorder:
         return history, reporter(self._progress, name, len(self.points), self.stages)
 
     def record(self, name: str, role: str, epsilon: float, made: Unlearned, start: float) -> None:
-        """Judge and save a model, and note it as a point.
+        """Evaluate and save a model, and record it as a point.
 
         Args:
-            name: of the point, and of its folder.
-            role: of the point, see :class:`unlearn_ext.unlearning.pareto.ParetoPoint`.
-            epsilon: that was asked for.
+            name: name of the point and of its folder.
+            role: role of the point, see :class:`unlearn_ext.unlearning.pareto.ParetoPoint`.
+            epsilon: the requested ε.
             made: the model.
-            start: when work on it began, by ``time.monotonic``.
+            start: time at which work on it began, from ``time.monotonic``.
         """
         validation, pictures, seconds = self._journal.recall(lambda: self._judged_and_saved(name, made.model, start))
         self.samples[name] = pictures.numpy()
@@ -106,8 +106,8 @@ class Recorder:
         """Write the tables and pictures of a finished sweep, if there is a folder to write to.
 
         Args:
-            front: its points.
-            dataset: what the images are, for ``metrics.json``.
+            front: points of the sweep.
+            dataset: description of the images, for ``metrics.json``.
         """
         if self._out is not None:
             write_run(self._out, front, steps_of(self.histories), self.samples, self._metrics(dataset))
@@ -117,7 +117,7 @@ class Recorder:
     def _judged_and_saved(
         self, name: str, model: I2IModel, start: float
     ) -> tuple[tuple[float, float], torch.Tensor, float]:
-        """Return (f1, f2) of held-out images, the sample pictures, and the seconds since the start."""
+        """Save a model; return (f1, f2) for held-out images, the sample pictures, and the seconds since the start."""
         encode = Encoder(model, self._objectives.settings)
         validation = self._validation.evaluate(encode) if self._validation else (math.nan, math.nan)
         pictures = in_bytes(reconstruct(model, self._shown, self._task))

@@ -1,4 +1,4 @@
-"""The folder of a sweep: its tables and pictures, written and read."""
+"""Write and read the folder of a sweep: its tables and pictures."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .pareto import TRAINED, ParetoFront, ParetoPoint
 
 __all__ = ["CURVES", "FILES", "FRONT", "STEPS", "RunFolder", "read_run", "read_steps", "steps_of", "write_run"]
 
-FRONT = "front.csv"  # written last: where it is, the run is whole
+FRONT = "front.csv"  # written last: if it exists, the run is complete
 FILES = (FRONT, "history.csv", "metrics.json", "samples.npz")
 STEPS = ("point", "step", "epsilon", "f1", "f2", "psi", "lam", "skipped")  # columns of history.csv
-_METRICS = {
+_METRICS: dict[type | tuple[type, ...], tuple[str, ...]] = {
     (int, float): ("f1_original", "f1_star", "f2_tolerance", "hypervolume", "seconds", "peak_memory_mb", "seed"),
     str: ("version", "family", "dataset", "task", "device", "samples_from"),
     list: ("reference_point",),
@@ -33,7 +33,7 @@ CURVES = ("f1", "f2", "psi", "lam")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run: its points from the most to the least forgotten, their histories, their pictures."""
+    """The content of a run folder: points from the most to the least forgotten, their histories and pictures."""
 
     path: Path
     metrics: dict[str, Any]
@@ -48,17 +48,17 @@ class RunFolder:
 
     @property
     def worse(self) -> list[ParetoPoint]:
-        """The models that another one dominates."""
+        """The models that another model dominates."""
         return [point for point, dominated in zip(self.points, self.front.dominated, strict=True) if dominated]
 
     @property
     def span(self) -> float:
-        """The reach of f1, from as forgotten as can be to untouched: the unit in which a miss is judged."""
+        """The range of f1 from the most forgotten to the unmodified model; misses are stated as fractions of it."""
         return float(self.metrics["f1_original"]) - float(self.metrics["f1_star"])
 
     @property
     def asked(self) -> list[ParetoPoint]:
-        """The models at the ε that were asked for; all, where none was."""
+        """The models at a requested ε; all models if no ε was requested."""
         return [point for point in self.points if point.role == "epsilon"] or list(self.points)
 
     @property
@@ -68,17 +68,17 @@ class RunFolder:
 
     @property
     def worst_miss(self) -> float:
-        """The largest |f1 − ε| of those that were asked for, in f1's own units."""
+        """The largest |f1 − ε| of the models in ``asked``, in units of f1."""
         return max(abs(point.miss) for point in self.asked)
 
     @property
     def worst_miss_unseen(self) -> float:
-        """The same on validation images; NaN where the run had none."""
+        """The largest |f1 − ε| on validation images; NaN if the run had none."""
         return max(abs(point.f1_validation - point.epsilon) for point in self.asked)
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that met a number that was not finite, and therefore wrote nothing."""
+        """Number of steps that changed nothing because a value was not finite."""
         return int(sum(curves["skipped"].sum() for curves in self.history.values()))
 
 
@@ -92,11 +92,12 @@ def write_run(
     """Write the tables and pictures of a sweep, the front last.
 
     Args:
-        folder: of the sweep.
-        front: its points.
+        folder: folder of the sweep.
+        front: points of the sweep.
         steps: rows of ``history.csv``, with the columns ``STEPS``.
-        samples: ``"is_forget"`` (bool [N]), and uint8 [N, C, H, W] for every point and what it is compared with.
-        metrics: of the sweep; what follows from the points is added.
+        samples: ``"is_forget"`` (bool [N]), and pictures, uint8 [N, C, H, W], of every point and of the images that it
+            is compared with.
+        metrics: metrics of the sweep; those that follow from the points are added.
 
     Raises:
         UserError: a file cannot be written.
@@ -120,9 +121,9 @@ def read_steps(folder: Path) -> list[list[str]]:
 
 
 def _judgement(front: ParetoFront, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what follows from the points: hypervolume, its worst corner, and the largest miss of an ε within reach."""
+    """Return the metrics of the points: hypervolume, its reference point, and the largest miss of a reachable ε."""
     original, infimum = metrics["f1_original"], metrics["f1_star"]
-    # The worst corner: nothing forgotten, and the retained images treated as the highest boundary treats them.
+    # The reference point is the worst corner: f1 of the unmodified model, and the largest f2 of the front.
     reference = (original, max(point.f2 for point in front))
     misses = [abs(point.miss) for point in front if point.role == "epsilon" and infimum <= point.epsilon <= original]
     return {
@@ -133,13 +134,17 @@ def _judgement(front: ParetoFront, metrics: Mapping[str, Any]) -> dict[str, Any]
 
 
 def read_run(folder: str | Path) -> RunFolder:
-    """Read a run's tables and pictures; a sentence says what is missing."""
+    """Read a run's tables and pictures.
+
+    Raises:
+        UserError: the folder or a file does not exist, or cannot be read; the message says which.
+    """
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"there is no run folder at {path}.")
     for name in FILES:
         if not (path / name).is_file():
-            raise UserError(f"{path} is no finished run: it holds no {name}.")
+            raise UserError(f"{path} is not a finished run: it contains no {name}.")
     front = ParetoFront.from_csv(path / "front.csv")
     try:
         metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
@@ -151,28 +156,28 @@ def read_run(folder: str | Path) -> RunFolder:
     except (ValueError, KeyError, OSError, BadZipFile) as error:
         raise UserError(f"{path} cannot be read as a run: {type(error).__name__}: {error}.") from error
     if not front.points:
-        raise UserError(f"{path} is no finished run: its front.csv lists no model.")
+        raise UserError(f"{path} is not a finished run: its front.csv lists no model.")
     return RunFolder(path, metrics, front, history, samples)
 
 
 def _check_metrics(metrics: Any) -> None:
-    """Raises ``ValueError`` where it is not what a sweep writes."""
+    """Raise ``ValueError`` if the metrics are not those of a sweep."""
     if not isinstance(metrics, dict):
-        raise ValueError("metrics.json holds no names with values")
+        raise ValueError("metrics.json is not a JSON object")
     for kind, names in _METRICS.items():
         for name in names:
             if not isinstance(metrics.get(name), kind):
-                raise ValueError(f"metrics.json says {metrics.get(name)!r} of {name}")
+                raise ValueError(f"metrics.json has no valid {name}: {metrics.get(name)!r}")
 
 
 def _check_samples(samples: dict[str, np.ndarray]) -> None:
-    """Raises ``ValueError`` where they are no pictures, as many of every kind as there are originals."""
+    """Raise ``ValueError`` if they are not pictures, or differ in number or shape from the originals."""
     originals, is_forget = samples.get("original"), samples.get("is_forget")
     if originals is None or originals.ndim != 4 or is_forget is None or is_forget.shape != originals.shape[:1]:
-        raise ValueError("samples.npz holds no originals, or does not say which are to forget")
+        raise ValueError("samples.npz has no valid arrays `original` and `is_forget`")
     for name, pictures in samples.items():
         if name != "is_forget" and (pictures.shape != originals.shape or pictures.dtype != np.uint8):
-            raise ValueError(f"samples.npz holds no such pictures of {name} as of the originals")
+            raise ValueError(f"the array {name} in samples.npz is not uint8, or differs in shape from `original`")
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
@@ -181,7 +186,7 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _history(path: Path) -> dict[str, dict[str, np.ndarray]]:
-    """The columns of every point, in the order of its steps."""
+    """Return the columns of every point, in the order of its steps."""
     lists: dict[str, dict[str, list[float]]] = {}
     for row in _rows(path):
         columns = lists.setdefault(row["point"], {name: [] for name in ("step", *CURVES, "skipped")})

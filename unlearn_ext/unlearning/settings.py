@@ -1,4 +1,4 @@
-"""How an encoder is trained, and how the machine is used for it."""
+"""Training settings."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 @dataclass(frozen=True)
 class Settings:
-    """How one run or sweep is trained. The defaults suit the small built-in models.
+    """Training settings of one run or sweep; the defaults suit the small built-in models.
 
     Attributes:
-        lr: learning rate of AdamW, held for half of the steps of an anchor; then it falls linearly to 0. It rises to
-            this over the first ten steps of a run.
+        lr: learning rate of AdamW. It increases linearly over the first ten steps of a run, is constant for half of the
+            steps of an anchor, and then decreases linearly to 0.
         steps: optimizer steps of an anchor of a sweep; a run to one ε takes three times as many. None: see
             :func:`unlearn_ext.unlearning.schedule.steps_per_anchor`.
-        batch_size: images in each minibatch, of forget and of retain images alike; four times as many are encoded at
-            once where no gradient is needed.
-        rate: share of the gap f1 − ε that a step closes.
-        tolerance: |f1 − ε| over the whole forget set below which a run is not corrected, as a share of the unmodified
-            model's f1.
-        seed: of the minibatches, of the noise images and of augmentation.
-        precision: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for torch's automatic mixed precision; float16
-            scales its losses.
-        compile: run the encoder through ``torch.compile`` in training.
-        memory: GiB of cached targets past which they lie in a file.
+        batch_size: number of forget images and of retain images in each minibatch; without gradient, four times as many
+            are encoded at once.
+        rate: fraction of the gap f1 − ε that a step closes.
+        tolerance: |f1 − ε| over the whole forget set up to which a run is not corrected, as a fraction of the
+            unmodified model's f1.
+        seed: random seed of minibatches, noise images and augmentation.
+        precision: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for torch's automatic mixed precision; with
+            float16, losses are scaled.
+        compile: compile the encoder with ``torch.compile`` for training.
+        memory: size in GiB above which cached targets are stored in a file.
 
     Raises:
-        UserError: there is no such precision, or a number is out of range.
+        UserError: the precision is unknown, or a number is out of range.
     """
 
     lr: float = 1e-3

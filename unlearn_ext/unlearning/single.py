@@ -1,4 +1,4 @@
-"""Unlearn once, to one ε."""
+"""Unlearning to one ε."""
 
 from __future__ import annotations
 
@@ -35,26 +35,29 @@ def unlearn(
     history: History | None = None,
     progress: Callback | None = None,
 ) -> I2IModel:
-    """min f2 s.t. f1 ≤ ε (Feng et al., ICLR 2025, eq. 4), from the model as it is.
+    """Return a copy of the model trained to min f2 s.t. f1 ≤ ε (Feng et al., ICLR 2025, eq. 4).
 
-    Where ``torch.distributed`` is initialised, call it in every process with the same arguments: each works on its
+    If ``torch.distributed`` is initialised, call it in every process with the same arguments. Each process computes its
     share of every minibatch, and all return the same model.
 
     Args:
-        model: left as it is; its encoder is the frozen one that f1 and f2 refer to.
-        forget: uint8 [N, C, H, W], or float32 in [-1, 1]; not corrupted.
-        retain: uint8 [M, C, H, W], or float32 in [-1, 1]; not corrupted.
-        task: T, one of :mod:`unlearn_ext.tasks`.
-        epsilon: f1 to reach, in variances of the frozen latents: 0 is noise, the unmodified model's own f1 is nothing
-            forgotten. Warns when it is outside.
-        augment: of training images, one of :mod:`unlearn_ext.data.augment` or any function of images and the number of
-            a draw. The frozen encoder then works at every step.
-        settings: of the training.
-        history: filled with every step, if given.
-        progress: called at most ten times a second.
+        model: the model, which is not changed; f1 and f2 refer to its encoder.
+        forget: images to forget, uint8 [N, C, H, W], or float32 in [-1, 1]; not corrupted.
+        retain: images to retain, uint8 [M, C, H, W], or float32 in [-1, 1]; not corrupted.
+        task: the task T, one of :mod:`unlearn_ext.tasks`.
+        epsilon: f1 to reach, in variances of the frozen latents. 0: the latents are those of noise; the unmodified
+            model's f1: nothing is forgotten. Warns if it is outside this range.
+        augment: augmentation of training images: one of :mod:`unlearn_ext.data.augment`, or any function of images and
+            the number of the draw. The frozen encoder then runs at every step.
+        settings: training settings.
+        history: receives every step, if given.
+        progress: called at most ten times per second.
 
     Returns:
-        A copy of the model, with the encoder trained.
+        A copy of the model with a trained encoder.
+
+    Raises:
+        UserError: an argument is invalid, or training diverges.
     """
     check_epsilon(epsilon)
     check_model(model)
@@ -71,11 +74,11 @@ def reach(
     progress: Callback | None = None,
     journal: Journal | None = None,
 ) -> I2IModel:
-    """Do the same as :func:`unlearn`, with objectives that were frozen from the same model and with a journal.
+    """Do the same as :func:`unlearn`, with objectives that were frozen from the same model, and with a journal.
 
-    It takes ``anchors_per_run`` times the steps of an anchor of a sweep, since it starts farther away. Where ε is
-    missed over the whole forget set, it takes half as many steps as an anchor more, towards an ε that makes up for the
-    miss.
+    Training takes ``anchors_per_run`` times as many steps as an anchor of a sweep, because it starts farther from ε. If
+    f1 over the whole forget set misses ε by more than the tolerance, half the steps of an anchor follow, with ε shifted
+    by the miss.
     """
     steps, tolerance, journal = steps_per_anchor(objectives), objectives.settings.tolerance, journal or Journal()
     original = journal.recall(lambda: objectives.evaluate_f1(objectives.frozen))

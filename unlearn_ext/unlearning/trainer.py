@@ -1,4 +1,4 @@
-"""Training of one model under one ε after another."""
+"""Training of one model with a sequence of controls, such as a sequence of ε."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ __all__ = ["Trainer"]
 
 
 class Trainer:
-    """Trains one model's encoder under one control after another; the optimizer's state is kept between them.
+    """A trainer of one model's encoder with one control after another; the optimizer's state is kept between them.
 
-    In several processes each takes its share of every minibatch, and all end with the same model: that of one process,
-    to rounding.
+    With several processes, each computes its share of every minibatch. All end with the same model, which equals that
+    of one process up to rounding.
 
     Args:
-        model: trained in place.
+        model: the model; its encoder is trained in place.
         objectives: f1 and f2 with their targets.
-        history: appended to.
-        on_step: called at most ten times a second.
-        journal: knows what was trained and evaluated before.
+        history: history to which every step is appended.
+        on_step: called at most ten times per second.
+        journal: provides the results of an earlier process.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class Trainer:
         self._throttle = Throttle()
         self._journal = journal or Journal()
         self.encode = Encoder(model, self.settings)
-        # No weight decay: it would pull the encoder away from θ0, where f2 is least. The average of ∇f1 decays as
-        # AdamW's average of ∇f2 does: averages that lag differently would not balance.
+        # No weight decay: it would pull the encoder away from θ0, where f2 is minimal. The averages of ∇f1 and ∇f2 have
+        # the same decay: averages with different lags would not balance.
         self.optimizer = EpsilonAdamW(
             model.encoder_parameters(), lr=self.settings.lr, betas=BETAS, weight_decay=0.0, control=GradientNorm(),
             constraint_grad_ema=BETAS[0],
@@ -55,13 +55,13 @@ class Trainer:
         self.report_to(history, on_step)
 
     def report_to(self, history: History, on_step: OnStep | None = None) -> None:
-        """Report the steps from here on to another history and callback; the arguments are those of the class."""
+        """Report further steps to another history and callback; the arguments are those of the class."""
         self.history, self._on_step = history, on_step
         self.steps_planned, self._first, self._before = 0, len(history), self._loop.steps_taken
 
     @property
     def steps_taken(self) -> int:
-        """Steps under all controls so far, since :meth:`report_to`."""
+        """Number of steps since :meth:`report_to`, with all controls."""
         return self._loop.steps_taken - self._before
 
     def approach(self, epsilon: float, steps: int | None = None) -> tuple[float, float]:
@@ -69,26 +69,26 @@ class Trainer:
 
         Args:
             epsilon: ε.
-            steps: how many; by default those of an anchor, see :func:`steps_per_anchor`.
+            steps: number of steps; by default that of an anchor, see :func:`steps_per_anchor`.
 
         Returns:
-            (f1, f2) over the whole of both sets.
+            (f1, f2) over both whole sets.
         """
         steps = steps or steps_per_anchor(self.objectives)
         self.train(EpsilonGap(epsilon, self.settings.rate, cap=SCHEDULE.psi_cap), steps, epsilon)
         return self._journal.recall(lambda: self.objectives.evaluate(self.encode))
 
     def train(self, control: EpsilonGap | GradientNorm, steps: int, epsilon: float = math.nan) -> None:
-        """Take steps under one control; the learning rate is held for half of them and then falls to 0.
+        """Take steps with one control; the learning rate is constant for half of them and then decreases to 0.
 
         Args:
-            control: ψ.
-            steps: how many.
-            epsilon: what the history says was asked for.
+            control: control function ψ.
+            steps: number of steps.
+            epsilon: the ε to record in the history.
         """
         self.optimizer.control = control
         (group,) = self.optimizer.param_groups
-        # Phase I is after f1 alone, so its metric is that of ∇f1.
+        # A gradient-norm control minimises f1 alone, so the metric is that of ∇f1.
         group["constraint_weight"] = 1.0 if isinstance(control, GradientNorm) else SCHEDULE.constraint_weight
         self.steps_planned = max(self.steps_planned, self.steps_taken + steps)
         begin = len(self.history)
@@ -110,7 +110,7 @@ class Trainer:
         self._journal.end_segment({"rows": self.history.since(begin)})
 
     def _resume(self, epsilon: float) -> None:
-        """Take up what an earlier process did of this segment; only the history is kept of one that was finished."""
+        """Restore what an earlier process did in this segment; for a finished segment, only the history."""
         before = self._journal.begin_segment()
         if before is None:
             return

@@ -1,4 +1,4 @@
-"""What every way to unlearn is trained by: minibatches of both sides, backward passes, steps at a falling rate."""
+"""The training loop that all methods share: minibatches, backward passes, steps and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from .settings import Settings
 
 __all__ = ["BETAS", "WARMUP", "Loop"]
 
-BETAS = (0.9, 0.999)  # AdamW's own: decay of its averages of the gradient and of its square
-# Steps that the first average takes to fill. At the unmodified model ∇f2 = 0, so AdamW's first steps are signs of ∇f1,
-# which cost f2.
+BETAS = (0.9, 0.999)  # torch's defaults for AdamW
+# Time constant of AdamW's average of gradients, in steps. At the unmodified model ∇f2 = 0, so AdamW's first steps are
+# signs of ∇f1; at the full learning rate they would increase f2.
 WARMUP = round(1 / (1 - BETAS[0]))
 
 
 class Loop:
-    """Trains one model's encoder; in several processes each takes its share of every minibatch.
+    """A training loop for one model's encoder; with several processes, each computes its share of every minibatch.
 
     Args:
-        model: trained in place.
-        objectives: whose images are trained on.
-        settings: batches, seed, precision.
-        optimizer: of the encoder's parameters.
+        model: the model; its encoder is trained in place.
+        objectives: objectives with the training images.
+        settings: batch size, seed and precision.
+        optimizer: optimizer of the encoder's parameters.
 
     Attributes:
-        encode: E in training.
-        scaler: of the losses, under float16; else None.
-        steps_taken: so far; set before the first of them where others were taken before.
+        encode: the encoder for training.
+        scaler: gradient scaler with float16; else None.
+        steps_taken: number of steps so far; to resume, set it before the first step.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class Loop:
         self.steps_taken = 0
 
     def minibatches(self, lr: float, steps: int, *, taken: int = 0) -> Iterator[tuple[Batch, Batch]]:
-        """Yield a minibatch to forget and one to retain for each of so many steps, and set the learning rate.
+        """Yield a forget and a retain minibatch for each step, and set the learning rate.
 
-        The rate is held for half of the steps and then falls linearly to 0. The first ``WARMUP`` steps of the loop rise
-        to it.
+        The learning rate is constant for half of the steps and then decreases linearly to 0. Over the first ``WARMUP``
+        steps of the loop, it increases linearly to ``lr``.
 
         Args:
-            lr: the rate that is held.
-            steps: how many.
-            taken: how many of these an earlier process took.
+            lr: the constant learning rate.
+            steps: number of steps.
+            taken: number of these steps that an earlier process took.
         """
         for step in range(taken, steps):
             rising, falling = (self.steps_taken + 1) / WARMUP, 2 * (steps - step) / steps
@@ -68,17 +68,17 @@ class Loop:
         return pairs(*sides, settings.batch_size, settings.seed, used=self.steps_taken)
 
     def backward(self, loss: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Adds a minibatch's gradient to ``p.grad``; of several processes, the mean over the whole minibatch.
+        """Add the gradient of a minibatch's loss to ``p.grad``; with several processes, over the whole minibatch.
 
         Returns:
-            the loss over the whole minibatch, 0-d.
+            The loss over the whole minibatch, 0-d.
         """
         loss = loss * batch.weight
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return distributed.average(loss.detach(), self.optimizer.param_groups[0]["params"])
 
     def step(self) -> None:
-        """The optimizer's, after which no gradient is left."""
+        """Take an optimizer step and clear the gradients."""
         if self.scaler is None:
             self.optimizer.step()
         else:

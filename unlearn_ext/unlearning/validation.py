@@ -1,4 +1,4 @@
-"""What a run is given, looked at before any work begins."""
+"""Checks of the arguments of a run, before any work begins."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..models.freezing import check_float32
 
 __all__ = ["check_epsilon", "check_images", "check_model", "check_task"]
 
-_SLACK = 0.1  # by which pixels may be outside [-1, 1], as sharp ways to resize leave them
+_SLACK = 0.1  # tolerance for pixels outside [-1, 1]: sharp resampling filters overshoot
 
 
 def check_model(model: I2IModel) -> None:
-    """Check that it is a model that can be trained.
+    """Check that a model can be trained.
 
     Raises:
-        UserError: it is none of a family, or its weights are not float32.
+        UserError: it does not belong to a family of ``unlearn_ext.models``, or its weights are not float32.
     """
     if not hasattr(model, "encoder_parameters"):
         raise UserError(
@@ -31,18 +31,18 @@ def check_model(model: I2IModel) -> None:
 
 
 def check_task(task: Any) -> None:
-    """Raises ``UserError`` where it is no task."""
+    """Raise ``UserError`` if the task is not callable."""
     if not callable(task):
         raise UserError(f"the task is {task!r}; give one of unlearn_ext.tasks, such as CenterCrop(0.5).")
 
 
 def check_images(name: str, images: Any, model: I2IModel) -> None:
-    """Raises ``UserError`` where they are no images, or none for the model.
+    """Raise ``UserError`` if a value is not a tensor of images for the model.
 
     Args:
-        name: of the set, as the sentence calls it.
+        name: name of the set, for the message.
         images: uint8 [N, C, H, W], or float32 in [-1, 1].
-        model: that is to see them.
+        model: the model for which the images are meant.
     """
     if not isinstance(images, torch.Tensor):
         raise UserError(f"the {name} images are a {type(images).__name__}; give a tensor [N, C, H, W].")
@@ -60,10 +60,10 @@ def check_images(name: str, images: Any, model: I2IModel) -> None:
     if images.dtype == torch.float32:
         low, high = (value.item() for value in images.aminmax())
         if not -1 - _SLACK <= low <= high <= 1 + _SLACK:
-            raise UserError(f"the {name} images reach from {low:.4g} to {high:.4g}; float images must be in [-1, 1].")
+            raise UserError(f"the {name} images range from {low:.4g} to {high:.4g}; float images must be in [-1, 1].")
 
 
 def check_epsilon(epsilon: Any) -> None:
-    """Raises ``UserError`` where it is no finite number."""
+    """Raise ``UserError`` if ε is not a finite number."""
     if not isinstance(epsilon, Real) or not math.isfinite(epsilon):
-        raise UserError(f"ε is {epsilon!r}; it must be a finite number, f1 to reach.")
+        raise UserError(f"ε is {epsilon!r}; it must be a finite number, the f1 to reach.")
