@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -30,7 +31,8 @@ def comparison(rows: Sequence[ModelRow]) -> Figure:
     with style():
         figure = Figure(figsize=(10.4, 5.6))
         axes = figure.subplots()
-        colours = mpl.colormaps["tab20"].colors[: len(METHODS)]
+        colormap: Any = mpl.colormaps["tab20"]  # a ListedColormap, which has colors
+        colours = colormap.colors[: len(METHODS)]
         looks = [(OURS, "o", INK, 2.0), *zip(METHODS, _MARKERS, colours, [0.8] * len(METHODS), strict=True)]
         for name, marker, colour, width in looks:
             if mine := [row for row in shown if row.method == name]:

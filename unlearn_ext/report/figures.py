@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from ..unlearning.pareto import TRAINED
@@ -82,7 +83,9 @@ def convergence(run: RunFolder) -> Figure:
     """Plot f1, f2, ψ and λ over the steps: for each model the values (faint) and their running mean (bold)."""
     with style():
         figure = Figure(figsize=(10.4, 6.4))
-        figure.get_layout_engine().set(hspace=0.1, wspace=0.05)
+        layout = figure.get_layout_engine()
+        assert isinstance(layout, ConstrainedLayoutEngine)  # set by style()
+        layout.set(hspace=0.1, wspace=0.05)
         panels = dict(zip(CURVES, figure.subplots(2, 2).flat, strict=True))
         for point, shade in zip(run.points, shades(len(run.points)), strict=True):
             curves = run.history.get(point.name)

@@ -64,7 +64,7 @@ def _rows(named: Mapping[str, _Said]) -> list[StripRow]:
 def _note(row: ModelRow) -> str:
     """Return the value of the method's knob, and f1 and f2 over training images."""
     knob = METHODS[row.method].knob if row.method in METHODS else "epsilon"
-    said = [] if math.isnan(row.value) else [f"{_SIGNS[knob]} = {row.value:.3g}"]
+    said = [] if knob is None or math.isnan(row.value) else [f"{_SIGNS[knob]} = {row.value:.3g}"]
     return _joined(*said, f"f1 {row.f1:.3f}", f"f2 {row.f2:.4f}")
 
 

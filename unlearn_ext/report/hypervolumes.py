@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ def hypervolumes(standings: Sequence[Standing]) -> Figure:
         figure = Figure(figsize=(10.4, 0.42 * len(standings) + 1.3))
         axes = figure.subplots()
         places = np.arange(len(standings))
-        sides = (
+        sides: tuple[tuple[str, str, float, dict[str, Any]], ...] = (
             ("validation images", "validation", -_APART, {"color": BLUE, "marker": "o"}),
             ("training images", "training", _APART, {"color": ORANGE, "marker": "s", "markerfacecolor": "none"}),
         )  # fmt: skip

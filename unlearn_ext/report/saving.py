@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ from .style import style
 
 __all__ = ["save_figures"]
 
-_LOOK = {"dpi": 120, "facecolor": "white", "bbox_inches": "tight", "pad_inches": 0.12}
+_LOOK: dict[str, Any] = {"dpi": 120, "facecolor": "white", "bbox_inches": "tight", "pad_inches": 0.12}
 
 
 def save_figures(folder: Path, figures: Mapping[str, Figure]) -> None:

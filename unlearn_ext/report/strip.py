@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ..unlearning.run_folder import RunFolder
 from .style import ORANGE, style
@@ -68,7 +69,9 @@ def strip_figure(rows: list[StripRow]) -> Figure:
         inches = _TILE / rows[0].forget.shape[0]
         figure = Figure(figsize=(sum(widths) * inches + 2.2, (_TILE + 0.05) * len(rows) + 0.4))
         grid = figure.subplots(len(rows), 2, squeeze=False, width_ratios=widths)
-        figure.get_layout_engine().set(h_pad=0.015, w_pad=0.06, hspace=0, wspace=0.02)
+        layout = figure.get_layout_engine()
+        assert isinstance(layout, ConstrainedLayoutEngine)  # set by style()
+        layout.set(h_pad=0.015, w_pad=0.06, hspace=0, wspace=0.02)
         for (left, right), row in zip(grid, rows, strict=True):
             for axes, tiles in ((left, row.forget), (right, row.retain)):
                 axes.imshow(tiles, interpolation="nearest")

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -18,7 +19,7 @@ __all__ = ["BLUE", "GREEN", "INK", "ORANGE", "VERMILION", "data_uri", "inline_sv
 INK = "#14202e"  # replaced by currentColor in pages, so that a figure works in light and dark mode
 ORANGE, BLUE, GREEN, VERMILION = "#e69f00", "#0072b2", "#009e73", "#d55e00"  # Okabe–Ito
 
-_RC = {
+_RC: dict[Any, Any] = {
     "font.size": 11,
     "font.family": "sans-serif",
     "svg.fonttype": "path",

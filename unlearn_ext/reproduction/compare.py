@@ -218,8 +218,8 @@ def _verdict(share: float, f2: dict[str, list[float]]) -> Verdict:
     gets_there = bool(ours) and all(map(math.isfinite, ours))
     if not rivals or not gets_there:
         word = "" if len(ours) < 2 else "ahead" if gets_there else "behind" if rivals else ""
-        return Verdict(share, min(rivals, key=rivals.get, default=""), Interval(math.nan, math.nan), word)
-    rival = min(rivals, key=rivals.get)
+        return Verdict(share, min(rivals, key=rivals.__getitem__, default=""), Interval(math.nan, math.nan), word)
+    rival = min(rivals, key=rivals.__getitem__)
     pairs = zip(ours, f2[rival], strict=True)
     ratio = interval([math.log(max(a, LEAST_F2) / max(b, LEAST_F2)) for a, b in pairs])
     if math.isnan(ratio.half):

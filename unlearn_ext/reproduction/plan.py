@@ -68,7 +68,7 @@ class Plan:
             write_text(out / FILE, self._text(device))
 
     def _text(self, device: torch.device) -> str:
-        mine = {"dataset": DATASET, "forget_classes": list(FORGET_CLASSES), "task": str(TASK)}
+        mine: dict[str, Any] = {"dataset": DATASET, "forget_classes": list(FORGET_CLASSES), "task": str(TASK)}
         mine |= {"points": self.points, "device": device.type}
         mine |= {"efforts": {family: asdict(effort) for family, effort in self.efforts.items()}}
         mine |= {"settings": {family: asdict(effort.settings(family, 0)) for family, effort in self.efforts.items()}}

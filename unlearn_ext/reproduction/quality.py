@@ -30,7 +30,7 @@ FILE = "quality.csv"
 EXTRACTORS = ("efficientnet-lite0", *(name for name in (f"{DATASET}-cnn",) if name in KNOWN))
 
 Name = tuple[str, str]  # method and point
-Numbers = tuple[float, ...]  # the last fields of Quality, in their order
+Numbers = tuple[int, float, float, float, float, float]  # the last fields of Quality, in their order
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ def judge(out: str | PathLike[str], progress: Callable[[str], None] | None = Non
             shown, names = Pictures(out, family, seed), [(FLOOR, ""), *_names(models)]
             for extractor in EXTRACTORS:
                 left = [name for name in names if (family, seed, *name, KINDS[0], extractor) not in table.rows]
-                for name, values in _judged(shown, left, partial(loaded, extractor)):
-                    table.add([Quality(family, seed, *name, kind, extractor, *v) for kind, v in values.items()])
+                for (method, point), values in _judged(shown, left, partial(loaded, extractor)):
+                    table.add([Quality(family, seed, method, point, kind, extractor, *v) for kind, v in values.items()])
                     if progress is not None:
-                        progress(" ".join((family, *name)))
+                        progress(f"{family} {method} {point}")
     return list(table.rows.values())
 
 
@@ -114,8 +114,8 @@ def _judged(
 ) -> Iterator[tuple[Name, dict[str, Numbers]]]:
     """Yield the numbers of every model that has pictures, for both kinds of images."""
     originals = shown.originals()
-    models = {name: originals if name[0] == FLOOR else shown.made(*name) for name in names}
-    models = {name: sets for name, sets in models.items() if sets is not None}
+    found = {name: originals if name[0] == FLOOR else shown.made(*name) for name in names}
+    models = {name: sets for name, sets in found.items() if sets is not None}
     if originals is None or not models:
         return
     extractor = load()
@@ -132,5 +132,7 @@ def _features(sets: Sets, extractor: Extractor) -> dict[str, torch.Tensor]:
 def _numbers(real: torch.Tensor, made: torch.Tensor, extractor: Extractor) -> Numbers:
     """Return the number of images, then the measures in the order of the last fields of ``Quality``."""
     values = compare(real, made, extractor)
-    names = ("fid", "kid", "kid-spread", "is", "cosine")
-    return len(real), *(values.get(f"{name}:{extractor.name}", math.nan) for name in names)
+    fid, kid, kid_spread, inception_score, cosine = (
+        values.get(f"{name}:{extractor.name}", math.nan) for name in ("fid", "kid", "kid-spread", "is", "cosine")
+    )
+    return len(real), fid, kid, kid_spread, inception_score, cosine

@@ -12,6 +12,7 @@ from ..baselines.training import OnLosses
 from ..optim.control import StepStats
 from ..unlearning.dial import encoder_state
 from ..unlearning.history import History
+from ..unlearning.progress import OnStep
 from ..unlearning.schedule import SCHEDULE
 from ..unlearning.settings import Settings
 from ..unlearning.trainer import Trainer
@@ -80,10 +81,18 @@ def _ours(problem: Problem, settings: Settings, pairs: int, on_step: OnLosses | 
     model, objectives = copy.deepcopy(problem.model), replace(problem.training, settings=settings)
     steps = pairs // len(SCHEDULE.anchors)
 
-    def told(step: int, planned: int, stats: StepStats, f2: float) -> None:
-        on_step(step, stats.constraint.item(), f2)
-
-    trainer = Trainer(model, objectives, History(), told if on_step else None)
+    trainer = Trainer(model, objectives, History(), _of_trainer(on_step))
     for number, share in enumerate(SCHEDULE.anchors, 1):
         trainer.approach(share * problem.f1, steps)
         yield Leg(share * problem.f1, encoder_state(model), number * steps)
+
+
+def _of_trainer(on_step: OnLosses | None) -> OnStep | None:
+    """Adapt a callback to the signature that ``Trainer`` calls."""
+    if on_step is None:
+        return None
+
+    def told(step: int, planned: int, stats: StepStats, f2: float) -> None:
+        on_step(step, stats.constraint.item(), f2)
+
+    return told

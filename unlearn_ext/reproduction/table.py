@@ -6,7 +6,7 @@ import csv
 from collections.abc import Hashable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, get_type_hints
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, get_type_hints
 
 from .._utils.atomic_io import write_table
 from ..errors import UserError
@@ -101,7 +101,7 @@ class Cost:
 class Kept(Protocol):
     """A row of a table: a dataclass whose fields, strings and numbers, are the columns."""
 
-    __dataclass_fields__: dict[str, Any]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def group(self) -> Any:

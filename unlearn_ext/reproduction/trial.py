@@ -119,6 +119,7 @@ class Trial:
         anchors = [point for point in self.sweep() if point.role != EPSILON]
         anchors.sort(key=lambda point: (point.role == MOST_FORGOTTEN, -point.epsilon))  # the order of training
         steps = self.settings.steps
+        assert steps is not None  # set by Effort.settings
         swept = [
             Leg(share * self.problem.f1, encoder_state(self.model(point.name)), number * steps)
             for number, (share, point) in enumerate(zip(SCHEDULE.anchors, anchors, strict=True), 1)
@@ -181,11 +182,12 @@ class Trial:
             total: number of sweeps.
             pairs: gradient pairs in the sweep.
         """
-        if self.progress is None:
+        progress = self.progress
+        if progress is None:
             return None
 
         def on_step(step: int, forget_loss: float, retain_loss: float) -> None:
-            self.progress(Progress(stage, index, total, step, pairs, forget_loss, retain_loss, math.nan))
+            progress(Progress(stage, index, total, step, pairs, forget_loss, retain_loss, math.nan))
 
         return on_step
 

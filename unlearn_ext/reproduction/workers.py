@@ -16,7 +16,8 @@ from ..unlearning.progress import Callback, Progress
 
 __all__ = ["Result", "Unit", "Workers", "cores"]
 
-Unit, Result = TypeVar("Unit"), TypeVar("Result")
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
 
 
 class Workers:

@@ -45,7 +45,7 @@ class Step(Answer):
         return self.phase, self.delta
 
     @property
-    def key(self) -> Hashable:
+    def key(self) -> tuple[Hashable, ...]:
         """The unique key of the row."""
         return *super().key, self.step
 
@@ -75,9 +75,11 @@ class Convergence(Study):
     def answer(self, trial: Trial, part: Part, on_step: OnStudyStep | None) -> list[Step]:
         """Train with one δ and return all steps."""
         phase, delta = part
+        steps_per_run = trial.settings.steps
+        assert steps_per_run is not None  # set by Effort.settings
         first = self._trained(trial, GradientNorm(), 1).optimizer.stats
         control = _descending(delta, first) if phase == INFIMUM else _meeting(delta, first, trial)
-        run = self._trained(trial, control, self.runs * trial.settings.steps, on_step)
+        run = self._trained(trial, control, self.runs * steps_per_run, on_step)
         steps = run.history.rows()
         return [Step(trial.family, phase, delta, step, f1, f2, psi) for step, _, f1, f2, psi, *_ in steps]
 

@@ -43,7 +43,7 @@ class Crop(Answer):
         return (self.fraction,)
 
     @property
-    def key(self) -> Hashable:
+    def key(self) -> tuple[Hashable, ...]:
         """The unique key of the row."""
         return *super().key, self.point
 

@@ -73,7 +73,7 @@ class Infilled(Answer):
         return (self.target,)
 
     @property
-    def key(self) -> Hashable:
+    def key(self) -> tuple[Hashable, ...]:
         """The unique key of the row."""
         return *super().key, self.share
 
@@ -137,7 +137,7 @@ def aimed(problem: Problem, target: str) -> tuple[Objectives, Objectives]:
     """
     if target == NOISE:
         return problem.training, problem.validation
-    return tuple(
+    training, validation = (
         replace(
             objectives,
             forget=replace(objectives.forget, targets=_targets(problem.training, objectives.forget, target)),
@@ -145,15 +145,18 @@ def aimed(problem: Problem, target: str) -> tuple[Objectives, Objectives]:
         )
         for objectives in (problem.training, problem.validation)
     )
+    return training, validation
 
 
 def _targets(training: Objectives, forget: Side, target: str) -> torch.Tensor:
     """Return the targets of a set of images: [N, ...], or [1, ...] if all images share one."""
     if target == RETAIN_MEAN:
+        assert training.retain.targets is not None  # the families of this study have cached targets
         return training.retain.targets.mean(0, keepdim=True)
     if target == MEAN_IMAGE:
         images = pixels(training.retain.images).mean(0, keepdim=True)
     else:
+        assert isinstance(forget.task, Task)  # a trial's task has a mask
         images = blurred(pixels(forget.images), forget.task)
     return _latents(training.frozen, replace(forget, images=images, augment=None, targets=None))
 

@@ -47,7 +47,7 @@ class Read(Answer):
         return (self.point,)
 
     @property
-    def key(self) -> Hashable:
+    def key(self) -> tuple[Hashable, ...]:
         """The unique key of the row."""
         return *super().key, self.question
 

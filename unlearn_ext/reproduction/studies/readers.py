@@ -74,13 +74,13 @@ class Readers(Study):
         model, task = trial.model(point), trial.task
         _, images = demo.prepare(trial.family, trial.progress, seed=trial.seed, task=task, share=1.0)
         fitted, asked = images.forget, images.forget_validation
-        latents = (_latents(Encoder(model, trial.settings), model, part, task) for part in (fitted, asked))
-        read = linear_reading(*latents, _hole(fitted, task), _hole(asked, task))
+        seen, unseen = (_latents(Encoder(model, trial.settings), model, part, task) for part in (fitted, asked))
+        read = linear_reading(seen, unseen, _hole(fitted, task), _hole(asked, task))
         blind = np.square(_hole(fitted, task).mean(0) - _hole(asked, task)).mean()
-        shown = [math.nan] * 2
+        forget, retain = math.nan, math.nan
         if not model.random:
-            shown = [hole_error(model, part, task) for part in (asked, images.retain_validation)]
-        return [Readable(trial.family, point, *shown, read, float(blind))]
+            forget, retain = (hole_error(model, part, task) for part in (asked, images.retain_validation))
+        return [Readable(trial.family, point, forget, retain, read, float(blind))]
 
 
 def linear_reading(fitted: np.ndarray, asked: np.ndarray, fitted_to: np.ndarray, truth: np.ndarray) -> float:

@@ -52,7 +52,7 @@ class Relearned(Answer):
         return self.point, self.data
 
     @property
-    def key(self) -> Hashable:
+    def key(self) -> tuple[Hashable, ...]:
         """The unique key of the row."""
         return *super().key, self.steps
 

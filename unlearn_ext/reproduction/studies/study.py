@@ -43,7 +43,7 @@ class Answer(ABC):
         """The part of the study that the row belongs to."""
 
     @property
-    def key(self) -> Hashable:
+    def key(self) -> tuple[Hashable, ...]:
         """The unique key of the row."""
         return self.group, *self.part
 
@@ -56,6 +56,7 @@ class Study(ABC):
         row: class of the table's rows.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # every subclass is a dataclass
     name: ClassVar[str]
     row: ClassVar[type[Answer]]
 
@@ -110,11 +111,18 @@ class Question:
 
     def rows(self) -> list[Answer]:
         """Compute the rows of the part."""
-        return self.study.answer(self.trial, self.part, None if self.trial.progress is None else self._told)
+        return self.study.answer(self.trial, self.part, self._reporter())
 
-    def _told(self, step: int, steps: int, f1: float, f2: float) -> None:
-        """Report a step to the trial's progress callback."""
-        self.trial.progress(Progress(str(self), self.index, self.total, step, steps, f1, f2, math.nan))
+    def _reporter(self) -> OnStudyStep | None:
+        """Return a function that reports the steps to the trial's progress callback; None without a callback."""
+        progress = self.trial.progress
+        if progress is None:
+            return None
+
+        def told(step: int, steps: int, f1: float, f2: float) -> None:
+            progress(Progress(str(self), self.index, self.total, step, steps, f1, f2, math.nan))
+
+        return told
 
 
 def of_run(on_step: OnStudyStep | None) -> OnStep | None:
