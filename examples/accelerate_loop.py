@@ -1,7 +1,4 @@
-"""Hugging Face accelerate: prepare, gradient accumulation and clipping, in one process or several.
-
-``prepare`` wraps the optimizer; use ``hold_constraint`` and ``stats`` of the original, ``prepared.optimizer``.
-"""
+"""Hugging Face accelerate: prepare, gradient accumulation and clipping, in one process or several."""
 
 import torch
 from accelerate import Accelerator
@@ -34,6 +31,7 @@ def main():
     control = ux.EpsilonGap(epsilon=EPSILON, integral=0.1)
     optimizer = ux.EpsilonAdamW(encoder.parameters(), lr=2e-3, weight_decay=0.0, control=control)
     loaders = [DataLoader(images, batch_size=32, shuffle=True) for images in sets]
+    # `prepare` wraps the optimizer; use `hold_constraint` and `stats` of the original, `prepared.optimizer`.
     model, prepared, forget, retain = accelerator.prepare(encoder, optimizer, *loaders)
 
     for _, forget_group, retain_group in zip(range(200), micro_batches(forget), micro_batches(retain), strict=False):

@@ -47,8 +47,7 @@ def main():
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     lightning.seed_everything(0, verbose=False)
     forget, retain = torch.randn(512, 8), torch.randn(512, 8)
-    loader = DataLoader(TensorDataset(forget, retain), batch_size=64, shuffle=True)
-    module = Unlearning()
+    module, loader = Unlearning(), DataLoader(TensorDataset(forget, retain), batch_size=64, shuffle=True)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     lightning.Trainer(max_epochs=25, accelerator="cpu", **quiet).fit(module, loader)
     with torch.no_grad():
