@@ -1,4 +1,4 @@
-"""What a result's file says of the machine, and nothing that would name it; and a line for each case as it is timed."""
+"""Hooks: print each case when it is timed, and keep what identifies the machine out of the results file."""
 
 import platform
 
@@ -9,7 +9,7 @@ import unlearn_ext as ux
 
 
 def pytest_runtest_teardown(item):
-    """Whoever interrupts the rest has seen this case."""
+    """Print the result of a case at once, so that it is seen if the run is interrupted."""
     benchmark = item.funcargs.get("benchmark")
     if benchmark is None or not benchmark.stats:
         return
@@ -21,6 +21,7 @@ def pytest_runtest_teardown(item):
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
+    """Remove what identifies the machine; add versions, threads and devices."""
     for key in ("node", "release", "python_build"):
         machine_info.pop(key, None)
     machine_info["cpu"].pop("flags", None)
@@ -34,7 +35,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
-    """Only what the table and the plots need: single timings would make a file that nobody reads."""
+    """Keep what the table and the plots need; single timings would make the file large."""
     for result in output_json["benchmarks"]:
         result["stats"].pop("data", None)
         result.pop("options", None)

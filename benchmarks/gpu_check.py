@@ -1,6 +1,6 @@
-"""Everything that needs a GPU, on a machine that has one and perhaps no network: build, tests, sanitizers, benchmarks.
+"""All checks that need a GPU, without network access: build, tests, sanitizers, benchmarks.
 
-Uses the Python that runs it, whose torch sees the GPU; nothing is installed. Ends with one table and one JSON file.
+The script uses the Python that runs it and installs nothing. It ends with a table and a JSON file of the benchmarks.
 """
 
 import importlib.util
@@ -29,25 +29,27 @@ SANITIZERS = ["memcheck", "racecheck", "initcheck"]
 
 
 def missing() -> str:
-    """What this machine lacks, in a sentence; empty where nothing is."""
+    """Return a message about what is missing on this machine; empty if nothing is."""
     commands = {"cmake": "cmake", "ninja": "ninja"}
     absent = [
         n for n in NEEDED if not importlib.util.find_spec(n) and not (n in commands and shutil.which(commands[n]))
     ]
     if absent:
         names = ", ".join(absent)
-        return f"{sys.executable} lacks {names}: install them, or name another Python with make gpu-check PYTHON=…"
+        return f"{sys.executable} has no {names}: install them, or use another Python: make gpu-check PYTHON=…"
     import torch
 
     if not torch.cuda.is_available():
-        return f"torch {torch.__version__} of {sys.executable} sees no GPU."
+        return (
+            f"torch {torch.__version__} of {sys.executable} finds no GPU: install a driver and a CUDA build of torch."
+        )
     if not (shutil.which("nvcc") or Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc").exists()):
-        return "there is no nvcc: put the CUDA toolkit's bin folder on PATH."
+        return "nvcc not found: install the CUDA toolkit and add its bin folder to PATH."
     return ""
 
 
 def run(title: str, command: list[str], aside: bool = False, **environment: str) -> bool:
-    """One step; what it prints comes as it is printed, or all at once where others run ``aside`` of it."""
+    """Run a command and return whether it succeeded; with ``aside``, print its output at the end, all at once."""
     begin = time.perf_counter()
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     captured = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if aside else {}
@@ -56,7 +58,7 @@ def run(title: str, command: list[str], aside: bool = False, **environment: str)
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths, **environment}, **captured)
     try:
         printed, _ = process.communicate()
-    except KeyboardInterrupt:  # it was interrupted as well, and may still have results to write
+    except KeyboardInterrupt:  # the process gets it too, and may still write results
         printed, _ = process.communicate()
     outcome = f"── {title}: {'done' if process.returncode == 0 else 'FAILED'} in {time.perf_counter() - begin:.0f} s"
     print(f"── {title}\n{printed}{outcome}" if aside else outcome, flush=True)
@@ -64,17 +66,17 @@ def run(title: str, command: list[str], aside: bool = False, **environment: str)
 
 
 def checks(pytest: list[str]) -> list[tuple[str, list[str], dict[str, str]]]:
-    """What is right or wrong whatever runs beside it: title, command and environment of each."""
+    """Return title, command and environment of the checks that may run in parallel."""
     tests = "tests/ops/test_cuda.py"
     found = [("CUDA tests", [*pytest, tests], {})]
     if importlib.util.find_spec("diffusers") and importlib.util.find_spec("transformers"):
         found.append(("every family on the GPU", [*pytest, "tests/unlearning/test_gpu.py"], {}))
     else:
-        print("── diffusers or transformers is not installed: sweeps of the families are left out")
+        print("── diffusers or transformers is not installed: sweeps of the families are skipped")
     if importlib.util.find_spec("sybil"):
         found.append(("CUDA graphs as documented", [*pytest, "tests/docs", "-k", "cuda-graphs"], {}))
     if not shutil.which("compute-sanitizer"):
-        print("── compute-sanitizer is not on PATH: its three checks are left out")
+        print("── compute-sanitizer is not on PATH: its three checks are skipped")
         return found
     short = [*pytest, tests, "-k", "agrees and (mix0 or mix1) and few or alignment and offsets4 and dtype1"]
     for tool in SANITIZERS:
@@ -84,13 +86,14 @@ def checks(pytest: list[str]) -> list[tuple[str, list[str], dict[str, str]]]:
 
 
 def main() -> int:
+    """Run all checks; return the exit status."""
     if sentence := missing():
         print(f"gpu-check: {sentence}")
         return 1
     python, pytest = [sys.executable], [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     if not run("build", [*python, "setup.py", "-q", "build_ext", "--inplace"], UNLEARN_EXT_CUDA="on"):
         return 1
-    with ThreadPoolExecutor() as together:  # what is timed comes after, alone
+    with ThreadPoolExecutor() as together:  # the benchmarks run later, alone
         begun = [together.submit(run, title, command, aside=True, **env) for title, command, env in checks(pytest)]
     good = all(check.result() for check in begun)
     results = ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}-{device_name()}.json"
@@ -103,6 +106,7 @@ def main() -> int:
 
 
 def device_name() -> str:
+    """Return the GPU's name as part of a file name."""
     import torch
 
     return "".join(c if c.isalnum() else "-" for c in torch.cuda.get_device_name()).strip("-").lower()

@@ -1,4 +1,4 @@
-"""What a step takes besides gradients and state, as the system and the allocator count it."""
+"""Memory that a step uses in addition to gradients and state, as counted by the system or the allocator."""
 
 import os
 from collections.abc import Callable
@@ -8,17 +8,17 @@ import torch
 
 
 def free(device: str) -> int:
-    """Bytes that a problem may still take."""
+    """Return the free memory in bytes."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_of(step: Callable[[], None], device: str) -> int:
-    """Bytes by which memory rose at most while ``step`` ran.
+    """Return the largest growth of memory, in bytes, while ``step`` runs.
 
-    On the CPU the resident set's high-water mark, in pages (Linux): what the allocator had at hand already is not seen,
-    so ``step`` should be the first of its size.
+    On the CPU (Linux only), this is the growth of the resident set's peak, in whole pages. It does not include memory
+    that the allocator reuses, so ``step`` should be the first step of its size.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -27,7 +27,7 @@ def peak_of(step: Callable[[], None], device: str) -> int:
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the mark falls back to what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current resident set
     before = _status("VmRSS")
     step()
     return max(0, _status("VmHWM") - before)

@@ -1,7 +1,7 @@
-"""What our step is compared with: the same mathematics, as one would write it in torch.
+"""The implementations that are timed: our step, and other implementations of the same mathematics in torch.
 
-ψ = α‖g1‖², so that λ = max(α − ⟨g1,g2⟩/‖g1‖², 0) and no peer pays for a control function. A contestant has
-``prepare()``, which is not timed, and ``step()``, which is.
+ψ = α‖g1‖², so λ = max(α − ⟨g1,g2⟩/‖g1‖², 0), and no peer has to compute a control function. Of a contestant, ``step()``
+is timed and ``prepare()`` is not.
 """
 
 from abc import ABC, abstractmethod
@@ -18,11 +18,11 @@ LR = 1e-3
 
 
 class Contestant(ABC):
-    """Something that is timed.
+    """An implementation that is timed.
 
     Attributes:
-        steps: that one call of ``step()`` takes.
-        bytes: that a step reads and writes, where it matters.
+        steps: number of optimizer steps in one call of ``step()``.
+        bytes: bytes that a step reads and writes; 0 if not needed.
     """
 
     steps = 1
@@ -32,15 +32,16 @@ class Contestant(ABC):
         self.problem = problem
 
     def prepare(self) -> None:
-        """Before each step; nothing to do where gradients are plain lists."""
+        """Prepare the next step; not timed."""
         return
 
     @abstractmethod
-    def step(self) -> None: ...
+    def step(self) -> None:
+        """Take one step; timed."""
 
 
 class Ours(Contestant):
-    """The optimizer as a user calls it: the gradients are read from the parameters inside the timed step."""
+    """Our optimizer as a user calls it; the timed step includes reading the gradients from the parameters."""
 
     def __init__(self, problem: Problem, optimizer: Callable[..., torch.optim.Optimizer], **options) -> None:
         super().__init__(problem)
@@ -50,6 +51,7 @@ class Ours(Contestant):
         self.f1 = torch.ones((), device=problem.params[0].device)
 
     def prepare(self) -> None:
+        """Hold the constraint's gradients and set those of the objective."""
         for param, grad in zip(self.params, self.problem.constraint_grads, strict=True):
             param.grad = grad
         self.optimizer.hold_constraint(self.f1)
@@ -57,15 +59,17 @@ class Ours(Contestant):
             param.grad = grad
 
     def step(self) -> None:
+        """Take one step."""
         self.optimizer.step()
 
 
 def multiplier(dot: Tensor, sq_constraint: Tensor) -> Tensor:
+    """Return λ from ⟨g1,g2⟩ and ‖g1‖²."""
     return (ALPHA - dot / sq_constraint).clamp_min(0)
 
 
 def add_scaled_(targets: list[Tensor], tensors: list[Tensor], factor: Tensor) -> None:
-    """targets += factor·tensors; on the CPU the factor is a number for free, on a GPU that would synchronise."""
+    """Add factor·tensors to targets in place; ``item()`` is used on the CPU only, as it synchronizes a GPU."""
     if factor.device.type == "cpu":
         torch._foreach_add_(targets, tensors, alpha=factor.item())
     else:
@@ -73,9 +77,10 @@ def add_scaled_(targets: list[Tensor], tensors: list[Tensor], factor: Tensor) ->
 
 
 class Flattened(Contestant):
-    """The textbook: concatenate, project, split, step."""
+    """The textbook version: concatenate, project, split, step."""
 
     def step(self) -> None:
+        """Take one step."""
         p = self.problem
         g1, g2 = torch.cat(p.constraint_grads), torch.cat(p.grads)
         g = g2 + multiplier(torch.dot(g1, g2), torch.dot(g1, g1)) * g1
@@ -84,9 +89,10 @@ class Flattened(Contestant):
 
 
 class Loop(Contestant):
-    """Tensor by tensor, as most published code has it."""
+    """Tensor by tensor, like most published code."""
 
     def step(self) -> None:
+        """Take one step."""
         p = self.problem
         dot = sum((g1 * g2).sum() for g1, g2 in zip(p.constraint_grads, p.grads, strict=True))
         lam = multiplier(dot, sum(g1.square().sum() for g1 in p.constraint_grads))
@@ -95,9 +101,10 @@ class Loop(Contestant):
 
 
 class LoopOfDots(Contestant):
-    """Tensor by tensor without temporaries: on the CPU a tensor of a megabyte stays in cache for its next operation."""
+    """Tensor by tensor without temporaries; on a CPU, a tensor of one megabyte stays in cache between operations."""
 
     def step(self) -> None:
+        """Take one step."""
         p = self.problem
         dot = sum(torch.dot(g1, g2) for g1, g2 in zip(p.constraint_grads, p.grads, strict=True))
         factor = multiplier(dot, sum(torch.dot(g1, g1) for g1 in p.constraint_grads)) * -LR
@@ -106,21 +113,24 @@ class LoopOfDots(Contestant):
 
 
 class Foreach(Contestant):
-    """torch's multi-tensor kernels throughout."""
+    """torch's multi-tensor kernels."""
 
     def step(self) -> None:
+        """Take one step."""
         p = self.problem
         torch._foreach_add_(p.params, p.grads, alpha=-LR)
         add_scaled_(p.params, p.constraint_grads, foreach_multiplier(p) * -LR)
 
 
 def foreach_multiplier(p: Problem) -> Tensor:
+    """Return λ, computed by multi-tensor kernels."""
     dot = torch.stack([t.sum() for t in torch._foreach_mul(p.constraint_grads, p.grads)]).sum()
     return multiplier(dot, torch.stack(torch._foreach_norm(p.constraint_grads)).square().sum())
 
 
 @torch.compile(dynamic=False)
 def compiled_loop(params: list[Tensor], grads: list[Tensor], constraint_grads: list[Tensor]) -> None:
+    """Take one step of ``Loop``, compiled."""
     dot = torch.stack([(g1 * g2).sum() for g1, g2 in zip(constraint_grads, grads, strict=True)]).sum()
     lam = multiplier(dot, torch.stack([g1.square().sum() for g1 in constraint_grads]).sum())
     for param, g2, g1 in zip(params, grads, constraint_grads, strict=True):
@@ -128,22 +138,27 @@ def compiled_loop(params: list[Tensor], grads: list[Tensor], constraint_grads: l
 
 
 class Compiled(Contestant):
-    """torch.compile of the loop, which it fuses into the same two passes that ours makes."""
+    """torch.compile of the loop; it fuses the loop into two passes, like our step."""
 
     def step(self) -> None:
+        """Take one step."""
         compiled_loop(self.problem.params, self.problem.grads, self.problem.constraint_grads)
 
 
 class ForeachProjection(Contestant):
-    """g2 ← g by multi-tensor kernels. The projection alone, and what stands before torch's fused AdamW below."""
+    """The projection alone, g2 ← g, by multi-tensor kernels; also used before torch's fused AdamW below."""
 
     def step(self) -> None:
+        """Project the gradients."""
         p = self.problem
         add_scaled_(p.grads, p.constraint_grads, foreach_multiplier(p))
 
 
 class FlattenedProjection(Contestant):
+    """The projection alone, g2 ← g, on concatenated gradients."""
+
     def step(self) -> None:
+        """Project the gradients."""
         p = self.problem
         g1, g2 = torch.cat(p.constraint_grads), torch.cat(p.grads)
         g = g2 + multiplier(torch.dot(g1, g2), torch.dot(g1, g1)) * g1
@@ -152,7 +167,7 @@ class FlattenedProjection(Contestant):
 
 
 class OurProjection(Contestant):
-    """The functional layer: ``ux.ops`` on lists of tensors."""
+    """Our projection through ``ux.ops``, on lists of tensors."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -160,11 +175,12 @@ class OurProjection(Contestant):
         self.psi = ALPHA * torch.dot(g1, g1)
 
     def step(self) -> None:
+        """Project the gradients."""
         torch.ops.unlearn_ext.halfspace_project_(self.problem.grads, self.problem.constraint_grads, self.psi)
 
 
 class TorchFused(Contestant):
-    """torch's fused optimizer, no constraint: what the step would cost if nothing were to be forgotten."""
+    """torch's fused optimizer without a constraint: the time of a step without forgetting."""
 
     optimizer_class: type[torch.optim.Optimizer]
 
@@ -176,14 +192,19 @@ class TorchFused(Contestant):
         self.optimizer = self.optimizer_class(params, lr=LR, fused=True, **options)
 
     def step(self) -> None:
+        """Take one step."""
         self.optimizer.step()
 
 
 class TorchSGD(TorchFused):
+    """torch's fused SGD."""
+
     optimizer_class = torch.optim.SGD
 
 
 class TorchAdamW(TorchFused):
+    """torch's fused AdamW."""
+
     optimizer_class = torch.optim.AdamW
 
     def __init__(self, problem: Problem) -> None:
@@ -191,15 +212,16 @@ class TorchAdamW(TorchFused):
 
 
 class ForeachThenAdamW(TorchAdamW):
-    """The foreach projection, then torch's fused AdamW: the speed peer. It is not the same step: Adam rescales g."""
+    """The foreach projection, then torch's fused AdamW; not the same step as ours, since Adam rescales g."""
 
     def step(self) -> None:
+        """Project the gradients, then take one step."""
         ForeachProjection.step(self)
         super().step()
 
 
 class Copy(Contestant):
-    """One large copy: the bandwidth that everything else is measured by."""
+    """One large copy, the reference for bandwidth."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -209,4 +231,5 @@ class Copy(Contestant):
         self.bytes = 2 * self.source.nbytes
 
     def step(self) -> None:
+        """Copy once."""
         self.target.copy_(self.source)

@@ -1,4 +1,4 @@
-"""Roofline plots of a results file: the bytes a step must move over its time, under the bandwidth of a plain copy."""
+"""Roofline plots of a results file: bandwidth of a step (minimum bytes per time), and of a plain copy."""
 
 import json
 import sys
@@ -16,15 +16,17 @@ OURS, PEERS = "#0072b2", ["#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9"]
 
 
 def bandwidth(row: dict, seconds: float) -> float:
+    """Return the bandwidth in GB/s for a step that takes ``seconds``."""
     return row["bytes"] / seconds / 1e9
 
 
 def roof(row: dict) -> float:
+    """Return the bandwidth of the copy in GB/s."""
     return row["copy"]["bytes"] / row["copy"]["median"] / 1e9
 
 
 def bars(axes: Axes, cases: list[dict], title: str) -> None:
-    """One group of bars for each size: ours, then the peers that take the step; the roof over each group."""
+    """Draw a group of bars per case: our step, then the peers; a dashed line is the copy's bandwidth."""
     names = list(dict.fromkeys(n for row in cases for n in row["peers"] if not n.endswith("free")))
     width = 0.8 / (1 + len(names))
     for place, row in enumerate(cases):
@@ -43,24 +45,25 @@ def bars(axes: Axes, cases: list[dict], title: str) -> None:
 
 
 def scaling(axes: Axes, cases: list[dict]) -> None:
-    """Bandwidth over the number of parameters at 100 tensors, and of tensors at ten million parameters."""
+    """Draw bandwidth against the number of parameters in 100 tensors, and ten million in other numbers of tensors."""
     by_total = sorted((r for r in cases if r["count"] == 100), key=lambda r: r["total"])
     axes.plot([r["total"] for r in by_total], [bandwidth(r, r["ours"]["median"]) for r in by_total], "o-", color=OURS)
     axes.plot([r["total"] for r in by_total], [roof(r) for r in by_total], "--", color=INK)
     others = {
         row["count"]: (row["total"], bandwidth(row, row["ours"]["median"])) for row in cases if row["count"] != 100
     }
-    for place, count in enumerate(sorted(others, key=others.get)):  # labels left and right in turn: they lie close
+    for place, count in enumerate(sorted(others, key=others.get)):  # left and right in turn: no overlap
         axes.plot(*others[count], "s", color=PEERS[0], markersize=4)
         aside, align = ((-5, 0), "right") if place % 2 else ((5, 0), "left")
         axes.annotate(count, others[count], aside, textcoords="offset points", ha=align, va="center", fontsize=7)
     axes.set_xscale("log")
-    axes.set_xlabel("parameters in 100 tensors (squares: in that many)")
+    axes.set_xlabel("parameters in 100 tensors (squares: in the given number of tensors)")
     axes.set_ylabel("GB/s")
-    axes.set_title("SGD step, scaling (dashed: copy of as many elements)")
+    axes.set_title("SGD step, scaling (dashed: copy of the same number of elements)")
 
 
 def draw(results: dict, path: Path) -> None:
+    """Write ``<path without suffix>-<device>.png`` for each device of a results file."""
     found = [row for row in rows(results) if row["copy"]]
     for device in dict.fromkeys(row["device"] for row in found):
         mine = [row for row in found if row["device"] == device]
@@ -68,9 +71,7 @@ def draw(results: dict, path: Path) -> None:
             figure = Figure(figsize=(10, 13))
             axes = figure.subplots(3, 1)
             large = [row for row in mine if row["suite"] == "step" and row["total"] >= 10**6]
-            bars(
-                axes[0], [r for r in large if r["optimizer"] == "sgd"], "SGD step: bytes that must move, over the time"
-            )
+            bars(axes[0], [r for r in large if r["optimizer"] == "sgd"], "SGD step: minimum bytes per time")
             bars(axes[1], [r for r in large if r["optimizer"] == "adamw"], "AdamW step")
             scaling(axes[2], [row for row in mine if row["suite"] == "scaling"])
             figure.savefig(path.with_name(f"{path.stem}-{device}.png"), dpi=70)

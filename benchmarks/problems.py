@@ -1,4 +1,4 @@
-"""The sizes that are timed, and fresh tensors of them."""
+"""The sizes that are timed, and random tensors of these sizes."""
 
 from dataclasses import dataclass
 
@@ -15,19 +15,21 @@ class Size:
 
     @property
     def label(self) -> str:
+        """Name of the size, for example ``26M/100``."""
         for limit, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
             if self.total >= limit:
                 return f"{self.total / limit:g}{unit}/{self.count}"
         return f"{self.total}/{self.count}"
 
     def lengths(self) -> list[int]:
+        """Return the lengths of the tensors."""
         even = self.total // self.count // 4 * 4
         return [even + (index % 3 == 0) for index in range(self.count)]
 
 
 @dataclass
 class Problem:
-    """θ, g2 and g1, a list of 1-d tensors each."""
+    """Parameters θ, gradients g2 of the objective and g1 of the constraint, each a list of 1-d tensors."""
 
     params: list[Tensor]
     grads: list[Tensor]
@@ -35,6 +37,7 @@ class Problem:
 
     @classmethod
     def random(cls, size: Size, dtype: torch.dtype, device: str, seed: int = 0) -> "Problem":
+        """Return a problem with normally distributed values."""
         generator = torch.Generator(device).manual_seed(seed)
 
         def draw() -> list[Tensor]:
@@ -43,10 +46,11 @@ class Problem:
         return cls(draw(), draw(), draw())
 
     def clone(self) -> "Problem":
+        """Return a copy with its own tensors."""
         return Problem(*([t.clone() for t in tensors] for tensors in vars(self).values()))
 
     def copies(self) -> list["Problem"]:
-        """On a GPU three, to be taken in turn; on the CPU the problem itself."""
+        """Return the problem itself and, on a GPU, two copies."""
         return [self, *(self.clone() for _ in range(2 if self.grads[0].is_cuda else 0))]
 
 

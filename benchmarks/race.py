@@ -1,4 +1,4 @@
-"""Contestants timed in turn, round by round, in one process: what disturbs the machine disturbs them all."""
+"""Timing of contestants in turn, round by round, in one process, so that disturbances affect all of them."""
 
 import statistics
 import time
@@ -15,7 +15,7 @@ _start: list[torch.cuda.Event] = []
 
 
 def device_clock() -> float:
-    """Seconds on the GPU since the first reading; each reading waits for all the work before it."""
+    """Return the seconds on the GPU since the first call; waits for all earlier work."""
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     event.synchronize()
@@ -28,7 +28,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.perf_counter, "cuda": devi
 
 
 def on(device: str, *values: object, name: str) -> object:
-    """A case of a benchmark on a device, timed by that device's clock; skipped where there is no such device."""
+    """Return a benchmark case that is timed by its device's clock, and skipped if there is no such device."""
     marks = [pytest.mark.benchmark(timer=CLOCKS[device])]
     if device == "cuda":
         marks.append(pytest.mark.skipif(not HAS_CUDA, reason="torch sees no CUDA device here"))
@@ -36,7 +36,7 @@ def on(device: str, *values: object, name: str) -> object:
 
 
 def cases(sizes: dict[str, list[Size]], dtypes: list[torch.dtype]) -> list[object]:
-    """A case for each device, size and dtype."""
+    """Return a case for each device, size and dtype."""
     return [
         on(device, size, dtype, name=f"{size.label}-{str(dtype).removeprefix('torch.')}")
         for device, mine in sizes.items()
@@ -46,24 +46,24 @@ def cases(sizes: dict[str, list[Size]], dtypes: list[torch.dtype]) -> list[objec
 
 
 def facts(size: Size, dtype: torch.dtype) -> dict[str, object]:
-    """What the table says of a problem."""
+    """Return the table's entries about a problem."""
     return {"size": size.label, "total": size.total, "count": size.count, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def rounds_of(size: Size, device: str) -> int:
-    """The fewer the larger the problem; on a GPU a round is a burst of steps already."""
+    """Return the number of rounds: fewer for larger problems, and on a GPU, where a round has several steps."""
     most = 200 if device == "cpu" else 15
     return max(7, min(most, int(300_000_000 / size.total)))
 
 
 class Burst(Contestant):
-    """Several steps over several copies of a problem in one CUDA graph, so that what is timed is the device's work."""
+    """Several steps over copies of a problem in one CUDA graph, so that only the device's work is timed."""
 
     steps = 12
 
     def __init__(self, contestants: list[Contestant]) -> None:
         super().__init__(contestants[0].problem)
-        self.contestants = contestants  # their memory is the graph's
+        self.contestants = contestants  # the graph uses their memory
         self.bytes = contestants[0].bytes
         for contestant in contestants:
             for _ in range(2):
@@ -79,20 +79,21 @@ class Burst(Contestant):
                 contestant.step()
 
     def step(self) -> None:
+        """Replay the graph."""
         self.graph.replay()
 
 
 def entered(make: Callable[[Problem], Contestant], copies: list[Problem], device: str) -> Contestant:
-    """A contestant over copies of one problem; on a GPU it takes them in turn, and finds none in the L2 cache."""
+    """Make a contestant; on a GPU, it takes the copies of the problem in turn, so that none is in the L2 cache."""
     made = [make(copy) for copy in copies]
     return Burst(made) if device == "cuda" else made[0]
 
 
 def race(benchmark, device: str, ours: Contestant, peers: dict[str, Contestant], rounds: int) -> None:
-    """Times ours through pytest-benchmark; each peer runs just before it, on the same clock, in every round.
+    """Time our step with pytest-benchmark, and in each round all peers before it with the same clock.
 
-    Everybody steps twice in a row and the second step counts: one that finds its own code and tables in the processor's
-    cache, as in a loop of its own. The peers' median, fastest and slowest go to ``benchmark.extra_info["peers"]``.
+    Each contestant takes two steps, and the second is timed: its code and tables are then in the processor's cache, as
+    in a training loop. The peers' median, minimum and maximum go to ``benchmark.extra_info["peers"]``.
     """
     clock = CLOCKS[device]
     times: dict[str, list[float]] = {name: [] for name in peers}
@@ -126,7 +127,7 @@ def _summary(seconds: list[float]) -> dict[str, float]:
 
 
 def host_seconds(contestant: Contestant, rounds: int = 50) -> float:
-    """What a step costs the host, which launches and does not wait: the median over steps taken one at a time."""
+    """Return the host's median time for a step, without waiting for the GPU."""
     seen = []
     for _ in range(rounds):
         contestant.prepare()

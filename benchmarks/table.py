@@ -1,4 +1,4 @@
-"""One table of a results file: ours, how near the copy's bandwidth it runs, and every peer as a multiple of ours."""
+"""A table of a results file: our time, our bandwidth as a share of the copy's, and the peers as multiples of ours."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 def rows(results: dict) -> list[dict]:
-    """One entry for each case: what was timed, our median in seconds, and the peers'."""
+    """Return one entry per case, with the times of ours and of the peers in seconds."""
     found = []
     for result in results["benchmarks"]:
         info, stats = result["extra_info"], result["stats"]
@@ -21,13 +21,14 @@ def rows(results: dict) -> list[dict]:
 
 
 def share_of_copy(row: dict) -> float | None:
-    """Our bandwidth over the copy's, both counting each byte read and written once."""
+    """Return our bandwidth divided by the copy's; both count each byte read and written once."""
     if row["copy"] is None:
         return None
     return row["bytes"] / row["ours"]["median"] / (row["copy"]["bytes"] / row["copy"]["median"])
 
 
 def seconds(value: float) -> str:
+    """Format a time with its unit."""
     return f"{value * 1e6:.0f} µs" if value < 1e-3 else f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.2f} s"
 
 
@@ -35,7 +36,7 @@ COLUMNS = ("suite", "case", "ours", "± iqr", "GB/s", "of copy", "host", "memory
 
 
 def cells(row: dict) -> tuple[str, ...]:
-    """What stands in each of ``COLUMNS``; nothing where a suite does not measure it."""
+    """Return the text of each of ``COLUMNS``; empty where a suite does not measure it."""
     share, extra = share_of_copy(row), row.get("extra_memory")
     return (
         row["suite"],
@@ -51,10 +52,11 @@ def cells(row: dict) -> tuple[str, ...]:
 
 
 def table(results: dict) -> Table:
+    """Return the table of a results file."""
     machine = results["machine_info"]
     where = machine["gpu"] or machine["cpu"].get("brand_raw", machine["cpu"].get("arch", ""))
     title = f"{where}, {machine['threads']} threads, {machine['cpu_isa']}, torch {machine['torch']}"
-    view = Table(title=title, title_justify="left", caption="× : a peer's median over ours; more is better for ours")
+    view = Table(title=title, title_justify="left", caption="×: a peer's median divided by ours; larger is better")
     for name in COLUMNS:
         view.add_column(name, justify="left" if name in ("suite", "case", "peers") else "right")
     for row in rows(results):

@@ -1,4 +1,4 @@
-"""The projection of one gradient on the halfspace of the other, through the functional layer, against its peers."""
+"""Time of the projection of a gradient onto a halfspace through ``ux.ops``, compared with the peers."""
 
 import peers
 import pytest
@@ -7,11 +7,12 @@ from problems import SIZES, Problem
 from race import cases, entered, facts, race, rounds_of
 
 PEERS = {"flattened": peers.FlattenedProjection, "foreach": peers.ForeachProjection}
-ELEMENTS = 5  # g1 and g2 twice, g once
+ELEMENTS = 5  # per parameter: g1 and g2 are read twice, g is written once
 
 
 @pytest.mark.parametrize(("device", "size", "dtype"), cases(SIZES, [torch.float32]))
 def test_projection(benchmark, device, size, dtype):
+    """Time the projection; the peers must agree with it."""
     problem = Problem.random(size, dtype, device)
     for name, make in PEERS.items():
         theirs, mine = make(problem.clone()), peers.OurProjection(problem.clone())

@@ -1,4 +1,4 @@
-"""Our step alone over five decades of parameters and three of tensors, and the memory that it takes besides."""
+"""Time and extra memory of our step for 10⁴ to 10⁹ parameters and 1 to 5,000 tensors."""
 
 import memory
 import peers
@@ -13,6 +13,7 @@ SIZES = [Size(10**n, 100) for n in range(4, 10)] + [Size(10**7, count) for count
 
 @pytest.mark.parametrize(("device", "size", "dtype"), cases({"cpu": SIZES, "cuda": SIZES}, [torch.float32]))
 def test_scaling(benchmark, device, size, dtype):
+    """Time a step and measure its extra memory; sizes that do not fit into memory are skipped."""
     needed = (4 if device == "cpu" else 10) * dtype.itemsize * size.total
     if needed > (free := memory.free(device)):
         pytest.skip(f"needs {needed / 2**30:.0f} GiB on the {device}, where {free / 2**30:.0f} GiB are free")
@@ -32,7 +33,7 @@ def test_scaling(benchmark, device, size, dtype):
 
 
 def extra_memory(device: str, size: Size, dtype: torch.dtype) -> int:
-    """Of the first step of this size; a step of a small problem has loaded all code before."""
+    """Return the extra memory of the first step of this size; a small step before it loads all code."""
     contestants = [OPTIMIZERS["sgd"](Problem.random(s, dtype, device)) for s in (Size(1_000_000, 10), size)]
     for contestant in contestants:
         contestant.prepare()

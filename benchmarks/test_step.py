@@ -1,4 +1,4 @@
-"""Every optimizer × size × dtype against every peer."""
+"""Time of a step for every optimizer, size and dtype, compared with the peers."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +20,7 @@ OPTIMIZERS: dict[str, Make] = {
     "sgd-momentum": partial(Ours, optimizer=ux.EpsilonSGD, momentum=0.9),
     "adamw": partial(Ours, optimizer=ux.EpsilonAdamW),
 }
-#: Those that take our very step, and so must agree with it.
+#: Peers that compute the same step as ours; their results are compared.
 SAME_STEP: dict[str, dict[str, Make]] = {
     "sgd": {
         "flattened": peers.Flattened,
@@ -39,15 +39,16 @@ OTHERS: dict[str, dict[str, Make]] = {
         "fused AdamW, free": peers.TorchAdamW,
     },
 }
-#: Elements a parameter that the two passes read and write at least.
+#: Minimum of elements per parameter that the two passes read and write.
 ELEMENTS = {"sgd": 6, "sgd-momentum": 9, "adamw": 13}
-#: Of tensors: torch.compile takes minutes for more, and a graph of loops has hundreds of thousands of nodes.
+#: Limit on tensors: torch.compile takes minutes for more, and a CUDA graph of loops has hundreds of thousands of nodes.
 MOST = {"compiled": 100, "loop": 1000, "loop of dots": 1000}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(("device", "size", "dtype"), cases(SIZES, [torch.float32, torch.bfloat16]))
 def test_step(benchmark, optimizer, device, size, dtype):
+    """Time a step; the peers that compute the same step must agree with it."""
     problem = Problem.random(size, dtype, device)
     same = {name: make for name, make in SAME_STEP.get(optimizer, {}).items() if size.count <= MOST.get(name, inf)}
     agree(OPTIMIZERS[optimizer], same, problem)
@@ -63,7 +64,11 @@ def test_step(benchmark, optimizer, device, size, dtype):
 
 
 def agree(ours: Make, others: dict[str, Make], problem: Problem) -> None:
-    """Every contestant takes the same step, to rounding; raises AssertionError with the one that does not."""
+    """Check that all contestants give the same result up to rounding.
+
+    Raises:
+        AssertionError: names the contestant and the tensor that differ.
+    """
     results = {}
     for name, make in {"ours": ours, **others}.items():
         contestant = make(problem.clone())

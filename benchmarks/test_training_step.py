@@ -1,4 +1,4 @@
-"""A whole unlearning step of each family's small model, against the same without a constraint and the predecessor's."""
+"""Time of a whole training step of each small model: ours, without a constraint, and with the predecessor's loss."""
 
 import copy
 
@@ -13,13 +13,13 @@ from unlearn_ext.errors import UserError
 from unlearn_ext.unlearning.batches import pairs
 from unlearn_ext.unlearning.objectives import Objectives
 
-IMAGES = 512  # of each set: the time of a step does not depend on them, nor on the weights
+IMAGES = 512  # per set; the time of a step depends neither on the number of images nor on the weights
 COMPOSITE_WEIGHT = 0.2  # α of L_R + α L_F (Li et al., ICLR 2024)
 ROUNDS = 20
 
 
 class TwoGradients(Contestant):
-    """Forward and backward for f1, then for f2; a subclass steps."""
+    """Forward and backward pass for f1, then for f2, then a step of torch's AdamW on the summed gradients."""
 
     def __init__(self, model: models.I2IModel, objectives: Objectives) -> None:
         self.model, self.objectives = copy.deepcopy(model), objectives
@@ -27,16 +27,19 @@ class TwoGradients(Contestant):
         self.batches = pairs(objectives.forget, objectives.retain, objectives.settings.batch_size, seed=0)
 
     def prepare(self) -> None:
+        """Load the next minibatches."""
         self.forget, self.retain = next(self.batches)
 
     def new_optimizer(self, params: list) -> torch.optim.Optimizer:
+        """Return torch's AdamW."""
         return torch.optim.AdamW(params, lr=self.objectives.settings.lr, weight_decay=0.0, fused=True)
 
     def between(self, f1: torch.Tensor) -> None:
-        """Without a constraint the two gradients just add up."""
+        """Do nothing between the backward passes, so that the gradients add up."""
 
     @torch.enable_grad()
     def step(self) -> None:
+        """Take a training step."""
         f1 = self.objectives.f1(self.model.encode, self.forget)
         f1.backward()
         self.between(f1)
@@ -46,18 +49,20 @@ class TwoGradients(Contestant):
 
 
 class Constrained(TwoGradients):
-    """Ours."""
+    """Our training step."""
 
     def new_optimizer(self, params: list) -> torch.optim.Optimizer:
+        """Return our AdamW."""
         lr = self.objectives.settings.lr
         return ux.EpsilonAdamW(params, lr=lr, weight_decay=0.0, control=ux.EpsilonGap(0.5), fused=True)
 
     def between(self, f1: torch.Tensor) -> None:
+        """Hold the gradient of f1 as the constraint."""
         self.optimizer.hold_constraint(f1)
 
 
 class Composite(TwoGradients):
-    """The predecessor's loss, its frozen teacher run on the retained images and on fresh noise in every step."""
+    """The predecessor's loss, whose frozen teacher encodes the retained images and new noise in every step."""
 
     def __init__(self, model: models.I2IModel, objectives: Objectives) -> None:
         super().__init__(model, objectives)
@@ -65,6 +70,7 @@ class Composite(TwoGradients):
 
     @torch.enable_grad()
     def step(self) -> None:
+        """Take a training step."""
         images, *seen = self.forget.inputs
         with torch.no_grad():
             noise_latents = self.teacher.encode(torch.randn_like(images), *seen)
@@ -77,7 +83,7 @@ class Composite(TwoGradients):
 
 
 def small(family: str, device: str) -> tuple[models.I2IModel, Objectives]:
-    """The demo's model of a family, hardly trained, and what it is trained by."""
+    """Return the demo's model of a family, pretrained for two steps only, and its objectives."""
     recipe = pretrain.RECIPES[family](steps=2)
     images = data.load(demo.DATASET, forget_classes=demo.FORGET_CLASSES, size=recipe.size, seed=0)
     forget, retain = images.forget[:IMAGES], images.retain[:IMAGES]
@@ -90,6 +96,7 @@ def small(family: str, device: str) -> tuple[models.I2IModel, Objectives]:
 @pytest.mark.parametrize("family", demo.CHOICES)
 @pytest.mark.parametrize("device", [on(d, name=d) for d in ("cpu", "cuda")])
 def test_training_step(benchmark, family, device):
+    """Time a training step; families with missing libraries are skipped."""
     try:
         model, objectives = small(family, device)
     except UserError as missing:

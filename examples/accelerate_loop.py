@@ -1,6 +1,4 @@
-"""Hugging Face accelerate: prepare, gradient accumulation, clipping; in one process or several.
-`prepare` wraps the optimizer; `hold_constraint` and `stats` are those of the one within, `prepared.optimizer`.
-"""
+"""Hugging Face accelerate: prepare, gradient accumulation and clipping, in one process or several."""
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +12,7 @@ EPSILON, MICRO_BATCHES = 0.1, 4
 
 
 def micro_batches(loader):
-    """Lists of MICRO_BATCHES batches, epoch after epoch."""
+    """Yield lists of MICRO_BATCHES batches, without end."""
     while True:
         batches = [images for (images,) in loader]
         for start in range(0, len(batches) - MICRO_BATCHES + 1, MICRO_BATCHES):
@@ -22,8 +20,9 @@ def micro_batches(loader):
 
 
 def main():
+    """Train on synthetic data and print the result."""
     set_seed(0)
-    # Whole groups are counted out below: the end of a data loader must not force a step in the midst of one.
+    # Groups of micro-batches are complete; the end of a data loader must not force a step within a group.
     plugin = GradientAccumulationPlugin(num_steps=MICRO_BATCHES, sync_with_dataloader=False)
     accelerator = Accelerator(gradient_accumulation_plugin=plugin)
     encoder = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 4))
@@ -32,22 +31,23 @@ def main():
     control = ux.EpsilonGap(epsilon=EPSILON, integral=0.1)
     optimizer = ux.EpsilonAdamW(encoder.parameters(), lr=2e-3, weight_decay=0.0, control=control)
     loaders = [DataLoader(images, batch_size=32, shuffle=True) for images in sets]
+    # `prepare` wraps the optimizer; use `hold_constraint` and `stats` of the original, `prepared.optimizer`.
     model, prepared, forget, retain = accelerator.prepare(encoder, optimizer, *loaders)
 
     for _, forget_group, retain_group in zip(range(200), micro_batches(forget), micro_batches(retain), strict=False):
         value = 0.0
-        for images in forget_group:  # the constraint's micro-batches first, all of them
+        for images in forget_group:  # first all micro-batches of the constraint
             with accelerator.accumulate(model):
                 f1 = model(images).square().mean()
-                accelerator.backward(f1)  # divides by MICRO_BATCHES; averages over the processes in the last one
+                accelerator.backward(f1)  # divides by MICRO_BATCHES; averages over processes in the last micro-batch
                 value = value + f1.detach() / MICRO_BATCHES
-        optimizer.hold_constraint(value, accelerator.scaler)  # once, when the gradient is complete
+        optimizer.hold_constraint(value, accelerator.scaler)  # once, after all micro-batches
         for images in retain_group:
             with accelerator.accumulate(model):
                 accelerator.backward((model(images) - frozen(images).detach()).square().mean())
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), 1.0)  # ∇f2 alone: the promise about f1 stands
-                prepared.step()  # steps in the last micro-batch only
+                    accelerator.clip_grad_norm_(model.parameters(), 1.0)  # clips ∇f2 only; the bound on f1 still holds
+                prepared.step()  # takes a step in the last micro-batch only
                 prepared.zero_grad()
 
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""Activation checkpointing: torch.utils.checkpoint under both losses. Nothing about the optimizer changes.
+"""Activation checkpointing: torch.utils.checkpoint for both losses; the use of the optimizer does not change.
 
-The constraint's backward pass is over before the objective's forward pass begins, so activations of one loss only are
-alive at a time; checkpointing shrinks those. What the constraint adds is one more set of gradients.
+The constraint's backward pass ends before the objective's forward pass begins, so only one loss's activations are in
+memory at a time, and checkpointing reduces them. The constraint adds one more set of gradients.
 """
 
 import copy
@@ -16,6 +16,7 @@ EPSILON = 0.2
 
 
 def main():
+    """Train on synthetic data and print the result."""
     torch.manual_seed(0)
     blocks = [nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(8)]
     model = nn.Sequential(nn.Linear(8, 64), *blocks, nn.Linear(64, 4))
@@ -24,7 +25,7 @@ def main():
     with torch.no_grad():
         kept = original(retain)
 
-    def forward(images):  # four segments: only their inputs are kept, the rest is computed again
+    def forward(images):  # four segments: only their inputs are stored, the rest is recomputed
         return checkpoint_sequential(model, 4, images, use_reentrant=False)
 
     optimizer = ux.EpsilonAdamW(model.parameters(), lr=1e-3, weight_decay=0.0, control=ux.EpsilonGap(epsilon=EPSILON))

@@ -1,6 +1,6 @@
-"""Mixed precision with torch.amp.GradScaler: the scaler goes along with f1, whose gradient it scaled.
+"""Mixed precision with torch.amp.GradScaler: pass the scaler to ``hold_constraint``, since it scaled f1's gradient.
 
-float16 autocast with a scaler is what older GPUs need; with bfloat16 no scaler is, and nothing changes in the loop.
+Older GPUs need float16 autocast with a scaler. bfloat16 needs no scaler, and the loop does not change.
 """
 
 import copy
@@ -14,6 +14,7 @@ EPSILON = 0.2
 
 
 def main():
+    """Train on synthetic data and print the result."""
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 4)).to(device)
@@ -28,7 +29,7 @@ def main():
         with torch.autocast(device, dtype=torch.float16):
             f1 = (model(forget).float() - 1).square().mean()
         scaler.scale(f1).backward()
-        optimizer.hold_constraint(f1, scaler)  # f1 itself is not scaled; its gradient is, until here
+        optimizer.hold_constraint(f1, scaler)  # f1 is not scaled; its gradient is unscaled here
         with torch.autocast(device, dtype=torch.float16):
             f2 = (model(retain).float() - kept).square().mean()
         scaler.scale(f2).backward()

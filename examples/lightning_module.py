@@ -1,4 +1,4 @@
-"""Lightning: two backward passes a step need manual optimization; the optimizer's own methods are passed through."""
+"""Lightning: two backward passes per step need manual optimization; Lightning's wrapper has the optimizer's methods."""
 
 import logging
 import warnings
@@ -14,6 +14,8 @@ EPSILON = 0.1
 
 
 class Unlearning(lightning.LightningModule):
+    """A module that keeps f1 at ε and f2 small."""
+
     def __init__(self):
         super().__init__()
         self.automatic_optimization = False
@@ -21,10 +23,12 @@ class Unlearning(lightning.LightningModule):
         self.frozen = nn.Linear(8, 4).requires_grad_(False)
 
     def configure_optimizers(self):
+        """Return the optimizer."""
         control = ux.EpsilonGap(epsilon=EPSILON, integral=0.1)
         return ux.EpsilonAdamW(self.encoder.parameters(), lr=2e-3, weight_decay=0.0, control=control)
 
     def training_step(self, batch, batch_idx):
+        """Take one step with both losses."""
         forget, retain = batch
         optimizer = self.optimizers()
         f1 = self.encoder(forget).square().mean()
@@ -38,12 +42,12 @@ class Unlearning(lightning.LightningModule):
 
 
 def main():
+    """Train on synthetic data and print the result."""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     lightning.seed_everything(0, verbose=False)
     forget, retain = torch.randn(512, 8), torch.randn(512, 8)
-    loader = DataLoader(TensorDataset(forget, retain), batch_size=64, shuffle=True)
-    module = Unlearning()
+    module, loader = Unlearning(), DataLoader(TensorDataset(forget, retain), batch_size=64, shuffle=True)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     lightning.Trainer(max_epochs=25, accelerator="cpu", **quiet).fit(module, loader)
     with torch.no_grad():

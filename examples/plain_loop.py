@@ -1,7 +1,7 @@
-"""Any one constraint, nothing to do with unlearning: a classifier that must not fail a rare class.
+"""A constraint without unlearning: a classifier with a bounded loss on a rare class.
 
-Overall cross-entropy is minimised while the rare class's own cross-entropy is held at ε. A class weight would have to
-be tuned until that happens to come out; here it is asked for.
+The overall cross-entropy is minimized while the rare class's cross-entropy is kept at ε. A class weight would need
+tuning to reach this value; ε sets it directly.
 """
 
 import torch
@@ -14,18 +14,19 @@ EPSILON = 0.3  # cross-entropy of the rare class
 
 
 def make_data(generator):
-    """Two overlapping clouds in the plane, 1,900 points of class 0 and 100 of class 1."""
+    """Return 1,900 points of class 0 and 100 of class 1, in two overlapping clouds, and their labels."""
     labels = (torch.arange(2000) >= 1900).long()
     return torch.randn(2000, 2, generator=generator) + 1.5 * labels[:, None], labels
 
 
 def train(points, labels, control):
+    """Train a classifier; return the rare class's cross-entropy f1, the overall one f2, and the rare class's recall."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 2))
     optimizer = ux.EpsilonAdamW(model.parameters(), lr=3e-3, control=control or ux.EpsilonGap(EPSILON))
     rare = labels == 1
     for _ in range(400):
-        if control is not None:  # without a constraint held, a step is torch's AdamW
+        if control is not None:  # without hold_constraint, the step is that of torch's AdamW
             f1 = cross_entropy(model(points[rare]), labels[rare])
             f1.backward()
             optimizer.hold_constraint(f1)
@@ -40,6 +41,7 @@ def train(points, labels, control):
 
 
 def main():
+    """Train without and with the constraint and print the results."""
     points, labels = make_data(torch.Generator().manual_seed(0))
     f1, f2, recall = train(points, labels, control=None)
     print(f"unconstrained: rare class {f1:.3f}, recall {recall:.2f}; overall f2 {f2:.3f}")

@@ -339,7 +339,7 @@ FILES = {
     "half of an experiment's settings": (
         text("out/reproduction.json", "{"),
         "reproduce --quick --out {place}/out",
-        "{place}/out holds no experiment: its reproduction.json cannot be read: …",
+        "{place}/out contains no experiment: its reproduction.json cannot be read: …",
     ),
 }
 VALUES = {
@@ -438,7 +438,7 @@ VALUES = {
     "no such family to compare": (
         nothing,
         "reproduce --family gan --out {place}/out",
-        "family gan is not compared; known: vqgan, autoencoder, mae, diffusion.",
+        "family gan is not compared; choose from: vqgan, autoencoder, mae, diffusion.",
     ),
 }
 STATES = {

@@ -196,7 +196,7 @@ def test_everything_is_drawn_and_lies_beside_the_page(folder, loaded):
     assert page.count("<svg") == 3
     assert page.count("images to retain: ") == 2 + len(chosen(FIRST))
     for extractor in (PHOTOGRAPHS, CLASSES):
-        assert f"quality in the eyes of {extractor}</h3>" in page
+        assert f"image quality, measured with {extractor}</h3>" in page
     assert page.count(f"<td>{FLOOR}</td>") == 2
     assert not re.search(r"(?:src|href)=\"(?!#|data:)", page)
 

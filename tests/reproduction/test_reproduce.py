@@ -365,7 +365,10 @@ def test_more_seeds_are_added(experiment, tmp_path, monkeypatch):
 )
 def test_another_experiment_is_refused(experiment, changed, named):
     folder, *_ = experiment
-    with pytest.raises(UserError, match=f"holds an experiment with other settings, it differs in: {named}; see"):
+    with pytest.raises(
+        UserError,
+        match=rf"contains an experiment with other settings \(see its reproduction.json\); they differ in: {named}\.",
+    ):
         reproduce(folder, **changed)
 
 

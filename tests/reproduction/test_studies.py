@@ -177,7 +177,7 @@ def test_only_the_first_seed_is_studied(folder, tmp_path):
 
 
 def test_other_studies_are_another_experiment(folder):
-    with pytest.raises(UserError, match="holds an experiment with other settings"):
+    with pytest.raises(UserError, match="contains an experiment with other settings"):
         reproduce(folder, plan=replace(PLAN, studies=STUDIES[:3]))
 
 

@@ -37,17 +37,18 @@ __all__ = [
     "sweep",
 ]
 
-_UsageError = typer.BadParameter.__base__  # defined by typer or by click, depending on the release of typer
+# Defined by typer or by click, depending on the release of typer; so is the context of a group of commands.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 class _Commands(TyperGroup):
     """A group of commands that turns every failure into an exit code and a message of one sentence."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Move `--debug` to the front, so that it is accepted anywhere on the command line."""
         return super().parse_args(ctx, sorted(args, key=lambda arg: arg != "--debug"))
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run a command and set the exit code: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
         try:
             with plain_warnings():

@@ -106,9 +106,11 @@ def reproduce_to(
     require_drawing()
     require_judging()
     families, plan = FAMILIES if family == "all" else (family,), QUICK if quick else FULL
-    machine = {"jobs": jobs or cores(), "device": device_named(device)}
+    processes, chosen = jobs or cores(), device_named(device)
     with Watch() as watch:
-        rows, costs = reproduce(folder, families=families, seeds=seeds, plan=plan, progress=watch, **machine)
+        rows, costs = reproduce(
+            folder, families=families, seeds=seeds, plan=plan, progress=watch, jobs=processes, device=chosen,
+        )  # fmt: skip
     with out.status("quality of the pictures", spinner="line") as status:
         judge(folder, progress=status.update)
     for name in families:

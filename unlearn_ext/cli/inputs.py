@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -137,7 +137,7 @@ def _images(sources: Sources, size: int, channels: int, settings: Settings) -> t
     """Return the images that the options name, at the model's size, and their name in the report."""
     from .. import data
 
-    how = {
+    how: dict[str, Any] = {
         "size": size, "channels": channels, "seed": settings.seed, "skip_bad": sources.skip_bad,
         "memory": settings.memory,
     }  # fmt: skip
@@ -145,7 +145,7 @@ def _images(sources: Sources, size: int, channels: int, settings: Settings) -> t
     if sources.data_dir:
         images = data.load_class_folders(sources.data_dir, classes, **how)
     elif sources.dataset:
-        columns = {"image_column": sources.image_column, "label_column": sources.label_column}
+        columns: dict[str, Any] = {"image_column": sources.image_column, "label_column": sources.label_column}
         images = data.load_dataset_columns(data.open_dataset(sources.dataset, sources.split), classes, **columns, **how)
     elif sources.forget and sources.retain:
         images = data.load_folders(sources.forget, sources.retain, **how)
@@ -167,8 +167,8 @@ def _settings(training: Training, machine: Machine) -> Settings:
     """Return the default settings, changed by the options that were typed."""
     from ..unlearning.settings import Settings
 
-    typed = {"steps": training.steps, "lr": training.lr, "batch_size": training.batch_size, "memory": machine.memory}
-    typed = {name: value for name, value in typed.items() if value is not None}
+    given = {"steps": training.steps, "lr": training.lr, "batch_size": training.batch_size, "memory": machine.memory}
+    typed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return Settings(seed=training.seed, precision=machine.precision, compile=machine.compile, **typed)
 
 
@@ -193,6 +193,6 @@ def _place(model: I2IModel, device: torch.device, machine: Machine) -> None:
 
     model.module.to(device)
     if machine.channels_last:
-        model.module.to(memory_format=torch.channels_last)
+        model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's overloads
     if machine.checkpointing:
         model.enable_gradient_checkpointing()

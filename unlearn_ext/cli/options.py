@@ -132,7 +132,7 @@ def unfolded(command: Callable[..., None]) -> Callable[..., None]:
     Typer has no groups of options. With this decorator, a command takes a group of options as one parameter.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     own = [p for p in inspect.signature(command).parameters.values() if p.name not in groups]
     own = [p.replace(annotation=hints[p.name]) for p in own]
     shared = [_parameter(kind, field) for kind in groups.values() for field in fields(kind)]
@@ -142,8 +142,9 @@ def unfolded(command: Callable[..., None]) -> Callable[..., None]:
         command(**typed, **taken)
 
     called.__name__, called.__doc__ = command.__name__, command.__doc__
-    called.__signature__ = inspect.Signature(sorted([*own, *shared], key=lambda p: p.default is not p.empty))
-    called.__annotations__ = {p.name: p.annotation for p in called.__signature__.parameters.values()}
+    signature = inspect.Signature(sorted([*own, *shared], key=lambda p: p.default is not p.empty))
+    called.__signature__ = signature  # type: ignore[attr-defined]  # PEP 362; unknown to typeshed
+    called.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
     return called
 
 

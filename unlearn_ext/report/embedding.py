@@ -1,4 +1,4 @@
-"""t-SNE (van der Maaten and Hinton, 2008) of a feature extractor's view: where what is made of images comes to lie."""
+"""A t-SNE map (van der Maaten and Hinton, 2008) of images and reconstructions in an extractor's feature space."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _LOOKS = {"forget": {"color": ORANGE, "marker": "o"}, "retain": {"color": BLUE, 
 
 
 def embedding(panels: Mapping[str, Sets], extractor: Extractor) -> Figure:
-    """One map for all pictures, drawn once for each panel.
+    """Draw one t-SNE map of all pictures, with one panel per set of pictures.
 
     Args:
-        panels: pictures under their titles; the first are the originals, which stand pale behind the others.
-        extractor: whose features are laid out.
+        panels: pictures by panel title; the first are the originals, drawn pale in the background of all other panels.
+        extractor: the feature extractor.
     """
     places = _places(panels, extractor)
     originals = np.concatenate(list(places[0].values()))
@@ -46,7 +46,7 @@ def embedding(panels: Mapping[str, Sets], extractor: Extractor) -> Figure:
 
 
 def _places(panels: Mapping[str, Sets], extractor: Extractor) -> list[dict[str, np.ndarray]]:
-    """[N, 2] of each kind of each panel."""
+    """Return the map positions, [N, 2], of each kind of images in each panel."""
     stacks = [torch.from_numpy(sets[kind]) for sets in panels.values() for kind in KINDS]
     features = torch.cat([extract(extractor, pixels(stack)) for stack in stacks]).cpu().numpy()
     perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)

@@ -1,4 +1,4 @@
-"""What the page shows of one family's pictures."""
+"""The part of the report with one family's pictures."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _MAPPED = (UNMODIFIED, MIDDLE, Composite.name)
 
 @dataclass(frozen=True)
 class Section:
-    """Strips and map are of the first seed; each is empty or None where nothing was kept.
+    """Pictures and their quality for one family and the first seed; empty or None if no pictures were saved.
 
     Attributes:
-        seed: the first.
-        gallery: the models that stand for their methods.
-        strip: our front.
-        map: t-SNE of what some of them make of images.
-        extractor: whose features that is of.
-        quality: by extractor and method.
-        images: how many of each kind were judged.
+        seed: the first seed.
+        gallery: rows of pictures of the models that represent their methods.
+        strip: rows of pictures of our front.
+        map: t-SNE map of reconstructions by some of these models.
+        extractor: feature extractor of the map.
+        quality: image quality by extractor and method.
+        images: number of evaluated images of each kind.
     """
 
     seed: int
@@ -50,7 +50,7 @@ class Section:
 
 
 def section(folder: Path, rows: Sequence[ModelRow], judged: Iterable[Quality]) -> Section:
-    """Of the rows of one family under all seeds.
+    """Build the section of one family from its rows for all seeds.
 
     Raises:
         UserError: pictures or a front cannot be read.

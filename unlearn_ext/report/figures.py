@@ -1,10 +1,11 @@
-"""The figures: the Pareto front, how well ε steered, how the runs converged."""
+"""Figures of a run: the Pareto front, f1 against the target ε, and the training curves."""
 
 from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from ..unlearning.pareto import TRAINED
@@ -13,17 +14,17 @@ from .style import GREEN, INK, ORANGE, VERMILION, shades, style
 
 __all__ = ["convergence", "front", "steering"]
 
-_MISS_ALLOWED = 0.03  # of the reach of f1: the promise drawn as a band
+_MISS_ALLOWED = 0.03  # half the width of the green band, as a share of the range of f1
 _TITLES = {
-    "f1": "f1 · how much is left to forget",
-    "f2": "f2 · what it cost the rest",
-    "psi": "ψ · the decrease demanded",
-    "lam": "λ · the weight it needed",
+    "f1": "f1 · what is left of the forgotten",
+    "f2": "f2 · damage to the retained",
+    "psi": "ψ · demanded decrease of f1",
+    "lam": "λ · weight of f1's gradient",
 }
 
 
 def front(run: RunFolder) -> Figure:
-    """f2 against f1: every point a model, the lower left the better."""
+    """Plot f2 against f1, one point per model; the lower left is better."""
     points = run.points
     with style():
         figure = Figure(figsize=(5.8, 4.8))
@@ -51,38 +52,40 @@ def front(run: RunFolder) -> Figure:
             "unmodified", (original, 0.98), xycoords=("data", "axes fraction"), xytext=(-4, 0),
             textcoords="offset points", rotation=90, ha="right", va="top", alpha=0.8,
         )  # fmt: skip
-        axes.set(xlabel="f1   (0 = forgotten)", ylabel="f2   (0 = nothing lost)")
+        axes.set(xlabel="f1: what is left of the forgotten", ylabel="f2: damage to the retained")
         axes.set_xlim(left=min(0.0, *f1))
         _legend(axes, dominated=bool(worse))
         return figure
 
 
 def steering(run: RunFolder) -> Figure:
-    """f1 reached against ε asked, the diagonal being obedience."""
+    """Plot f1 against the target ε; on the diagonal, f1 equals ε."""
     with style():
         figure = Figure(figsize=(5.8, 4.8))
         axes = figure.subplots()
         ends = np.array([min(0.0, *(p.f1 for p in run.points)), max(p.f1 for p in run.points)]) * 1.04
         allowed = _MISS_ALLOWED * run.span
         axes.fill_between(ends, ends - allowed, ends + allowed, color=GREEN, alpha=0.16, linewidth=0,
-                          label=f"within {_MISS_ALLOWED:.0%} of f1's reach")  # fmt: skip
-        axes.plot(ends, ends, color=GREEN, linewidth=1.2, label="exactly as asked")
+                          label=f"within {_MISS_ALLOWED:.0%} of the range of f1")  # fmt: skip
+        axes.plot(ends, ends, color=GREEN, linewidth=1.2, label="f1 = ε")
         for point, shade in zip(run.points, shades(len(run.points)), strict=True):
             axes.scatter(point.epsilon, point.f1, s=64, color=[shade], edgecolor="white", linewidth=0.8, zorder=4)
         axes.scatter(
             [p.epsilon for p in run.points], [p.f1_validation for p in run.points], s=34, facecolor="none",
             edgecolor=ORANGE, linewidth=1.4, zorder=5, label="validation images",
         )  # fmt: skip
-        axes.set(xlabel="ε asked", ylabel="f1 reached", xlim=ends, ylim=ends)
+        axes.set(xlabel="target ε", ylabel="f1", xlim=ends, ylim=ends)
         axes.legend(loc="upper left")
         return figure
 
 
 def convergence(run: RunFolder) -> Figure:
-    """f1, f2, ψ and λ step by step, one line a point: the noise faint, its running mean bold."""
+    """Plot f1, f2, ψ and λ over the steps: for each model the values (faint) and their running mean (bold)."""
     with style():
         figure = Figure(figsize=(10.4, 6.4))
-        figure.get_layout_engine().set(hspace=0.1, wspace=0.05)
+        layout = figure.get_layout_engine()
+        assert isinstance(layout, ConstrainedLayoutEngine)  # set by style()
+        layout.set(hspace=0.1, wspace=0.05)
         panels = dict(zip(CURVES, figure.subplots(2, 2).flat, strict=True))
         for point, shade in zip(run.points, shades(len(run.points)), strict=True):
             curves = run.history.get(point.name)
@@ -109,16 +112,16 @@ def convergence(run: RunFolder) -> Figure:
 
 def _legend(axes: Axes, *, dominated: bool) -> None:
     middle = shades(3)[1]
-    axes.plot([], [], "D", color=middle, label="trained; f1 and f2 of training images")
-    axes.plot([], [], "o", color=middle, label="a mixture of two models, likewise")
-    axes.plot([], [], "o--", color=ORANGE, markerfacecolor="none", label="the same models, validation images")
+    axes.plot([], [], "D", color=middle, label="trained model; training images")
+    axes.plot([], [], "o", color=middle, label="mixture of two models; training images")
+    axes.plot([], [], "o--", color=ORANGE, markerfacecolor="none", label="the same models; validation images")
     if dominated:
-        axes.plot([], [], "x", color=VERMILION, label="dominated: another is better in both")
+        axes.plot([], [], "x", color=VERMILION, label="dominated: another model is better in both")
     axes.legend(loc="best")
 
 
 def _log_when_wide(axes: Axes, values: list[float]) -> None:
-    """A log axis where the values span more than a factor of twenty, and none is zero."""
+    """Use a log axis if the largest value is at least twenty times the 2 % quantile of the positive values."""
     finite = np.array([v for v in values if np.isfinite(v)])
     positive = finite[finite > 0]
     if positive.size == 0 or positive.max() < 20 * np.quantile(positive, 0.02):
@@ -130,7 +133,7 @@ def _log_when_wide(axes: Axes, values: list[float]) -> None:
 
 
 def _focus(axes: Axes, run: RunFolder, name: str) -> None:
-    """Let a few wild steps run off the edge rather than flatten every other line."""
+    """Limit the axis to the 1 % to 99 % quantiles, so that a few outliers do not flatten all lines."""
     values = np.concatenate([curves[name] for curves in run.history.values()] or [np.zeros(1)])
     values = values[np.isfinite(values)]
     if values.size == 0:

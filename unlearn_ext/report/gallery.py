@@ -1,4 +1,4 @@
-"""What methods make of the same images, one below the other."""
+"""Rows of pictures that show different models' reconstructions of the same images."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ _SIGNS = {"weight": "w", "tau": "τ", "epsilon": "ε"}
 
 
 def gallery_rows(named: Mapping[str, ModelRow], shown: Pictures) -> list[StripRow]:
-    """The images, what models are given of them, and a strip a model; those without pictures are left out.
+    """Return the rows of the original and corrupted images and of each model that has pictures.
 
     Args:
-        named: models under what to call them.
-        shown: their pictures.
+        named: models by display name.
+        shown: saved pictures.
     """
     made = {name: (name, _note(row), shown.made(row.method, row.point)) for name, row in named.items()}
     return _rows(_given(shown) | made)
 
 
 def infill_rows(infilled: Sequence[Infilled], shown: Pictures) -> list[StripRow]:
-    """The images, what models are given of them, the unmodified model, and a strip a target and ε, likewise.
+    """Return the rows of the original and corrupted images, the unmodified model, and each target and ε.
+
+    Models without pictures are omitted.
 
     Args:
         infilled: the models of one family.
-        shown: their pictures.
+        shown: saved pictures.
     """
     made = {UNMODIFIED: (*REFERENCES[UNMODIFIED], shown.made(UNMODIFIED, ""))}
     for answer in infilled:
@@ -51,7 +53,7 @@ def _given(shown: Pictures) -> dict[str, _Said]:
 
 
 def _rows(named: Mapping[str, _Said]) -> list[StripRow]:
-    """Of those that have pictures."""
+    """Return the rows of the entries that have pictures."""
     return [
         StripRow(name, label, note, tiles(sets["forget"]), tiles(sets["retain"]), steers=False)
         for name, (label, note, sets) in named.items()
@@ -60,9 +62,9 @@ def _rows(named: Mapping[str, _Said]) -> list[StripRow]:
 
 
 def _note(row: ModelRow) -> str:
-    """The value of the knob, and what the model reached on training images."""
+    """Return the value of the method's knob, and f1 and f2 over training images."""
     knob = METHODS[row.method].knob if row.method in METHODS else "epsilon"
-    said = [] if math.isnan(row.value) else [f"{_SIGNS[knob]} = {row.value:.3g}"]
+    said = [] if knob is None or math.isnan(row.value) else [f"{_SIGNS[knob]} = {row.value:.3g}"]
     return _joined(*said, f"f1 {row.f1:.3f}", f"f2 {row.f2:.4f}")
 
 

@@ -1,8 +1,9 @@
-"""How much of the box every method's models dominate, with the interval over seeds."""
+"""A figure of each method's hypervolume, with its confidence interval over seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,27 +14,27 @@ from .style import BLUE, ORANGE, style
 
 __all__ = ["hypervolumes"]
 
-_APART = 0.13  # of a line: validation images above, training images below
+_APART = 0.13  # vertical offset in lines: validation images above, training images below
 
 
 def hypervolumes(standings: Sequence[Standing]) -> Figure:
-    """A line a method, the best on top; further right the better."""
+    """Plot one line per method, the best at the top; larger values, further right, are better."""
     with style():
         figure = Figure(figsize=(10.4, 0.42 * len(standings) + 1.3))
         axes = figure.subplots()
         places = np.arange(len(standings))
-        sides = (
+        sides: tuple[tuple[str, str, float, dict[str, Any]], ...] = (
             ("validation images", "validation", -_APART, {"color": BLUE, "marker": "o"}),
             ("training images", "training", _APART, {"color": ORANGE, "marker": "s", "markerfacecolor": "none"}),
         )  # fmt: skip
         for label, kind, offset, look in sides:
             intervals = [s.seen[kind].strict for s in standings]
-            means, halves = [i.mean for i in intervals], [i.half for i in intervals]  # of one seed NaN: a dot alone
+            means, halves = [i.mean for i in intervals], [i.half for i in intervals]  # NaN with one seed: no error bar
             axes.errorbar(
                 means, places + offset, xerr=halves, label=label, linestyle="", capsize=3, clip_on=False, **look
             )
         axes.set_yticks(places, ["ours" if s.method == OURS else s.method for s in standings])
-        axes.set(xlabel=f"hypervolume, share of the box to f2 = {STRICT_F2:g}   (1 = all forgotten, nothing lost)")
+        axes.set(xlabel=f"hypervolume, share of the box to f2 = {STRICT_F2:g}   (1 = all forgotten, no damage)")
         axes.set_ylim(len(standings) - 0.5, -0.5)
         axes.set_xlim(left=0)
         figure.legend(loc="outside upper right", ncols=2)

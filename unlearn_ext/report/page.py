@@ -1,4 +1,4 @@
-"""Put figures, pictures and words on one page."""
+"""The report page of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["write_page"]
 
 
 def write_page(run_folder: str | Path) -> Path:
-    """Write the page and its figures; returns the page's path."""
+    """Write ``report.html`` and its figures; return the path of the page."""
     run = read_run(run_folder)
     rows = strip_rows(run)
     plots = {"front": front(run), "steering": steering(run), "convergence": convergence(run)}
@@ -36,7 +36,7 @@ def write_page(run_folder: str | Path) -> Path:
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as `outer.inner` lines of a table."""
+    """Flatten nested settings to table rows named ``outer.inner``."""
     lines: dict[str, str] = {}
     for name, value in settings.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""How good pictures are, a line a method, averaged over seeds."""
+"""Image quality per method, averaged over seeds."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ Name = tuple[str, str]  # method and point
 
 
 def quality_lines(rows: Sequence[ModelRow], judged: Sequence[Quality]) -> dict[str, dict[str, Line]]:
-    """For each extractor the real images, and the models that stand for their methods; none that were not judged.
+    """Return the quality of the real images and of each method's representative, by extractor and display name.
+
+    Models that were not evaluated are omitted.
 
     Args:
-        rows: of one family, under all seeds.
-        judged: of this family.
+        rows: rows of one family, for all seeds.
+        judged: evaluations of this family's pictures.
     """
     named: dict[str, dict[int, Name]] = {}
     for seed, group in itertools.groupby(rows, lambda row: row.seed):
@@ -41,7 +43,7 @@ def quality_lines(rows: Sequence[ModelRow], judged: Sequence[Quality]) -> dict[s
 
 
 def _line(models: Mapping[int, Name], judged: Sequence[Quality]) -> Line:
-    """Means over the seeds' models; nothing where none was judged."""
+    """Return the means over the seeds' models; empty if a kind of images was not evaluated."""
     of = {kind: [q for q in judged if q.kind == kind and models.get(q.seed) == (q.method, q.point)] for kind in KINDS}
     if not all(of.values()):
         return {}

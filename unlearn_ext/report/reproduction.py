@@ -1,4 +1,4 @@
-"""The page of an experiment with baselines."""
+"""The report page of an experiment with baselines."""
 
 from __future__ import annotations
 
@@ -26,17 +26,19 @@ __all__ = ["write_page"]
 
 
 def write_page(folder: Path) -> Path:
-    """Write ``reproduction.html`` from the tables of a folder, and its figures; returns the page's path.
+    """Write ``reproduction.html`` and its figures from the tables in a folder; return the path of the page.
 
     Raises:
-        UserError: the tables or the pictures cannot be read, or hold nothing.
+        UserError: the tables or the pictures cannot be read, or the main table is empty.
     """
     plan, rows = kept(folder), list(Table(folder / "reproduction.csv", ModelRow).rows.values())
     costs = list(Table(folder / "costs.csv", Cost).rows.values())
     tried = Table(folder / SEARCH, Tried)
     judged = list(Table(folder / FILE, Quality).rows.values())
     if not rows:
-        raise UserError(f"{folder} holds no experiment: its reproduction.csv lists no model.")
+        raise UserError(
+            f"{folder} contains no results: its reproduction.csv lists no model. Run `unlearn-ext reproduce` first."
+        )
     families = {name: list(group) for name, group in itertools.groupby(rows, lambda row: row.family)}
     stand = {name: standings(mine) for name, mine in families.items()}
     sections = {name: section(folder, mine, judged) for name, mine in families.items()}

@@ -1,10 +1,11 @@
-"""Figures as files beside their page."""
+"""Saving of figures as image files."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -14,11 +15,11 @@ from .style import style
 
 __all__ = ["save_figures"]
 
-_LOOK = {"dpi": 120, "facecolor": "white", "bbox_inches": "tight", "pad_inches": 0.12}
+_LOOK: dict[str, Any] = {"dpi": 120, "facecolor": "white", "bbox_inches": "tight", "pad_inches": 0.12}
 
 
 def save_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
-    """Each as a PNG and as an SVG, named after it."""
+    """Write each figure to ``<name>.png`` and ``<name>.svg``."""
     for name, figure in figures.items():
         for kind, metadata in (("png", {}), ("svg", {"Date": None})):
             content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The figures and the strip of the studies: what was asked beside the main comparison."""
+"""The figures and the picture strip of the additional studies."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from .style import GREEN, INK, ORANGE, VERMILION, shades, style
 
 __all__ = ["infill_strip", "readers", "study_figures"]
 
-_COLOURS = (VERMILION, ORANGE, GREEN, "#56b4e9", "#cc79a7")  # Okabe–Ito, without those that drown on white or black
+_COLOURS = (VERMILION, ORANGE, GREEN, "#56b4e9", "#cc79a7")  # Okabe–Ito colours visible on white and on black
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 
 def study_figures(folder: Path, rows: Sequence[ModelRow]) -> dict[str, Figure]:
-    """Those of one family, by the study's name, of the studies that have been made.
+    """Draw the figures of one family's completed studies, by name of the study.
 
     Args:
-        folder: of the experiment.
-        rows: of the family, in the main table.
+        folder: folder of the experiment.
+        rows: rows of the family in the main table.
 
     Raises:
         UserError: a table cannot be read.
@@ -49,7 +49,7 @@ def study_figures(folder: Path, rows: Sequence[ModelRow]) -> dict[str, Figure]:
 
 
 def readers(folder: Path, family: str) -> list[Any]:
-    """What can be seen and read of the forgotten, a row for each model; empty where that study has not been made.
+    """Return the rows of the study ``readers`` for one family; empty if the study was not run.
 
     Raises:
         UserError: the table cannot be read.
@@ -58,7 +58,7 @@ def readers(folder: Path, family: str) -> list[Any]:
 
 
 def infill_strip(folder: Path, rows: Sequence[ModelRow]) -> list[StripRow]:
-    """What models with each target make of images, likewise; empty where that study has not been made.
+    """Return the picture rows of the study ``infill`` for one family; empty if the study was not run.
 
     Raises:
         UserError: the table or the pictures cannot be read.
@@ -69,10 +69,10 @@ def infill_strip(folder: Path, rows: Sequence[ModelRow]) -> list[StripRow]:
 
 
 class _Models(NamedTuple):
-    """The models that studies ask about, from the most forgotten to the least."""
+    """The models that the studies examine, from the most to the least forgotten."""
 
-    epsilons: dict[str, float]  # by the name of the point
-    unmodified: float  # its f1
+    epsilons: dict[str, float]  # ε by name of the model
+    unmodified: float  # f1 of the unmodified model
 
     @property
     def middle(self) -> float:
@@ -81,7 +81,7 @@ class _Models(NamedTuple):
 
 
 def _models(folder: Path, rows: Sequence[ModelRow], seed: int) -> _Models:
-    """Of our front in its folder."""
+    """Read the models of our front."""
     (original,) = (row.f1 for row in rows if row.method == UNMODIFIED and row.seed == seed)
     points = studied(Pictures(folder, rows[0].family, seed).run)
     return _Models({point.name: point.epsilon for point in points}, original)
@@ -93,7 +93,7 @@ def _answers(folder: Path, study: type[Study], family: str) -> list[Any]:
 
 
 def _convergence(steps: Sequence[Any], models: _Models) -> Figure:
-    """f1 and f2 step by step, over minibatches; a row a phase, one line a δ."""
+    """Plot f1 and f2 of each step's minibatch, with a row of panels per phase and a line per δ."""
     figure = Figure(figsize=(10.4, 6.4))
     deltas = sorted({step.delta for step in steps})
     for phase, row in zip((INFIMUM, EPSILON), figure.subplots(2, 2), strict=True):
@@ -116,7 +116,7 @@ def _convergence(steps: Sequence[Any], models: _Models) -> Figure:
 
 
 def _resurfacing(relearned: Sequence[Any], models: _Models) -> Figure:
-    """f1 against steps of training, one line a model, a panel for what was trained on."""
+    """Plot f1 against training steps, with a panel per training set and a line per model."""
     figure = Figure(figsize=(10.4, 4.6))
     titles = {RETAIN: "trained on images to retain", FEW_FORGET: f"trained on {FEW} images to forget"}
     for (data, title), axes in zip(titles.items(), figure.subplots(1, 2, sharey=True), strict=True):
@@ -125,28 +125,28 @@ def _resurfacing(relearned: Sequence[Any], models: _Models) -> Figure:
             dashes = "--" if name == UNMODIFIED else "-"
             places = [row.steps for row in mine], [row.f1 for row in mine]
             axes.plot(*places, "o", linestyle=dashes, color=shade, linewidth=1.6, markersize=5, label=label)
-        axes.set(title=title, xlabel="steps of training")
+        axes.set(title=title, xlabel="training steps")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    figure.axes[0].set_ylabel("f1 of validation images   (0 = forgotten)")
+    figure.axes[0].set_ylabel("f1 of validation images   (0 = all forgotten)")
     figure.axes[0].set_ylim(bottom=0)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
     return figure
 
 
 def _probe(read: Sequence[Any], models: _Models) -> Figure:
-    """Accuracy against ε, one line a question; the unmodified model at its f1."""
+    """Plot accuracy against ε, with a line per question; the unmodified model is at its f1."""
     figure = Figure(figsize=(10.4, 4.4))
     axes = figure.subplots()
     places = models.epsilons | {UNMODIFIED: models.unmodified}
-    titles = {SET: "to forget, or to retain?", MEMBER: "trained on, or held out?"}
+    titles = {SET: "to forget or to retain?", MEMBER: "training image or held out?"}
     for (question, title), colour, marker in zip(titles.items(), (GREEN, VERMILION), "os", strict=True):
         mine = sorted((places[row.point], row.accuracy) for row in read if row.question == question)
         axes.plot(*zip(*mine, strict=True), f"{marker}-", color=colour, linewidth=1.6, markersize=7, label=title)
-    chance = 2 * 0.5 / (2 * min(row.images for row in read)) ** 0.5  # two standard errors of as many guesses
+    chance = 2 * 0.5 / (2 * min(row.images for row in read)) ** 0.5  # two standard errors of guessing
     axes.axhspan(0.5 - chance, 0.5 + chance, color=INK, alpha=0.08, linewidth=0)
     axes.axhline(0.5, color=INK, alpha=0.6, linestyle="--", linewidth=1.2)
     axes.axvline(models.unmodified, color=INK, alpha=0.6, linestyle=":", linewidth=1.6, label="unmodified model")
-    axes.set(xlabel="ε   (0 = forgotten)", ylabel="share of right answers")
+    axes.set(xlabel="ε, the target for f1   (0 = all forgotten)", ylabel="accuracy")
     axes.set_xlim(left=0)
     axes.set_ylim(top=1.02)
     figure.legend(loc="outside right upper")
@@ -154,7 +154,7 @@ def _probe(read: Sequence[Any], models: _Models) -> Figure:
 
 
 def _crops(crops: Sequence[Any], models: _Models) -> Figure:
-    """f2 against f1, in shares of the unmodified model's, one front a size of the hole."""
+    """Plot f2 against f1, as a share of the unmodified model's f1, with a front per size of the hidden area."""
     figure = Figure(figsize=(10.4, 4.6))
     axes = figure.subplots()
     for fraction, colour, marker in zip(sorted({crop.fraction for crop in crops}), _COLOURS, "os^vD", strict=False):
@@ -164,11 +164,11 @@ def _crops(crops: Sequence[Any], models: _Models) -> Figure:
         order = sorted(zip(*places, strict=True))
         axes.plot(
             *zip(*order, strict=True), f"{marker}-", color=colour, linewidth=1.6, markersize=7,
-            label=f"{fraction:g} of a side hidden",
+            label=f"{fraction:g} of each side hidden",
         )  # fmt: skip
-    axes.set_yscale("symlog", linthresh=1e-3, linscale=0.5)  # of the unmodified models f2 is 0
+    axes.set_yscale("symlog", linthresh=1e-3, linscale=0.5)  # linear near 0, which is f2 of the unmodified models
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set(xlabel="f1, as a share of the unmodified model's   (0 = forgotten)", ylabel="f2   (0 = nothing lost)")
+    axes.set(xlabel="f1 as a share of the unmodified model's f1", ylabel="f2: damage to the retained")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside right upper")
@@ -176,7 +176,7 @@ def _crops(crops: Sequence[Any], models: _Models) -> Figure:
 
 
 def _lines(models: _Models, names: Collection[str]) -> Iterator[tuple[str, str, Any]]:
-    """Name, label and colour of the models of a study, from the most forgotten to the least, and of the unmodified."""
+    """Yield name, label and colour of a study's models, from the most to the least forgotten, then unmodified."""
     ours = [name for name in models.epsilons if name in names]
     for name, shade in zip(ours, shades(len(ours)), strict=True):
         yield name, f"ε = {models.epsilons[name]:.3g}", shade

@@ -1,4 +1,4 @@
-"""How every figure looks: Okabe–Ito and viridis, quiet axes, ink that follows the page's own."""
+"""Style of the figures: Okabe–Ito and viridis colours, plain axes, and lines in the page's text colour."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,10 +16,10 @@ from PIL import Image
 
 __all__ = ["BLUE", "GREEN", "INK", "ORANGE", "VERMILION", "data_uri", "inline_svg", "shades", "style"]
 
-INK = "#14202e"  # replaced by currentColor in the page, so that one figure serves light and dark
+INK = "#14202e"  # replaced by currentColor in pages, so that a figure works in light and dark mode
 ORANGE, BLUE, GREEN, VERMILION = "#e69f00", "#0072b2", "#009e73", "#d55e00"  # Okabe–Ito
 
-_RC = {
+_RC: dict[Any, Any] = {
     "font.size": 11,
     "font.family": "sans-serif",
     "svg.fonttype": "path",
@@ -45,18 +46,21 @@ _RC = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw inside this context."""
+    """Set the style of all figures drawn in this context."""
     with mpl.rc_context(_RC):
         yield
 
 
 def shades(count: int) -> list[tuple[float, float, float]]:
-    """One colour a point, dark for the most forgotten; viridis without its ends, which drown on white or black."""
+    """Return one colour per model, dark for the most forgotten.
+
+    The colours are viridis without its ends, which are hard to see on white or black.
+    """
     return [mpl.colormaps["viridis"](position)[:3] for position in np.linspace(0.22, 0.9, count)]
 
 
 def inline_svg(figure: Figure, name: str) -> str:
-    """The figure as an SVG element for a page; `name` keeps its ids apart from other figures'."""
+    """Return the figure as an SVG element; ``name`` makes its ids differ from those of the page's other figures."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -66,7 +70,7 @@ def inline_svg(figure: Figure, name: str) -> str:
 
 
 def data_uri(pixels: np.ndarray) -> str:
-    """[H, W, RGBA] bytes as a PNG that travels inside the page."""
+    """Encode pixels, uint8 [H, W, RGBA], as a PNG data URI."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,4 +1,4 @@
-"""Templates of this folder, filled in; whatever comes from outside is escaped."""
+"""Rendering of this folder's HTML templates; all values are escaped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["render"]
 
 
 def render(name: str, plots: dict[str, Figure], **values: Any) -> str:
-    """The template with its values; figures are drawn here, so they hold no markup of anybody else's."""
+    """Render a template; only the figures, which are drawn here, are inserted without escaping."""
     environment = Environment(
         loader=PackageLoader("unlearn_ext.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

@@ -1,4 +1,4 @@
-"""The experiment that anybody can repeat: ours and every baseline on built-in images, at equal numbers of gradients."""
+"""A repeatable experiment: our method and all baselines on built-in images, with equal numbers of gradients."""
 
 from .compare import standings, verdicts
 from .experiment import reproduce

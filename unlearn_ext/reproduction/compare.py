@@ -1,4 +1,4 @@
-"""What the rows say: hypervolumes and f2 at equal f1 with their intervals over seeds, and who is ahead."""
+"""Comparison of methods: hypervolume and f2 at equal f1, with confidence intervals over seeds, and verdicts."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ __all__ = [
     "verdicts",
 ]
 
-# Worst corners of the hypervolume, in f2: retained latents off by as much as they vary, and by a tenth of that, where
-# the methods differ.
+# Reference points of the hypervolume, in f2: the whole variance of the retained latents, and a tenth of it, the range
+# in which the methods differ.
 WORST_F2 = 1.0
 STRICT_F2 = 0.1
-SHARES = (0.8, 0.5, 0.25, 0.1, 0.03)  # of the unmodified model's f1, at which f2 is compared
-REACHED = 0.75  # hypervolume to f2 = 0.1, for the number of pairs that reach it
-LEAST_F2 = 1e-12  # in place of 0, which has no logarithm
+SHARES = (0.8, 0.5, 0.25, 0.1, 0.03)  # of the unmodified model's f1; f2 is compared at these f1
+REACHED = 0.75  # share of the strict box; the pairs until a sweep dominates it are reported
+LEAST_F2 = 1e-12  # replaces smaller f2, since 0 has no logarithm
 CONFIDENCE = 0.95
 
 View = Callable[[ModelRow], Values]
@@ -49,7 +49,12 @@ VIEWS: dict[str, View] = {
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds; half its width at 95 %, by Student's t, NaN of one seed or where a number is not finite."""
+    """A mean over seeds with its 95 % confidence interval by Student's t.
+
+    Attributes:
+        mean: mean over seeds.
+        half: half of the interval's width; NaN with one seed, or if a value is not finite.
+    """
 
     mean: float
     half: float
@@ -57,14 +62,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Seen:
-    """How a method did, on images of one kind.
+    """Results of a method on training images or on validation images.
 
     Attributes:
-        strict: share that its models and mixtures dominate of the box between (0, 0) and the unmodified model's f1 and
-            f2 = 0.1.
-        wide: likewise, to f2 = 1.
-        f2: at each of ``SHARES`` of the unmodified model's f1, see :func:`f2_at`; NaN where a seed does not get there.
-        pairs: of gradients until ``strict`` is ``REACHED``; NaN where a seed does not get there.
+        strict: share of the box from (0, 0) to the unmodified model's f1 and f2 = 0.1 that the method's models and
+            mixtures dominate.
+        wide: the same share for the box to f2 = 1.
+        f2: f2 at each of ``SHARES`` of the unmodified model's f1, see :func:`f2_at`; NaN if a seed does not reach it.
+        pairs: gradient pairs until ``strict`` is at least ``REACHED``; NaN if a seed does not reach it.
     """
 
     strict: Interval
@@ -75,14 +80,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Standing:
-    """How a method did in one family.
+    """Results of a method in one family.
 
     Attributes:
-        method: its name.
-        seen: by kind of images, ``"validation"`` and ``"training"``.
-        trained: how many models, over all seeds.
-        mixtures: how many, over all seeds.
-        pairs: of gradients in a sweep.
+        method: name of the method.
+        seen: results on ``"validation"`` and on ``"training"`` images.
+        trained: number of trained models, over all seeds.
+        mixtures: number of mixtures, over all seeds.
+        pairs: gradient pairs in a sweep.
     """
 
     method: str
@@ -94,14 +99,15 @@ class Standing:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Ours against the best swept baseline at one share of f1.
+    """Comparison of our method with the best baseline at one f1.
 
     Attributes:
-        share: of the unmodified model's f1.
-        rival: the baseline with the lowest mean f2 there, of those that get there under every seed; empty: none does.
-        ratio: mean over seeds of log(f2 of ours / f2 of the rival), and half its interval.
-        word: ``"ahead"``, ``"equal"`` where 0 is in the interval, ``"behind"``; empty where there is no interval, as
-            of one seed. Who does not get there under every seed is behind one who does.
+        share: the f1, as a share of the unmodified model's f1.
+        rival: the baseline with the lowest mean f2 at this f1, among those that reach it with every seed; empty if
+            none does.
+        ratio: mean over seeds of log(our f2 / the rival's f2), and half of its interval.
+        word: ``"ahead"``, ``"equal"`` if the interval contains 0, or ``"behind"``; empty if there is no interval, for
+            example with one seed. A method that does not reach this f1 with every seed is behind one that does.
     """
 
     share: float
@@ -111,35 +117,36 @@ class Verdict:
 
 
 def standings(rows: Sequence[ModelRow]) -> list[Standing]:
-    """Of all methods, ours among them, from the largest strict hypervolume on validation images down.
+    """Return the results of all methods, ours included, by falling strict hypervolume on validation images.
 
     Args:
-        rows: of one family.
+        rows: rows of one family.
     """
     methods = dict.fromkeys(row.method for row in rows if row.method not in REFERENCES)
     return sorted((_standing(method, rows) for method in methods), key=lambda s: -s.seen["validation"].strict.mean)
 
 
 def verdicts(rows: Sequence[ModelRow], kind: str) -> list[Verdict]:
-    """Compare ours with the best baseline at each of ``SHARES``.
+    """Compare our method with the best baseline at each of ``SHARES``.
 
     Args:
-        rows: of one family.
-        kind: of images, ``"validation"`` or ``"training"``.
+        rows: rows of one family.
+        kind: ``"validation"`` or ``"training"`` images.
     """
     methods = dict.fromkeys(row.method for row in rows if row.method not in REFERENCES)
     return [_verdict(share, {method: _f2(method, rows, VIEWS[kind], share) for method in methods}) for share in SHARES]
 
 
 def f2_at(values: Sequence[Values], f1: float) -> float:
-    """Return f2 of a front at an f1: log f2 is interpolated linearly between the two neighbours that no pair dominates.
+    """Return f2 of a Pareto front at a given f1, with log f2 interpolated linearly in f1 between neighbours.
 
     Args:
-        values: (f1, f2) of models and mixtures; the dominated ones do not count.
-        f1: where. Above the largest f1, it is f2 of the model there, which has forgotten more than was asked for.
+        values: (f1, f2) of models and mixtures; dominated ones are ignored.
+        f1: where f2 is wanted. Above the front's largest f1, the result is f2 of the model with that largest f1,
+            which has forgotten more than asked.
 
     Returns:
-        NaN below the least f1.
+        f2, or NaN if ``f1`` is below the front's smallest f1.
     """
     finite = [value for value in values if all(map(math.isfinite, value))]
     front = sorted({value for value, free in zip(finite, nondominated(finite), strict=True) if free})
@@ -154,7 +161,7 @@ def f2_at(values: Sequence[Values], f1: float) -> float:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Of one number for each seed."""
+    """Return the mean and the confidence interval of values, one per seed."""
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return Interval(fmean(values), math.nan)
     quantile = require("scipy.stats", "report").t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
@@ -181,12 +188,12 @@ def _seen(method: str, rows: Sequence[ModelRow], view: View) -> Seen:
 
 
 def _share(values: Iterable[Values], f1: float, f2: float) -> float:
-    """The share of a box that is dominated."""
+    """Return the share of the box from (0, 0) to (f1, f2) that the values dominate."""
     return hypervolume(values, (f1, f2)) / (f1 * f2)
 
 
 def _pairs(mine: Sequence[ModelRow], view: View, f1: float) -> float:
-    """The least number of pairs with which the models and mixtures so far dominate ``REACHED`` of the strict box."""
+    """Return the fewest gradient pairs whose models and mixtures dominate ``REACHED`` of the strict box, else NaN."""
     for pairs in sorted({row.pairs for row in mine}):
         if _share((view(row) for row in mine if row.pairs <= pairs), f1, STRICT_F2) >= REACHED:
             return pairs
@@ -194,7 +201,7 @@ def _pairs(mine: Sequence[ModelRow], view: View, f1: float) -> float:
 
 
 def _f2(method: str, rows: Sequence[ModelRow], view: View, share: float) -> list[float]:
-    """f2 at a share of the unmodified model's f1, a number for each seed."""
+    """Return f2 at a share of the unmodified model's f1, one number per seed."""
     corners = {row.seed: view(row)[0] for row in rows if row.method == UNMODIFIED}
     return [f2_at([view(row) for row in mine], share * corners[seed]) for seed, mine in _by_seed(method, rows).items()]
 
@@ -205,14 +212,14 @@ def _by_seed(method: str, rows: Sequence[ModelRow]) -> dict[int, list[ModelRow]]
 
 
 def _verdict(share: float, f2: dict[str, list[float]]) -> Verdict:
-    """f2 of each method, under each seed."""
+    """Compare our f2 with the best baseline's; ``f2`` has one number per seed for each method."""
     ours = f2.get(OURS, [])
     rivals = {m: fmean(v) for m, v in f2.items() if m != OURS and len(v) == len(ours) and all(map(math.isfinite, v))}
     gets_there = bool(ours) and all(map(math.isfinite, ours))
     if not rivals or not gets_there:
         word = "" if len(ours) < 2 else "ahead" if gets_there else "behind" if rivals else ""
-        return Verdict(share, min(rivals, key=rivals.get, default=""), Interval(math.nan, math.nan), word)
-    rival = min(rivals, key=rivals.get)
+        return Verdict(share, min(rivals, key=rivals.__getitem__, default=""), Interval(math.nan, math.nan), word)
+    rival = min(rivals, key=rivals.__getitem__)
     pairs = zip(ours, f2[rival], strict=True)
     ratio = interval([math.log(max(a, LEAST_F2) / max(b, LEAST_F2)) for a, b in pairs])
     if math.isnan(ratio.half):

@@ -1,4 +1,4 @@
-"""What a step takes: time and memory, of ours and of every baseline in the same way."""
+"""Time and memory of a training step, measured in the same way for our method and all baselines."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .trial import Trial
 
 __all__ = ["FEW", "MANY", "measure"]
 
-FEW, MANY = 2, 8  # steps: what goes before the first step is in both runs, and out of their difference
+FEW, MANY = 2, 8  # steps of two runs; their time difference excludes the time before the first step
 
 
 def measure(trial: Trial, method: str) -> Cost:
-    """Run some steps of a method and throw the model away."""
+    """Return the cost of a step of a method, from short runs whose models are discarded."""
     problem = trial.problem
-    _seconds(method, problem, FEW)  # the first of all warms up
+    _seconds(method, problem, FEW)  # warm-up
     few = _seconds(method, problem, FEW)
     known = _forget_peak(problem.model.device)
     many = _seconds(method, problem, MANY)
@@ -45,7 +45,7 @@ def _seconds(method: str, problem: Problem, steps: int) -> float:
 
 
 def _forget_peak(device: torch.device) -> bool:
-    """Whether there will be a peak of what comes now."""
+    """Reset the peak memory; return False where the system cannot reset it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True

@@ -1,4 +1,4 @@
-"""What an experiment spends on one family."""
+"""Batch size, gradients and images that an experiment spends on one family."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Effort"]
 
 @dataclass(frozen=True)
 class Effort:
-    """What is spent on one family.
+    """Batch size, gradients and images for one family.
 
     Attributes:
-        batch_size: images in each minibatch, of forget and of retain images alike.
-        pairs: of gradients in each sweep, those of the search included: what is best for short sweeps is not best for
-            long ones. Divisible by the number of our anchors and by that of the weights of a ladder, so that every
-            method takes all of them.
-        share: of the images of each set that is unlearned on and validated with; pretraining sees all of them.
+        batch_size: images per minibatch, of forget and of retain images each.
+        pairs: gradient pairs in each sweep. The search uses the same number, since the best settings of short sweeps
+            are not the best of long ones. Must be divisible by the number of our anchors and by the number of weights
+            of a grid, so that every method uses all pairs.
+        share: share of the images of each set that unlearning and validation use; pretraining uses all images.
     """
 
     batch_size: int
@@ -28,6 +28,6 @@ class Effort:
     share: float
 
     def settings(self, family: str, seed: int) -> Settings:
-        """Return the settings that a family's search starts from, with the steps of an anchor of ours."""
+        """Return the settings that a family's search starts from, with the steps of one of our anchors."""
         steps = self.pairs // len(SCHEDULE.anchors)
         return replace(CHOICES[family].settings, batch_size=self.batch_size, steps=steps, seed=seed)

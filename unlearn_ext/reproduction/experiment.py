@@ -1,4 +1,4 @@
-"""The search, then a sweep of every method, ours included, then the studies; what is in the tables is not redone."""
+"""The experiment: search, a sweep of every method, then the studies; results that the tables contain are kept."""
 
 from __future__ import annotations
 
@@ -36,30 +36,31 @@ def reproduce(
     device: torch.device | str = "cpu",
     progress: Callback | None = None,
 ) -> tuple[list[ModelRow], list[Cost]]:
-    """Compare our sweep with those of all baselines on the built-in digits, judged by the same f1 and f2.
+    """Compare our method with all baselines on the built-in digits, by the same f1 and f2.
 
-    Every method gets the same search, on the first seed, and under every seed one sweep with the same number of
-    gradient pairs; see :mod:`unlearn_ext.reproduction.sweeps`. A run that was cut short goes on where it stopped.
+    Every method gets the same search with the first seed, then one sweep per seed with the same number of gradient
+    pairs; see :mod:`unlearn_ext.reproduction.sweeps`. An interrupted run resumes where it stopped.
 
     Args:
         out: folder for ``reproduction.csv``, ``search.csv``, ``costs.csv``, a table for each study, and our models.
-        families: of those that have a small model.
-        seeds: how many, from 0; the plan's by default.
-        plan: how thorough.
-        jobs: processes that sweep side by side, by one thread each; 1: one sweep after the other, by all threads,
-            whose sums differ from one thread's in their last digits. Small models are pretrained by all threads.
-        device: that models unlearn and are judged on; small models are pretrained on the CPU, whatever it is.
-        progress: called at most ten times a second.
+        families: families with a small built-in model.
+        seeds: number of seeds, from 0; by default the plan's.
+        plan: how thorough the experiment is.
+        jobs: number of parallel processes, each with one thread. With 1, sweeps run one after the other with all
+            threads, and results differ from those of one thread in the last digits. Pretraining always uses all
+            threads.
+        device: device for unlearning and evaluation; small models are always pretrained on the CPU.
+        progress: callback, called at most ten times per second.
 
     Returns:
-        The rows of ``reproduction.csv`` and ``costs.csv``, those of earlier calls included.
+        The rows of ``reproduction.csv`` and ``costs.csv``, including those of earlier calls.
 
     Raises:
-        UserError: another family, or a folder that holds another experiment or anything else under the names of its
-            files.
+        UserError: unknown family; or the folder contains another experiment, or other files with the names of the
+            experiment's files.
     """
     if unknown := [family for family in families if family not in FAMILIES]:
-        raise UserError(f"family {unknown[0]} is not compared; known: {', '.join(FAMILIES)}.")
+        raise UserError(f"family {unknown[0]} is not compared; choose from: {', '.join(FAMILIES)}.")
     out, device = Path(out), torch.device(device)
     check_encodable(out)
     plan.check(out, device)
@@ -76,7 +77,7 @@ def reproduce(
         missing = [trial for trial in trials if _methods_left(table, trial)]
         for trial in missing:
             _tuned(trial, tried).check()
-        for trial in missing:  # here, by all threads: with fewer, as processes have, other last digits would be cached
+        for trial in missing:  # in this process: the workers' single thread would give models with other last digits
             trial.prepare(progress)
         with Workers(jobs, progress) as workers:
             search.search([trial for trial in trials if trial.seed == 0], tried, workers)
@@ -93,13 +94,13 @@ def reproduce(
 
 
 def _tuned(trial: Trial, tried: Table) -> Trial:
-    """The trial with what was chosen for ours; as it is where the search is not finished."""
+    """Return the trial with the settings that the search chose for our method, or unchanged if it is unfinished."""
     chosen = search.tunings(tried, trial.family)
     return trial.tuned(chosen[OURS]) if OURS in chosen else trial
 
 
 def _methods_left(table: Table, trial: Trial) -> list[str]:
-    """Those that have no rows yet under the trial's seed; all rows of a sweep are added at once."""
+    """Return the methods without rows for the trial's seed; all rows of a sweep are added at once."""
     there = {row.method for row in table.rows.values() if row.group == (trial.family, trial.seed)}
     return [method for method in trial.methods if method not in there]
 
@@ -110,7 +111,7 @@ def _runs(table: Table, trial: Trial, chosen: dict[str, Tuning]) -> list[Sweep]:
 
 
 def _measure(costs: Table, trial: Trial) -> None:
-    """Of every method; alone, so that nothing else delays them."""
+    """Measure each method's cost in this process, while no worker is busy."""
     for method in trial.methods:
         if (trial.family, method) not in costs.rows:
             costs.add([measure(trial, method)])

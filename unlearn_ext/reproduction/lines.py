@@ -1,4 +1,4 @@
-"""Models on the straight lines of a sweep: between neighbours in it, and to the unmodified model; the same for all."""
+"""Mixtures of a sweep's models: between neighbours, and with the unmodified model; the same for every method."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from .table import UNMODIFIED
 
 __all__ = ["BETWEEN", "TO_UNMODIFIED", "Candidate", "Leg", "State", "candidates"]
 
-BETWEEN = (1 / 3, 2 / 3)  # shares of the later of two neighbours in a sweep
-TO_UNMODIFIED = (1 / 2,)  # shares of a trained model; the rest is the unmodified one
+BETWEEN = (1 / 3, 2 / 3)  # share of the later one of two neighbours
+TO_UNMODIFIED = (1 / 2,)  # share of the trained model in a mixture with the unmodified one
 
-State = Sequence[torch.Tensor]  # values of the encoder's parameters, on the CPU
+State = Sequence[torch.Tensor]  # the encoder's parameters, on the CPU
 
 
 class Leg(NamedTuple):
     """A model that a sweep trained.
 
     Attributes:
-        value: of the knob: ε, a weight, τ; NaN where there is none.
-        encoder: values of the encoder's parameters, on the CPU.
-        pairs: gradient pairs from the unmodified model on.
+        value: value of the method's knob: ε, a weight, or τ; NaN for a method without a knob.
+        encoder: the encoder's parameters, on the CPU.
+        pairs: gradient pairs since the unmodified model.
     """
 
     value: float
@@ -38,14 +38,14 @@ class Leg(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A model to be judged.
+    """A model to be evaluated.
 
     Attributes:
-        point: what it is called: the number of its leg, from 1, or the mixture that it is.
-        value: of the knob, NaN of a mixture.
-        made_of: ``"trained"``, or the mixture, such as ``"0.333*3 + 0.667*2"``.
-        pairs: gradient pairs that had been taken when it could be made.
-        model: one object for all candidates, set to each in turn.
+        point: the number of the leg, from 1, or the formula of the mixture.
+        value: value of the knob; NaN for a mixture.
+        made_of: ``"trained"``, or the formula of the mixture, for example ``"0.333*3 + 0.667*2"``.
+        pairs: gradient pairs after which the model is available.
+        model: the model; the same object for all candidates, overwritten by the next one.
     """
 
     point: str
@@ -56,11 +56,11 @@ class Candidate(NamedTuple):
 
 
 def candidates(unmodified: I2IModel, legs: Sequence[Leg]) -> Iterator[Candidate]:
-    """Yield the models of a sweep, and then the mixtures.
+    """Yield the trained models of a sweep, then the mixtures.
 
     Args:
-        unmodified: what the sweep began at; not changed.
-        legs: of the sweep, in its order.
+        unmodified: the model that the sweep started from; not changed.
+        legs: legs of the sweep, in the order of training.
     """
     model, original = copy.deepcopy(unmodified), encoder_state(unmodified)
     for number, leg in enumerate(legs, 1):

@@ -1,4 +1,4 @@
-"""What the models of one family under one seed make of the first validation images, kept to be looked at and judged."""
+"""Files with reconstructions of the first validation images by the models of one family and seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..unlearning.batches import in_bytes, pixels
 
 __all__ = ["CORRUPTED", "IMAGES", "KINDS", "ORIGINAL", "Pictures", "Sets"]
 
-IMAGES = 96  # of each kind, or as many as there are
+IMAGES = 96  # of each kind, at most
 ORIGINAL, CORRUPTED = "original", "corrupted"
 KINDS = ("forget", "retain")
 
@@ -26,16 +26,16 @@ Sets = dict[str, np.ndarray]  # "forget" and "retain", uint8 [N, C, H, W]
 
 
 class Pictures:
-    """A file a model in a folder of its own.
+    """A folder with one file of reconstructions per model.
 
     Args:
-        out: of the experiment.
-        family: of the models.
-        seed: of everything random.
+        out: folder of the experiment.
+        family: family of the models.
+        seed: random seed.
 
     Attributes:
-        run: folder of the front.
-        folder: of the pictures, inside.
+        run: folder of our Pareto front.
+        folder: folder of the pictures, inside ``run``.
     """
 
     def __init__(self, out: Path, family: str, seed: int) -> None:
@@ -43,28 +43,28 @@ class Pictures:
         self.folder = self.run / "pictures"
 
     def keep_images(self, images: ForgetRetain, task: Task) -> None:
-        """The images themselves, and what the models are given of them."""
+        """Write the images and their corrupted versions, which are the models' inputs."""
         self._keep(ORIGINAL, images, lambda originals: originals)
         self._keep(CORRUPTED, images, task)
 
     def keep(self, method: str, point: str, model: I2IModel, images: ForgetRetain, task: Task) -> None:
-        """What a model makes of them."""
+        """Write a model's reconstructions of the images."""
         self._keep(_name(method, point), images, lambda originals: reconstruct(model, originals, task))
 
     def originals(self) -> Sets | None:
-        """The images themselves; None where none were kept.
+        """Read the images; None if there is no file.
 
         Raises:
-            UserError: the file is not what was written.
+            UserError: the file cannot be read as pictures.
         """
         return self._read(ORIGINAL)
 
     def corrupted(self) -> Sets | None:
-        """What the models were given, likewise."""
+        """Read the corrupted images; otherwise like :meth:`originals`."""
         return self._read(CORRUPTED)
 
     def made(self, method: str, point: str) -> Sets | None:
-        """What a model made of them, likewise."""
+        """Read a model's reconstructions; otherwise like :meth:`originals`."""
         return self._read(_name(method, point))
 
     def _place(self, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""What the experiment is made of."""
+"""The plan of an experiment: its size, its settings and its studies."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ FILE = "reproduction.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """How thorough it is.
+    """Size of an experiment.
 
     Attributes:
-        seeds: how many, from 0; more may be asked for later.
-        points: ε between the boundaries, which our front has beside its anchors. They are for the studies and the
-            page, and do not enter the comparison.
-        efforts: by family.
-        studies: questions beside it, of the first seed of each family.
+        seeds: number of seeds, from 0; a later call may use more.
+        points: number of ε between the boundaries that our front has besides its anchors. The studies and the report
+            use them; the comparison does not.
+        efforts: effort per family.
+        studies: additional studies, run with the first seed of each family.
     """
 
     seeds: int
@@ -40,15 +40,15 @@ class Plan:
     studies: tuple[Study, ...] = ()
 
     def check(self, out: Path, device: torch.device) -> None:
-        """Check that the experiment may write to a folder, before anything is written.
+        """Check that the experiment may write to a folder; write nothing.
 
         Args:
             out: the folder.
-            device: what the tables are made on; its kind decides their last digits.
+            device: device of the computation; its type affects the last digits of the tables.
 
         Raises:
-            UserError: the tables there are of another plan, or the folder holds files that no experiment wrote, or what
-                another command wrote.
+            UserError: the folder contains tables of another plan, files that no experiment wrote, or the output of
+                another command.
         """
         refuse_other_commands(out, "reproduce")
         if not (out / FILE).exists():
@@ -57,18 +57,18 @@ class Plan:
         theirs, mine = kept(out), json.loads(self._text(device))
         if differing := [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]:
             raise UserError(
-                f"{out} holds an experiment with other settings, it differs in: {', '.join(differing)}; see {FILE} "
-                "there, and choose another folder."
+                f"{out} contains an experiment with other settings (see its {FILE}); they differ in: "
+                f"{', '.join(differing)}. Choose another folder."
             )
 
     def keep(self, out: Path, device: torch.device) -> None:
-        """Write it beside the tables; the arguments and errors are those of :meth:`check`."""
+        """Write the plan into the folder of the tables; arguments and errors as in :meth:`check`."""
         self.check(out, device)
         if not (out / FILE).exists():
             write_text(out / FILE, self._text(device))
 
     def _text(self, device: torch.device) -> str:
-        mine = {"dataset": DATASET, "forget_classes": list(FORGET_CLASSES), "task": str(TASK)}
+        mine: dict[str, Any] = {"dataset": DATASET, "forget_classes": list(FORGET_CLASSES), "task": str(TASK)}
         mine |= {"points": self.points, "device": device.type}
         mine |= {"efforts": {family: asdict(effort) for family, effort in self.efforts.items()}}
         mine |= {"settings": {family: asdict(effort.settings(family, 0)) for family, effort in self.efforts.items()}}
@@ -77,21 +77,24 @@ class Plan:
 
     @property
     def _names(self) -> list[str]:
-        """Names of what an experiment writes into its folder, but for the folders of its fronts, which sweeps check."""
+        """Names that an experiment writes to its folder, except the folders of fronts, which sweeps check."""
         tables = ("reproduction", "search", "costs", "quality", *(study.name for study in self.studies))
         return [*(f"{name}.csv" for name in tables), "reproduction.html", "figures"]
 
 
 def kept(out: Path) -> dict[str, Any]:
-    """What :meth:`Plan.keep` wrote.
+    """Read the plan that :meth:`Plan.keep` wrote.
 
     Raises:
-        UserError: nothing was kept there.
+        UserError: the folder has no readable plan.
     """
     try:
         plan = json.loads((out / FILE).read_text(encoding="utf-8"))
         if not isinstance(plan, dict):
-            raise ValueError("it holds no names with values")
+            raise ValueError("it contains no names with values")
         return plan
     except (OSError, ValueError) as error:
-        raise UserError(f"{out} holds no experiment: its {FILE} cannot be read: {error}.") from error
+        raise UserError(
+            f"{out} contains no experiment: its {FILE} cannot be read: {error}. Choose a folder that "
+            "`unlearn-ext reproduce` wrote."
+        ) from error

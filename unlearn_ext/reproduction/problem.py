@@ -1,4 +1,4 @@
-"""The problem that all methods are given: one family's model and images under one seed."""
+"""The problem that all methods solve: one family's model and images for one seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ __all__ = ["Problem", "on_device", "posed"]
 
 @dataclass(frozen=True)
 class Problem:
-    """What all methods are given; ``f1`` is that of the unmodified model over all training images to forget."""
+    """The input of all methods.
+
+    Attributes:
+        model: the unmodified model.
+        images: forget and retain images, for training and validation.
+        training: objectives over training images.
+        validation: objectives over validation images.
+        f1: f1 of the unmodified model over all training images to forget.
+    """
 
     model: I2IModel
     images: data.ForgetRetain
@@ -38,7 +46,7 @@ def posed(
     progress: Callback | None,
     device: torch.device,
 ) -> Problem:
-    """The problem of a trial."""
+    """Build the problem of a trial; the last one is cached."""
     model, images = demo.prepare(family, progress, seed=seed, task=task, share=share)
     model = on_device(device, model)
     training = Objectives.freeze(model, images.forget, images.retain, task, settings=settings)
@@ -47,5 +55,6 @@ def posed(
 
 
 def on_device(device: torch.device, model: I2IModel) -> I2IModel:
+    """Move a model to a device in place and return it."""
     model.module.to(device)
     return model

@@ -1,4 +1,4 @@
-"""How good the kept pictures are: FID, KID, IS and cosine of what every model made, in ``quality.csv``."""
+"""Image quality of the saved reconstructions: FID, KID, IS and cosine similarity per model, in ``quality.csv``."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from .table import ModelRow, Table
 __all__ = ["EXTRACTORS", "FILE", "Name", "Numbers", "Quality", "judge"]
 
 FILE = "quality.csv"
-# One that saw photographs, and where there is one, one that saw such images.
+# One extractor trained on photographs and, if there is one, one trained on the experiment's data set.
 EXTRACTORS = ("efficientnet-lite0", *(name for name in (f"{DATASET}-cnn",) if name in KNOWN))
 
 Name = tuple[str, str]  # method and point
-Numbers = tuple[float, ...]  # the last fields of Quality, in their order
+Numbers = tuple[int, float, float, float, float, float]  # the last fields of Quality, in their order
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Of what one model made of validation images of one kind, in one extractor's eyes.
+    """Quality of one model's reconstructions of validation images of one kind, measured with one extractor.
 
     Attributes:
-        family: of the model.
-        seed: of everything random.
-        method: as in the rows; ``"real images"`` for the floor, what a perfect model would get.
-        point: of the method.
+        family: family of the model.
+        seed: random seed.
+        method: as in ``reproduction.csv``; ``"real images"`` for the originals themselves, a perfect model's result.
+        point: as in ``reproduction.csv``.
         kind: ``"forget"`` or ``"retain"``.
-        extractor: whose features are compared.
-        images: how many.
-        fid: between halves of them, see :func:`~unlearn_ext.metrics.features.compare`.
-        kid: likewise.
-        kid_spread: its standard deviation over subsets.
-        inception_score: of the generated images; NaN where the extractor knows no classes.
-        cosine: mean over pairs.
+        extractor: the feature extractor.
+        images: number of images.
+        fid: FID between halves of the images, see :func:`~unlearn_ext.metrics.features.compare`.
+        kid: KID, likewise.
+        kid_spread: standard deviation of KID over subsets.
+        inception_score: inception score of the reconstructions; NaN if the extractor has no classes.
+        cosine: mean cosine similarity of an image and its reconstruction.
     """
 
     family: str
@@ -67,29 +67,29 @@ class Quality:
 
     @property
     def group(self) -> tuple[str, int]:
-        """What rows that stand together share."""
+        """The key by which rows are grouped."""
         return self.family, self.seed
 
     @property
     def key(self) -> tuple[str, int, str, str, str, str]:
-        """What no two rows share."""
+        """The unique key of the row."""
         return *self.group, self.method, self.point, self.kind, self.extractor
 
 
 def judge(out: str | PathLike[str], progress: Callable[[str], None] | None = None) -> list[Quality]:
-    """Judge the pictures of the models that stand for their methods; what is in ``quality.csv`` is not judged again.
+    """Evaluate the saved pictures of the representative models, except those that ``quality.csv`` contains.
 
-    Pictures are kept of the first seed; see :func:`unlearn_ext.reproduction.representatives.chosen` for which models.
+    Only the first seed has pictures; :func:`unlearn_ext.reproduction.representatives.chosen` selects the models.
 
     Args:
         out: folder of the experiment.
-        progress: called with the name of each model once it is judged.
+        progress: called with the name of each model after its evaluation.
 
     Returns:
-        The rows of ``quality.csv``, those of earlier calls included; none of models without pictures.
+        The rows of ``quality.csv``, including those of earlier calls; models without pictures have no rows.
 
     Raises:
-        UserError: a file cannot be read, fewer than 8 images, or a missing extra.
+        UserError: a file cannot be read, there are fewer than 8 images, or an extra is not installed.
     """
     out, loaded = Path(out), cache(load_extractor)
     with locked(out):
@@ -98,10 +98,10 @@ def judge(out: str | PathLike[str], progress: Callable[[str], None] | None = Non
             shown, names = Pictures(out, family, seed), [(FLOOR, ""), *_names(models)]
             for extractor in EXTRACTORS:
                 left = [name for name in names if (family, seed, *name, KINDS[0], extractor) not in table.rows]
-                for name, values in _judged(shown, left, partial(loaded, extractor)):
-                    table.add([Quality(family, seed, *name, kind, extractor, *v) for kind, v in values.items()])
+                for (method, point), values in _judged(shown, left, partial(loaded, extractor)):
+                    table.add([Quality(family, seed, method, point, kind, extractor, *v) for kind, v in values.items()])
                     if progress is not None:
-                        progress(" ".join((family, *name)))
+                        progress(f"{family} {method} {point}")
     return list(table.rows.values())
 
 
@@ -112,10 +112,10 @@ def _names(models: Iterable[ModelRow]) -> list[Name]:
 def _judged(
     shown: Pictures, names: Iterable[Name], load: Callable[[], Extractor]
 ) -> Iterator[tuple[Name, dict[str, Numbers]]]:
-    """The numbers of both kinds of every model that has pictures."""
+    """Yield the numbers of every model that has pictures, for both kinds of images."""
     originals = shown.originals()
-    models = {name: originals if name[0] == FLOOR else shown.made(*name) for name in names}
-    models = {name: sets for name, sets in models.items() if sets is not None}
+    found = {name: originals if name[0] == FLOOR else shown.made(*name) for name in names}
+    models = {name: sets for name, sets in found.items() if sets is not None}
     if originals is None or not models:
         return
     extractor = load()
@@ -130,7 +130,9 @@ def _features(sets: Sets, extractor: Extractor) -> dict[str, torch.Tensor]:
 
 
 def _numbers(real: torch.Tensor, made: torch.Tensor, extractor: Extractor) -> Numbers:
-    """How many images there are, and what is said of them."""
+    """Return the number of images, then the measures in the order of the last fields of ``Quality``."""
     values = compare(real, made, extractor)
-    names = ("fid", "kid", "kid-spread", "is", "cosine")
-    return len(real), *(values.get(f"{name}:{extractor.name}", math.nan) for name in names)
+    fid, kid, kid_spread, inception_score, cosine = (
+        values.get(f"{name}:{extractor.name}", math.nan) for name in ("fid", "kid", "kid-spread", "is", "cosine")
+    )
+    return len(real), fid, kid, kid_spread, inception_score, cosine

@@ -1,4 +1,4 @@
-"""Which models are shown where not all can be, and which ones the studies ask about."""
+"""The models that represent their methods in the report, and the models that the studies examine."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ MIDDLE = "ours, middle"
 
 
 def chosen(rows: Sequence[ModelRow]) -> dict[str, ModelRow]:
-    """The unmodified and the retrained model, three of ours, and of every baseline the one whose f1 is nearest to our
-    middle one's; trained models alone.
+    """Choose the trained models that represent their methods.
+
+    They are the unmodified and the retrained model, our least, middle and most forgotten models, and the model of each
+    baseline whose f1 is nearest to that of our middle model.
 
     Args:
-        rows: of one family under one seed.
+        rows: rows of one family and one seed.
 
     Returns:
-        A row each under what to call it; a method without models is left out.
+        The rows by display name; methods without models are omitted.
     """
     trained = [row for row in rows if row.made_of == TRAINED]
     named = {row.method: row for row in trained if row.method in REFERENCES}
@@ -40,14 +42,14 @@ def chosen(rows: Sequence[ModelRow]) -> dict[str, ModelRow]:
 
 
 def studied(run: Path) -> list[ParetoPoint]:
-    """Return the anchors and the ε that were asked for of our front in its folder, from the most forgotten on.
+    """Return the anchors and the models at requested ε of the front in a folder, from the most forgotten on.
 
     Raises:
-        UserError: no front is there.
+        UserError: the folder has no front.
     """
     return [point for point in ParetoFront.from_csv(run / FRONT) if point.role in (MOST_FORGOTTEN, ANCHOR, EPSILON)]
 
 
 def _apart(row: ModelRow, other: ModelRow) -> float:
-    """In f1; a model that diverged is infinitely far."""
+    """Return the distance in f1; infinite for a model that diverged."""
     return abs(row.f1 - other.f1) if math.isfinite(row.f1) else math.inf

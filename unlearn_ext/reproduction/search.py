@@ -1,4 +1,4 @@
-"""The search that every method gets, ours included: as many sweeps for each, judged on training images."""
+"""The hyperparameter search: the same number of trial sweeps for every method, evaluated on training images."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 __all__ = ["FACTORS", "FILE", "WITHOUT_KNOB", "Tried", "Try", "search", "tunings"]
 
 FILE = "search.csv"
-# Factors on the family's learning rate, and on the ladder, the gains or the rate. The same number for all.
+# Factors on the family's learning rate, and on the grid, the gains or the rate; the same number for every method.
 FACTORS = ((1.0, 1.0), (2.0, 1.0), (1.0, 1 / 3), (1.0, 3.0))
-WITHOUT_KNOB = ((1.0, 1.0), (2.0, 1.0), (0.5, 1.0), (4.0, 1.0))  # nothing to scale: learning rates alone
+WITHOUT_KNOB = ((1.0, 1.0), (2.0, 1.0), (0.5, 1.0), (4.0, 1.0))  # learning rates only: nothing else to scale
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One trial sweep of the first seed.
+    """Result of one trial sweep with the first seed.
 
     Attributes:
-        family: of the model.
-        method: its name.
+        family: family of the model.
+        method: name of the method.
         lr: learning rate.
-        scale: factor on the ladder of weights, on the gains of a multiplier, or on ``rate`` of ours.
-        pairs: of gradients in the sweep.
-        hypervolume: share of the box to f2 = 0.1 that its models and mixtures dominate, on training images.
-        chosen: 1 for the largest hypervolume of the method, the first of equals; else 0.
+        scale: factor on the grid of weights, on the gains of a multiplier, or on our ``rate``.
+        pairs: gradient pairs in the sweep.
+        hypervolume: share of the box to f2 = 0.1 that the models and mixtures dominate, on training images.
+        chosen: 1 for the method's largest hypervolume (the first if there are equal ones), else 0.
     """
 
     family: str
@@ -52,18 +52,26 @@ class Tried:
 
     @property
     def group(self) -> str:
-        """What rows that stand together share."""
+        """The key by which rows are grouped."""
         return self.family
 
     @property
     def key(self) -> tuple[str, str, float, float]:
-        """What no two rows share."""
+        """The unique key of the row."""
         return self.family, self.method, self.lr, self.scale
 
 
 @dataclass(frozen=True)
 class Try:
-    """One trial sweep, still to be made; its number among so many."""
+    """One trial sweep to run.
+
+    Attributes:
+        trial: family and seed.
+        method: name of the method.
+        tuning: learning rate and scale to try.
+        index: number of the trial sweep, from 0.
+        total: number of the family's trial sweeps.
+    """
 
     trial: Trial
     method: str
@@ -76,11 +84,11 @@ class Try:
 
     @property
     def key(self) -> tuple[str, str, float, float]:
-        """That of its row."""
+        """The key of the resulting row."""
         return self.trial.family, self.method, self.tuning.lr, self.tuning.scale
 
     def row(self) -> Tried:
-        """Sweep and judge; a sweep that diverges counts with the models that it had trained before."""
+        """Run the sweep and return its result; a sweep that diverges counts with the models trained before that."""
         trial, problem, made = self.trial, self.trial.problem, list[Leg]()
         pairs = trial.effort.pairs
         on_step = trial.reporter(str(self), self.index, self.total, pairs)
@@ -96,12 +104,12 @@ class Try:
 
 
 def search(trials: Sequence[Trial], table: Table[Tried], workers: Workers) -> None:
-    """Fill the table; what is there already is not computed again.
+    """Run the trial sweeps that the table does not contain, and mark the best one of each method.
 
     Args:
-        trials: the first seed of each family, before any tuning.
-        table: of all trial sweeps.
-        workers: that sweep.
+        trials: the trials of the first seed, one per family, before tuning.
+        table: table of all trial sweeps.
+        workers: workers that run the sweeps.
     """
     tries = [attempt for trial in trials for attempt in _tries(trial)]
     for row in workers.each(Try.row, [attempt for attempt in tries if attempt.key not in table.rows], str):
@@ -115,7 +123,7 @@ def search(trials: Sequence[Trial], table: Table[Tried], workers: Workers) -> No
 
 
 def tunings(table: Table[Tried], family: str) -> dict[str, Tuning]:
-    """Return what was chosen for each method of a family whose search is finished."""
+    """Return the chosen tuning of each method of a family; empty before the search is finished."""
     chosen = (row for row in table.rows.values() if row.chosen and row.family == family)
     return {row.method: Tuning(row.lr, row.scale) for row in chosen}
 

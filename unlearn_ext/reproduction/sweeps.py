@@ -1,4 +1,4 @@
-"""How any method is swept: ours and the baselines, with the same number of gradient pairs from first to last."""
+"""Sweeps of our method and of the baselines, each with the same number of gradient pairs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..baselines.training import OnLosses
 from ..optim.control import StepStats
 from ..unlearning.dial import encoder_state
 from ..unlearning.history import History
+from ..unlearning.progress import OnStep
 from ..unlearning.schedule import SCHEDULE
 from ..unlearning.settings import Settings
 from ..unlearning.trainer import Trainer
@@ -24,33 +25,33 @@ __all__ = ["Tuning", "legs", "values"]
 
 @dataclass(frozen=True)
 class Tuning:
-    """What the search chooses for a method.
+    """Hyperparameters that the search chooses for a method.
 
     Attributes:
-        lr: learning rate that is held for half of each leg.
-        scale: factor on the ladder of weights, on the gains of a multiplier, or on ``rate`` of ours.
+        lr: learning rate in the first half of each leg; see :class:`~unlearn_ext.unlearning.settings.Settings`.
+        scale: factor on the grid of weights, on the gains of a multiplier, or on our ``rate``.
     """
 
     lr: float
     scale: float = 1.0
 
     def of_ours(self, settings: Settings) -> Settings:
-        """Return the settings of a sweep of ours."""
+        """Return the settings of our sweep."""
         return replace(settings, lr=self.lr, rate=min(self.scale * settings.rate, 1.0))
 
 
 def legs(
     name: str, problem: Problem, settings: Settings, tuning: Tuning, pairs: int, on_step: OnLosses | None = None
 ) -> Iterator[Leg]:
-    """Sweep a method and yield each model that it trains.
+    """Sweep a method and yield each trained model.
 
     Args:
-        name: of a baseline, or that of ours.
+        name: name of a baseline, or ``"epsilon-constraint"`` for our method.
         problem: model and images.
-        settings: of the family, before any tuning.
+        settings: settings of the family, before tuning.
         tuning: learning rate and scale.
-        pairs: of gradients in the whole sweep, the same number in each leg.
-        on_step: called at most ten times a second; counts the steps of the whole sweep.
+        pairs: gradient pairs in the whole sweep; every leg gets the same number.
+        on_step: callback, called at most ten times per second; its step counts over the whole sweep.
 
     Raises:
         UserError: the training diverged.
@@ -69,21 +70,29 @@ def legs(
 
 
 def values(method: type[Method], problem: Problem) -> Sequence[float]:
-    """Return the values of the knob that a method sweeps: its ladder, our ε, or as many NaN where there is no knob."""
+    """Return the values that a method sweeps: its grid, our ε, or as many NaN for a method without a knob."""
     if method.knob == "epsilon":
         return [share * problem.f1 for share in SCHEDULE.anchors]
     return method.grid or [math.nan] * len(SCHEDULE.anchors)
 
 
 def _ours(problem: Problem, settings: Settings, pairs: int, on_step: OnLosses | None) -> Iterator[Leg]:
-    """What :func:`unlearn_ext.unlearning.phases.sweep` trains, without its folder."""
+    """Train the same models as :func:`unlearn_ext.unlearning.phases.sweep`, without writing a folder."""
     model, objectives = copy.deepcopy(problem.model), replace(problem.training, settings=settings)
     steps = pairs // len(SCHEDULE.anchors)
+
+    trainer = Trainer(model, objectives, History(), _of_trainer(on_step))
+    for number, share in enumerate(SCHEDULE.anchors, 1):
+        trainer.approach(share * problem.f1, steps)
+        yield Leg(share * problem.f1, encoder_state(model), number * steps)
+
+
+def _of_trainer(on_step: OnLosses | None) -> OnStep | None:
+    """Adapt a callback to the signature that ``Trainer`` calls."""
+    if on_step is None:
+        return None
 
     def told(step: int, planned: int, stats: StepStats, f2: float) -> None:
         on_step(step, stats.constraint.item(), f2)
 
-    trainer = Trainer(model, objectives, History(), told if on_step else None)
-    for number, share in enumerate(SCHEDULE.anchors, 1):
-        trainer.approach(share * problem.f1, steps)
-        yield Leg(share * problem.f1, encoder_state(model), number * steps)
+    return told

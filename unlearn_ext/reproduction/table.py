@@ -1,4 +1,4 @@
-"""What was measured: rows of one kind in a file, such as a row a model in ``reproduction.csv``."""
+"""Tables of results in CSV files, for example one row per model in ``reproduction.csv``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 from collections.abc import Hashable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, get_type_hints
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, get_type_hints
 
 from .._utils.atomic_io import write_table
 from ..errors import UserError
@@ -15,26 +15,26 @@ from ..unlearning.pareto import Values
 __all__ = ["OURS", "REFERENCES", "RETRAINED", "UNMODIFIED", "Cost", "Kept", "Kind", "ModelRow", "Table"]
 
 OURS, UNMODIFIED, RETRAINED = "epsilon-constraint", "unmodified", "retrained"
-REFERENCES = (UNMODIFIED, RETRAINED)  # no methods
+REFERENCES = (UNMODIFIED, RETRAINED)  # models for comparison, not methods
 
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model; the same plan and seed give the same row, bit for bit.
+    """Results of one model; the same plan and seed give the same row, bit for bit.
 
     Attributes:
-        family: of the model.
-        seed: of the division into training and validation images, of the pretrained model, and of training.
-        method: ``"epsilon-constraint"``, the name of a baseline, ``"unmodified"``, or ``"retrained"``: a model that the
-            recipe of the unmodified one trained on images to retain alone.
-        point: number of the leg in the method's sweep, from 1, or the mixture; nothing where there is no sweep.
-        value: of the knob: ε, a weight, τ; NaN of a mixture and where there is none.
-        made_of: ``"trained"``, or shares of legs and of the unmodified model, such as ``"0.333*3 + 0.667*2"``.
-        pairs: of gradients that the sweep had taken when the model could be made, one a step.
+        family: family of the model.
+        seed: seed of the split into training and validation images, of pretraining, and of unlearning.
+        method: ``"epsilon-constraint"``, the name of a baseline, ``"unmodified"``, or ``"retrained"``: a model trained
+            like the unmodified one, but on images to retain only.
+        point: number of the leg in the method's sweep, from 1, or the formula of the mixture; empty without a sweep.
+        value: value of the knob: ε, a weight, or τ; NaN for a mixture and for a method without a knob.
+        made_of: ``"trained"``, or shares of legs and of the unmodified model, for example ``"0.333*3 + 0.667*2"``.
+        pairs: gradient pairs of the sweep, one per step, after which the model is available.
         f1: forget objective over all training images, in variances of the frozen latents.
-        f2: retain objective, likewise.
+        f2: retain objective over all training images, in the same unit.
         f1_validation: forget objective over validation images.
-        f2_validation: retain objective, likewise.
+        f2_validation: retain objective over validation images.
     """
 
     family: str
@@ -51,34 +51,35 @@ class ModelRow:
 
     @property
     def group(self) -> tuple[str, int]:
-        """What rows that stand together share."""
+        """The key by which rows are grouped."""
         return self.family, self.seed
 
     @property
     def key(self) -> tuple[str, int, str, str]:
-        """What no two rows share."""
+        """The unique key of the row."""
         return *self.group, self.method, self.point
 
     @property
     def values(self) -> Values:
-        """(f1, f2) of training images."""
+        """(f1, f2) over training images."""
         return self.f1, self.f2
 
     @property
     def values_validation(self) -> Values:
-        """(f1, f2) of validation images."""
+        """(f1, f2) over validation images."""
         return self.f1_validation, self.f2_validation
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step of a method; no two measurements agree, so it is kept apart from the rows.
+    """Cost of one step of a method; in a separate table, since timings are not reproducible.
 
     Attributes:
-        family: of the model.
+        family: family of the model.
         method: ``"epsilon-constraint"``, or the name of a baseline.
-        seconds: of wall clock.
-        memory_mb: peak during the steps: of the GPU's memory, or of this process's where there is none.
+        seconds: wall-clock time.
+        memory_mb: peak memory during the steps, in MB: GPU memory, or without a GPU the process's memory; NaN if it
+            cannot be measured.
     """
 
     family: str
@@ -88,41 +89,41 @@ class Cost:
 
     @property
     def group(self) -> str:
-        """What rows that stand together share."""
+        """The key by which rows are grouped."""
         return self.family
 
     @property
     def key(self) -> tuple[str, str]:
-        """What no two rows share."""
+        """The unique key of the row."""
         return self.group, self.method
 
 
 class Kept(Protocol):
-    """A dataclass of texts and numbers, its columns."""
+    """A row of a table: a dataclass whose fields, strings and numbers, are the columns."""
 
-    __dataclass_fields__: dict[str, Any]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def group(self) -> Any:
-        """What rows that stand together share; groups can be put in order."""
+        """The key by which rows are grouped; must be sortable."""
 
     @property
     def key(self) -> Hashable:
-        """What no two rows share."""
+        """The unique key of the row."""
 
 
 Kind = TypeVar("Kind", bound=Kept)
 
 
 class Table(Generic[Kind]):
-    """Rows in a file, which is whole after every addition.
+    """A table in a CSV file, which is rewritten atomically by every addition.
 
     Args:
-        path: of the file; rows that are there are read.
-        kind: of the rows, such as :class:`ModelRow`.
+        path: path of the file; its rows are read if it exists.
+        kind: class of the rows, for example :class:`ModelRow`.
 
     Raises:
-        UserError: the file is not such a table.
+        UserError: the file cannot be read as a table of this kind.
     """
 
     def __init__(self, path: Path, kind: type[Kind]) -> None:
@@ -130,7 +131,7 @@ class Table(Generic[Kind]):
         self.rows = {row.key: row for row in _read(path, kind)} if path.exists() else {}
 
     def add(self, rows: Sequence[Kind]) -> None:
-        """Each joins its group; groups stand in order, whenever they came."""
+        """Add rows, replace those with equal keys, sort by group, and write the file."""
         self.rows |= {row.key: row for row in rows}
         self.rows = dict(sorted(self.rows.items(), key=lambda item: item[1].group))
         write_table(self.path, self._names, map(astuple, self.rows.values()))

@@ -1,4 +1,4 @@
-"""One family under one seed: its model and images, our front, and the rows of any method."""
+"""One family with one seed: its model and images, our Pareto front, and the results of any method."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ CPU = torch.device("cpu")
 
 
 class Trial:
-    """The models of one family under one seed.
+    """One family with one seed.
 
     Args:
-        family: of the model.
-        seed: of everything random.
-        effort: what is spent on the family.
-        points: ε between the boundaries of our front.
-        out: folder for the front's models.
-        progress: called at most ten times a second.
-        task: T.
-        device: that its models work on.
+        family: family of the model.
+        seed: random seed.
+        effort: batch size, gradients and images.
+        points: number of ε between the boundaries of our front.
+        out: folder of the experiment.
+        progress: callback, called at most ten times per second.
+        task: the task T that hides part of an image.
+        device: device of the models.
 
     Attributes:
-        settings: of our sweep; before :meth:`tuned`, those that the search starts from.
+        settings: settings of our sweep; before :meth:`tuned`, those that the search starts from.
     """
 
     def __init__(
@@ -74,34 +74,34 @@ class Trial:
 
     @property
     def methods(self) -> list[str]:
-        """Ours, and the baselines that are defined for the family."""
+        """Our method and the baselines that are defined for the family."""
         random = family_class(self.family).random
         return [OURS, *(name for name, method in METHODS.items() if not (method.needs_pictures and random))]
 
     @property
     def problem(self) -> Problem:
-        """Its model is trained now, or comes from the cache; the last one that was asked for is remembered."""
+        """Model and images; the model is pretrained or read from the cache, and the last problem is kept in memory."""
         return posed(self.family, self.seed, self.task, self.settings, self.effort.share, self.progress, self.device)
 
     def tuned(self, tuning: Tuning) -> Trial:
-        """Return this trial with the settings of our sweep that a search chose."""
+        """Return a copy of this trial with the settings that the search chose for our sweep."""
         other = copy.copy(self)
         other.settings = tuning.of_ours(self.settings)
         return other
 
     def prepare(self, progress: Callback | None) -> None:
-        """Train what is pretrained, or find it in the cache."""
+        """Pretrain the models that the cache does not contain."""
         demo.prepare(self.family, progress, seed=self.seed, task=self.task)
         if self._has_yardstick:
             demo.retrained(self.family, progress, seed=self.seed, task=self.task)
 
     def check(self) -> None:
-        """Raise ``UserError`` where :meth:`sweep` may not write, before anything is trained for it."""
+        """Raise ``UserError``, before any training, if :meth:`sweep` may not write to its folder."""
         asked = wanted(self.n_points, None)
         check(self.folder, OUTPUTS, known(self.family, self.settings, **asked), resume=True, force=False)
 
     def sweep(self) -> list[ParetoPoint]:
-        """Sweep ours into the folder, and return :meth:`points`."""
+        """Run our sweep, write it to the folder, and return :meth:`points`."""
         problem, images = self.problem, self.problem.images
         sweep(
             problem.model, images.forget, images.retain, task=self.task, points=self.n_points, out=self.folder,
@@ -111,14 +111,15 @@ class Trial:
         return self.points()
 
     def points(self) -> list[ParetoPoint]:
-        """Of the front in the folder, the anchors and the ε that were asked for, from the most forgotten on."""
+        """Return the folder's anchors and models at requested ε, from the most forgotten on."""
         return studied(self.folder)
 
     def front(self) -> list[ModelRow]:
-        """Sweep ours; return the rows of the unmodified model, of the retrained one under the first seed, and ours."""
+        """Run our sweep; return the rows of the unmodified model, of the retrained one (first seed only), and ours."""
         anchors = [point for point in self.sweep() if point.role != EPSILON]
-        anchors.sort(key=lambda point: (point.role == MOST_FORGOTTEN, -point.epsilon))  # in the order of training
+        anchors.sort(key=lambda point: (point.role == MOST_FORGOTTEN, -point.epsilon))  # the order of training
         steps = self.settings.steps
+        assert steps is not None  # set by Effort.settings
         swept = [
             Leg(share * self.problem.f1, encoder_state(self.model(point.name)), number * steps)
             for number, (share, point) in enumerate(zip(SCHEDULE.anchors, anchors, strict=True), 1)
@@ -129,7 +130,7 @@ class Trial:
         return [*(self._reference(name) for name in references), *self.judged(OURS, swept)]
 
     def judged(self, method: str, swept: Iterable[Leg]) -> list[ModelRow]:
-        """Judge the models of a sweep and the mixtures; under the first seed, keep pictures of what is trained."""
+        """Evaluate a sweep's models and mixtures; with the first seed, save pictures of the trained models."""
         rows = []
         for point, value, made_of, pairs, model in candidates(self.problem.model, list(swept)):
             if made_of == TRAINED:
@@ -138,7 +139,7 @@ class Trial:
         return rows
 
     def model(self, point: str) -> I2IModel:
-        """A model of the front in the folder, the unmodified or the retrained one; not to be changed."""
+        """Return a model of the folder's front, or the unmodified or retrained model; callers must not change it."""
         if point == UNMODIFIED:
             return self.problem.model
         if point == RETRAINED:
@@ -146,14 +147,14 @@ class Trial:
         return on_device(self.device, load(self.family, self.folder / point))
 
     def under(self, task: Task, points: int) -> Trial:
-        """The same under another task, in a folder of its own, with so many ε between the boundaries."""
+        """Return this trial with another task, its own folder, and ``points`` ε between the boundaries."""
         out = self.out / str(task).replace(":", "-")
         other = Trial(self.family, self.seed, self.effort, points, out, self.progress, task, self.device)
         other.settings = self.settings
         return other
 
     def row(self, method: str, point: str, value: float, made_of: str, pairs: int, model: I2IModel) -> ModelRow:
-        """Judge a model by f1 and f2 of all images."""
+        """Evaluate f1 and f2 of a model over all images."""
         encode = Encoder(model, self.settings)
         values = (*self.problem.training.evaluate(encode), *self.problem.validation.evaluate(encode))
         return ModelRow(self.family, self.seed, method, point, value, made_of, pairs, *values)
@@ -164,7 +165,7 @@ class Trial:
 
     @property
     def _has_yardstick(self) -> bool:
-        """A retrained model takes as long as a pretrained one, so there is one for each family."""
+        """Whether there is a retrained model: one per family, since it takes as long as pretraining."""
         return self._is_first and self.task == demo.TASK
 
     def _reference(self, name: str) -> ModelRow:
@@ -173,19 +174,20 @@ class Trial:
         return self.row(name, "", math.nan, TRAINED, 0, model)
 
     def reporter(self, stage: str, index: int, total: int, pairs: int) -> OnLosses | None:
-        """Return what reports the steps of a sweep to the trial's callback; None where there is none.
+        """Return a function that reports the steps of a sweep to the progress callback; None without a callback.
 
         Args:
-            stage: what the sweep is called.
-            index: its number, from 0.
-            total: how many sweeps there are.
-            pairs: of gradients in it.
+            stage: name of the sweep.
+            index: number of the sweep, from 0.
+            total: number of sweeps.
+            pairs: gradient pairs in the sweep.
         """
-        if self.progress is None:
+        progress = self.progress
+        if progress is None:
             return None
 
         def on_step(step: int, forget_loss: float, retain_loss: float) -> None:
-            self.progress(Progress(stage, index, total, step, pairs, forget_loss, retain_loss, math.nan))
+            progress(Progress(stage, index, total, step, pairs, forget_loss, retain_loss, math.nan))
 
         return on_step
 
@@ -196,14 +198,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The final sweep of one method, still to be made.
+    """The final sweep of one method, to be run.
 
     Attributes:
         trial: family and seed, with tuned settings.
-        method: its name.
-        tuning: of it.
-        index: number of the sweep among all of the trial's, from 0.
-        total: how many those are.
+        method: name of the method.
+        tuning: the chosen hyperparameters.
+        index: number of the sweep in the trial, from 0.
+        total: number of sweeps in the trial.
     """
 
     trial: Trial
@@ -216,7 +218,7 @@ class Sweep:
         return f"{self.trial.family} {self.trial.seed} {self.method}"
 
     def rows(self) -> list[ModelRow]:
-        """Sweep, keep pictures, and judge."""
+        """Run the sweep, save pictures, and return the evaluated models."""
         trial = self.trial
         if self.method == OURS:
             return trial.front()

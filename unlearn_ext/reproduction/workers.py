@@ -1,4 +1,4 @@
-"""Models side by side: several processes of one thread each, where small models leave most of a thread team idle."""
+"""Parallel processes with one thread each: faster for small models, which do not keep several threads busy."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from ..unlearning.progress import Callback, Progress
 
 __all__ = ["Result", "Unit", "Workers", "cores"]
 
-Unit, Result = TypeVar("Unit"), TypeVar("Result")
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
 
 
 class Workers:
-    """Applies functions to units of work, here or in processes, and gives the results in the units' order.
+    """A context manager that applies functions to units of work, in order, in this process or in parallel ones.
 
     Args:
-        jobs: how many processes; 1: none but this one, with as many threads as torch has.
-        progress: told when processes begin, and of every result.
+        jobs: number of processes; 1 uses only this process, with all of torch's threads.
+        progress: callback at the start of the processes and after every result.
     """
 
     def __init__(self, jobs: int, progress: Callback | None) -> None:
         self._progress = progress
-        # Not forked: threads that torch has started by now would be missing in a copy of this process.
+        # "spawn": a forked process would lack the threads that torch has already started.
         self._pool = get_context("spawn").Pool(jobs, _prepare) if jobs > 1 else None
 
     def __enter__(self) -> Workers:
@@ -44,12 +45,12 @@ class Workers:
     def each(
         self, function: Callable[[Unit], Result], units: Sequence[Unit], name: Callable[[Unit], str]
     ) -> Iterator[Result]:
-        """The function's results.
+        """Yield the function's result for each unit, in order.
 
         Args:
-            function: at the top level of a module, as processes need it.
-            units: what it is given, one by one.
-            name: what a unit is called while it is worked on.
+            function: function at the top level of a module, so that it can be pickled.
+            units: arguments of the calls.
+            name: function that names a unit in progress reports.
         """
         if self._pool is None:
             yield from map(function, units)
@@ -67,11 +68,11 @@ class Workers:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def _prepare() -> None:
-    """In a new process: Ctrl-C is for the one that waits for it."""
+    """Set up a new process: one thread; only the parent process handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

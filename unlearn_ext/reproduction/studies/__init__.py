@@ -1,4 +1,4 @@
-"""Questions beside the main comparison: a file and a table each."""
+"""Additional studies; each has its own module and its own table."""
 
 from .convergence import Convergence
 from .crops import Crops

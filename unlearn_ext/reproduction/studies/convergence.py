@@ -1,4 +1,4 @@
-"""How fast f1 falls under which exponent δ: in Phase I towards its infimum, in Phase II to an ε."""
+"""How fast f1 falls for each exponent δ of ψ: in Phase I towards its infimum, in Phase II to an ε."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Step(Answer):
 
     Attributes:
         phase: ``"I"``, ψ = α‖∇f1‖^δ, or ``"II"``, ψ = α·sign(f1 − ε)·|f1 − ε|^δ with ε in the middle of the front.
-        delta: δ.
-        step: from 0.
+        delta: exponent δ.
+        step: number of the step, from 0.
         f1: forget objective over the step's minibatch, before the step.
-        f2: retain objective, likewise.
+        f2: retain objective over the step's minibatch, before the step.
         psi: ψ of the step.
     """
 
@@ -41,22 +41,26 @@ class Step(Answer):
 
     @property
     def part(self) -> Part:
+        """The part of the study that the row belongs to."""
         return self.phase, self.delta
 
     @property
-    def key(self) -> Hashable:
+    def key(self) -> tuple[Hashable, ...]:
+        """The unique key of the row."""
         return *super().key, self.step
 
 
 @dataclass(frozen=True)
 class Convergence(Study):
-    """δ alone would only say how large the first step is. So α is chosen for each δ such that all runs of a phase begin
-    with the same ψ: in Phase I that of δ = 2 and α = 1, in Phase II that of δ = 1 and the settings' rate. From then on
-    they differ as their shapes do. α stays, and the learning rate is the same in every run.
+    """Study of the exponent δ.
+
+    With one α for all δ, δ would mainly set the size of the first step. So α is chosen for each δ such that all runs of
+    a phase start with the same ψ: in Phase I that of δ = 2 and α = 1, in Phase II that of δ = 1 and the settings' rate.
+    α is constant during a run, and the learning rate is the same in all runs.
 
     Attributes:
-        deltas: the values of δ.
-        runs: length of each, in runs of the family's settings.
+        deltas: values of δ.
+        runs: length of each run, as a multiple of the settings' ``steps``.
     """
 
     name: ClassVar[str] = "convergence"
@@ -65,13 +69,17 @@ class Convergence(Study):
     runs: int
 
     def parts(self, trial: Trial) -> Sequence[Part]:
+        """Return all pairs of a phase and a δ."""
         return [(phase, delta) for phase in (INFIMUM, EPSILON) for delta in self.deltas]
 
     def answer(self, trial: Trial, part: Part, on_step: OnStudyStep | None) -> list[Step]:
+        """Train with one δ and return all steps."""
         phase, delta = part
+        steps_per_run = trial.settings.steps
+        assert steps_per_run is not None  # set by Effort.settings
         first = self._trained(trial, GradientNorm(), 1).optimizer.stats
         control = _descending(delta, first) if phase == INFIMUM else _meeting(delta, first, trial)
-        run = self._trained(trial, control, self.runs * trial.settings.steps, on_step)
+        run = self._trained(trial, control, self.runs * steps_per_run, on_step)
         steps = run.history.rows()
         return [Step(trial.family, phase, delta, step, f1, f2, psi) for step, _, f1, f2, psi, *_ in steps]
 
@@ -86,13 +94,13 @@ class Convergence(Study):
 
 
 def _descending(delta: float, first: StepStats) -> GradientNorm:
-    """Phase I; ``first`` is of a first step, of whatever size."""
+    """Return the control of Phase I; ``first`` are the statistics of a first step."""
     norm = math.sqrt(first.sq_constraint.item())
     return GradientNorm(alpha=norm ** (2 - delta), delta=delta)
 
 
 def _meeting(delta: float, first: StepStats, trial: Trial) -> EpsilonGap:
-    """Phase II, likewise."""
+    """Return the control of Phase II; ``first`` are the statistics of a first step."""
     front = trial.points()
     epsilon = front[len(front) // 2].epsilon
     gap, settings = abs(first.constraint.item() - epsilon), trial.settings

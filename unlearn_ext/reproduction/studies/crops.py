@@ -1,4 +1,4 @@
-"""The front where less or more of the picture is hidden."""
+"""The Pareto front for different sizes of the hidden area."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["Crop", "Crops"]
 
 @dataclass(frozen=True)
 class Crop(Answer):
-    """One model of the front under one task.
+    """One model of the front for one size of the hidden area.
 
     Attributes:
-        fraction: of a side that is hidden.
-        point: of the front, or ``"unmodified"``.
-        epsilon: ε; NaN of the latter.
+        fraction: hidden fraction of each side.
+        point: name of the model in the front, or ``"unmodified"``.
+        epsilon: ε; NaN for the unmodified model.
         f1: forget objective over all training images, in variances of this task's frozen latents.
-        f2: retain objective, likewise.
+        f2: retain objective over all training images, in the same unit.
         f1_validation: forget objective over validation images.
-        f2_validation: retain objective, likewise.
+        f2_validation: retain objective over validation images.
     """
 
     fraction: float
@@ -39,21 +39,23 @@ class Crop(Answer):
 
     @property
     def part(self) -> Part:
+        """The part of the study that the row belongs to."""
         return (self.fraction,)
 
     @property
-    def key(self) -> Hashable:
+    def key(self) -> tuple[Hashable, ...]:
+        """The unique key of the row."""
         return *super().key, self.point
 
 
 @dataclass(frozen=True)
 class Crops(Study):
-    """For each size of the hole, a small model that was trained to fill it, and its front.
+    """Study of the size of the hidden area: for each size, a small model is pretrained and its front computed.
 
     Attributes:
-        fractions: of a side that ``CenterCrop`` hides.
-        points: ε between the boundaries.
-        families: those that are asked.
+        fractions: fractions of each side that ``CenterCrop`` hides.
+        points: number of ε between the boundaries.
+        families: families that the study covers.
     """
 
     name: ClassVar[str] = "crops"
@@ -63,9 +65,11 @@ class Crops(Study):
     families: tuple[str, ...] = ("vqgan",)
 
     def parts(self, trial: Trial) -> Sequence[Part]:
+        """Return the hidden fractions; empty for a family that the study does not cover."""
         return [(fraction,) for fraction in self.fractions] if trial.family in self.families else []
 
     def answer(self, trial: Trial, part: Part, on_step: OnStudyStep | None) -> list[Crop]:
+        """Compute the front for one hidden fraction."""
         (fraction,) = part
         under = trial.under(CenterCrop(fraction), self.points)
         points, problem = under.sweep(), under.problem

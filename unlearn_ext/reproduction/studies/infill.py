@@ -1,4 +1,4 @@
-"""What fills the hole when f1 is the distance from something else than the latents of noise."""
+"""What models paint in the hidden area when f1 is the distance to a target other than the latents of noise."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ __all__ = [
 ]
 
 NOISE, MEAN_IMAGE, BLURRED, RETAIN_MEAN = TARGETS = ("noise", "mean image", "blurred", "retain mean")
-BLUR = 4.0  # pixels, the Gaussian's standard deviation: an eighth of the side of the built-in images
-WHOLE = 1.0  # share of f1 that the unmodified model has
+BLUR = 4.0  # standard deviation of the Gaussian in pixels: an eighth of the side of the built-in images
+WHOLE = 1.0  # ``share`` of the unmodified model
 
 
 @dataclass(frozen=True)
 class Infilled(Answer):
-    """One model.
+    """Results of one model.
 
     Attributes:
-        target: that f1 is the distance from: ``"noise"``, the mean latent of noise; ``"mean image"``, the latents of
-            the mean image to retain; ``"blurred"``, those of each image to forget, blurred; ``"retain mean"``, the mean
-            of the latents of images to retain. E0 has seen all but noise under the task.
-        share: ε, as a share of the unmodified model's f1; 1 for that model itself.
-        f1: forget objective with this target, over all training images, in variances of the frozen latents.
-        f2: retain objective, likewise.
+        target: target of f1, computed by the frozen encoder: ``"noise"``, the mean latent of noise; ``"mean image"``,
+            the latents of the mean image to retain; ``"blurred"``, the latents of each image to forget after a blur;
+            ``"retain mean"``, the mean latent of images to retain. All inputs but noise are masked by the task.
+        share: ε, as a share of the unmodified model's f1; 1 for the unmodified model itself.
+        f1: forget objective with this target over all training images, in variances of the frozen latents.
+        f2: retain objective over all training images, in the same unit.
         f1_validation: forget objective over validation images.
-        f2_validation: retain objective, likewise.
-        error_forget: mean squared error in the hole, of pixels in [-1, 1], over validation images to forget.
-        error_retain: over those to retain, likewise.
+        f2_validation: retain objective over validation images.
+        error_forget: mean squared error of the hidden pixels, in [-1, 1], over validation images to forget.
+        error_retain: the same over validation images to retain.
     """
 
     target: str
@@ -69,25 +69,27 @@ class Infilled(Answer):
 
     @property
     def part(self) -> Part:
+        """The part of the study that the row belongs to."""
         return (self.target,)
 
     @property
-    def key(self) -> Hashable:
+    def key(self) -> tuple[Hashable, ...]:
+        """The unique key of the row."""
         return *super().key, self.share
 
     @property
     def pictures(self) -> tuple[str, str]:
-        """Method and point that what the model makes is kept under."""
+        """Method and point under which the model's pictures are saved."""
         return (UNMODIFIED, "") if self.share == WHOLE else (f"{Infill.name} {self.target}", f"{self.share:g}")
 
 
 @dataclass(frozen=True)
 class Infill(Study):
-    """From the unmodified model to one ε after another, for every target.
+    """Study of the target of f1: for each target, a model is trained from the unmodified one to one ε after another.
 
     Attributes:
-        shares: ε, as shares of the unmodified model's f1, falling.
-        families: those that are asked: not where the frozen encoder makes targets anew for each minibatch.
+        shares: ε in falling order, as shares of the unmodified model's f1.
+        families: families that the study covers: those whose targets are computed once, not for each minibatch.
     """
 
     name: ClassVar[str] = "infill"
@@ -96,9 +98,11 @@ class Infill(Study):
     families: tuple[str, ...] = ("vqgan", "autoencoder", "mae")
 
     def parts(self, trial: Trial) -> Sequence[Part]:
+        """Return the targets; empty for a family that the study does not cover."""
         return [(target,) for target in TARGETS] if trial.family in self.families else []
 
     def answer(self, trial: Trial, part: Part, on_step: OnStudyStep | None) -> list[Infilled]:
+        """Train to each ε with one target and evaluate the models."""
         (target,) = part
         training, validation = aimed(trial.problem, target)
         rows = []
@@ -115,7 +119,7 @@ class Infill(Study):
     def _models(
         self, trial: Trial, training: Objectives, on_step: OnStudyStep | None
     ) -> Iterator[tuple[float, I2IModel]]:
-        """The unmodified model, and one that is trained on whenever the next is asked for."""
+        """Yield the unmodified model, then one model, trained further before each yield."""
         yield WHOLE, trial.problem.model
         whole, model = training.evaluate_f1(training.frozen), copy.deepcopy(trial.problem.model)
         run = Trainer(model, training, History(), of_run(on_step))
@@ -125,15 +129,15 @@ class Infill(Study):
 
 
 def aimed(problem: Problem, target: str) -> tuple[Objectives, Objectives]:
-    """Training and validation objectives with another target of f1, in the units that they have.
+    """Return training and validation objectives with another target of f1, in unchanged units.
 
     Args:
-        problem: whose objectives, with targets computed once and kept.
+        problem: problem whose objectives have cached targets.
         target: one of ``TARGETS``.
     """
     if target == NOISE:
         return problem.training, problem.validation
-    return tuple(
+    training, validation = (
         replace(
             objectives,
             forget=replace(objectives.forget, targets=_targets(problem.training, objectives.forget, target)),
@@ -141,15 +145,18 @@ def aimed(problem: Problem, target: str) -> tuple[Objectives, Objectives]:
         )
         for objectives in (problem.training, problem.validation)
     )
+    return training, validation
 
 
 def _targets(training: Objectives, forget: Side, target: str) -> torch.Tensor:
-    """[N, ...] of a side, or [1, ...]: one for all."""
+    """Return the targets of a set of images: [N, ...], or [1, ...] if all images share one."""
     if target == RETAIN_MEAN:
+        assert training.retain.targets is not None  # the families of this study have cached targets
         return training.retain.targets.mean(0, keepdim=True)
     if target == MEAN_IMAGE:
         images = pixels(training.retain.images).mean(0, keepdim=True)
     else:
+        assert isinstance(forget.task, Task)  # a trial's task has a mask
         images = blurred(pixels(forget.images), forget.task)
     return _latents(training.frozen, replace(forget, images=images, augment=None, targets=None))
 
@@ -161,15 +168,16 @@ def _latents(encode: Encode, side: Side) -> torch.Tensor:
 
 
 def blurred(images: torch.Tensor, task: Task) -> torch.Tensor:
-    """Images float [N, C, H, W] in [-1, 1], of which only what the task leaves is blurred: of what it hides, nothing
-    comes out of the hole, and beyond the edges there is nothing.
+    """Blur the visible pixels of images, float [N, C, H, W] in [-1, 1].
+
+    Hidden pixels and the outside of the image have weight 0 in the Gaussian average.
     """
     seen = (~task.mask(images)).float()
     down, across = map(_gaussian, images.shape[-2:])
-    return (down @ task(images) @ across) / (down @ seen @ across)  # T fills the hole with 0
+    return (down @ task(images) @ across) / (down @ seen @ across)  # the task sets hidden pixels to 0
 
 
 def _gaussian(side: int) -> torch.Tensor:
-    """[side, side], how much of each place comes to each, not normalised."""
+    """Return the matrix of Gaussian weights between pixel positions, [side, side], not normalized."""
     place = torch.arange(side)
     return ((place[:, None] - place) / BLUR).square().div(-2).exp()

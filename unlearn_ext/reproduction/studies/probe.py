@@ -1,4 +1,4 @@
-"""What a stranger can read from the latents: which set an image is of, and whether it was trained on."""
+"""What can be inferred from latents: whether an image is to be forgotten, and whether it was a training image."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ __all__ = ["COMPONENTS", "FOLDS", "MEMBER", "SET", "Probe", "Read", "accuracy"]
 
 SET, MEMBER = "set", "member"  # the questions
 FOLDS = 5
-COMPONENTS = 64  # at most: latents have more elements than there are images
+COMPONENTS = 64  # limit, since latents have more elements than there are images
 
 
 @dataclass(frozen=True)
 class Read(Answer):
-    """How often a linear probe of one model's latents is right.
+    """Accuracy of a linear probe of one model's latents.
 
     Attributes:
-        point: of the front, or ``"unmodified"``.
-        question: ``"set"``: is a validation image one to forget, or to retain? ``"member"``: was an image to forget
-            trained on, or held out?
-        accuracy: share of right answers about images that the probe was not fitted to; 0.5 is blind.
-        images: of either kind.
+        point: name of the model in the front, or ``"unmodified"``.
+        question: ``"set"``: is a validation image to be forgotten or to be retained? ``"member"``: is an image to
+            forget a training image or a held-out one?
+        accuracy: share of correct answers about images that the probe was not fitted to; 0.5 is guessing.
+        images: number of images of each class.
     """
 
     point: str
@@ -43,26 +43,31 @@ class Read(Answer):
 
     @property
     def part(self) -> Part:
+        """The part of the study that the row belongs to."""
         return (self.point,)
 
     @property
-    def key(self) -> Hashable:
+    def key(self) -> tuple[Hashable, ...]:
+        """The unique key of the row."""
         return *super().key, self.question
 
 
 @dataclass(frozen=True)
 class Probe(Study):
-    """A logistic regression on the principal components of standardised latents E(T(x)), cross-validated, with as many
-    images of either kind.
+    """Study with a linear probe: cross-validated logistic regression on principal components of latents E(T(x)).
+
+    The latents are standardized, and both classes have the same number of images.
     """
 
     name: ClassVar[str] = "probe"
     row: ClassVar[type[Read]] = Read
 
     def parts(self, trial: Trial) -> Sequence[Part]:
+        """Return the names of the unmodified model and of the models of the front."""
         return [(name,) for name in (UNMODIFIED, *(point.name for point in trial.points()))]
 
     def answer(self, trial: Trial, part: Part, on_step: OnStudyStep | None) -> list[Read]:
+        """Fit a probe to the latents of one model for each question."""
         (point,) = part
         encode = Encoder(trial.model(point), trial.settings)
         training, validation = trial.problem.training, trial.problem.validation
@@ -75,12 +80,12 @@ class Probe(Study):
 
 
 def accuracy(one: np.ndarray, other: np.ndarray, seed: int) -> float:
-    """Of a linear probe that tells two kinds apart, float32 [N, D] each, cross-validated; 0.5 is blind.
+    """Return the cross-validated accuracy of a linear probe that separates two classes; 0.5 is guessing.
 
     Args:
-        one: latents of a kind.
-        other: as many of another.
-        seed: of the folds.
+        one: latents of the first class, float32 [N, D].
+        other: latents of the second class, float32 [N, D].
+        seed: seed of the folds and of PCA.
     """
     require("sklearn", "report")
     from sklearn.decomposition import PCA
@@ -98,6 +103,6 @@ def accuracy(one: np.ndarray, other: np.ndarray, seed: int) -> float:
 
 @torch.no_grad()
 def _latents(encode: Encoder, side: Side, count: int) -> np.ndarray:
-    """Of the first images of a side, [count, D]."""
+    """Return the latents of the first ``count`` images, [count, D]."""
     batches = side.batches(torch.arange(count), CHUNK)
     return torch.cat([encode(*batch.inputs).flatten(1).cpu() for batch in batches]).numpy()

@@ -1,4 +1,4 @@
-"""What can be seen and read of the forgotten: by the decoder, and by a linear reader of the latents."""
+"""How well the hidden pixels of forgotten images are recovered: by the decoder, and by linear regression on latents."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from .study import Answer, OnStudyStep, Part, Study
 
 __all__ = ["PENALTIES", "Readable", "Readers", "hole_error", "linear_reading"]
 
-PENALTIES = np.logspace(-4, 2, 7)  # of the ridge regression, in mean squares of the latents; leave-one-out chooses
+PENALTIES = np.logspace(-4, 2, 7)  # candidates for the ridge penalty, for scaled latents; chosen by leave-one-out
 
 
 @dataclass(frozen=True)
 class Readable(Answer):
-    """Mean squared errors in the hole, of pixels in [-1, 1], of one model over validation images.
+    """Mean squared errors of hidden pixels, in [-1, 1], over validation images, for one model.
 
     Attributes:
         point: an anchor of our front, ``"unmodified"``, or ``"retrained"``.
-        decoder_forget: of what the model's decoder makes of images to forget; the decoder of ours is that of the
-            unmodified model. NaN where pictures are sampled step by step, which takes minutes.
-        decoder_retain: of images to retain, likewise.
-        reader_forget: of what a ridge regression from the latents to the hole makes of images to forget; it was fitted
-            on training images to forget.
-        mean_forget: of the mean of these training images, which needs no latents: what nothing to read looks like.
+        decoder_forget: error of the model's own reconstructions of images to forget; our models have the unmodified
+            model's decoder. NaN for families that sample pictures step by step, which takes minutes.
+        decoder_retain: the same for images to retain.
+        reader_forget: error of a ridge regression from latents to hidden pixels, on images to forget; it was fitted on
+            training images to forget.
+        mean_forget: error of the mean of these training images: the result of a reader without any information.
     """
 
     point: str
@@ -48,34 +48,39 @@ class Readable(Answer):
 
     @property
     def part(self) -> Part:
+        """The part of the study that the row belongs to."""
         return (self.point,)
 
 
 @dataclass(frozen=True)
 class Readers(Study):
-    """f1 is a distance of latents: it says neither what the frozen decoder shows nor what another decoder could. All
-    images are used, of which a sweep may have seen a share.
+    """Study of what remains recoverable from the latents.
+
+    f1 is a distance between latents; it measures neither what the frozen decoder shows nor what another decoder could
+    show. The study uses all images; a sweep may have used only a share of them.
     """
 
     name: ClassVar[str] = "readers"
     row: ClassVar[type[Readable]] = Readable
 
     def parts(self, trial: Trial) -> Sequence[Part]:
+        """Return the names of the unmodified model, of the retrained one, and of our anchors."""
         anchors = (point.name for point in trial.points() if point.role != EPSILON)
         return [(name,) for name in (UNMODIFIED, RETRAINED, *anchors)]
 
     def answer(self, trial: Trial, part: Part, on_step: OnStudyStep | None) -> list[Readable]:
+        """Measure the errors of one model."""
         (point,) = part
         model, task = trial.model(point), trial.task
         _, images = demo.prepare(trial.family, trial.progress, seed=trial.seed, task=task, share=1.0)
         fitted, asked = images.forget, images.forget_validation
-        latents = (_latents(Encoder(model, trial.settings), model, part, task) for part in (fitted, asked))
-        read = linear_reading(*latents, _hole(fitted, task), _hole(asked, task))
+        seen, unseen = (_latents(Encoder(model, trial.settings), model, part, task) for part in (fitted, asked))
+        read = linear_reading(seen, unseen, _hole(fitted, task), _hole(asked, task))
         blind = np.square(_hole(fitted, task).mean(0) - _hole(asked, task)).mean()
-        shown = [math.nan] * 2
+        forget, retain = math.nan, math.nan
         if not model.random:
-            shown = [hole_error(model, part, task) for part in (asked, images.retain_validation)]
-        return [Readable(trial.family, point, *shown, read, float(blind))]
+            forget, retain = (hole_error(model, part, task) for part in (asked, images.retain_validation))
+        return [Readable(trial.family, point, forget, retain, read, float(blind))]
 
 
 def linear_reading(fitted: np.ndarray, asked: np.ndarray, fitted_to: np.ndarray, truth: np.ndarray) -> float:
@@ -83,35 +88,35 @@ def linear_reading(fitted: np.ndarray, asked: np.ndarray, fitted_to: np.ndarray,
 
     Args:
         fitted: latents to fit on, float64 [N, D].
-        asked: latents to read, [M, D].
-        fitted_to: what goes with the first, [N, P].
-        truth: what goes with the others, [M, P].
+        asked: latents to predict from, [M, D].
+        fitted_to: values for ``fitted``, [N, P].
+        truth: values for ``asked``, [M, P].
     """
     require("sklearn", "report")
     from sklearn.linear_model import RidgeCV
 
     centre = fitted.mean(0)
-    scale = math.sqrt(np.square(fitted - centre).sum(1).mean()) or 1.0  # of latents that are all the same, 0
+    scale = math.sqrt(np.square(fitted - centre).sum(1).mean()) or 1.0  # 0 if all latents are equal
     reader = RidgeCV(PENALTIES).fit((fitted - centre) / scale, fitted_to)
     return float(np.square(reader.predict((asked - centre) / scale) - truth).mean())
 
 
 def hole_error(model: I2IModel, images: torch.Tensor, task: Task) -> float:
-    """Return the mean squared error of what a model makes, over all pixels that the task hides."""
+    """Return the mean squared error of a model's reconstructions over all pixels that the task hides."""
     original = pixels(images)
     hidden = task.mask(original).expand_as(original)
     return (reconstruct(model, original, task) - original)[hidden].square().mean().item()
 
 
 def _hole(images: torch.Tensor, task: Task) -> np.ndarray:
-    """[N, P] float64: the pixels that the task hides, of a task that hides as many of each image."""
+    """Return the hidden pixels, float64 [N, P]; the task must hide the same number in each image."""
     original = pixels(images)
     return original[task.mask(original).expand_as(original)].reshape(len(images), -1).double().numpy()
 
 
 @torch.no_grad()
 def _latents(encode: Encoder, model: I2IModel, images: torch.Tensor, task: Task) -> np.ndarray:
-    """[N, D] float64."""
+    """Return the latents of images, float64 [N, D]."""
     inputs = (model.inputs(pixels(chunk), task) for chunk in images.split(CHUNK))
     made = [encode(*(part.to(model.device) for part in given)).flatten(1).cpu() for given in inputs]
     return torch.cat(made).double().numpy()

@@ -1,4 +1,4 @@
-"""How many steps of ordinary training bring the forgotten back."""
+"""How many steps of ordinary training undo the forgetting."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .study import Answer, OnStudyStep, Part, Study
 __all__ = ["FEW", "FEW_FORGET", "RETAIN", "Relearned", "Resurfacing", "relearn"]
 
 RETAIN, FEW_FORGET = "retain", "few forget"
-FEW = 16  # images to forget, of those that unlearning saw; also the images of a step
+FEW = 16  # images to forget that unlearning used; also the batch size
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ class Relearned(Answer):
     """One model after some steps of training.
 
     Attributes:
-        point: of the front, or ``"unmodified"``.
-        data: trained on: ``"retain"``, the training images to retain, or ``"few forget"``, sixteen to forget.
-        steps: of training.
+        point: name of the model in the front, or ``"unmodified"``.
+        data: training data: ``"retain"``, the training images to retain, or ``"few forget"``, sixteen images to forget.
+        steps: number of training steps.
         f1: forget objective over validation images.
-        share: of the way from f1 without a step to that of the unmodified model without a step; NaN of the latter.
+        share: change of f1 since step 0, as a share of the difference between the unmodified model's f1 and the f1 at
+            step 0; NaN for the unmodified model.
     """
 
     point: str
@@ -47,19 +48,21 @@ class Relearned(Answer):
 
     @property
     def part(self) -> Part:
+        """The part of the study that the row belongs to."""
         return self.point, self.data
 
     @property
-    def key(self) -> Hashable:
+    def key(self) -> tuple[Hashable, ...]:
+        """The unique key of the row."""
         return *super().key, self.steps
 
 
 @dataclass(frozen=True)
 class Resurfacing(Study):
-    """The encoder is trained by the loss that the family's small model was pretrained by, with D in place, by AdamW.
+    """Study of relearning: the encoder is trained by AdamW with the family's pretraining loss; the decoder is frozen.
 
     Attributes:
-        steps: after which f1 is noted, rising from 0.
+        steps: numbers of steps after which f1 is measured, rising from 0.
         lr: learning rate.
     """
 
@@ -69,10 +72,12 @@ class Resurfacing(Study):
     lr: float = 1e-4
 
     def parts(self, trial: Trial) -> Sequence[Part]:
+        """Return all pairs of a model and its training data."""
         names = [UNMODIFIED, *(point.name for point in trial.points())]
         return [(name, data) for name in names for data in (RETAIN, FEW_FORGET)]
 
     def answer(self, trial: Trial, part: Part, on_step: OnStudyStep | None) -> list[Relearned]:
+        """Train one model on one set of images and measure f1 between the steps."""
         point, data = part
         images, validation = trial.problem.images, trial.problem.validation
         trained_on = images.retain if data == RETAIN else images.forget[:FEW]
@@ -87,7 +92,7 @@ class Resurfacing(Study):
     def _noted(
         self, encode: Encoder, losses: Iterator[float], validation: Objectives, on_step: OnStudyStep | None
     ) -> Iterator[tuple[int, float]]:
-        """Steps taken, and f1 after them, of an encoder that is trained wherever the next loss is asked for."""
+        """Yield the number of steps and f1 after them; each ``next(losses)`` trains the encoder for one step."""
         loss = math.nan
         for before, steps in itertools.pairwise((0, *self.steps)):
             for _ in range(before, steps):
@@ -103,20 +108,20 @@ def _share(f1: float, begun: float, reference: float) -> float:
 
 
 def relearn(model: I2IModel, images: torch.Tensor, task: Task, lr: float, seed: int) -> Iterator[float]:
-    """Trains a model's encoder in place; the loss of one step after another, without end.
+    """Train a model's encoder in place, one step per ``next``, and yield the losses without end.
 
     Args:
-        model: of a family that has a recipe, whose loss it is.
+        model: model of a family that has a pretraining recipe.
         images: uint8 [N, C, H, W], or float in [-1, 1].
-        task: T.
+        task: the task T that hides part of an image.
         lr: learning rate of AdamW.
-        seed: of the minibatches, and of what a loss draws.
+        seed: seed of the minibatches and of the loss's random numbers.
     """
     recipe = RECIPES[model.family]()
     batches = Minibatches(images.to(model.device), FEW, torch.Generator().manual_seed(seed))
     optimizer = torch.optim.AdamW(model.encoder_parameters(), lr=lr, weight_decay=0.0)
     while True:
-        loss = recipe.loss(model, batches, task, recipe.steps)  # as it is when pretraining has come to its end
+        loss = recipe.loss(model, batches, task, recipe.steps)  # the loss at the end of pretraining
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

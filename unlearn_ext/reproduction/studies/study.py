@@ -1,4 +1,4 @@
-"""The one shape of a study: a question beside the main comparison, answered in parts, in a table of its own."""
+"""Base classes of the studies: a study computes its table part by part."""
 
 from __future__ import annotations
 
@@ -17,65 +17,66 @@ from ..workers import Workers
 
 __all__ = ["Answer", "OnStudyStep", "Part", "Question", "Study", "fill", "of_run"]
 
-Part = tuple[Any, ...]
+Part = tuple[Any, ...]  # identifies rows that are computed together, for example (model, data)
 # Steps taken, steps planned, losses on the forget and the retain set.
 OnStudyStep = Callable[[int, int, float, float], None]
 
 
 @dataclass(frozen=True)
 class Answer(ABC):
-    """What the rows of all studies have in common.
+    """Base class of the rows of all studies.
 
     Attributes:
-        family: of the model.
+        family: family of the model.
     """
 
     family: str
 
     @property
     def group(self) -> str:
-        """What rows that stand together share."""
+        """The key by which rows are grouped."""
         return self.family
 
     @property
     @abstractmethod
     def part(self) -> Part:
-        """Of the study: rows that are computed together."""
+        """The part of the study that the row belongs to."""
 
     @property
-    def key(self) -> Hashable:
-        """What no two rows share."""
+    def key(self) -> tuple[Hashable, ...]:
+        """The unique key of the row."""
         return self.group, *self.part
 
 
 class Study(ABC):
-    """A frozen dataclass whose attributes say how thorough it is.
+    """Base class of the studies: frozen dataclasses whose fields set the size of the study.
 
     Attributes:
-        name: of the study, and of its table.
-        row: of the table, a dataclass.
+        name: name of the study and of its table.
+        row: class of the table's rows.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # every subclass is a dataclass
     name: ClassVar[str]
     row: ClassVar[type[Answer]]
 
     @abstractmethod
     def parts(self, trial: Trial) -> Sequence[Part]:
-        """What is to be computed, for a family and seed whose front is there; none where the question has no sense."""
+        """Return the parts to compute for a trial whose front exists; empty if the study does not apply."""
 
     @abstractmethod
     def answer(self, trial: Trial, part: Part, on_step: OnStudyStep | None) -> list[Any]:
-        """The rows of a part, which follow from the trial alone.
+        """Compute the rows of a part; they depend on the trial only.
 
         Args:
             trial: family, seed, and the models of the front.
             part: one of :meth:`parts`.
-            on_step: called at most ten times a second, where anything is trained.
+            on_step: callback during training, called at most ten times per second.
         """
 
 
 def fill(study: Study, trials: Sequence[Trial], out: Path, workers: Workers) -> None:
-    """All parts into ``<name>.csv``; those that are there already are not computed again."""
+    """Compute the parts of a study that its table ``<name>.csv`` does not contain, and add them."""
     table = Table(out / f"{study.name}.csv", study.row)
     there = {(row.family, row.part) for row in table.rows.values()}
     questions = []
@@ -89,7 +90,15 @@ def fill(study: Study, trials: Sequence[Trial], out: Path, workers: Workers) -> 
 
 @dataclass(frozen=True)
 class Question:
-    """One part of a study, still to be answered; its number among so many."""
+    """One part of a study to compute.
+
+    Attributes:
+        study: the study.
+        trial: family and seed.
+        part: one of the study's parts.
+        index: number of the part, from 0.
+        total: number of parts.
+    """
 
     study: Study
     trial: Trial
@@ -101,16 +110,23 @@ class Question:
         return " ".join(map(str, (self.study.name, *self.part)))
 
     def rows(self) -> list[Answer]:
-        """Answer it."""
-        return self.study.answer(self.trial, self.part, None if self.trial.progress is None else self._told)
+        """Compute the rows of the part."""
+        return self.study.answer(self.trial, self.part, self._reporter())
 
-    def _told(self, step: int, steps: int, f1: float, f2: float) -> None:
-        """The trial's own callback."""
-        self.trial.progress(Progress(str(self), self.index, self.total, step, steps, f1, f2, math.nan))
+    def _reporter(self) -> OnStudyStep | None:
+        """Return a function that reports the steps to the trial's progress callback; None without a callback."""
+        progress = self.trial.progress
+        if progress is None:
+            return None
+
+        def told(step: int, steps: int, f1: float, f2: float) -> None:
+            progress(Progress(str(self), self.index, self.total, step, steps, f1, f2, math.nan))
+
+        return told
 
 
 def of_run(on_step: OnStudyStep | None) -> OnStep | None:
-    """The same for a :class:`~unlearn_ext.unlearning.trainer.Trainer`, which tells more."""
+    """Adapt a callback to the signature that :class:`~unlearn_ext.unlearning.trainer.Trainer` calls."""
     if on_step is None:
         return None
 
