@@ -1,4 +1,4 @@
-"""Every baseline is what it says, and looks at both sets."""
+"""Every baseline follows its definition and uses both sets of images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def flat(tensors):
 
 
 def moved(model):
-    """Away from where f2 and its gradient are 0, as after some steps."""
+    """Return a copy with a changed encoder, as after some steps, because f2 and its gradient are 0 at the start."""
     copied, generator = copy.deepcopy(model), torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in copied.encoder_parameters():
@@ -60,7 +60,7 @@ def bound(name, model, objectives, value=0.2):
 
 
 def cold(name, model, objectives, value=0.2, **options):
-    """The model that one value of the knob leads to."""
+    """Train with one value of the knob and return the model."""
     (trained,) = train(METHODS[name], model, objectives, values=[value], **options)
     return trained
 
@@ -92,11 +92,11 @@ def test_only_a_copy_of_the_encoder_is_trained_and_the_same_every_time(model, ob
         assert torch.equal(part, was)
 
 
-# ---- definitions, against a direct computation
+# ---- definitions, compared with a direct computation
 
 
 def direct(name, model, objectives, images):
-    """(forget loss, retain loss) over the first 16 images of each side, written out."""
+    """Return (forget loss, retain loss) over the first 16 images of each side, computed from the formulas."""
     module, (x_f, x_r), s2 = model.module, (side[:16] for side in images), objectives.variance
     z_f, z_r = (module.encode(TASK(x)).latents for x in (x_f, x_r))
     made_f, made_r = (module.decode(z).sample for z in (z_f, z_r))
@@ -148,7 +148,7 @@ def test_a_step_is_that_of_adamw_on_the_weighted_sum(model, images, name):
 
 
 def whole_minibatches(objectives):
-    """The first step's, in the order in which they are drawn there."""
+    """Return the minibatches of the first training step, with the images in the same order."""
     generator = torch.Generator().manual_seed(objectives.settings.seed)
     orders = [torch.randperm(16, generator=generator) for _ in range(2)]
     return objectives.forget.batch(orders[0], 1), objectives.retain.batch(orders[1], 1)
@@ -168,7 +168,7 @@ def test_gradients_pass_through_the_decoder(images, family, name):
 
 
 @pytest.mark.parametrize("name", NEEDS_PICTURES)
-def test_no_picture_comes_of_one_step_of_diffusion(images, name):
+def test_methods_that_compare_pictures_are_refused_for_diffusion(images, name):
     model = tiny.model("diffusion")
     objectives = Objectives.freeze(model, *images, TASK, settings=QUICK)
     with pytest.raises(UserError, match=f"{name} compares .* not defined for it"):
@@ -190,7 +190,7 @@ def test_methods_in_latents_serve_diffusion(images, name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_sweep_keeps_the_model_the_optimizer_and_the_method(model, images, name):
-    """Against a loop written out: one AdamW, one method, and the schedule of each value after a common warm-up."""
+    """The sweep equals an explicit loop: one AdamW, one method, one warm-up, and one schedule per value."""
     objectives = Objectives.freeze(model, *images, TASK, settings=QUICK)
     start, values, steps, lr = moved(model), (0.1, 0.4), 4, 2e-3
     by_hand = copy.deepcopy(start)
@@ -215,7 +215,7 @@ def test_a_sweep_keeps_the_model_the_optimizer_and_the_method(model, images, nam
 
 
 def test_a_sweep_yields_one_model_and_can_be_looked_at(model, objectives):
-    """Evaluating a model between two values changes nothing that comes after."""
+    """Evaluating a model between two values does not change the later models."""
     undisturbed = [copy.deepcopy(m) for m in train(METHODS["composite"], model, objectives)]
     assert len(undisturbed) == len(METHODS["composite"].grid)
     for kept, trained in zip(undisturbed, train(METHODS["composite"], model, objectives), strict=True):
@@ -309,13 +309,13 @@ def test_a_loss_scaler_changes_no_weight(kind):
     torch.testing.assert_close(small, large)
 
 
-# ---- multipliers and PCD, against formulas in Python's float64
+# ---- multipliers and PCD, compared with their formulas in float64
 
 LOSSES = ((0.9, 0.8), (0.7, 0.8), (0.6, 0.8), (0.65, 0.3), (0.2, 0.3), (0.31, 0.3))  # f1 and ε of successive steps
 
 
 def multipliers(name):
-    """The weight of ∇f1 in each step."""
+    """Return the weight of ∇f1 in each step."""
     method = METHODS[name](types.SimpleNamespace(device="cpu"), None, LOSSES[0][1])
     found = []
     for f1, method.value in LOSSES:
@@ -348,7 +348,7 @@ def test_nu_pi_is_its_definition():
 
 
 def test_augmented_lagrangian_is_its_definition():
-    """∇ of (max(λ + c·e, 0)² − λ²)/2c with respect to e, then λ ← max(λ + η·e, 0)."""
+    """The weight is the derivative of (max(λ + c·e, 0)² − λ²)/2c with respect to e; then λ ← max(λ + η·e, 0)."""
     expected, multiplier = [], 0.0
     for f1, epsilon in LOSSES:
         error = torch.tensor(f1 - epsilon, dtype=torch.float64, requires_grad=True)
@@ -361,7 +361,7 @@ def test_augmented_lagrangian_is_its_definition():
 
 @pytest.mark.parametrize("name", EPSILON)
 def test_multipliers_end_at_their_epsilon(name):
-    """min (θ − 2)² s.t. θ² ≤ 1: θ = 1, λ = 1."""
+    """The solution of min (θ − 2)² s.t. θ² ≤ 1 is θ = 1, λ = 1."""
     method = METHODS[name](types.SimpleNamespace(device="cpu"), None, 1.0)
     theta = torch.tensor(2.0)
     for _ in range(4000):
@@ -381,7 +381,7 @@ def test_multipliers_ask_for_less_and_less_where_f1_is_below_epsilon(name):
 
 @pytest.mark.parametrize("name", EPSILON)
 def test_a_sweep_of_multipliers_approaches_each_epsilon(name, model, images):
-    """λ at rest differs by more than ten times between the two."""
+    """The λ of the two solutions differ by more than a factor of ten."""
     objectives = Objectives.freeze(model, *images, TASK, settings=QUICK)
     original = objectives.evaluate_f1(objectives.frozen)
     shares = (0.5, 0.1)
@@ -391,7 +391,7 @@ def test_a_sweep_of_multipliers_approaches_each_epsilon(name, model, images):
 
 
 def pcd_step(averages, count, tau, g1, g2):
-    """PCD in float64: the averages of ‖∇f1‖² and ‖∇f2‖² after ``count`` steps, and the direction."""
+    """Compute one PCD step in float64; return the averages of ‖∇f1‖² and ‖∇f2‖² and the direction."""
     squares = torch.stack((g1 @ g1, g2 @ g2))
     averages = pcd.DECAY * averages + (1 - pcd.DECAY) * squares
     s1, s2 = 1 / (averages / (1 - pcd.DECAY**count) + pcd.EPSILON).sqrt()
@@ -401,7 +401,7 @@ def pcd_step(averages, count, tau, g1, g2):
 
 
 def gradients(count):
-    """Pairs of gradients, float32 [5]: of much different length, as ∇f1 and ∇f2 are, and more and more opposed."""
+    """Yield pairs of gradients, float32 [5], of very different lengths (as ∇f1 and ∇f2) and increasingly opposed."""
     generator = torch.Generator().manual_seed(3)
     for step in range(count):
         g1, noise = torch.randn(2, 5, generator=generator)
@@ -432,13 +432,13 @@ def test_pcd_is_torchjds():
         torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_pcd_leaves_the_unmodified_model(model, objectives):
+def test_pcd_moves_away_from_the_unmodified_model(model, objectives):
     original = objectives.evaluate_f1(objectives.frozen)
     assert objectives.evaluate_f1(cold("pcd", model, objectives, 0.1, steps=10).encode) < original
 
 
 def test_pcd_where_a_gradient_is_zero_or_not_finite():
-    """∇f1 = 0 leaves ∇f2. ∇f2 = 0, as at the unmodified model, leaves a short step along ∇f1."""
+    """With ∇f1 = 0 the result is ∇f2; with ∇f2 = 0, as at the unmodified model, it is a short step along ∇f1."""
     one, nothing = torch.tensor([1.0, 2.0]), torch.zeros(2)
 
     def step(method, g1, g2):

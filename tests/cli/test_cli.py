@@ -1,4 +1,4 @@
-"""The command line, from the outside: what it says and how it ends."""
+"""The output and the exit codes of the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command reproduce, on a model and images that are as small as can be."""
+"""The command `reproduce`, on a tiny model and tiny images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EFFORTS = {"vqgan": Effort(batch_size=4, pairs=20, share=1.0)}
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two methods, noise for images, and runs of a step."""
+    """Use a tiny model, noise as images, two baselines and runs of one step."""
     import diffusers
 
     module = diffusers.VQModel(
@@ -40,7 +40,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(demo.CHOICES, "vqgan", demo.Choice(Settings(steps=1, batch_size=4)))
     monkeypatch.setattr(trial, "METHODS", {name: METHODS[name] for name in ("composite", "pcgrad")})
     monkeypatch.setattr(reproduction, "QUICK", Plan(seeds=1, points=1, efforts=EFFORTS))
-    monkeypatch.setattr(quality, "EXTRACTORS", quality.EXTRACTORS[:1])  # the other has to be trained
+    monkeypatch.setattr(quality, "EXTRACTORS", quality.EXTRACTORS[:1])  # the second extractor would have to be trained
 
 
 def test_tables_a_page_and_a_summary(tiny: None, tmp_path: Path) -> None:

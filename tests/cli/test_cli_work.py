@@ -1,4 +1,4 @@
-"""The commands that work, on a model and images that are as small as can be."""
+"""The commands that train or evaluate models, on a tiny model and tiny images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a checkpoint, images to forget, images to retain, and an empty folder."""
+    """Return a folder with a checkpoint, images to forget, images to retain, and an empty folder."""
     folder = tmp_path_factory.mktemp("work")
     diffusers.VQModel(
         in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4, latent_channels=2,
@@ -174,7 +174,7 @@ def test_a_model_for_other_images_is_one_sentence(tmp_path: Path) -> None:
 
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every family's small model trains for two steps on a few pictures, into an empty cache, whose place this is."""
+    """Make small models train for two steps on a few pictures, with an empty cache; return the cache folder."""
     pictures = torch.rand(24, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     sizes = {size: functional.avg_pool2d(pictures, 32 // size) for size in (16, 32)}
     few = {size: data.divide("mnist", images[:12] / 2, images[12:]) for size, images in sizes.items()}
@@ -248,7 +248,7 @@ def test_what_the_machine_cannot_do_is_one_sentence(
 
 @pytest.mark.parametrize("typed", ["salt, pepper,caf\u00e9", "caf\u00e9 , salt, pepper", "salt, pepper,cafe\u0301"])
 def test_classes_as_they_are_typed(place: Path, tmp_path: Path, typed: str) -> None:
-    """One has a comma in its name, and the accent of another is decomposed."""
+    """One class has a comma in its name; another has a decomposed accent."""
     theirs = sorted((place / "theirs").iterdir())
     images = {"salt, pepper": (place / "ours").iterdir(), "cafe\u0301": theirs[:20], "dog": theirs[20:]}
     for name, paths in images.items():
@@ -281,12 +281,12 @@ def test_a_data_set_with_a_column_of_images(place: Path, tmp_path: Path) -> None
 
 
 class Killed(BaseException):
-    """In the place of a kill."""
+    """Raised to simulate a killed process."""
 
 
 @pytest.fixture
 def killing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Journals are written at every step; the number of the step that a run is killed at, and 0 for none."""
+    """Write journals at every step; return a list of one item: the number of steps until the kill, 0 for never."""
     checkpoint, at = journal.Journal.checkpoint, [0]
 
     def killed(self: journal.Journal, state: object) -> None:
@@ -341,7 +341,7 @@ def test_runs_at_several_epsilons_share_a_folder(place: Path, tmp_path: Path) ->
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Of every file below a folder, without locks, which say nothing."""
+    """Return the bytes of every file below a folder, except lock files, which have no content to compare."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -357,7 +357,7 @@ SWEEP, RUN = ["sweep", "--points", "1", "--steps", "2"], ["run", "--epsilon", "0
 
 @pytest.fixture
 def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing may be loaded or trained any more."""
+    """Make every loading or training of models and data fail."""
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("too late")
@@ -366,7 +366,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"unlearn_ext.{name}", fail)
 
 
-# What was done in the folder, what is typed now, and the sentence.
+# The earlier command in the folder, the command now, and its message.
 REFUSED = {
     "the same sweep": (SWEEP, SWEEP, FRONT),
     "a sweep of other points": (SWEEP, [*SWEEP, "--points", "3"], FRONT),
@@ -406,7 +406,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def done(place: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder where `sweep` ran, and one where `run` did; not to be changed."""
+    """Return a folder with a finished `sweep` and one with a finished `run`; tests must not change them."""
     folders = {command[0]: tmp_path_factory.mktemp(command[0]) / "out" for command in (SWEEP, RUN)}
     for command in (SWEEP, RUN):
         assert call(*command, *options(place), "--out", str(folders[command[0]]))[0] == 0

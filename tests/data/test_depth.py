@@ -1,4 +1,4 @@
-"""Greys of more than 8 bits, and transparent colours at other depths than a byte."""
+"""Grey images of more than 8 bits, and transparent colours at depths other than 8 bits."""
 
 import io
 
@@ -16,7 +16,7 @@ HALF = np.repeat([200, 0], 4)[:, None].repeat(8, axis=1)  # light above, dark be
 
 
 def ends(content, channels=1):
-    """The shades of the first and of the last pixel."""
+    """Return the values of the first and the last pixel."""
     pixels = decode(io.BytesIO(content), 8, channels).pixels
     return pixels[0, 0, 0], pixels[0, -1, -1]
 
@@ -35,7 +35,7 @@ def ends(content, channels=1):
         pytest.param(png(HALF * 257, 16), id="PNG"),
     ],
 )
-def test_the_range_is_the_files(content):
+def test_the_range_comes_from_the_file(content):
     light, dark = ends(content)
     assert abs(int(light) - 200) <= 1
     assert dark == 0
@@ -70,13 +70,13 @@ def test_whole_numbers_of_unknown_range_are_guessed(pixels, most):
         (np.full((8, 8), -0.5, "float32"), r"from -0\.5 to -0\.5, and not from 0 to 1"),
     ],
 )
-def test_what_has_no_range_is_said(pixels, sentence):
+def test_values_of_unknown_range_or_outside_a_known_range_are_refused(pixels, sentence):
     with pytest.raises(ValueError, match=f"its values reach {sentence}"):
         decode(io.BytesIO(tiff(pixels)), 8, 1)
 
 
 def folders(place, *contents):
-    """Two folders, the first with images of these contents."""
+    """Write two folders, the first with images of these contents, and load them."""
     for side in ("forget", "retain"):
         (place / side).mkdir()
     for i, content in enumerate(contents):
@@ -92,7 +92,7 @@ def test_a_guess_is_mentioned(tmp_path):
 
 
 def test_guesses_that_do_not_agree_are_refused(tmp_path):
-    """Else a dark picture of 16 bits would come out 257 times as bright as the one beside it."""
+    """Otherwise a dark 16-bit picture would become 257 times too bright compared with the others."""
     with pytest.raises(UserError, match=r"seem to be of different ones.*\n.*0\.tif: 0 to 255\n.*1\.tif: 0 to 65535"):
         folders(tmp_path, tiff(HALF.astype("int32")), tiff((HALF * 257).astype("int32")))
 
@@ -110,7 +110,7 @@ def test_guesses_that_do_not_agree_are_refused(tmp_path):
     ],
 )
 def test_deep_greys_are_turned_too(make, orientation):
-    """Half a turn puts the light below, a quarter to the right puts it there."""
+    """Orientation 3 (half a turn) moves the light half to the bottom; 6 (a quarter turn) moves it to the right."""
     turned = decode(io.BytesIO(make(orientation)), 8, 1).pixels[0]
     light = turned[-1, 0] if orientation == 3 else turned[0, -1]
     assert abs(int(light) - 200) <= 1
@@ -129,14 +129,14 @@ def test_deep_greys_are_turned_too(make, orientation):
     ],
 )
 def test_the_transparent_grey_is_that_of_the_file(pixels, depth, key):
-    """The upper half is transparent, and white; the lower half keeps its shade."""
+    """The upper half is transparent and becomes white; the lower half keeps its shade."""
     light, dark = ends(png(pixels, depth, key=[key]))
     assert light == 255
     assert dark == pixels[-1, -1] * 255 // (2**depth - 1)
 
 
 def test_a_transparent_colour_of_16_bits_is_refused():
-    """Pillow gives its pixels in 8 bits: other colours would be taken for it."""
+    """Pillow reduces 16-bit colours to 8 bits, so other colours would also count as the transparent one."""
     colours = np.full((8, 8, 3), 257)
     with pytest.raises(ValueError, match="16-bit colours, one of them transparent: save it with an alpha channel"):
         decode(io.BytesIO(png(colours, 16, key=[1, 1, 1])), 8, 3)

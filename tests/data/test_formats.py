@@ -1,4 +1,4 @@
-"""Which files count as images, whatever their suffix; what is said of those that cannot be read, and of the others."""
+"""Which files count as images, whatever their suffix, and the messages about unreadable images and other files."""
 
 import io
 import os
@@ -22,7 +22,7 @@ Image = pytest.importorskip("PIL.Image")
 
 @pytest.fixture
 def place(tmp_path):
-    """Four pictures to forget and four to retain."""
+    """Return a folder with four pictures to forget and four to retain."""
     for side, offset in (("forget", 0), ("retain", 10)):
         (tmp_path / side).mkdir()
         for i in range(4):
@@ -36,7 +36,7 @@ def picture(seed=50, mode="RGB"):
 
 
 def encoded(kind, image=None, **options):
-    """The content of a file that Pillow writes."""
+    """Return the bytes of an image file written by Pillow."""
     content = io.BytesIO()
     (image or picture()).save(content, kind, **options)
     return content.getvalue()
@@ -47,7 +47,7 @@ def load(place, **options):
 
 
 def said(place, name, content):
-    """The sentence about a file to forget."""
+    """Write a file to the forget folder and return the resulting error message."""
     (place / "forget" / name).write_bytes(content)
     with pytest.raises(UserError) as raised:
         load(place)
@@ -68,7 +68,7 @@ def test_an_image_is_known_by_its_content(place, kind, name):
 
 @pytest.fixture
 def no_plug_ins(monkeypatch):
-    """Pillow as it is without plug-ins."""
+    """Remove Pillow's plug-ins for HEIF and JPEG XL."""
     formats.pillow()
     for decoder in ("HEIF", "JXL"):
         monkeypatch.delitem(Image.OPEN, decoder, raising=False)
@@ -117,7 +117,7 @@ def test_a_photograph_that_cannot_be_read_is_named(place, name, content, sentenc
 
 
 @pytest.mark.usefixtures("no_plug_ins")
-def test_the_same_is_said_of_rows(tmp_path):
+def test_images_in_rows_give_the_same_messages(tmp_path):
     with pytest.raises(ValueError, match="it is HEIF: pip install pillow-heif"):
         decode(io.BytesIO(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"), 8, 3)
     with pytest.raises(ValueError, match="its first page is a preview"):
@@ -125,7 +125,7 @@ def test_the_same_is_said_of_rows(tmp_path):
 
 
 def test_a_picture_too_large_to_open_is_not_passed_over(place):
-    """Without a suffix; Pillow refuses it already when it reads the header."""
+    """The file has no suffix, and Pillow refuses it when it reads the header."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 1, 0, 0, 0, 0))
     for content in (
         b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""),
@@ -177,12 +177,12 @@ def test_of_a_folder_without_images_its_content_is_said(place):
         data.load_folders(place / "films", place / "retain", size=8, channels=3)
 
 
-# ---- what is no file
+# ---- pipes, sockets and devices
 
 
 @pytest.fixture
 def pipe(place):
-    """Makes a named pipe from which a reader would get nothing for five seconds."""
+    """Return a function that makes a named pipe; a reader of it would wait for five seconds and get nothing."""
     held = []
 
     def make(name):
@@ -228,7 +228,7 @@ def test_any_name_can_be_reported(place, name):
         load(place, skip_bad=True)
 
 
-# ---- PNGs with much beside the picture, and Pillow's plug-ins
+# ---- PNGs with large text and profile chunks, and Pillow's plug-ins
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "P"])
@@ -250,7 +250,7 @@ def test_a_png_with_long_texts_is_read(notes, mode):
 
 
 def test_the_orientation_in_a_text_is_kept():
-    """Of XMP, which is a text in a PNG."""
+    """XMP metadata is a text chunk in a PNG."""
     half = np.repeat([200, 0], 4)[:, None].repeat(8, axis=1)
     packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="3"/></x:xmpmeta>'
     content = png(half, 8)
@@ -265,7 +265,7 @@ def test_a_png_that_is_cut_off_is_named(place):
 
 
 def test_a_plug_in_of_pillow_is_used(place, monkeypatch):
-    """A format of somebody's own, under its suffix, another and none."""
+    """A custom format is read under its own suffix, under another suffix, and without one."""
     formats.pillow()
     monkeypatch.setattr(Image, "ID", list(Image.ID))
     monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))

@@ -1,4 +1,4 @@
-"""Which images are forgotten, which retained and which neither: by their labels, and by what is typed for these."""
+"""Which images are forgotten, retained or neither, depending on their labels and on the classes that the user types."""
 
 import unicodedata
 import warnings
@@ -21,14 +21,14 @@ def picture(seed):
 
 
 def table(labels, kind=None, column="label"):
-    """A data set of small pictures, one for each label."""
+    """Return a data set of small pictures, one for each label."""
     columns = {"image": [picture(seed) for seed in range(len(labels))], column: labels}
     features = kind and datasets.Features({"image": datasets.Image(), column: kind})
     return datasets.Dataset.from_dict(columns, features=features)
 
 
 def counts(labels, classes, kind=None, **options):
-    """How many images are to be forgotten and how many to be retained."""
+    """Return the number of images to forget and the number to retain."""
     rows = labels if isinstance(labels, datasets.Dataset) else table(labels, kind)
     sets = data.load_dataset_columns(rows, classes, size=8, channels=1, **options)
     return len(sets.forget) + len(sets.forget_validation), len(sets.retain) + len(sets.retain_validation)
@@ -116,7 +116,7 @@ def test_numbers_and_booleans_as_they_are_typed(labels, typed, expected):
 
 
 @pytest.mark.parametrize("typed", ["True", "3_0", "thirty", ""])
-def test_what_is_typed_for_no_number_is_no_number(typed):
+def test_text_that_is_no_number_names_no_class(typed):
     with pytest.raises(UserError, match=r"has no class .*; it has 1, 30"):
         counts([1, 1, 30, 30], typed)
 
@@ -131,7 +131,7 @@ def test_a_name_wins_over_a_number():
     labels = [0, 0, 0, 1, 1, 2]
     with pytest.warns(UserWarning, match="0 is taken for the name of a class, and not for the position of 1"):
         assert counts(labels, "0", kind) == (2, 4)
-    assert counts(labels, [0], kind) == (3, 3)  # from Python, a number is one
+    assert counts(labels, [0], kind) == (3, 3)  # in Python, an int is always a number, never a name
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert choose("2", kind.names, "x", numbered=True) == ["2"]
@@ -174,7 +174,7 @@ def test_parts_of_a_name_are_no_class(typed):
 
 @pytest.mark.parametrize("typed", [NFC, NFD, [NFC], [NFD], f"{NFD},other"])
 @pytest.mark.parametrize("saved", [NFC, NFD])
-def test_accents_may_be_written_either_way(tmp_path, saved, typed):
+def test_accents_may_be_composed_or_decomposed(tmp_path, saved, typed):
     for number, name in enumerate((saved, "other", "third")):
         (tmp_path / name).mkdir()
         for i in range(2):

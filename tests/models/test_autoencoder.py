@@ -20,13 +20,13 @@ QUICK = {"task": CenterCrop(0.5), "epsilon": 0.1, "settings": Settings(steps=3, 
 
 @pytest.fixture(params=[True, False], ids=["quant_conv", "no quant_conv"])
 def kl(request):
-    """A tiny AutoencoderKL of 8x8 grey images with random weights."""
+    """Return a tiny AutoencoderKL for 8x8 grey images with random weights."""
     return AutoencoderKL(tiny.kl(use_quant_conv=request.param))
 
 
 @pytest.fixture
 def pair():
-    """Two linear layers."""
+    """Return an autoencoder of two linear layers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
@@ -97,7 +97,7 @@ def test_pairs_that_cannot_be_unlearned():
 
 
 class Encoder(nn.Module):
-    """Latents [N, 4] of images [N, 1, 8, 8], returned as a function of them says."""
+    """An encoder from images [N, 1, 8, 8] to latents [N, 4], which ``returned`` turns into its output."""
 
     def __init__(self, returned=lambda latents: latents):
         super().__init__()
@@ -108,7 +108,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Images [N, 1, 8, 8] of latents [N, 4], likewise."""
+    """A decoder from latents [N, 4] to images [N, 1, 8, 8], which ``returned`` turns into its output."""
 
     def __init__(self, returned=lambda images: images):
         super().__init__()
@@ -125,7 +125,7 @@ def built(encoder=None, decoder=None):
 
 def kl_output(tensor):
     kl = pytest.importorskip("diffusers.models.autoencoders.autoencoder_kl")
-    moments = torch.cat([tensor, torch.zeros_like(tensor)], 1)  # along the channels, which it divides again
+    moments = torch.cat([tensor, torch.zeros_like(tensor)], 1)  # the distribution splits them along the channels again
     return kl.AutoencoderKLOutput(latent_dist=kl.DiagonalGaussianDistribution(moments))
 
 
@@ -267,7 +267,7 @@ def test_lazy_layers_that_were_run_are_as_others(images):
 
 
 class Counting(nn.Module):
-    """Writes to one buffer and replaces another in every forward pass, whatever the mode."""
+    """A module that writes to one buffer and replaces another in every forward pass, in both modes."""
 
     def __init__(self):
         super().__init__()
@@ -305,7 +305,7 @@ def test_construction_changes_no_buffer_and_no_random_generator(encoder):
 
 
 class InPlace(nn.Module):
-    """Works on what it is given in its first layer."""
+    """A module that changes its input in place."""
 
     def __init__(self, shape, change):
         super().__init__()
@@ -326,7 +326,7 @@ def test_modules_that_work_in_place_leave_images_and_latents_as_they_are(change,
     kept = latents.clone()
     pair.decode(latents)
     assert torch.equal(latents, kept)
-    # With augmentation, the frozen encoder and the one in training are given the same tensor, one after the other.
+    # With augmentation, the frozen encoder and the trained encoder get the same tensor, one after the other.
     settings = Settings(steps=1, batch_size=48)
     objectives = Objectives.freeze(pair, *images, CenterCrop(0.5), augment=lambda x, _: x, settings=settings)
     assert objectives.evaluate_f2(pair.encode) == 0
@@ -388,7 +388,7 @@ def test_a_scripted_decoder_decodes_and_a_scripted_encoder_is_refused_since_copi
 
 
 class Remembering(nn.Module):
-    """Keeps what it returned last, in one way or another."""
+    """A module that stores its last output in the form that ``keep`` gives it."""
 
     def __init__(self, keep):
         super().__init__()
@@ -414,7 +414,7 @@ class Remembering(nn.Module):
 @pytest.mark.parametrize("augment", [None, lambda images, draw: images])
 def test_encoders_that_keep_a_graph_of_their_last_pass_are_copied(encoder, augment, images, tmp_path):
     pair = built(encoder())
-    pair.encode(images[0]).sum().backward()  # as whoever trained it before
+    pair.encode(images[0]).sum().backward()  # as after training by the user
     latents = pair.encode(images[0])
     copied = copy.deepcopy(pair)
     assert torch.equal(copied.encode(images[0]), latents)

@@ -1,4 +1,4 @@
-"""Family diffusion, on a U-Net small enough for seconds."""
+"""Family diffusion, on a U-Net that runs in seconds."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ def diffusion():
     return tiny.model("diffusion")
 
 
-def test_latents_are_what_the_way_up_is_given_but_for_the_first_convolution_and_weigh_the_same(diffusion, images):
+def test_latents_are_the_inputs_of_the_up_blocks_except_the_first_convolution_with_equal_weights(diffusion, images):
     inputs = diffusion.inputs(images[0][:4], TASK)
     latents = diffusion.encode(*inputs)
     given = []
@@ -44,7 +44,7 @@ def test_latents_are_what_the_way_up_is_given_but_for_the_first_convolution_and_
     assert latents.shape == (4, sum(feature[0].numel() for feature in given))
     mean = sum(feature.square().mean() for feature in given) / len(given)
     torch.testing.assert_close(latents.square().mean(), mean)
-    assert torch.equal(latents, diffusion.encode(*diffusion.inputs(images[0][:4], TASK)))  # drawn once
+    assert torch.equal(latents, diffusion.encode(*diffusion.inputs(images[0][:4], TASK)))  # same draws in every call
 
 
 def test_there_is_noise_on_what_is_hidden_and_the_rest_is_as_it_is(diffusion, images):
@@ -86,7 +86,7 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("blocks", BLOCKS)
-def test_latents_are_what_the_u_net_itself_computes_on_its_way_down(blocks, images):
+def test_latents_are_what_the_down_and_middle_blocks_compute(blocks, images):
     diffusion = tiny.wrapped("diffusion", **BLOCKS[blocks])
     inputs = diffusion.inputs(images[0][:4], TASK)
     unet, computed = diffusion.module, []
@@ -149,7 +149,7 @@ def test_u_nets_that_need_something_else_are_refused_at_load_time(options, sente
 
 @pytest.fixture
 def beside(diffusion, tmp_path):
-    """A function that loads the tiny U-Net with a scheduler beside it, or with a configuration of one."""
+    """Return a function that saves the tiny U-Net with a scheduler (or its configuration) and loads both."""
 
     def load(scheduler):
         diffusion.save_pretrained(tmp_path)
@@ -255,7 +255,7 @@ def test_a_schedule_that_cannot_be_the_models_is_refused_at_load_time(name, opti
 
 
 def know(model, truth):
-    """Let a U-Net predict exactly what leads to the truth; returns a list that the noise it found is appended to."""
+    """Make a U-Net predict the truth exactly; return a list to which each pass appends the noise in its input."""
     kept, found = model.noise_schedule.alphas_cumprod, []
 
     def predict(_, args, output):
@@ -316,8 +316,8 @@ def test_sampling_ends_at_the_image_and_keeps_to_one_noise_where_the_prediction_
     assert len(found) <= SAMPLING_STEPS
     assert len(found) >= min(SAMPLING_STEPS, len(scheduler.betas)) / 2
     hole = inputs[3]
-    # DDIM goes along a straight line: a step to another level of noise than the next timestep's would bend it. The
-    # noise is all but gone in the last step, where rounding is as large.
+    # DDIM keeps one noise if every step goes to the noise level of the next timestep. The last step is left out: its
+    # noise is so small that rounding is as large.
     for epsilon in found[:-1]:
         torch.testing.assert_close(epsilon[hole], found[0][hole], rtol=0, atol=5e-3)
 
@@ -369,7 +369,7 @@ def test_noise_in_the_place_of_an_image_leaves_nothing_of_it(diffusion, images):
     _, *seen = diffusion.inputs(images[0], TASK)
     noise = draws.normal(images[0], "any")
     _, *others = diffusion.inputs(images[1], TASK)
-    others[:2] = seen[:2]  # the same noise and timesteps as the first images have
+    others[:2] = seen[:2]  # use the noise and timesteps of the first images
     assert torch.equal(diffusion.encode(noise, *seen), diffusion.encode(noise, *others))
 
 
@@ -380,7 +380,7 @@ def test_a_task_that_hides_nothing_is_refused(diffusion, images):
         diffusion.inputs(images[0], lambda pictures: pictures)
 
 
-def test_only_the_way_down_is_trained_and_saved_changed(diffusion, images, tmp_path):
+def test_only_the_down_and_middle_blocks_are_trained_and_saved_changed(diffusion, images, tmp_path):
     before = copy.deepcopy(diffusion.module.state_dict())
     settings = Settings(steps=60, batch_size=16, lr=3e-3)
     objectives = Objectives.freeze(diffusion, *images, TASK, settings=settings)

@@ -24,13 +24,13 @@ def vitmae(**options):
 
 @pytest.fixture
 def mae():
-    """A tiny ViTMAE of 16x16 images with random weights."""
+    """Return a tiny ViTMAE for 16x16 images with random weights."""
     return MAE(vitmae())
 
 
 @pytest.fixture
 def pictures():
-    """(forget, retain): dark and bright noise, [24, 3, 16, 16]."""
+    """Return (forget, retain): dark and bright noise, each [24, 3, 16, 16]."""
     noise = 0.3 * torch.randn(2, 24, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     return (noise[0] - 0.4).clamp(-1, 1), (noise[1] + 0.4).clamp(-1, 1)
 
@@ -187,7 +187,7 @@ def test_tasks_and_images_that_it_cannot_take(mae):
         mae.inputs(images, torch.zeros_like)
 
 
-def test_models_that_are_none(model, tmp_path):
+def test_what_is_no_vitmae_is_refused(model, tmp_path):
     with pytest.raises(UserError, match="this model is a Linear"):
         MAE(torch.nn.Linear(1, 1))
     with pytest.raises(UserError, match="need 3 numbers"):
@@ -207,7 +207,7 @@ def test_models_that_are_none(model, tmp_path):
 
 
 def configured(folder, **entries):
-    """Save a tiny ViTMAE of 16x16 images in patches of 4 pixels, and change entries of its config.json."""
+    """Save a tiny ViTMAE for 16x16 images with patches of 4 pixels, and change entries of its config.json."""
     MAE(vitmae()).save_pretrained(folder)
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))

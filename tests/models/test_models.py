@@ -118,9 +118,9 @@ def test_a_module_of_another_precision_is_refused(family, dtype):
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_of_the_weights_made_half_is_refused_before_anything_is_trained(precision):
+def test_weights_partly_in_half_precision_are_refused_before_anything_is_trained(precision):
     model = tiny.model("vqgan")
-    model.module.decoder.to(getattr(torch, precision))  # which no objective runs, and every picture does
+    model.module.decoder.to(getattr(torch, precision))  # the decoder runs only for pictures, not in the objectives
     images = torch.rand(2, 8, 1, 8, 8) * 2 - 1
     with pytest.raises(UserError, match=rf"weights are {precision}"):
         ux.unlearn(model, *images, task=CenterCrop(0.5), epsilon=0.5, settings=Settings(precision=precision))
@@ -137,7 +137,7 @@ def test_a_size_may_be_a_number_or_a_pair(family, size, tmp_path):
 
 @pytest.mark.parametrize("family", CONVOLUTIONAL)
 @pytest.mark.parametrize("size", [0, -8, "8", 8.0, True, [8], [8, 0], [8, 8, 8], {"height": 8}])
-def test_a_size_that_is_none_is_refused(family, size, tmp_path):
+def test_an_invalid_size_is_refused(family, size, tmp_path):
     with pytest.raises(UserError, match=r"sample_size in the model's configuration is .*; it must be a whole number"):
         models.load(family, saved(family, tmp_path, sample_size=size))
 
@@ -149,7 +149,7 @@ def test_a_size_that_is_missing_is_asked_for_where_files_must_be_resized(tmp_pat
             print(model.size)
         model.module.register_to_config(sample_size=8)
         assert model.size == 8
-    with pytest.raises(UserError, match=r"gives no sample_size: write .* into its config.json"):  # the class needs one
+    with pytest.raises(UserError, match=r"gives no sample_size: write .* into its config.json"):  # always required
         models.load("autoencoder", saved("autoencoder", tmp_path / "autoencoder", sample_size=None))
 
 
@@ -221,7 +221,7 @@ WRAPPERS = {
 
 @pytest.fixture
 def one_process(tmp_path):
-    """A process group of this process alone."""
+    """Initialize a process group of this process only."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Paths that do not exist, ids of the hub, and data sets that cannot be opened: one sentence, and nothing beside it."""
+"""Missing paths, hub ids, and data sets that cannot be opened: the output is one sentence and nothing else."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ Image = pytest.importorskip("PIL.Image")
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What was asked of the network, which answers nothing."""
+    """Refuse all network access; return the list of attempts."""
     questions = []
 
     def refuse(*question, **_):
@@ -37,7 +37,7 @@ def asked(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """A working folder, and home folder, with one folder in it."""
+    """Use ``tmp_path`` as working and home folder, with one folder `runs` in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "runs").mkdir()
@@ -59,7 +59,7 @@ def test_a_path_that_does_not_exist_is_said_without_the_network(place, asked):
 
 
 @pytest.mark.parametrize("place", PATHS)
-def test_so_is_that_of_an_extractor(place, asked):
+def test_a_path_of_an_extractor_that_does_not_exist_is_said_without_the_network(place, asked):
     with pytest.raises(UserError, match=r"^there is no folder "):
         load_extractor(f"clip:{place}")
     assert not asked
@@ -127,7 +127,7 @@ def test_a_silent_hub_is_not_asked_again_and_again(load, kind, how, asked, monke
         monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"there is no .*folder.*, and the Hugging Face hub does not answer: "):
         load()
-    assert len(asked) <= 2 * (how == "no network")  # the library first asks once for something of its own
+    assert len(asked) <= 2 * (how == "no network")  # the library makes one request for itself first
 
 
 @pytest.mark.parametrize("place", ["cifar10", "uoft-cs/cifar10"])
@@ -157,7 +157,7 @@ def test_what_the_hub_has_is_left_to_the_library(answer, monkeypatch):
 
 
 def lines_of(library, monkeypatch):
-    """What reaches the handlers of a library's log."""
+    """Return a list that collects the messages which reach the handlers of a library's logger."""
     lines = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
@@ -240,7 +240,7 @@ def test_a_folder_may_be_called_as_a_module_of_the_library(name, here):
 
 
 def test_images_that_the_library_passes_over_are_counted(here):
-    """It knows images by their suffix; ours are known by their content too."""
+    """The library finds images by suffix only; this package also finds them by content."""
     write_pictures(here / "photos", "cat/0.png", "cat/1.png", "dog/2.png", "dog/3.png", "cat/4", "dog/5.jpg_original")
     (here / "photos" / "dog" / "6.hif").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     with pytest.warns(

@@ -36,7 +36,7 @@ def test_there_is_a_recipe_for_every_family():
 @every_family
 def test_the_model_learns_to_fill_the_hole(images, family):
     hole = (..., slice(2, 6), slice(2, 6))
-    pictures = 0.6 * torch.cat(images).sign()  # hardly any noise: what is sampled would have noise of its own
+    pictures = 0.6 * torch.cat(images).sign()  # hardly any noise, because sampled images have noise themselves
     model = pretrain.train(pictures, TASK, seed=0, recipe=tiny(family))
     inputs = model.inputs(pictures, TASK)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_the_second_time_it_comes_from_the_cache(data, tmp_path, monkeypatch, fa
     monkeypatch.setattr(pretrain, "train", None)
     assert pretrain.pretrained(family, data, TASK, recipe=short) == first
     for change in ({"seed": 1}, {"recipe": tiny(family, steps=5)}):
-        with pytest.raises(TypeError):  # another model, so it would have to train
+        with pytest.raises(TypeError):  # not in the cache, so it would have to train
             pretrain.pretrained(family, data, TASK, **{"recipe": short, **change})
     with pytest.raises(TypeError):
         pretrain.pretrained(family, data, Reconstruct(), recipe=short)

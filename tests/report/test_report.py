@@ -1,4 +1,4 @@
-"""The report of a made-up run."""
+"""The report of a synthetic run."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
 def test_a_point_worse_in_both_is_marked(run_folder: Path) -> None:
     front = run_folder / "front.csv"
     rows = list(csv.reader(front.open(newline="", encoding="utf-8")))
-    rows[-1][4] = "9"  # the least forgotten model now also costs the most
+    rows[-1][4] = "9"  # the least forgotten model now also has the largest f2
     with front.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     page = write_report(run_folder).read_text(encoding="utf-8")

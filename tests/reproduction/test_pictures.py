@@ -1,4 +1,4 @@
-"""Pictures made up for an experiment: how good they are is said once, in whose eyes, and they are drawn."""
+"""Pictures of a synthetic experiment: their quality is computed once per extractor, and the page shows them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PHOTOGRAPHS, CLASSES = "efficientnet-lite0", "pixels"
 
 
 class Pixels:
-    """An extractor that takes no time."""
+    """A fast extractor whose features are pixels."""
 
     name, size = CLASSES, 8
 
@@ -69,7 +69,7 @@ FIRST = [row for row in ROWS if row.seed == 0]
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """Names of the extractors that were loaded."""
+    """Return a list that collects the names of the loaded extractors."""
     names = []
 
     def load(name):
@@ -83,7 +83,7 @@ def loaded(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Tables, and pictures of all models but one."""
+    """Return a folder with the tables, and pictures of all models except one."""
     Plan(seeds=2, points=1, efforts={}).keep(tmp_path, torch.device("cpu"))
     Table(tmp_path / "reproduction.csv", ModelRow).add(ROWS)
     model, generator = tiny.model("vqgan"), torch.Generator().manual_seed(0)
@@ -143,7 +143,7 @@ def test_quality_is_of_the_models_that_stand_for_their_methods_and_is_not_comput
     judged = judge(folder)
     shown = {(row.seed, row.method, row.point) for mine in (FIRST, ROWS[len(FIRST) :]) for row in chosen(mine).values()}
     assert {(q.seed, q.method, q.point) for q in judged} == {(0, FLOOR, ""), (1, FLOOR, ""), *shown}
-    assert len(judged) == 2 * 2 * (2 + len(shown))  # to forget and to retain, by two extractors
+    assert len(judged) == 2 * 2 * (2 + len(shown))  # images to forget and to retain, two extractors
     assert loaded == [PHOTOGRAPHS, CLASSES]
     whole = (folder / "quality.csv").read_bytes()
     assert repr(judge(folder)) == repr(judged)
@@ -160,7 +160,7 @@ def test_quality_is_of_the_models_that_stand_for_their_methods_and_is_not_comput
 def test_lines_are_averages_over_seeds_of_the_models_that_stand_for_their_methods(folder, loaded):
     judged = judge(folder)
     lines = quality_lines(ROWS, judged)[CLASSES]
-    # Of seed 0 the weight 0.2 is nearest to the middle, of seed 1 the weight 0.02.
+    # The weight nearest to the middle is 0.2 for seed 0 and 0.02 for seed 1.
     assert list(lines) == [FLOOR, *chosen(FIRST)]
     nearest = {(0, "0.2"), (1, "0.02")}
     eyes = [q for q in judged if (q.method, q.kind, q.extractor) == ("composite", "forget", CLASSES)]

@@ -1,4 +1,4 @@
-"""The experiment on a tiny model: complete, resumed, the same every time; and what is said of it."""
+"""The experiment on a tiny model: complete, resumable and deterministic; and its evaluation and page."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ from unlearn_ext.unlearning.settings import Settings
 
 PAIRS = 20
 PLAN = Plan(seeds=1, points=1, efforts=dict.fromkeys(FAMILIES, Effort(8, PAIRS, 1.0)))
-SOME = ("max-loss", "composite", "mgda", "dual-ascent")  # of pictures, of latents, without a knob, of ε
+SOME = ("max-loss", "composite", "mgda", "dual-ascent")  # compares pictures, compares latents, has no knob, takes ε
 LEGS = {OURS: 4, "max-loss": 5, "composite": 5, "mgda": 4, "dual-ascent": 4}
 
 
 @pytest.fixture(autouse=True)
 def forgotten():
-    """No test is given the problem of another's model."""
+    """Clear the cache of problems, so that no test gets the problem of another test's model."""
     trial.posed.cache_clear()
     yield
     trial.posed.cache_clear()
@@ -60,7 +60,7 @@ def forgotten():
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory, tiny_model, tiny_images):
-    """A folder where it was run with some methods, its first two tables, and the images."""
+    """Run the experiment with some methods; yield its folder, its first two tables and the images."""
     forget, retain = tiny_images
     images = ForgetRetain("stripes", forget[:32], retain[:32], forget[32:], retain[32:])
     with pytest.MonkeyPatch.context() as patch:
@@ -75,7 +75,7 @@ def experiment(tmp_path_factory, tiny_model, tiny_images):
 
 
 def another(model):
-    """A model whose encoder differs."""
+    """Return a copy of the model with a different encoder."""
     other = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in other.encoder_parameters():
@@ -177,7 +177,7 @@ def test_ours_are_the_anchors_of_its_folder_trained_with_what_the_search_chose(e
     for row in mine:
         assert min(abs(row.f1 - f1) + abs(row.f2 - f2) for f1, f2 in there) < 1e-6
     settings = trial.Trial("vqgan", 0, PLAN.efforts["vqgan"], PLAN.points, folder, None).settings
-    again = list(legs(OURS, problem, settings, tuning, PAIRS))  # as the search sweeps ours
+    again = list(legs(OURS, problem, settings, tuning, PAIRS))  # as in the search
     assert [leg.pairs for leg in again] == [row.pairs for row in mine]
     model = copy.deepcopy(problem.model)
     for row, leg in zip(mine, again, strict=True):
@@ -206,7 +206,7 @@ def test_every_method_has_as_many_trials_and_the_largest_hypervolume_is_chosen(e
 def test_the_search_judges_models_and_mixtures_on_training_images(experiment):
     folder, rows, *_ = experiment
     original = rows[0].f1
-    for method in LEGS:  # here a trial sweep is as long as the final one, so the chosen one is the final one
+    for method in LEGS:  # in this plan trial and final sweeps are equally long, so they are equal
         (best,) = (row for row in tried_in(folder) if row.method == method and row.chosen)
         values = [row.values for row in rows if row.method == method]
         share = hypervolume(values, (original, STRICT_F2)) / (original * STRICT_F2)
@@ -309,7 +309,7 @@ def test_a_search_that_was_cut_short_goes_on_and_chooses_the_same(experiment, tm
 
 
 def test_processes_side_by_side_make_the_same_tables(experiment, tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "get_context", lambda _: get_context("fork"))  # which know what is patched here
+    monkeypatch.setattr(workers, "get_context", lambda _: get_context("fork"))  # a fork keeps this test's patches
     before, seen, prepare, prepared = torch.get_num_threads(), [], demo.prepare, []
     try:
         torch.set_num_threads(1)
@@ -319,7 +319,7 @@ def test_processes_side_by_side_make_the_same_tables(experiment, tmp_path, monke
     finally:
         torch.set_num_threads(before)
     assert repr(together) == repr(alone)
-    assert prepared == [0, 1]  # here, not in a process of one thread, whose small models differ in their last digits
+    assert prepared == [0, 1]  # here: a process of one thread would give other last digits
     first = f"search {OURS} lr 0.001 x 1"
     assert [(now.stage, now.step) for now in seen[:2]] == [(first, 0), (first, 1)]
     swept = [f"vqgan {seed} {method}" for seed in (0, 1) for method in LEGS]
@@ -411,7 +411,7 @@ def test_it_runs_on_a_gpu(experiment, tmp_path):
     study = (Convergence((2.0,), 1), Resurfacing((0, 1)), Probe(), Readers(), Infill((0.5,)))
     again, costs = reproduce(tmp_path, plan=replace(PLAN, studies=study), device="cuda")
     assert [row.key[:3] for row in again] == [row.key[:3] for row in rows]
-    assert again[0].values == pytest.approx(rows[0].values, rel=1e-3)  # the unmodified model; TF32 may be on
+    assert again[0].values == pytest.approx(rows[0].values, rel=1e-3)  # the unmodified model; TF32 may be enabled
     assert all(math.isfinite(cost.seconds) for cost in costs)
 
 
@@ -432,7 +432,7 @@ def test_methods_that_look_at_pictures_are_left_out_where_there_are_none(tmp_pat
     assert re.search(r"Not defined for this family:\s+max-loss", page)
 
 
-# ---- what is said of it
+# ---- evaluation and page
 
 
 def row(method, seed, f1, f2, point="1", pairs=10, made_of=TRAINED):
@@ -456,7 +456,7 @@ def of(rows, method=OURS):
 
 def test_hypervolumes_are_shares_of_the_box_and_their_interval_is_students():
     ours, composite = (of(MADE_UP, method).seen["training"] for method in (OURS, "composite"))
-    # Seed 0: half by half, and a quarter by a quarter more. Seed 1: half by half.
+    # Seed 0: areas 0.5 * 0.5 and 0.25 * 0.25. Seed 1: area 0.5 * 0.5.
     assert ours.strict.mean == pytest.approx((0.25 + 0.0625 + 0.25) / 2)
     assert ours.strict.half == pytest.approx(12.7062 * 0.0625 / 2, rel=1e-4)
     assert composite.strict.mean == pytest.approx(0.3 / 2)

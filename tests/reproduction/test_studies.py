@@ -1,4 +1,4 @@
-"""The studies on tiny models: every row that is claimed, computed once, the same every time, and true."""
+"""The studies on tiny models: all rows exist, are computed once, are deterministic and are correct."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ PLAN = Plan(seeds=1, points=1, efforts=dict.fromkeys(demo.CHOICES, EFFORT), stud
 
 @pytest.fixture(autouse=True)
 def forgotten():
-    """No test is given the problem of another's model."""
+    """Clear the cache of problems, so that no test gets the problem of another test's model."""
     trial_module.posed.cache_clear()
     yield
     trial_module.posed.cache_clear()
@@ -71,13 +71,13 @@ def images(tiny_images):
 
 @pytest.fixture(scope="module")
 def prepared():
-    """The tasks that models were asked for."""
+    """Return a list that collects the tasks for which models were prepared."""
     return []
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_model, images, prepared):
-    """Of an experiment without baselines."""
+    """Yield the folder of an experiment without baselines."""
 
     def prepare(family, progress=None, *, seed=0, task=demo.TASK, share=None):
         prepared.append(task)
@@ -100,12 +100,12 @@ def answers(folder, study):
 
 
 def front(folder):
-    """Its anchors and the ε that were asked for, from the most forgotten on."""
+    """Return the points of the front at anchors and requested ε, beginning with the most forgotten."""
     return [point for point in ParetoFront.from_csv(folder / "vqgan-0" / "front.csv") if point.role != LEAST_FORGOTTEN]
 
 
 def settings_of(folder):
-    """Those that the search chose for ours."""
+    """Return the settings that the search chose for the epsilon-constraint method."""
     chosen = search.tunings(Table(folder / search.FILE, search.Tried), "vqgan")[OURS]
     return chosen.of_ours(SETTINGS)
 
@@ -159,7 +159,7 @@ def test_the_same_seed_gives_the_same_rows_and_only_missing_parts_are_computed(f
             return answer(self, trial, part, on_step)
 
         monkeypatch.setattr(kind, "answer", counted)
-    with pytest.warns(UserWarning, match="is finished"):  # the front of the last hole
+    with pytest.warns(UserWarning, match="is finished"):  # the front of the last hole size
         reproduce(tmp_path, plan=PLAN)
     least = front(folder)[-1].name
     (anchor,) = answers(folder, Readers)[-1].part
@@ -285,7 +285,7 @@ def test_the_probe_sees_the_sets_of_stripes_and_not_who_was_trained_on(folder):
     found = {(row.point, row.question): row.accuracy for row in answers(folder, Probe)}
     assert {row.images for row in answers(folder, Probe)} == {16}
     assert found[UNMODIFIED, SET] > 0.9
-    assert abs(found[UNMODIFIED, MEMBER] - 0.5) < 0.35  # of 32 images
+    assert abs(found[UNMODIFIED, MEMBER] - 0.5) < 0.35  # chance level, from only 32 images
 
 
 # ---- readers
@@ -458,7 +458,7 @@ def test_what_every_target_makes_is_kept_and_drawn(folder):
 def test_the_page_has_a_figure_a_study(folder):
     whole = write_reproduction(folder).read_text(encoding="utf-8").count("<svg")
     figures = {path.stem for path in folder.glob("figures/*.svg")}
-    assert {f"{study.name}-vqgan" for study in STUDIES if study.name != Readers.name} <= figures  # which is a table
+    assert {f"{study.name}-vqgan" for study in STUDIES if study.name != Readers.name} <= figures  # it has a table
     (folder / "probe.csv").rename(folder / "elsewhere")
     try:
         assert write_reproduction(folder).read_text(encoding="utf-8").count("<svg") == whole - 1

@@ -76,7 +76,7 @@ def test_minibatches_are_the_corrupted_images_and_the_seed_decides_which(model, 
 
 @pytest.mark.parametrize("family", demo.CHOICES)
 def test_what_goes_to_a_gpu_can_be_pinned(family, images):
-    """Which an expanded tensor cannot: its elements share memory."""
+    """Expanded tensors cannot be pinned because their elements share memory."""
     forget, _ = sides(tiny.model(family), images, noises=1)
     batch = forget.batch(torch.arange(8), draw=1)
     assert all(tensor.is_contiguous() for tensor in (*batch.inputs, *batch.noise))
@@ -89,7 +89,7 @@ def test_bytes_are_the_same_images_as_floats(model):
     assert torch.equal(((pixels(shades) + 1) * 127.5).round().to(torch.uint8), shades)
 
 
-# ---- what is drawn with an image
+# ---- random numbers per image
 
 
 def test_what_is_drawn_is_the_images_own_in_whatever_batch_it_comes(images):
@@ -121,7 +121,7 @@ def test_a_flipped_image_is_mirrored_or_not(images):
 def test_a_shifted_image_is_moved_by_at_most_an_eighth():
     point = torch.zeros(64, 1, 16, 16)
     point[:, 0, 8, 8] = 1
-    point += torch.rand(64, 1, 1, 1) / 4  # else they would all be the same image and move the same way
+    point += torch.rand(64, 1, 1, 1) / 4  # identical images would all be shifted alike
     places = augment.shift(point, 5).flatten(1).argmax(1)
     rows, columns = places // 16, places % 16
     assert set(rows.tolist()) == set(columns.tolist()) == {6, 7, 8, 9, 10}

@@ -1,4 +1,4 @@
-"""Straight lines between anchors: where a mixture lies, which line is taken, and when none is good enough."""
+"""Mixtures on straight lines between anchors: their f1 and f2, the choice of the line, and dominated mixtures."""
 
 import math
 
@@ -37,7 +37,7 @@ def test_a_root_is_found_within_what_is_near_enough(function):
 
 
 class Line:
-    """f1 and f2 as functions of the parameters, in the place of images and latents."""
+    """Objectives given as functions of the first two parameters; no images or latents are needed."""
 
     settings = Settings()
 
@@ -59,7 +59,7 @@ class Line:
 
 @pytest.fixture
 def dial(model):
-    """A function of f1, f2 and places in the plane of two parameters: the dial of anchors there."""
+    """Return a function that builds a dial from f1, f2 and the anchors' values of the first two parameters."""
     with torch.no_grad():
         for parameter in model.encoder_parameters():
             parameter.zero_()
@@ -95,7 +95,7 @@ def test_a_mixture_has_the_f1_that_is_asked_for(dial, epsilon):
 
 def test_the_better_of_the_lines_to_the_neighbour_and_to_the_unmodified_model_is_taken(dial):
     off = dial(falling, lambda x, y: x**2 + y**2, (0.4, 0.5), (0.8, 0.0)).mixture(0.2)
-    assert (off.less.name, off.more.name) == ("unmodified", "a1")  # the first anchor is beside the straight way
+    assert (off.less.name, off.more.name) == ("unmodified", "a1")  # the first anchor is off the straight line to a1
     curved = dial(falling, lambda x, y: (y - x * (1 - x)) ** 2, (0.5, 0.25), (1.0, 0.0)).mixture(0.2)
     assert (curved.less.name, curved.more.name) == ("a0", "a1")
 
@@ -108,13 +108,13 @@ def test_a_mixture_that_an_anchor_dominates_says_so(dial):
 
 
 @pytest.mark.parametrize("f2", [0.001, 0.02, 0.16, 0.3, 0.6])
-def test_what_an_f2_buys(dial, f2):
+def test_costing_stays_within_the_given_f2(dial, f2):
     mixture = dial(falling, rising, (0.4, 0.0), (0.8, 0.0)).costing(f2)
     assert 0.88 * f2 <= mixture.f2 <= f2
     assert mixture.f1 == pytest.approx((1 - math.sqrt(mixture.f2)) ** 2, abs=1e-4)
 
 
-def test_what_more_f2_than_there_is_buys(dial):
+def test_costing_with_more_f2_than_any_anchor_gives_the_most_forgotten_anchor(dial):
     mixture = dial(falling, rising, (0.4, 0.0), (0.8, 0.0)).costing(0.9)
     assert (mixture.f2, str(mixture)) == (pytest.approx(0.64), "1*a1")
 

@@ -1,4 +1,4 @@
-"""Every family on a GPU: objectives against those of the CPU, whole sweeps, mixed precision, baselines."""
+"""Every family on a GPU: objectives compared with the CPU, whole sweeps, mixed precision, baselines."""
 
 import json
 

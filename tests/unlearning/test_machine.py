@@ -1,4 +1,4 @@
-"""What the machine is used with changes what a step costs, not what it does: every family, every flag."""
+"""Precision, memory format, compilation and checkpointing change the cost of a step but not its result."""
 
 import copy
 import functools
@@ -21,12 +21,12 @@ TASK = CenterCrop(0.5)
 
 @pytest.fixture(params=FAMILIES)
 def member(request):
-    """A tiny model of each family."""
+    """Return a tiny model of each family."""
     return tiny.model(request.param)
 
 
 def gradients(model, objectives, settings):
-    """∇f1 and ∇f2 over the whole of both sets, as one vector each, and where they are not 0."""
+    """Return ∇f1 over the forget set and ∇f2 over the retain set, each as one vector."""
     encode, found = Encoder(model, settings, training=True), []
     for objective, side in ((objectives.f1, objectives.forget), (objectives.f2, objectives.retain)):
         model.module.zero_grad()
@@ -37,7 +37,7 @@ def gradients(model, objectives, settings):
 
 
 def moved(model):
-    """A copy whose encoder is no longer the frozen one, so that f2 has a gradient."""
+    """Return a copy with a changed encoder, so that f2 has a nonzero gradient."""
     model = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def moved(model):
 
 
 def compared(member, images, changed, **options):
-    """Gradients without and with a change to a model or to the settings."""
+    """Return pairs of gradients, without and with a change to the model or the settings."""
     plain, settings = Settings(), Settings(**options)
     model = moved(member)
     usual = gradients(model, Objectives.freeze(member, *images, TASK, settings=plain), plain)
@@ -71,7 +71,7 @@ def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(member, 
     assert kept["checkpointed"] < 0.7 * kept["usual"]
 
 
-def test_checkpointing_of_ones_own_modules_is_refused():
+def test_checkpointing_of_custom_modules_is_refused():
     pair = Autoencoder(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2), channels=1, size=2)
     with pytest.raises(UserError, match="written in its forward"):
         pair.enable_gradient_checkpointing()

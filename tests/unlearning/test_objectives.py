@@ -63,7 +63,7 @@ def test_more_images_may_be_held_out_than_trained_on(model, images):
     assert objectives.held_out(*images).evaluate(model.encode)[1] == pytest.approx(0, abs=1e-9)
 
 
-# ---- targets made anew
+# ---- targets computed in every step
 
 
 def shifted(model, images, **options):
@@ -89,7 +89,7 @@ def test_the_frozen_encoder_stays_when_the_model_it_was_is_trained(model, images
 
 
 class Seeing:
-    """A model that is given random numbers, and shows them: its latents are the images and those numbers."""
+    """A model with a random input; its latents are the images concatenated with that input."""
 
     channels = 1
     random = True
@@ -107,7 +107,8 @@ def test_few_noise_images_make_no_larger_f1_in_expectation(images):
     objectives = Objectives.freeze(model, *images, TASK)
     assert objectives.forget.targets is None
     variance = objectives.variance.item()
-    # The mean noise latent is 0 where the image is, and exactly what E sees beside it: f1 is half the images' square.
+    # The mean noise latent is 0 in the image half and equals the random input in the other half, so f1 is half of the
+    # images' mean square.
     expected = TASK(images[0]).square().mean().item() / 2 / variance
     assert objectives.evaluate_f1(model.encode) == pytest.approx(expected, abs=0.05 / variance)
     index = torch.arange(48)

@@ -1,4 +1,4 @@
-"""What lies in a folder already is replaced only if a run wrote it and ``force`` is given."""
+"""Existing files in the output folder are replaced only if a run wrote them and ``force`` is given."""
 
 import json
 import random
@@ -34,14 +34,14 @@ def swept(out, images, **changed):
 
 
 def content(folder):
-    """Of every file below a folder, without the lock, which says nothing."""
+    """Return the bytes of every file below a folder, except the lock file, which has no content to compare."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tiny_images):
-    """A folder with a finished sweep; not to be changed."""
+    """Return a folder with a finished sweep; tests must not change it."""
     folder = tmp_path_factory.mktemp("made") / "run"
     swept(folder, tiny_images)
     return folder
@@ -49,7 +49,7 @@ def made(tmp_path_factory, tiny_images):
 
 @pytest.fixture
 def finished(made, tmp_path):
-    """A copy of it, to be changed."""
+    """Return a copy of ``made`` that tests may change."""
     return shutil.copytree(made, tmp_path / "run")
 
 
@@ -178,12 +178,12 @@ def test_resume_and_force_exclude_each_other(tmp_path, images):
 
 
 class Ended(BaseException):
-    """In the place of a kill."""
+    """Raised to simulate a killed process."""
 
 
 @pytest.mark.parametrize("moment", ["before anything is removed", "front.csv", "least-forgotten", "the end"])
 def test_a_kill_while_an_earlier_run_is_removed(finished, images, monkeypatch, moment):
-    """The folder then belongs to the new run, which removes the rest when it goes on."""
+    """The folder then belongs to the new run, which removes the remaining files when it is resumed."""
     remove = atomic_io.remove
 
     def killed(files, root):
@@ -210,7 +210,7 @@ def test_a_kill_while_an_earlier_run_is_removed(finished, images, monkeypatch, m
     assert all((finished / name).read_bytes() == (alone / name).read_bytes() for name in same)
 
 
-def test_a_run_that_failed_at_once_keeps_no_other_out(tmp_path, images):
+def test_a_run_that_failed_at_once_does_not_block_the_next(tmp_path, images):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="f1 did not fall below"):
         swept(tmp_path, images, settings=Settings(steps=1, lr=0.0))
@@ -219,7 +219,7 @@ def test_a_run_that_failed_at_once_keeps_no_other_out(tmp_path, images):
 
 
 def test_models_of_a_run_that_was_killed_before_its_first_checkpoint(tmp_path, images, monkeypatch):
-    """Its journal says whose they are."""
+    """The run's journal records that it wrote these models."""
 
     def killed(*_):
         raise Ended
@@ -285,7 +285,7 @@ def test_a_damaged_journal_is_named(finished, images, size, force):
 
 
 def test_an_outcome_depends_on_more_than_weights():
-    """What a checkpoint says beside them is part of the identity, and how it says it is not."""
+    """The other contents of a checkpoint are part of the identity; the form in which they are saved is not."""
     scheduler = pytest.importorskip("diffusers").DDPMScheduler
     blank = {"forget": torch.zeros(4, 1, 8, 8), "retain": torch.zeros(4, 1, 8, 8)}
 
@@ -310,7 +310,7 @@ def test_a_model_that_was_saved_and_loaded_is_the_same(tmp_path, family):
 
 
 def test_every_file_of_a_run_is_known_to_be_its_own(finished):
-    """Else the next run would be refused, or would leave it behind."""
+    """An unknown file would block the next run, or the next run would not remove it."""
     pytest.importorskip("matplotlib")
     pytest.importorskip("jinja2")
     from unlearn_ext.report import write_report

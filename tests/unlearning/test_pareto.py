@@ -1,4 +1,4 @@
-"""Dominance, front and hypervolume, against brute force."""
+"""Dominance, front and hypervolume, compared with brute force."""
 
 import math
 
@@ -11,7 +11,7 @@ from unlearn_ext.unlearning.pareto import ParetoFront, ParetoPoint, dominates, h
 hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
 
-# A coarse grid makes ties and equal points common, where mistakes live.
+# A coarse grid makes ties and equal points common, because they are the error-prone cases.
 grid_points = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=12)
 
 

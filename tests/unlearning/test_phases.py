@@ -1,4 +1,4 @@
-"""A whole sweep of a tiny model: the promises of the front, and the folder others read."""
+"""A whole sweep of a tiny model: the properties of the front, and the files in the output folder."""
 
 import csv
 import importlib
@@ -32,7 +32,7 @@ SHORT = Settings(steps=4, batch_size=16)
 
 @pytest.fixture(scope="module")
 def given(tiny_images):
-    """What a sweep of the module is given besides the model and the folder."""
+    """Return the arguments of the module's sweeps, except the model and the folder."""
     forget, retain = tiny_images
     sets = {"forget": forget[:40], "retain": retain[:40], "held_out": (forget[40:], retain[40:])}
     return {**sets, "task": TASK, "settings": QUICK}
@@ -94,7 +94,7 @@ def test_f1_rises_and_f2_falls_along_the_front(swept):
     assert f2[0] > 2 * f2[-1]
 
 
-def test_the_lowest_boundary_costs_next_to_nothing_but_forgets(swept, objectives):
+def test_the_least_forgotten_point_costs_next_to_nothing_but_forgets(swept, objectives):
     front, out, metrics, _ = swept
     (low,) = of_role(front, "least-forgotten")
     assert 0.85 * SCHEDULE.f2_tolerance <= low.f2 <= SCHEDULE.f2_tolerance
@@ -273,7 +273,7 @@ def test_where_f1_cannot_be_lowered_there_is_no_front(model, images):
         sweep(model, *images, task=TASK, settings=still)
 
 
-def test_where_nothing_costs_anything_the_lowest_boundary_is_the_highest(model, images, monkeypatch):
+def test_with_a_huge_f2_tolerance_both_boundaries_are_the_same_point(model, images, monkeypatch):
     monkeypatch.setattr(phases, "SCHEDULE", replace(SCHEDULE, f2_tolerance=1e9))
     front = sweep(model, *images, task=TASK, points=0, settings=SHORT)
     (high,), (low,) = of_role(front, "most-forgotten"), of_role(front, "least-forgotten")

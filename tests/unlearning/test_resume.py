@@ -1,4 +1,4 @@
-"""A resumed run ends as one that was never ended; tests/helpers/kills.py kills real ones."""
+"""A resumed run ends with the same bytes as an uninterrupted run; tests/helpers/kills.py kills real processes."""
 
 import gc
 import os
@@ -27,12 +27,12 @@ JOURNAL = ".front.csv.journal"
 
 
 class Ended(BaseException):
-    """In the place of a kill."""
+    """Raised to simulate a killed process."""
 
 
 @pytest.fixture
 def ending(monkeypatch):
-    """Writes journals at every step; called with a number, ends a run at that step from now on, None for never."""
+    """Write journals at every step; return a function that ends the run after so many more steps (None: never)."""
     checkpoint, left = Journal.checkpoint, [None]
 
     def ended(self, state):
@@ -57,7 +57,7 @@ def swept(model, images, out, **changed):
 
 
 def bytes_of(folder):
-    """Of everything in which two runs are alike."""
+    """Return all bytes that must be equal in two runs: the tables without their times, and the models."""
     tables = {name: (folder / name).read_bytes() for name in ("history.csv", "samples.npz")}
     models = {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("*/*")}
     front = [vars(point) | {"seconds": 0} for point in ParetoFront.from_csv(folder / "front.csv")]
@@ -114,7 +114,7 @@ def test_parameters_in_another_order_in_memory(tmp_path, model, images, ending):
 
 @pytest.fixture
 def unfinished(tmp_path, model, images, ending):
-    """A folder with an unfinished sweep."""
+    """Return a folder with an unfinished sweep."""
     ending(10)
     with pytest.raises(Ended):
         swept(model, images, tmp_path / "run")
@@ -144,7 +144,7 @@ def test_what_differs_is_named(unfinished, model, images):
         swept(model, images, unfinished)
 
 
-def test_where_pixels_lie_makes_no_difference(unfinished, model, images):
+def test_the_memory_limit_makes_no_difference(unfinished, model, images):
     swept(model, images, unfinished, settings=Settings(steps=4, batch_size=8, memory=1.0))
 
 
@@ -167,7 +167,7 @@ def test_a_run_without_its_result_is_made_again(tmp_path, model, images):
     assert bytes_of(tmp_path) == before
 
 
-def test_a_journal_that_is_none(unfinished, model, images):
+def test_a_file_that_is_no_journal_is_refused(unfinished, model, images):
     (unfinished / JOURNAL).write_bytes(b"nothing")
     with pytest.raises(UserError, match="is not the journal of a run"):
         swept(model, images, unfinished)
@@ -237,10 +237,10 @@ def test_a_tree_comes_back_as_it_was(tmp_path):
 
 
 def test_nothing_is_held_once_it_is_written(tmp_path):
-    """A run's state is larger than its model: were it part of a cycle, it would stay until Python looks for those."""
+    """The state of a run is larger than its model; a reference cycle would keep it in memory until gc runs."""
 
     def held():
-        # By the type, since dead proxies, as torch.compile leaves, raise when isinstance asks for their class.
+        # Not isinstance: it raises for the dead proxies that torch.compile leaves.
         return [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.shape == (12, 34, 5)]
 
     gc.disable()

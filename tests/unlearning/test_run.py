@@ -119,7 +119,7 @@ def row(f1, f2, skipped=0.0):
 def test_what_is_no_divergence():
     divergence.check(row(2.0, 90.0), 1.0, 10, None)
     divergence.check(row(900.0, 900.0), 10.0, 10, None)
-    divergence.check(row(math.nan, math.nan, 1.0), 1.0, 10, 1024.0)  # float16 looks for its scale
+    divergence.check(row(math.nan, math.nan, 1.0), 1.0, 10, 1024.0)  # float16: the loss scale settles
     once = row(math.nan, math.nan, 1.0)
     once[3] = row(1.0, 0.0)[0]
     divergence.check(once, 1.0, 10, None)
