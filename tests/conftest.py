@@ -1,4 +1,4 @@
-"""Fixtures for the tests of several folders."""
+"""Fixtures that tests in several folders use."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-# Folders whose tests work on small images.
+# Test folders that use small images and tiny models.
 IMAGE_SIDE = {"baselines", "data", "metrics", "models", "pretrain", "reproduction", "unlearning"}
 
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread.
+    """Limit torch to one thread.
 
-    Small tensors gain nothing from more threads, and on a busy machine the threads wait for each other. A module uses
-    it with ``pytestmark = pytest.mark.usefixtures("one_thread")``.
+    Small tensors gain nothing from more threads, and on a busy machine the threads wait for each other. Use it with
+    ``pytestmark = pytest.mark.usefixtures("one_thread")``.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -29,14 +29,14 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def image_side_in_one_thread(request: pytest.FixtureRequest) -> None:
-    """Use one thread in all tests of the image side."""
+    """Limit torch to one thread in the folders of ``IMAGE_SIDE``."""
     if request.path.parent.name in IMAGE_SIDE:
         request.getfixturevalue("one_thread")
 
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Any:
-    """Return a VQ-GAN so small that a whole sweep takes seconds; not to be changed."""
+    """Return a VQ-GAN so small that a sweep takes seconds. Do not change it."""
     import tiny
 
     return tiny.model("vqgan")
@@ -44,7 +44,7 @@ def tiny_model() -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_images() -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (forget, retain), vertical and horizontal stripes with noise; float32 [48, 1, 8, 8]; not to be changed."""
+    """Return (forget, retain): noisy vertical and horizontal stripes, float32 [48, 1, 8, 8]. Do not change them."""
     generator = torch.Generator().manual_seed(1)
     stripes = torch.tensor([0.6, -0.6]).repeat(4)
     noise = 0.3 * torch.randn(2, 48, 1, 8, 8, generator=generator)
@@ -53,19 +53,19 @@ def tiny_images() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture
 def model(tiny_model: Any) -> Any:
-    """Return a copy of the tiny model, to be changed."""
+    """Return a copy of the tiny model that a test may change."""
     return copy.deepcopy(tiny_model)
 
 
 @pytest.fixture
 def images(tiny_images: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Return copies of the two sets of images."""
+    """Return copies of (forget, retain) that a test may change."""
     return tuple(side.clone() for side in tiny_images)
 
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    """Return a finished run, made up."""
+    """Write a made-up finished run and return its folder."""
     from run_folders import write_run
 
     return write_run(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Rules of the layout that import-linter has no contract for."""
+"""Rules of the package layout that import-linter cannot check."""
 
 import ast
 from pathlib import Path
@@ -19,7 +19,7 @@ def _is_private(name: str) -> bool:
 
 
 def _imported(file: Path) -> list[tuple[str, ...]]:
-    """Return the full names that a file imports from this package."""
+    """Return the full names that a file imports with relative imports."""
     module, names = _module(file), []
     package = module if file.name == "__init__.py" else module[:-1]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -38,7 +38,7 @@ def test_private_names_stay_in_their_package(file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: ".".join(_module(file)))
-def test_public_modules_name_what_is_public(file):
+def test_public_modules_have_all(file):
     if any(map(_is_private, _module(file))) or file.name == "__main__.py":
         return
     body = ast.parse(file.read_text(encoding="utf-8")).body

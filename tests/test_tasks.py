@@ -70,7 +70,7 @@ def test_parse(text, task):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_examples_can_be_typed(name):
+def test_examples_can_be_parsed(name):
     assert isinstance(parse(TASKS[name].example), TASKS[name])
 
 
@@ -89,6 +89,6 @@ def test_examples_can_be_typed(name):
         ("reconstruct:1", "at most 0 numbers"),
     ],
 )
-def test_a_task_that_is_none_is_a_user_error(text, said):
+def test_an_invalid_task_is_a_user_error(text, said):
     with pytest.raises(UserError, match=said):
         parse(text)

@@ -1,4 +1,4 @@
-"""The benchmarks still run, and every peer still takes the step that it is timed for."""
+"""The benchmarks run, and every timed implementation takes its step."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""torch.distributed.checkpoint writes and reads the optimizers' state, and divides it anew."""
+"""torch.distributed.checkpoint saves, loads and reshards the optimizers' state."""
 
 import pytest
 import torch
@@ -6,27 +6,27 @@ from torch.nn.parallel import DistributedDataParallel
 from training import OPTIMIZERS, STEPS, alone, divide, network, share, train, whole
 
 
-def made(name, way):
-    """The small problem's model, wrapped or divided, and its optimizer."""
-    model = DistributedDataParallel(network()) if way == "ddp" else divide(network(), way)
+def made(name, placement):
+    """Return the model of the small problem, under DDP or sharded over a mesh, and its optimizer."""
+    model = DistributedDataParallel(network()) if placement == "ddp" else divide(network(), placement)
     return model, OPTIMIZERS[name](model.parameters())
 
 
-def first_half(name, way, folder):
+def first_half(name, placement, folder):
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict
 
-    model, optimizer = made(name, way)
+    model, optimizer = made(name, placement)
     train(model, optimizer, share, steps=STEPS // 2)
     weights, state = get_state_dict(model, optimizer)
     dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
 
 
-def second_half(name, way, folder):
+def second_half(name, placement, folder):
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-    model, optimizer = made(name, way)
+    model, optimizer = made(name, placement)
     weights, state = get_state_dict(model, optimizer)
     dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder)
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
@@ -39,9 +39,9 @@ def second_half(name, way, folder):
 @pytest.mark.parametrize(
     ("before", "after"), [("ddp", "ddp"), ((2,), (2,)), ((2,), (2, 2)), ((2, 2), (2,)), ("ddp", (2,))]
 )
-def test_a_checkpoint_goes_on_where_it_stopped(processes, tmp_path, name, before, after):
-    def size(way):
-        return 4 if way == (2, 2) else 2
+def test_training_resumes_from_a_checkpoint(processes, tmp_path, name, before, after):
+    def size(placement):
+        return 4 if placement == (2, 2) else 2
 
     processes.run(size(before), first_half, name, before, str(tmp_path))
     parameters, multipliers = alone(name)

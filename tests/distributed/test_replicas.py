@@ -1,4 +1,4 @@
-"""Replicas under DistributedDataParallel: two processes make what one makes of the joined minibatch."""
+"""Replicas under DistributedDataParallel: two processes equal one process with the joined minibatch."""
 
 from contextlib import nullcontext
 
@@ -13,7 +13,7 @@ import unlearn_ext as ux
 
 
 def drift(results):
-    """How far the replicas are apart."""
+    """Return the largest difference between the replicas."""
     first, second = (parameters for parameters, _ in results)
     return max((a - b).abs().max().item() for a, b in zip(first, second, strict=True))
 
@@ -30,7 +30,7 @@ def replicated(name, ddp_options, **options):
 def test_two_processes_equal_one_with_the_joined_batch(processes, name, bucket_view):
     results = processes.run(2, replicated, name, {"gradient_as_bucket_view": bucket_view})
     parameters, multipliers = alone(name)
-    assert max(multipliers) > 0  # the constraint really was at work
+    assert max(multipliers) > 0  # the constraint was active
     assert drift(results) == 0
     torch.testing.assert_close(results[0][0], parameters, rtol=1e-5, atol=1e-6)
     assert results[0][1] == results[1][1] == pytest.approx(multipliers, rel=1e-4)
@@ -53,7 +53,7 @@ def test_a_callable_control_sees_the_averaged_f1(processes):
 
 
 def alone_in_its_bucket():
-    """One parameter fills DDP's bucket, so that its gradient is as large as its storage."""
+    """Train one parameter that fills DDP's bucket, so that its gradient is as large as its storage."""
     torch.manual_seed(0)
     model = nn.Linear(6, 1, bias=False)
     optimizer = OPTIMIZERS["sgd"](model.parameters())
@@ -143,7 +143,7 @@ def test_the_projection_alone(processes):
 
 
 def subgroups():
-    """Ranks 0 and 1 are replicas, ranks 2 and 3 others; f1 is 1 2 3 4."""
+    """Return the averaged f1; ranks 0 and 1 are replicas, as are ranks 2 and 3, and f1 is 1, 2, 3, 4."""
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     p = nn.Parameter(torch.ones(2))
     optimizer = ux.EpsilonSGD([p], control=CONTROL, process_group=pairs[dist.get_rank() // 2])
@@ -153,7 +153,7 @@ def subgroups():
     return optimizer.stats.constraint.item()
 
 
-def test_f1_is_averaged_over_the_group_that_is_named(processes):
+def test_f1_is_averaged_over_the_given_group(processes):
     assert processes.run(4, subgroups) == [1.5, 1.5, 3.5, 3.5]
 
 
@@ -174,6 +174,6 @@ def test_one_bad_f1_skips_the_step_everywhere(processes):
 
 
 @pytest.mark.parametrize("wrong", ["all", -100, 3.5])
-def test_what_is_no_process_group(wrong):
+def test_an_invalid_process_group(wrong):
     with pytest.raises(ValueError, match="must be a process group that this process is a member of"):
         ux.EpsilonSGD([nn.Parameter(torch.ones(1))], control=CONTROL, process_group=wrong)

@@ -1,4 +1,4 @@
-"""DTensor parameters: the sums go once over every element, however the tensors are divided or repeated."""
+"""DTensor parameters: the sums count every element once, whether tensors are sharded or replicated."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from training import CONTROL, OPTIMIZERS, alone, divide, network, share, train, 
 
 import unlearn_ext as ux
 
-#: Shapes of whole tensors, by how each is placed on a mesh of 2 × 2; "plain" is no DTensor. Of one row, some get none.
+#: Shapes of the full tensors by placement on a 2 × 2 mesh; "plain" is no DTensor. One row leaves some shards empty.
 SHAPES = {"RS": (5, 3), "SR": (1, 4), "SS": (6, 2), "RR": (3,), "plain": (4,)}
 
 
@@ -34,7 +34,7 @@ def test_fully_shard_equals_one_process_with_the_joined_batch(processes, name, m
         torch.testing.assert_close(mine, parameters, rtol=1e-5, atol=1e-6)
         assert lam == results[0][1] == pytest.approx(multipliers, rel=1e-4)
     assert max(multipliers) > 0
-    assert any(empty for _, _, empty in results)  # the case of a process without a share was there
+    assert any(empty for _, _, empty in results)  # some process had an empty shard
 
 
 def own_psi(stats):
@@ -42,7 +42,7 @@ def own_psi(stats):
 
 
 @pytest.mark.parametrize("options", [{"control": own_psi}, {"max_norm": 0.1}, {"fused": False}])
-def test_options_that_need_the_whole_sums(processes, options):
+def test_options_that_need_the_sums_over_all_shards(processes, options):
     results = processes.run(2, sharded, "adamw", (2,), **options)
     parameters, multipliers = alone("adamw", **options)
     torch.testing.assert_close(results[0][0], parameters, rtol=1e-5, atol=1e-6)
@@ -50,7 +50,7 @@ def test_options_that_need_the_whole_sums(processes, options):
 
 
 def placed(tensors):
-    """The tensors as ``SHAPES`` places them on 2 × 2 processes; on one process as they are."""
+    """Return the tensors placed as in ``SHAPES`` on 2 × 2 processes, or unchanged on one process."""
     if not dist.is_initialized():
         return tensors
     from torch.distributed.device_mesh import init_device_mesh
@@ -59,13 +59,13 @@ def placed(tensors):
     mesh = init_device_mesh("cpu", (2, 2))
     kinds = {"R": Replicate(), "S": Shard(0)}
     return [
-        tensor if way == "plain" else distribute_tensor(tensor, mesh, [kinds[letter] for letter in way])
-        for way, tensor in zip(SHAPES, tensors, strict=True)
+        tensor if placement == "plain" else distribute_tensor(tensor, mesh, [kinds[letter] for letter in placement])
+        for placement, tensor in zip(SHAPES, tensors, strict=True)
     ]
 
 
 def mixed(name, f1_by_rank):
-    """Two parameter groups, the second with every way of placing in it; the gradients are given."""
+    """Train two parameter groups on given gradients; the second group mixes the placements."""
     parameters = [nn.Parameter(tensor) for tensor in placed(values(0))]
     optimizer = OPTIMIZERS[name]([{"params": parameters[:1], "lr": 0.03}, {"params": parameters[1:]}])
     rank = dist.get_rank() if dist.is_initialized() else 0
@@ -81,7 +81,7 @@ def mixed(name, f1_by_rank):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_way_of_placing_at_once(processes, name):
+def test_all_placements_at_once(processes, name):
     expected, expected_stats = mixed(name, [2.5])
     for parameters, stats in processes.run(4, mixed, name, [1.0, 2.0, 3.0, 4.0]):
         torch.testing.assert_close(parameters, expected, rtol=1e-5, atol=1e-6)
@@ -109,16 +109,16 @@ def test_the_projection_alone(processes):
 
 
 def nan_on_one_rank(poisoned):
-    """``poisoned``: the last rank's shard of this gradient, or its f1."""
+    """Step with NaN on the last rank: in f1, or in its shard of the gradient with the placement ``poisoned``."""
     parameters = [nn.Parameter(tensor) for tensor in placed(values(0))]
     optimizer = OPTIMIZERS["adamw"](parameters)
     last = dist.get_rank() == 3
     for parameter, grad in zip(parameters, placed(values(1)), strict=True):
         parameter.grad = grad
     optimizer.hold_constraint(torch.tensor(float("nan") if last and poisoned == "f1" else 1.0))
-    for way, parameter, grad in zip(SHAPES, parameters, placed(values(2)), strict=True):
+    for placement, parameter, grad in zip(SHAPES, parameters, placed(values(2)), strict=True):
         parameter.grad = grad
-        if last and poisoned == way:
+        if last and poisoned == placement:
             getattr(grad, "_local_tensor", grad)[0] = float("nan")
     optimizer.step()
     written = any(optimizer.state[p]["exp_avg"].abs().sum().item() or optimizer.state[p]["step"] for p in parameters)
@@ -167,7 +167,7 @@ def test_a_gradient_that_autograd_left_partial_is_summed(processes):
 
 
 def replicas_of_a_mesh(named):
-    """Ranks 0 1 and 2 3 each divide a parameter; f1 is 1 2 3 4, and the pairs are replicas if they are said to be."""
+    """Shard a parameter over ranks 0, 1 and over 2, 3; f1 is 1, 2, 3, 4. The pairs are replicas only if ``named``."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 

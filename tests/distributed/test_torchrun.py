@@ -1,4 +1,4 @@
-"""`torchrun … -m unlearn_ext run`: two processes unlearn what one does, and only the first says and writes anything."""
+"""`torchrun … -m unlearn_ext`: two processes give the result of one, and only the first prints and writes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a checkpoint, and images to forget and to retain, of which an odd number is trained on."""
+    """Return a folder with a checkpoint and forget and retain images; the number of training images is odd."""
     diffusers = pytest.importorskip("diffusers")
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("typer")
@@ -63,7 +63,7 @@ def weights(folder: Path) -> list[torch.Tensor]:
     return ux.models.load("vqgan", folder / "eps-0.0500").encoder_parameters()
 
 
-def test_two_processes_unlearn_what_one_does(place, tmp_path):
+def test_two_processes_unlearn_like_one(place, tmp_path):
     said = {}
     for processes in (1, 2):
         done = called(processes, *options(place, tmp_path / str(processes)))
@@ -77,7 +77,7 @@ def test_two_processes_unlearn_what_one_does(place, tmp_path):
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_an_error_ends_all_processes_and_is_said_once(place, tmp_path):
+def test_an_error_ends_all_processes_and_is_printed_once(place, tmp_path):
     arguments = options(place, tmp_path)
     arguments[arguments.index("--retain") + 1] = str(place / "nowhere")
     done = called(2, *arguments)
@@ -96,14 +96,14 @@ def sweep_options(place: Path, out: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def swept(place, tmp_path_factory) -> tuple[Path, str]:
-    """What two processes write, and say."""
+    """Sweep with two processes; return the run folder and the output."""
     out = tmp_path_factory.mktemp("swept")
     done = called(2, *sweep_options(place, out))
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
 
-def test_two_processes_sweep_what_one_does(place, swept, tmp_path):
+def test_two_processes_sweep_like_one(place, swept, tmp_path):
     done = called(1, *sweep_options(place, tmp_path))
     assert done.returncode == 0, done.stderr
     for said in (done.stdout, swept[1]):
@@ -120,9 +120,9 @@ def test_two_processes_sweep_what_one_does(place, swept, tmp_path):
         (True, ("--resume",), "that differs in: forget, retain, forget_validation"),
     ],
 )
-def test_processes_leave_a_finished_run_alone_and_it_is_said_once(place, swept, swapped, given, sentence):
+def test_processes_refuse_a_finished_run_and_print_one_error(place, swept, swapped, given, sentence):
     arguments = sweep_options(place, swept[0])
-    if swapped:  # which only shows when the images have been read
+    if swapped:  # detected only after the images are read
         ours, theirs = (arguments.index(option) + 1 for option in ("--forget", "--retain"))
         arguments[ours], arguments[theirs] = arguments[theirs], arguments[ours]
     done = called(2, *arguments, *given)
@@ -147,7 +147,7 @@ main()
 """
 
 
-def test_processes_that_were_killed_go_on_together(place, swept, tmp_path, monkeypatch):
+def test_killed_processes_resume_together(place, swept, tmp_path, monkeypatch):
     (tmp_path / "killed.py").write_text(KILLED)
     for kill in (14, 0):
         monkeypatch.setenv("KILL_AFTER", str(kill))
@@ -171,7 +171,7 @@ print(*(name for name in names if "gloo" in name))
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted as Linux shows them")
 def test_no_thread_of_the_group_outlives_it(tmp_path):
-    """One that runs while the interpreter ends aborts the process, now and then."""
+    """A thread that runs while the interpreter exits sometimes aborts the process."""
     (tmp_path / "leaves.py").write_text(LEAVES)
     done = launched(2, str(tmp_path / "leaves.py"))
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr

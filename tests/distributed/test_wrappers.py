@@ -1,4 +1,4 @@
-"""What others make of the optimizers in several processes: it is right, or refused in one sentence."""
+"""accelerate, ZeroRedundancyOptimizer and FSDP1: the result is right, or the error is one sentence."""
 
 import pytest
 import torch
@@ -22,14 +22,14 @@ NAMESAKES = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 
 
 def accelerated(name, constrained, namesake=False):
-    """accelerate's own preparation for FSDP2, which puts other parameters into ``param_groups``."""
+    """Train under accelerate with FSDP2, which replaces the parameters in ``param_groups``."""
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from accelerate.utils import DistributedType
 
     try:
         accelerator = Accelerator(cpu=True)
-        # accelerate offers FSDP2 only where there is an accelerator; its code serves gloo on CPUs as well.
+        # accelerate enables FSDP2 only on accelerators, but its code also works with gloo on CPUs.
         state = AcceleratorState._shared_state
         state["distributed_type"] = DistributedType.FSDP
         state["fsdp_plugin"] = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="NO_WRAP")
@@ -57,10 +57,10 @@ def made(name, params):
 
 
 @pytest.mark.parametrize("name", NAMESAKES)
-def test_accelerates_fsdp2_moves_what_torchs_optimizer_would(processes, name):
+def test_accelerates_fsdp2_equals_torchs_optimizer(processes, name):
     pytest.importorskip("accelerate", reason="accelerate comes with the extra `examples`")
     ours, theirs = (processes.run(2, accelerated, name, False, namesake)[0] for namesake in (False, True))
-    assert ours[1]  # its parameters are the divided ones
+    assert ours[1]  # the optimizer has the sharded parameters
     assert theirs[1]
     start = whole(network())
     assert any((a - b).abs().max() > 1e-3 for a, b in zip(theirs[0], start, strict=True))
@@ -68,7 +68,7 @@ def test_accelerates_fsdp2_moves_what_torchs_optimizer_would(processes, name):
 
 
 @pytest.mark.parametrize("name", NAMESAKES)
-def test_accelerates_fsdp2_solves_what_one_process_solves(processes, name):
+def test_accelerates_fsdp2_equals_one_process(processes, name):
     pytest.importorskip("accelerate", reason="accelerate comes with the extra `examples`")
     parameters, _ = processes.run(2, accelerated, name, True)[0]
     model = network()

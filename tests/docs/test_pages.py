@@ -1,6 +1,6 @@
 """Every Python block of README.md and docs/ runs; the blocks of one page share a namespace and a folder.
 
-A block needs those above it: run a whole page, as with ``-k saving.md``.
+A block needs the blocks above it: run a whole page, e.g. with ``-k saving.md``.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ def _blocks():
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory):
-    """A folder a page, the same for all its blocks."""
+    """Return a function that gives every page one folder for all its blocks."""
     folders = {}
     return lambda page: folders.setdefault(page, tmp_path_factory.mktemp(Path(page).stem))
 

@@ -1,4 +1,4 @@
-"""Under Lightning, gradients are clipped and precision is mixed as with torch's optimizers."""
+"""Under Lightning, gradient clipping and mixed precision work as with torch's optimizers."""
 
 import warnings
 
@@ -16,7 +16,7 @@ DATA = torch.randn(2, 32, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Plain(lightning.LightningModule):
-    """One loss, and Lightning's own loop."""
+    """One loss with Lightning's automatic optimization."""
 
     def __init__(self, make):
         super().__init__()
@@ -34,7 +34,7 @@ class Plain(lightning.LightningModule):
 
 
 class Constrained(Plain):
-    """Two losses: ∇f2 is clipped between its backward pass and the step."""
+    """Two losses with manual optimization; ∇f2 is clipped between its backward pass and the step."""
 
     def __init__(self, make):
         super().__init__(make)
@@ -63,7 +63,7 @@ def fit(module, **options):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
-def test_clipping_is_that_of_torchs_optimizer(name, precision, algorithm):
+def test_clipping_equals_that_of_torchs_optimizer(name, precision, algorithm):
     options = {"precision": precision, "gradient_clip_val": 0.1, "gradient_clip_algorithm": algorithm}
     ours = fit(Plain(lambda params: getattr(ux, name)(params, lr=0.01, control=ux.EpsilonGap(0.1))), **options)
     theirs = fit(Plain(lambda params: OPTIMIZERS[name](params, lr=0.01)), **options)
@@ -97,7 +97,7 @@ def test_fabric_clips_too():
 
 
 def test_a_scaler_still_leaves_unscaling_to_the_step():
-    """It does not wait for the device, and a constraint that was held without the scaler is noticed."""
+    """Unscaling in the step does not wait for the device, and detects a constraint held without the scaler."""
     net = nn.Linear(8, 4)
     optimizer = ux.EpsilonSGD(net.parameters(), lr=0.1, control=ux.EpsilonGap(0.1))
     scaler = torch.amp.GradScaler("cpu")

@@ -1,6 +1,6 @@
-"""What may be wrong with what a person gives, by kind, and the exact sentence that comes of it; never a traceback.
+"""Wrong inputs from users, by kind, and the exact error message of each; never a traceback.
 
-``{place}`` in a command and in a sentence stands for the folder of the test.
+``{place}`` in a command and in a message is the folder of the test.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint, images to forget and to retain, and a run of one model between its boundaries."""
+    """Return a folder with a checkpoint, forget and retain images, and a run with one point between its boundaries."""
     folder = tmp_path_factory.mktemp("made")
     tiny.model("vqgan").save_pretrained(folder / "checkpoint")
     rng = np.random.default_rng(0)
@@ -51,13 +51,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(made: Path, tmp_path: Path) -> Path:
-    """A copy of it to be spoiled."""
+    """Return a copy of ``made`` that a test may damage."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
 def said(place: Path, command: str) -> tuple[int, str]:
-    """Exit code, and the sentence, of a command in which {place} stands for the folder."""
+    """Run a command; return its exit code and its error message."""
     arguments = command.format(place=place).split(" ")
     from typer.testing import CliRunner
 
@@ -75,7 +75,7 @@ SWEEP = RUN.replace("run --epsilon 0.5", "sweep --points 1")
 
 
 def text(name: str, content: str) -> Callable[[Path], Any]:
-    """Puts a text in the place of a file."""
+    """Return a function that replaces a file by a text."""
 
     def write(place: Path) -> None:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -85,17 +85,17 @@ def text(name: str, content: str) -> Callable[[Path], Any]:
 
 
 def cut(name: str) -> Callable[[Path], Any]:
-    """Cuts the second half of a file off."""
+    """Return a function that cuts off the second half of a file."""
     return lambda place: (place / name).write_bytes((place / name).read_bytes()[: (place / name).stat().st_size // 2])
 
 
 def entry(name: str, key: str, value: Any) -> Callable[[Path], Any]:
-    """Changes one entry of a JSON file."""
+    """Return a function that changes one entry of a JSON file."""
     return lambda place: text(name, json.dumps(json.loads((place / name).read_text()) | {key: value}))(place)
 
 
 def column(name: str, old: str, new: str) -> Callable[[Path], Any]:
-    """Replaces a text wherever it is in a file."""
+    """Return a function that replaces every occurrence of a text in a file."""
     return lambda place: text(name, (place / name).read_text().replace(old, new))(place)
 
 
@@ -115,7 +115,7 @@ def pickled_pictures(place: Path) -> None:
 
 
 def _cases(*tables: dict[str, tuple[Any, ...]]) -> list[Any]:
-    """Of several tables, for pytest, each under its name."""
+    """Return the cases of several tables as pytest parameters with their names as ids."""
     return [pytest.param(*case, id=name) for table in tables for name, case in table.items()]
 
 
@@ -123,7 +123,7 @@ def nothing(place: Path) -> None:
     pass
 
 
-# How what was made is spoiled, the command, and the sentence; where it ends with …, another library says the rest.
+# How the files are damaged, the command, and the message; where it ends with …, another library gives the rest.
 FILES = {
     "no checkpoint": (nothing, RUN.replace("checkpoint", "nowhere"), "there is no folder {place}/nowhere."),
     "one word for a checkpoint": (
@@ -515,13 +515,13 @@ PIXELS = torch.rand(2, 12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) 
 
 
 def unlearned(**changed: Any) -> None:
-    """``unlearn`` of a tiny model, but for what is changed."""
+    """Call ``unlearn`` on a tiny model, with some arguments changed."""
     given = {"forget": PIXELS[0] / 2, "retain": PIXELS[1], "task": CenterCrop(0.5), "epsilon": 0.5}
     ux.unlearn(**{"model": tiny.model("vqgan"), "settings": Settings(steps=1, batch_size=8)} | given | changed)
 
 
 def swept(**changed: Any) -> None:
-    """``sweep``, likewise."""
+    """Call ``sweep`` on a tiny model, with some arguments changed."""
     given = {"task": CenterCrop(0.5), "points": 1, "settings": Settings(steps=1, batch_size=8)} | changed
     ux.sweep(tiny.model("vqgan"), PIXELS[0] / 2, PIXELS[1], **given)
 
@@ -532,7 +532,7 @@ def half() -> Any:
     return model
 
 
-# From Python: the call, and the sentence.
+# From Python: the call and the message.
 SHAPES = {
     "no batch": (lambda: unlearned(forget=PIXELS[0, :, 0]),
                  "the forget images have the shape [12, 8, 8]; it must be [N, C, H, W]."),

@@ -1,4 +1,4 @@
-"""No home folder, or none that can be written to: a sentence before anything is trained, or no need of one."""
+"""Without a writable home folder, a command that needs the cache fails before training; others work."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ NO_HOME = "there is no home folder to keep downloads and small models in: set UN
 
 
 def call(*arguments: str) -> tuple[int, str]:
-    """Exit code and everything said, as one line of words."""
+    """Run a command; return its exit code and its output as one line."""
     done = CliRunner().invoke(app, arguments)
     return done.exit_code, " ".join(done.output.split())
 
 
 @pytest.fixture
 def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No home folder, as of a user id that only a container knows; a folder to work in."""
+    """Remove the home folder, as for a container's user id without an account; return the working folder."""
 
     def unknown(uid: int) -> None:
         raise KeyError(f"getpwuid(): uid not found: {uid}")
@@ -46,7 +46,7 @@ def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing may be trained."""
+    """Fail if anything is trained."""
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("too late")
@@ -84,7 +84,7 @@ def test_a_classifier_that_would_be_cached(homeless: Path, untrained: None) -> N
     assert str(raised.value) == NO_HOME
 
 
-def test_arrays_that_would_lie_in_the_cache(homeless: Path) -> None:
+def test_arrays_that_would_be_stored_in_the_cache(homeless: Path) -> None:
     with pytest.raises(UserError) as raised:
         empty((8,), torch.float32, limit=0)
     assert str(raised.value) == NO_HOME
@@ -101,7 +101,7 @@ def test_own_images_and_models_need_no_home(homeless: Path, monkeypatch: pytest.
     assert (homeless / "run" / "eps-0.3000" / "config.json").is_file()
 
 
-# What the environment says, and where the cache is then, below the folder {at}.
+# Environment variables, and where the cache folder is then; {at} is the folder of the test.
 PLACES = {
     "our own variable": ({"UNLEARN_EXT_CACHE": "{at}/a", "XDG_CACHE_HOME": "{at}/b", "HOME": "{at}/c"}, "{at}/a"),
     "everybody's variable": ({"XDG_CACHE_HOME": "{at}/b", "HOME": "{at}/c"}, "{at}/b/unlearn_ext"),

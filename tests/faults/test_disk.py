@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or gone: one sentence, what was there is as it was, and --resume goes on."""
+"""A disk that is full, read-only or gone: one error message, no damage to existing files, and --resume works."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WHY = {
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Called with a count and the number of an error, lets so many fsyncs succeed and the next fail."""
+    """Return a function (count, errno) after which ``count`` calls of fsync succeed and the next fails."""
     fsync, left = os.fsync, [-1, 0]
 
     def failed(descriptor):
@@ -71,7 +71,7 @@ def test_a_folder_that_cannot_be_written_leaves_the_one_before(tmp_path, failing
     ("killed_in", "left"),
     [
         ("_rename", "before"),  # called to move the new folder into place
-        ("_settle", "after"),  # called when it is there
+        ("_settle", "after"),  # called after the move
     ],
 )
 def test_a_kill_while_a_folder_is_replaced_leaves_one_of_the_two(tmp_path, monkeypatch, killed_in, left):
@@ -99,7 +99,7 @@ def _two_files(place, text):
         (place / name).write_text(text)
 
 
-def test_of_two_at_once_the_first_wins(tmp_path):
+def test_of_two_simultaneous_writers_the_first_wins(tmp_path):
     def late(place):
         _two_files(tmp_path / "model", "first")
         _two_files(place, "second")
@@ -108,7 +108,7 @@ def test_of_two_at_once_the_first_wins(tmp_path):
     assert {path.read_text() for path in (tmp_path / "model").iterdir()} == {"first"}
 
 
-def test_what_safetensors_says_of_the_disk_is_the_same_sentence(tmp_path):
+def test_disk_errors_of_safetensors_get_the_same_message(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
 
     def save(place):
@@ -118,7 +118,7 @@ def test_what_safetensors_says_of_the_disk_is_the_same_sentence(tmp_path):
         save_folder(tmp_path / "model", save, replace=True)
 
 
-def test_other_errors_are_not_the_disks(tmp_path):
+def test_other_errors_are_not_converted(tmp_path):
     with pytest.raises(ZeroDivisionError):
         save_folder(tmp_path / "model", lambda place: 1 / 0, replace=True)
     assert not list(tmp_path.iterdir())
@@ -133,7 +133,7 @@ def swept(folder):
 
 
 @pytest.mark.parametrize("count", [5, 60])
-def test_a_sweep_on_a_full_disk_goes_on_when_there_is_room(tmp_path, monkeypatch, failing, count):
+def test_a_sweep_on_a_full_disk_resumes_when_there_is_space(tmp_path, monkeypatch, failing, count):
     pytest.importorskip("diffusers")
     monkeypatch.setattr(journal, "SECONDS", 0.0)
     swept(tmp_path / "alone")

@@ -1,4 +1,4 @@
-"""Any list of anything: a Python exception and nothing written, or the answer of the reference in float64.
+"""Random operands of any kind: either an exception and nothing written, or the result of the float64 reference.
 
 ``UNLEARN_EXT_FUZZ`` is the number of examples of each test; ``make fuzz`` sets a large one.
 """
@@ -37,21 +37,21 @@ seeds = st.integers(0, 999)
 @pytest.fixture(autouse=True)
 def quiet():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, about quantisation, sparse rows and fake tensors
+        warnings.simplefilter("ignore")  # from torch, about quantisation, sparse rows and fake tensors
         yield
 
 
 @st.composite
 def columns(draw, count: int, alike: bool = False) -> list[list]:
-    """Lists of things, mostly of one shape a row; now and then one of them in a second place, or a list too short.
+    """Draw lists of operands, mostly of one shape per row; sometimes an operand appears twice or a list is too short.
 
     Args:
-        alike: one dtype a row, as torch wants it of a parameter and its gradients.
+        alike: use one dtype per row, as torch requires of a parameter and its gradients.
     """
     lists: list[list] = [[] for _ in range(count)]
     for _ in range(draw(st.integers(0, 4))):
         shape = draw(st.sampled_from(SHAPES))
-        odd = draw(st.integers(0, count))  # at most one odd thing a row, or nothing would ever be stepped
+        odd = draw(st.integers(0, count))  # at most one odd operand per row, or every step would be refused
         usual = draw(st.sampled_from(USUAL))
         for column, things in enumerate(lists):
             kind = draw(kinds) if column == odd else usual if alike else draw(st.sampled_from(USUAL))
@@ -85,7 +85,7 @@ def snapshot(thing: object) -> Tensor | None:
 
 
 def attempt(call: Callable[[], object], things: list) -> bool:
-    """Whether the call was taken; if it was refused, then with a sentence and with nothing written."""
+    """Return whether the call succeeded; if it was refused, check the message and that nothing was written."""
     before = [snapshot(thing) for thing in things]
     try:
         call()
@@ -97,7 +97,7 @@ def attempt(call: Callable[[], object], things: list) -> bool:
 
 def assert_refused(error: Exception, things: list, before: list[Tensor | None]) -> None:
     assert len(str(error)) > 10
-    assert isinstance(error, REFUSALS) or "FakeTensor" in str(error)  # torch asserts that no real tensor is among fakes
+    assert isinstance(error, REFUSALS) or "FakeTensor" in str(error)  # torch's assertion on mixed real and fake
     for thing, was in zip(things, before, strict=True):
         if was is not None:
             torch.testing.assert_close(thing.detach(), was, rtol=0, atol=0, equal_nan=True)
@@ -108,11 +108,11 @@ def exact(thing: object) -> Tensor | None:
 
 
 def assert_stepped(rule: Rule, lists: list[list], mine: dict, before: list[list], groups: list[int]) -> None:
-    """What was written is what the reference writes in float64 with the λ of ``mine``, and that λ is right."""
+    """Check λ of ``mine``, and that the tensors are what the float64 reference writes with it."""
     phases = TwoPhase(torch.device("cpu"), len(mine["hyper"]), fused=False)
     phases.hyper, phases.control = mine["hyper"], mine["control"]
     reached = []
-    for lam in (0.0, mine["report"][Report.LAMBDA]):  # with λ = 0 as well: how large the two parts of the step are
+    for lam in (0.0, mine["report"][Report.LAMBDA]):  # λ = 0 too, for the size of the two parts of the step
         phases.report = mine["asked"].clone()
         operands = Operands(*([None if t is None else t.clone() for t in column] for column in before), groups)
         phases.begin(rule, operands)
@@ -130,7 +130,7 @@ def assert_stepped(rule: Rule, lists: list[list], mine: dict, before: list[list]
         rows = zip(lists[column], before[column], reached[0][column], reached[1][column], strict=True)
         for got, was, plain, want in rows:
             if got is not None and not got.is_floating_point():
-                assert got == want  # a step counter, which the reference takes in any dtype
+                assert got == want  # a step counter, which the reference accepts in any dtype
             elif got is not None and got.numel():
                 parts = (was.abs() + plain.abs() + (want - plain).abs()).nan_to_num(0, posinf=0)
                 rounding = torch.finfo(got.dtype).eps * want.abs().nan_to_num(0) + torch.finfo(got.dtype).tiny
@@ -140,7 +140,7 @@ def assert_stepped(rule: Rule, lists: list[list], mine: dict, before: list[list]
 
 
 def assert_solved(report: Tensor, solved: Tensor) -> None:
-    """Sums to float32's rounding of their terms, whose sizes are bounded by the norms; λ to that of the sums."""
+    """Check the sums to float32's rounding of their terms, which the norms bound, and λ to the rounding of the sums."""
     sq_constraint, sq_direction = solved[Report.SQ_CONSTRAINT], solved[Report.SQ_DIRECTION]
     terms = (sq_constraint * sq_direction).sqrt()
     assert (report[Report.DOT] - solved[Report.DOT]).abs() <= 1e-5 * terms + 1e-30
@@ -172,7 +172,7 @@ def test_projection(lists, psi, kind, seed):
     phases = TwoPhase(torch.device("cpu"), fused=False)
     phases.hyper, phases.control, phases.report = hyper, control, report
     phases.begin(Rule.PROJECT, Operands(none, *before, none, none, none, [0] * len(none)))
-    phases.stats()  # the operator tells λ and the flag alone
+    phases.stats()  # the operator returns only λ and the flag
     mine = {"hyper": hyper, "control": control, "asked": asked, "report": report.clone()}
     assert skipped == report[Report.SKIPPED]
     if not skipped:
@@ -274,7 +274,7 @@ def parameter(thing: object) -> object:
 
 
 def take_step(optimizer: object, params: list, grads: list, constraint_grads: list, f1: object) -> list[Tensor]:
-    """One step with given gradients; what it wrote."""
+    """Take one step with given gradients; return the tensors that it wrote."""
     for param, grad in zip(params, constraint_grads, strict=True):
         param.grad = grad
     optimizer.hold_constraint(f1)
@@ -291,7 +291,7 @@ def take_step(optimizer: object, params: list, grads: list, constraint_grads: li
 @fuzz
 @given(data=st.data())
 def test_optimizers(name, data):
-    """Against the same optimizer on the reference in float64; sums and λ are checked above, this is the way there."""
+    """The step equals that of the same optimizer on the float64 reference; the tests above check sums and λ."""
     lists = data.draw(columns(3, alike=True))
     f1 = made(data.draw(kinds), (), data.draw(seeds)) if data.draw(st.booleans()) else torch.tensor(1.0)
     control = data.draw(st.sampled_from([ux.EpsilonGap(0.3)] * 9 + [None, 3, "gap", lambda stats: stats.dot]))

@@ -1,4 +1,4 @@
-"""Sweeps that are killed at random moments end with the same bytes; `make fuzz` kills 50."""
+"""Sweeps that are killed at random moments and resumed end with the same bytes; `make fuzz` kills 50 times."""
 
 from __future__ import annotations
 

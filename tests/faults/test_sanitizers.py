@@ -1,4 +1,4 @@
-"""The C++ under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, without Python: CMake builds both."""
+"""The C++ code without Python, under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer."""
 
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ def run(*command: str | Path) -> str:
 
 
 def built(name: str, sanitizer: str) -> Path:
-    """A program of CMakeLists.txt's, compiled with a sanitizer; a second time only where a source has changed."""
+    """Build a target of CMakeLists.txt with a sanitizer, if a source has changed; return the program's path."""
     folder = ROOT / "build" / f"faults-{sanitizer.partition(',')[0]}"
     options = (f"-DUNLEARN_EXT_SANITIZE={sanitizer}", "-DUNLEARN_EXT_FUZZ=ON", "-DCMAKE_CXX_COMPILER=g++")
     run(CMAKE, "-S", ROOT, "-B", folder, *options)

@@ -1,4 +1,4 @@
-"""A terminal of any encoding, a reader that leaves, a log on a full disk: the command ends as if it had been read."""
+"""Any terminal encoding, a closed pipe, a log on a full disk: the command finishes its work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXT = "ε = 0.3, λ ‖g‖² → 0 … – “caf\udce9” █ 日本"
 
 
 def said(encoding: str) -> bytes:
-    """What comes of ``TEXT``, through a pipe."""
+    """Print ``TEXT`` to a pipe with an encoding; return the bytes."""
     reading, writing = os.pipe()
     with open(reading, "rb") as pipe:
         with SafeStream(open(writing, "w", encoding=encoding)) as stream:
@@ -32,7 +32,7 @@ def said(encoding: str) -> bytes:
 @pytest.mark.parametrize(
     "encoding", ["ascii", "latin-1", "cp1252", "cp437", "koi8-r", "iso8859-7", "shift_jis", "gb18030", "cp500", "utf-8"]
 )
-def test_every_encoding_says_all_of_it(encoding: str) -> None:
+def test_no_text_is_lost_in_any_encoding(encoding: str) -> None:
     text = said(encoding).decode(encoding)
     assert " = 0.3, " in text
     assert "caf\\udce9" in text
@@ -46,12 +46,12 @@ def test_every_encoding_says_all_of_it(encoding: str) -> None:
             assert letter in text
 
 
-def test_greek_is_spelled_out_where_there_is_none() -> None:
+def test_greek_is_spelled_out_in_ascii() -> None:
     assert said("ascii") == b'eps = 0.3, lam ||g||^2 -> 0 ... - "caf\\udce9" \\u2588 \\u65e5\\u672c\n'
 
 
 @pytest.mark.parametrize("length", [10, 100_000])
-def test_a_reader_that_leaves(capfd: pytest.CaptureFixture[str], length: int) -> None:
+def test_a_closed_pipe(capfd: pytest.CaptureFixture[str], length: int) -> None:
     reading, writing = os.pipe()
     with SafeStream(open(writing, "w", encoding="utf-8")) as stream:
         os.close(reading)
@@ -61,7 +61,7 @@ def test_a_reader_that_leaves(capfd: pytest.CaptureFixture[str], length: int) ->
     assert capfd.readouterr().err == ""
 
 
-def test_a_stream_of_a_notebook_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_of_a_notebook_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     class Cell:
         encoding = "utf-8"
 
@@ -74,7 +74,7 @@ def test_a_stream_of_a_notebook_is_left_alone(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a checkpoint, images to forget and images to retain."""
+    """Return a folder with a checkpoint, images to forget and images to retain."""
     pytest.importorskip("diffusers")
     folder = tmp_path_factory.mktemp("work")
     tiny.write_inputs(folder, images=8)
@@ -96,7 +96,7 @@ def shell(place: Path, line: str, **environment: str) -> subprocess.CompletedPro
 
 @pytest.mark.parametrize("redirected", ["| true", "2>&1 | true", ">&-", ">&- 2>&- <&-", "> /dev/full 2> /dev/full"])
 def test_a_run_whose_output_nobody_reads_ends_with_its_model(place: Path, tmp_path: Path, redirected: str) -> None:
-    # --epsilon 99 warns too, on standard error.
+    # --epsilon 99 also prints a warning to standard error.
     done = shell(place, f"({COMMAND}run --epsilon 99 {SOURCES} --out {tmp_path}/run) {redirected}")
     assert (tmp_path / "run" / "eps-99.0000" / "config.json").is_file(), done.stderr
     assert done.returncode == 0
@@ -110,7 +110,7 @@ def test_a_log_on_a_full_disk_is_mentioned_once(place: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("arguments", ["--help", "reproduce --help", "info", ""])
-def test_a_reader_of_words_may_leave(place: Path, arguments: str) -> None:
+def test_help_into_a_closed_pipe(place: Path, arguments: str) -> None:
     done = shell(place, f"({COMMAND}{arguments}; echo $? >&2) | true")
     assert done.stderr == ("2\n" if arguments == "" else "0\n")
 

@@ -1,4 +1,4 @@
-"""Names of files and classes that are not UTF-8: escaped and read back, or refused before anything is trained."""
+"""File and class names that are not UTF-8 are escaped and read back, or refused before training."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ WHOLE = ["café", "日本", "\\udce9", "a\\b", "ε → 0", "\N{NO-BREAK SPACE}"]
 
 
 @pytest.mark.parametrize("name", [*NAMES, *WHOLE])
-def test_json_brings_every_name_back(tmp_path: Path, name: str) -> None:
+def test_json_restores_every_name(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.json"
     write_text(path, json.dumps({"name": name}, ensure_ascii=False))
     assert json.loads(path.read_text(encoding="utf-8")) == {"name": name}
 
 
-def test_text_that_can_be_encoded_is_written_as_it_is(tmp_path: Path) -> None:
+def test_text_that_can_be_encoded_is_written_unchanged(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "".join(WHOLE))
     assert (tmp_path / "a").read_text(encoding="utf-8") == "".join(WHOLE)
     write_table(tmp_path / "b.csv", ["ε", NAMES[0]], [[1.5, "日本"]])
@@ -55,7 +55,7 @@ def test_text_that_can_be_encoded_is_written_as_it_is(tmp_path: Path) -> None:
 
 
 def made(folder: Path) -> Path:
-    """Makes a folder, where the file system takes its name."""
+    """Create a folder; skip the test if the file system does not accept the name."""
     try:
         folder.mkdir(parents=True)
     except OSError:
@@ -64,7 +64,7 @@ def made(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_was_typed_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_saved_sources_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     made(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     sources_file.keep(Sources(data_dir=Path(name), forget_classes=f"{name},dog", split=name), tmp_path)
@@ -95,7 +95,7 @@ def test_a_sweep_of_such_classes_is_reported_and_judged(tmp_path: Path) -> None:
     assert json.loads((run / "metrics.json").read_text(encoding="utf-8"))["dataset"] == dataset
     assert "forgetting caf\\udce9 \\udcff\\udcfe" in (run / "report.html").read_text(encoding="utf-8")
     judged = CliRunner().invoke(app, ["evaluate", str(run)])
-    assert "need at least 8 images" in judged.output  # it found the model, the classes and their images
+    assert "need at least 8 images" in judged.output  # so it found the model, the classes and their images
 
 
 PIXELS = torch.rand(2, 8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -27,7 +27,7 @@ def several_threads():
 
 
 def train(seed: int, steps: int = 5) -> Tensor:
-    """A parameter after a few steps of its own; makes no tensor large enough for torch to use threads."""
+    """Train a new parameter for a few steps and return it."""
     generator = torch.Generator().manual_seed(seed)
     param = nn.Parameter(torch.randn(NUMEL, generator=generator))
     optimizer = ux.EpsilonAdamW([param], lr=0.01, control=ux.EpsilonGap(0.3), fused=True)
@@ -61,7 +61,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can
 
 @needs_fork
 def test_a_step_after_a_fork():
-    """The child has no threads of the parent's OpenMP team; torch's own kernels would wait for them."""
+    """A forked child lacks the threads of its parent's OpenMP team; torch's kernels would wait for them."""
     psi, ours, theirs = torch.tensor(1e3), DATA[0].clone(), DATA[0].clone()
     torch.ops.unlearn_ext.halfspace_project_([ours], [DATA[1]], psi)
     child = os.fork()
@@ -73,7 +73,7 @@ def test_a_step_after_a_fork():
 
 
 class Steps(Dataset):
-    """Every item is a step in a worker of its own."""
+    """Every item trains a parameter in a worker."""
 
     def __len__(self) -> int:
         return 4

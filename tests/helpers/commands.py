@@ -1,4 +1,4 @@
-"""Call the command line within the test process."""
+"""Call the command line in the test process."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from unlearn_ext.cli.app import app
 
 
 def call(*arguments: str, **environment: str) -> tuple[int, str]:
-    """Exit code and everything said, as one line of words."""
+    """Run a command; return its exit code and its output as one line."""
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200", **environment})
     return result.exit_code, " ".join((result.stdout + result.stderr).split())

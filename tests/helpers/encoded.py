@@ -1,4 +1,4 @@
-"""Files of images that Pillow reads and does not write."""
+"""Image files that Pillow can read but not write."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-SHORT, LONG = 3, 4  # types of a TIFF's tags
+SHORT, LONG = 3, 4  # types of TIFF tags
 
 
 def png(pixels: np.ndarray, depth: int, *, key: Iterable[int] | None = None, orientation: int | None = None) -> bytes:
-    """A PNG of greys [H, W] or colours [H, W, 3], of ``depth`` bits, in which ``key`` is transparent."""
+    """Encode a PNG of greys [H, W] or colours [H, W, 3], with ``depth`` bits; the colour ``key`` is transparent."""
     samples = pixels.reshape(len(pixels), -1)
     if depth == 16:
         rows = samples.astype(">u2").view(np.uint8).reshape(len(pixels), -1)
@@ -33,17 +33,17 @@ def png(pixels: np.ndarray, depth: int, *, key: Iterable[int] | None = None, ori
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """A chunk of a PNG."""
+    """Encode a PNG chunk."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def tiff(pixels: np.ndarray, *, order: str = "<", **tags: Any) -> bytes:
-    """A TIFF of greys [H, W], with the bits and the format of their dtype.
+    """Encode a TIFF of greys [H, W], with the sample size and format of their dtype.
 
     Args:
-        pixels: of any dtype of numbers.
-        order: of the bytes.
-        tags: that replace or are added to the usual ones, ``tag_274=3`` for the orientation; as numbers of 16 bits.
+        pixels: grey values of any numeric dtype.
+        order: byte order, ``<`` or ``>``.
+        tags: 16-bit tags to add or replace, e.g. ``tag_274=3`` for the orientation.
     """
     height, width = pixels.shape
     data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
@@ -63,7 +63,7 @@ def tiff(pixels: np.ndarray, *, order: str = "<", **tags: Any) -> bytes:
 
 
 def twelve_bits(pixels: np.ndarray) -> bytes:
-    """A TIFF of greys [H, W] up to 4095, packed in 12 bits, of an even width."""
+    """Encode a TIFF of greys [H, W] up to 4095, packed in 12 bits; the width must be even."""
     first, second = pixels[:, ::2].astype(int), pixels[:, 1::2].astype(int)
     packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=-1).astype(np.uint8)
     return tiff(packed.reshape(len(pixels), -1), tag_256=pixels.shape[1], tag_258=12)

@@ -1,8 +1,8 @@
-"""Sweeps of a tiny model, killed at random moments and resumed, against one that was left alone.
+"""Compare sweeps of a tiny model that are killed at random moments and resumed with an undisturbed sweep.
 
     python tests/helpers/kills.py 50
 
-Every sweep runs in a child of this process, so that Python and its libraries are loaded once, and is killed by SIGKILL.
+Every sweep runs in a forked child, so that Python and its libraries are loaded once. SIGKILL kills it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from unlearn_ext.unlearning import journal
 from unlearn_ext.unlearning.phases import sweep
 from unlearn_ext.unlearning.settings import Settings
 
-CHANGING = ("seconds", "peak_memory_mb")  # what no two runs have alike
+CHANGING = ("seconds", "peak_memory_mb")  # these differ between any two runs
 
 
 def sweep_to(folder: Path) -> None:
-    """A small sweep into a folder, its journal written after every step; goes on with what is there."""
+    """Sweep a tiny model into a folder, with a journal entry after every step; resume what is there."""
     journal.SECONDS = 0.0
     images = torch.rand(4, 12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     sweep(
@@ -39,7 +39,7 @@ def sweep_to(folder: Path) -> None:
 
 
 def run_and_kill(folder: Path, seconds: float) -> bool:
-    """Go on with the sweep in a folder, for so long at most; whether it was killed."""
+    """Resume the sweep in a folder and kill it after ``seconds``; return whether it was killed."""
     child = os.fork()
     if not child:
         sweep_to(folder)
@@ -56,7 +56,7 @@ def run_and_kill(folder: Path, seconds: float) -> bool:
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    """Every file of a run, by its path, without what no two runs have alike."""
+    """Return the content of every file of a run, by path, without the values in ``CHANGING``."""
     found: dict[str, object] = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     found["front.csv"] = [_stable(row) for row in csv.DictReader(found["front.csv"].decode().splitlines())]
     found["metrics.json"] = _stable(json.loads(found["metrics.json"]))
@@ -68,8 +68,8 @@ def _stable(row: dict[str, object]) -> dict[str, object]:
 
 
 def main(kills: int) -> None:
-    torch.set_num_threads(1)  # a child of a fork may not wait for threads that only its parent has
-    tiny.model("vqgan")  # its library is loaded here once
+    torch.set_num_threads(1)  # a forked child does not have its parent's threads
+    tiny.model("vqgan")  # loads the library once, before the forks
     left = kills
     with tempfile.TemporaryDirectory() as place:
         alone = Path(place) / "alone"

@@ -1,4 +1,4 @@
-"""Everything that may be handed in where a tensor is expected."""
+"""Things that a caller may pass where a tensor is expected."""
 
 from collections.abc import Callable
 
@@ -53,7 +53,7 @@ def _csr(shape: Shape, seed: int) -> Tensor:
     return torch.ones(3, 3).to_sparse_csr()
 
 
-#: Real tensors with memory of their own, in every dtype and order that a step takes.
+#: Real tensors that own their memory, in every dtype and memory layout that a step accepts.
 GOOD: dict[str, Callable[[Shape, int], object]] = {
     "float32": _of(torch.float32),
     "bfloat16": _of(torch.bfloat16),
@@ -72,7 +72,7 @@ GOOD: dict[str, Callable[[Shape, int], object]] = {
     "minus inf": _with(-torch.inf),
 }
 
-#: What must be refused, or, where torch can, be read for what it shows.
+#: Things that must be refused, or read as torch reads them.
 ODD: dict[str, Callable[[Shape, int], object]] = {
     "zero stride": lambda shape, seed: values((1,) * len(shape), seed).expand(shape),
     "overlapping": lambda shape, seed: values((64,), seed).as_strided(shape, (1,) * len(shape)),

@@ -1,4 +1,4 @@
-"""A few processes that wait for work, so that not every test pays for starting Python."""
+"""Processes that wait for work, so that not every test has to start Python."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-PATIENCE = 30.0  # seconds until a test that hangs is a test that failed
+PATIENCE = 30.0  # seconds until a hanging test fails
 
 
 class Processes:
-    """Four processes; ``run`` makes some of them one gloo group for as long as one function takes."""
+    """Worker processes; ``run`` makes some of them a gloo group for one function call."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -27,10 +27,10 @@ class Processes:
         self._workers: list[tuple[Any, Connection]] = []
 
     def run(self, size: int, work: Callable, *args: Any, **options: Any) -> list[Any]:
-        """What ``work(*args, **options)`` returned in each process, by rank.
+        """Return what ``work(*args, **options)`` returned in each process, by rank.
 
         Raises:
-            AssertionError: with the traceback of a process that failed, or when one does not answer in time.
+            AssertionError: A process failed (with its traceback), or did not answer in time.
         """
         self._groups += 1
         store = self._folder / f"store-{self._groups}"
@@ -74,7 +74,7 @@ def _serve(pipe: Connection) -> None:
             patience = timedelta(seconds=PATIENCE / 2)
             dist.init_process_group("gloo", f"file://{store}", patience, rank=rank, world_size=size)
             result = work()
-            dist.barrier()  # nobody hangs up while another is still connecting
+            dist.barrier()  # no process leaves while another is still connecting
         except Exception:
             error = f"process {rank}:\n{traceback.format_exc()}"
         finally:

@@ -14,7 +14,7 @@ POINTS = (("most-forgotten", "most-forgotten", 0.04), *((f"eps-{e:.4f}", "epsilo
 
 
 def write_run(folder: Path, **metrics: object) -> Path:
-    """Write a run folder as a sweep would; `metrics` replaces entries of metrics.json."""
+    """Write a run folder as a sweep would; ``metrics`` replaces entries of metrics.json."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     front, history = [], []

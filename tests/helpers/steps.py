@@ -1,4 +1,4 @@
-"""Random steps of every rule, as plain tensors, for the kernels and the reference alike."""
+"""Random steps of every rule, as plain tensors, for the kernels and the reference."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -13,7 +13,7 @@ from unlearn_ext.ops.extension import why_not
 from unlearn_ext.ops.layout import Hyper, Operands, Report, Rule
 
 needs_kernels = pytest.mark.skipif(bool(why_not(torch.device("cpu"))), reason=why_not(torch.device("cpu")))
-#: Values of ``fused``: both ways to take a step.
+#: Values of ``fused``: the kernels and the reference.
 PATHS = [pytest.param(True, marks=needs_kernels, id="kernels"), pytest.param(False, id="reference")]
 
 HYPER = {
@@ -31,7 +31,7 @@ HYPER = {
 
 
 def operands_like(rule: Rule, shaped: Sequence[Tensor], dtypes: Sequence[torch.dtype], seed: int) -> Operands:
-    """Random operands over tensors of the given shapes and strides; dtypes of θ, g2, g1, first and second."""
+    """Draw operands with the shapes and strides of ``shaped``; ``dtypes`` are those of θ, g2, g1, first and second."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(dtype: torch.dtype, positive: bool = False) -> list[Tensor]:
@@ -56,7 +56,7 @@ def operands_like(rule: Rule, shaped: Sequence[Tensor], dtypes: Sequence[torch.d
 
 
 def cloned(operands: Operands, dtype: torch.dtype | None = None) -> Operands:
-    """A deep copy with the strides kept; with ``dtype``, the floating-point operands converted (the steps are not)."""
+    """Return a deep copy with the same strides; ``dtype`` converts all operands but the steps."""
 
     def copy(name: str, tensor: Tensor | None) -> Tensor | None:
         if tensor is None:
@@ -69,7 +69,7 @@ def cloned(operands: Operands, dtype: torch.dtype | None = None) -> Operands:
 
 
 def run_step(rule: Rule, operands: Operands, psi: float, fused: bool | None, device: str = "cpu") -> TwoPhase:
-    """Both phases with a given ψ, in place; returns the step with its sums and report."""
+    """Run both phases with a given ψ, in place; return the step with its sums and report."""
     step = TwoPhase(torch.device(device), fused=fused)
     for column, value in HYPER[rule].items():
         step.hyper[:, column] = value
@@ -83,7 +83,7 @@ def run_step(rule: Rule, operands: Operands, psi: float, fused: bool | None, dev
 
 
 def written(rule: Rule, operands: Operands) -> list[Tensor]:
-    """The tensors that a step writes."""
+    """Return the tensors that a step writes, without its counters."""
     if rule is Rule.PROJECT:
         return list(operands.grads)
     return [t for t in (*operands.params, *operands.firsts, *operands.seconds) if t is not None]

@@ -1,4 +1,4 @@
-"""Models of every family with random weights, the same every time, small enough that a step takes milliseconds."""
+"""Models of every family with fixed random weights, so small that a step takes milliseconds."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ SIDE = 8  # pixels
 
 
 def vqmodel(**options: Any) -> Any:
-    """A ``diffusers.VQModel`` of 8x8 grey images."""
+    """Return a ``diffusers.VQModel`` of 8x8 grey images."""
     return _built("diffusers", "VQModel", _autoencoder | {"latent_channels": 4, "num_vq_embeddings": 16} | options)
 
 
 def kl(**options: Any) -> Any:
-    """A ``diffusers.AutoencoderKL`` of 8x8 grey images."""
+    """Return a ``diffusers.AutoencoderKL`` of 8x8 grey images."""
     return _built("diffusers", "AutoencoderKL", _autoencoder | {"latent_channels": 2} | options)
 
 
 def vitmae(**options: Any) -> Any:
-    """A ``transformers.ViTMAEForPreTraining`` of 8x8 grey images in patches of 2 pixels."""
+    """Return a ``transformers.ViTMAEForPreTraining`` of 8x8 grey images in patches of 2 pixels."""
     transformers = pytest.importorskip("transformers")
     sizes = {
         "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
@@ -36,7 +36,7 @@ def vitmae(**options: Any) -> Any:
 
 
 def unet(**options: Any) -> Any:
-    """A ``diffusers.UNet2DModel`` over two grey images of 8x8 that gives one."""
+    """Return a ``diffusers.UNet2DModel`` that maps two grey images of 8x8 to one."""
     sizes = {
         "sample_size": SIDE, "in_channels": 2, "out_channels": 1, "block_out_channels": (8, 16), "norm_num_groups": 4,
         "down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D"),
@@ -46,12 +46,12 @@ def unet(**options: Any) -> Any:
 
 
 def model(family: str) -> Any:
-    """One of each family."""
+    """Return a wrapped model of a family."""
     return wrapped(family)
 
 
 def wrapped(family: str, **options: Any) -> Any:
-    """One of a family, with options of its configuration."""
+    """Return a wrapped model of a family, with options of its configuration."""
     from unlearn_ext.models.autoencoder import AutoencoderKL
     from unlearn_ext.models.diffusion import Diffusion
     from unlearn_ext.models.mae import MAE
@@ -67,8 +67,8 @@ def write_inputs(folder: Path, images: int) -> None:
     """Write a VQ-GAN to ``checkpoint``, and random grey images of 8x8 to ``ours`` and ``theirs``.
 
     Args:
-        folder: where these three folders are made.
-        images: number of images in each of the two.
+        folder: existing folder in which the three folders are created.
+        images: number of images per folder.
     """
     image = pytest.importorskip("PIL.Image")
     model("vqgan").save_pretrained(folder / "checkpoint")

@@ -1,4 +1,4 @@
-"""One small constrained problem, trained on whole minibatches or on shares of them."""
+"""One small constrained problem, trained on whole minibatches or on this process's part of them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ STEPS = 6
 
 
 def network() -> nn.Module:
-    """Layers of 5, 3 and 1 rows: over two processes unevenly divided, and one of them left without."""
+    """Return layers of 5, 3 and 1 rows: over two processes, shards are uneven and some are empty."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 1))
 
 
 def batches(start: int = 0, steps: int = STEPS) -> Iterator[tuple[Tensor, Tensor]]:
-    """Forget and retain images of each step, [8, 6]; the halves are not alike, so their f1 is not either."""
+    """Yield forget and retain images [8, 6] of each step; f1 differs between the halves of the forget images."""
     for step in range(start, start + steps):
         generator = torch.Generator().manual_seed(step)
         forget, retain = torch.randn(2, 8, 6, generator=generator)
@@ -37,12 +37,12 @@ def batches(start: int = 0, steps: int = STEPS) -> Iterator[tuple[Tensor, Tensor
 
 
 def share(images: Tensor) -> Tensor:
-    """This process's part of a minibatch."""
+    """Return this process's part of a minibatch."""
     return images.tensor_split(dist.get_world_size())[dist.get_rank()]
 
 
 def divide(model: nn.Module, mesh_shape: tuple[int, ...]) -> nn.Module:
-    """``fully_shard`` over a mesh of one dimension, or over the second of two."""
+    """Apply ``fully_shard`` over a one-dimensional mesh, or over the second dimension of a two-dimensional one."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -67,7 +67,7 @@ def train(
     start: int = 0,
     steps: int = STEPS,
 ) -> list[float]:
-    """Trains, and returns λ of every step."""
+    """Train and return λ of every step."""
     multipliers = []
     for forget, retain in batches(start, steps):
         f1 = forget_loss(model, share(forget))
@@ -89,12 +89,12 @@ def train_without_constraint(model: nn.Module, optimizer: torch.optim.Optimizer,
 
 
 def whole(model: nn.Module) -> list[Tensor]:
-    """The parameters, undivided and detached."""
+    """Return the full parameters, detached."""
     return [(p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone() for p in model.parameters()]
 
 
 def alone(name: str, **options) -> tuple[list[Tensor], list[float]]:
-    """What one process makes of the joined minibatches."""
+    """Train on whole minibatches in one process; return the parameters and every λ."""
     model = network()
     multipliers = train(model, OPTIMIZERS[name](model.parameters(), **options))
     return whole(model), multipliers

@@ -1,4 +1,4 @@
-"""Tensors that cannot be stepped: a clear sentence and nothing written, never a silent wrong answer."""
+"""Tensors that a step cannot use raise a clear error, and nothing is written; no result is silently wrong."""
 
 import pytest
 import torch
@@ -130,7 +130,7 @@ def test_a_parameter_given_twice(fused):
     param.grad = ones(3)
     with pytest.warns(UserWarning, match="duplicate"):
         optimizer = ux.EpsilonSGD([param, param], lr=0.1, control=ux.GradientNorm(), fused=fused)
-    for _ in range(2):  # what was refused once is refused again
+    for _ in range(2):  # the second call is refused too
         with pytest.raises(RuntimeError, match="shares memory"):
             optimizer.step()
     assert torch.equal(param, ones(3))
@@ -145,7 +145,7 @@ def test_a_negated_view(place):
         step(**tensors)
 
 
-def test_a_negated_f1_is_read_as_what_it_shows():
+def test_a_negated_f1_is_read_with_its_sign():
     param = nn.Parameter(ones(3))
     param.grad = ones(3)
     optimizer = ux.EpsilonSGD([param], lr=0.1, control=ux.EpsilonGap(0.3))

@@ -1,4 +1,4 @@
-"""What the build promises: one sentence where it cannot, and a core that needs no extra."""
+"""A build that cannot succeed fails with one sentence, and the core works without extras."""
 
 import runpy
 import shutil
@@ -21,7 +21,7 @@ POSIX = ("fcntl", "resource", "pwd", "grp", "termios")
 
 @pytest.fixture
 def build(monkeypatch):
-    """The functions of setup.py, on a machine whose folders hold no CUDA compiler."""
+    """Run setup.py as on a machine without compilers and return its functions."""
     pytest.importorskip("setuptools")
     monkeypatch.setattr(shutil, "which", lambda *args, **kwargs: None)
     variables = ("CXX", "CUDACXX", "CUDA_HOME", "CUDA_PATH", "UNLEARN_EXT_CUDA", "UNLEARN_EXT_CUDA_ARCHS")

@@ -1,4 +1,4 @@
-"""The CUDA kernels against the reference, and what they promise of launches, waiting and repeatability."""
+"""The CUDA kernels: agreement with the reference, launches per step, no synchronization, repeatability, graphs."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def on_device(operands: Operands) -> Operands:
 
 
 def shifted(operands: Operands, offsets: list[int]) -> Operands:
-    """The same values on the device, each list's tensors beginning some elements after an aligned address."""
+    """Copy operands to the device; each list's tensors begin ``offsets`` elements after an aligned address."""
 
     def shift(tensor: torch.Tensor | None, offset: int) -> torch.Tensor | None:
         if tensor is None:
@@ -101,7 +101,7 @@ def test_the_same_bits_from_any_number_of_blocks(rule, shapes):
 
 
 class Loop:
-    """An optimizer over tensors on the device, with gradients that stay where they are."""
+    """An optimizer over tensors on the device, with gradients at fixed addresses."""
 
     def __init__(self, optimizer: type, count: int, **options) -> None:
         generator = torch.Generator("cuda").manual_seed(3)
@@ -120,7 +120,7 @@ class Loop:
             param.grad = grad
 
     def captured(self) -> torch.cuda.CUDAGraph:
-        """One step, which replays take again."""
+        """Capture one step and return its graph."""
         graph = torch.cuda.CUDAGraph()
         self.hold()
         with torch.cuda.graph(graph):
@@ -169,11 +169,12 @@ def test_a_graph_keeps_the_rows_that_it_was_captured_with():
         loop.optimizer.step()
     graph = replayed.captured()
     grads = replayed.grads
-    replayed.grads = [grad.clone() for grad in grads]  # elsewhere: the optimizer lays out another table
+    replayed.grads = [grad.clone() for grad in grads]  # new addresses: the optimizer writes another table
     for loop in (eager, replayed):
         loop.hold()
         loop.optimizer.step()
-    litter = [torch.full((72_000,), 255, dtype=torch.uint8, device="cuda") for _ in range(20)]  # where the first was?
+    # Overwrite the memory of the first table, in case it was freed.
+    litter = [torch.full((72_000,), 255, dtype=torch.uint8, device="cuda") for _ in range(20)]
     graph.replay()
     eager.hold()
     eager.optimizer.step()
@@ -196,7 +197,7 @@ def test_the_functional_layer_may_be_captured(count):
 
 
 @pytest.mark.parametrize("optimizer", [ux.EpsilonSGD, ux.EpsilonAdamW])
-def test_a_replay_reads_the_rates_of_its_day(optimizer):
+def test_a_replay_reads_the_current_rates(optimizer):
     loops, numbers = [], []
     for _ in range(2):
         lr, epsilon, rate = (torch.tensor(value, device="cuda") for value in (1e-2, 0.3, 0.1))
@@ -246,6 +247,6 @@ def test_a_compiled_step_is_the_eager_one(optimizer):
     for index in range(4):
         for loop in loops:
             loop.hold()
-            compiled() if index and loop is loops[0] else loop.optimizer.step()  # the first makes the state
+            compiled() if index and loop is loops[0] else loop.optimizer.step()  # the first step creates the state
     for mine, theirs in zip(loops[0].params, loops[1].params, strict=True):
         assert torch.equal(mine, theirs)

@@ -1,4 +1,4 @@
-"""Kernel against a float64 reference, elementwise, for every rule, dtype mix and size class."""
+"""The kernels against a float64 reference, elementwise, for every rule, dtype mix and size class."""
 
 import itertools
 
@@ -33,7 +33,7 @@ SIZES = {
 
 
 def assert_close(rule, operands, psi):
-    """The kernel's result is the float64 one rounded once to the dtype, plus float32 rounding on the way."""
+    """Check that the kernel's result is the float64 result rounded once to the dtype, within float32's rounding."""
     exact, fused = cloned(operands, torch.float64), cloned(operands)
     oracle = run_step(rule, exact, psi, fused=False)
     step = run_step(rule, fused, psi, fused=True)
@@ -148,7 +148,7 @@ def test_every_instruction_set_gives_the_same_bits(rule, dtype):
 @pytest.mark.parametrize("values", [[0.0, -0.0, 6e-8, -3e-8, 1e-5, 65519.0, 65504.0, 2.0**-14, 1 / 3]])
 @pytest.mark.parametrize("dtype", [BF16, F16])
 def test_rounding_to_half_is_torchs(dtype, values):
-    """λ = 0 and scale 1: the projection writes what it read, through widen and narrow, at every offset of a vector."""
+    """With λ = 0 and scale 1 the projection writes what it read, widened and narrowed, at every offset of a vector."""
     grads = torch.tensor(values * 7, dtype=dtype)
     operands = operands_like(Rule.PROJECT, [grads], (dtype,) * 5, seed=8)
     operands.grads[0] = grads.clone()
@@ -159,17 +159,17 @@ def test_rounding_to_half_is_torchs(dtype, values):
     run_step(Rule.PROJECT, sums, 1e3, fused=True)
     run_step(Rule.PROJECT, exact, 1e3, fused=False)
     nearest = exact.grads[0].to(dtype)
-    assert (sums.grads[0] == nearest).float().mean() > 0.99  # the rest: float32 rounding met a tie
+    assert (sums.grads[0] == nearest).float().mean() > 0.99  # the others: float32 rounding at a tie
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16])
 def test_any_number_is_rounded_as_torch_rounds_it(dtype):
-    """θ = 0 and lr = 1: the step writes −g2, by every instruction set; ties and what lies beside them among it."""
+    """With θ = 0 and lr = 1 the step writes −g2, on every instruction set; the values include ties and near-ties."""
     generator = torch.Generator().manual_seed(12)
     bits = torch.randint(-(2**31), 2**31, (1 << 18,), generator=generator).to(torch.int32)
     ties = (bits & ~0x1FFFF) | torch.randint(-1, 2, bits.shape, generator=generator, dtype=torch.int32)
     numbers = torch.cat([bits, ties, ties + 0x8000, ties + 0x18000, ties + 0x1000, ties + 0x3000]).view(F32)
-    numbers = numbers[numbers.abs() < (1e15 if dtype is BF16 else 60000)]  # NaN is not; squares are summed as floats
+    numbers = numbers[numbers.abs() < (1e15 if dtype is BF16 else 60000)]  # no NaN; float32 sums of squares stay finite
     hyper = torch.zeros(1, len(Hyper), dtype=torch.float64)
     hyper[0, Hyper.LR] = 1
     control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
@@ -211,7 +211,7 @@ def two_group_step(operands, fused):
     return step
 
 
-def test_layout_is_the_binarys():
+def test_layout_matches_the_binary():
     kernels = extension.kernels
     sizes = [len(names) for names in (layout.Sum, layout.Hyper, layout.Control, layout.Report)]
     assert sizes == [kernels.SUMS, kernels.HYPER, kernels.CONTROL, kernels.REPORT]

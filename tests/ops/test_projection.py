@@ -1,4 +1,4 @@
-"""The step satisfies the QP's definition, in float64, on random and on hard cases."""
+"""The step solves the QP: its definition in float64, on random and on hard cases."""
 
 import numpy as np
 import pytest
@@ -12,11 +12,11 @@ from unlearn_ext import ops
 from unlearn_ext.ops.layout import Hyper, Operands, Report, Rule
 
 F64 = torch.float64
-SUBNORMAL = 5e-324  # the smallest
+SUBNORMAL = 5e-324  # the smallest positive float64
 
 
 def project(d, g1, psi, fused=False):
-    """g and λ in the metric I."""
+    """Project in the metric I; return g, λ and the step."""
     none = [None] * len(d)
     operands = Operands(none, [t.clone() for t in d], g1, none, none, none, [0] * len(d))
     step = run_step(Rule.PROJECT, operands, psi, fused)
@@ -52,7 +52,7 @@ def test_definition(pair, psi):
 
 
 def metric_of(rule, operands, row=0):
-    """diag P, d and g1 of a step, from the formulas of the design, not from the code under test."""
+    """Return diag P, d and g1 of a step, from the formulas of the design and not from the code under test."""
     theta, g2, g1 = operands.params[row], operands.grads[row], operands.constraint_grads[row]
     h = HYPER[rule]
     if rule is Rule.SGD:
@@ -91,7 +91,7 @@ def test_nearest_point_in_the_metric_against_an_independent_solver(rule, seed, p
 
 @pytest.mark.parametrize("exponent", range(-15, 16, 3))
 def test_scale_covariance(exponent):
-    """f1 → s·f1 (with ψ → s·ψ) leaves g as it is; (d, ψ) → s·(d, ψ) scales g."""
+    """f1 → s·f1 (with ψ → s·ψ) leaves g unchanged; (d, ψ) → s·(d, ψ) scales g."""
     generator = torch.Generator().manual_seed(3)
     d, g1 = (torch.randn(50, generator=generator, dtype=F64) for _ in range(2))
     s = 10.0**exponent
@@ -125,8 +125,8 @@ def test_adversarial_directions(fused):
         (e, e, 1.0, 0.0),  # exactly on the boundary
         (e.roll(1), e, 1.0, 1.0),  # orthogonal
         (torch.zeros(64), e, 0.0, 0.0),  # nothing to do
-        (e, torch.zeros(64), 5.0, 0.0),  # no constraint gradient: infeasible, left alone
-        (e, e * 2.0**-40, 2.0**-40, 0.0),  # powers of two: float32 holds them exactly
+        (e, torch.zeros(64), 5.0, 0.0),  # no constraint gradient: infeasible, unchanged
+        (e, e * 2.0**-40, 2.0**-40, 0.0),  # powers of two are exact in float32
         (-e, e * 2.0**-40, 2.0**-40, 2.0**41),
     ]:
         (g,), got, _ = project([d], [g1], psi, fused)
@@ -159,7 +159,7 @@ def test_a_psi_that_is_not_finite_skips_the_step(psi, fused):
     assert torch.equal(g, d)
 
 
-def test_the_reference_runs_where_it_is_asked_for(monkeypatch):
+def test_the_reference_runs_with_fused_false(monkeypatch):
     monkeypatch.setattr("unlearn_ext.ops._kernels.kernels", None)
     (g,), lam, _ = project([torch.zeros(3)], [torch.ones(3)], 6.0)
     assert lam == 2
@@ -181,7 +181,7 @@ def test_functional_layer():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # float64 has no kernel
 @pytest.mark.parametrize("op", ["halfspace_project_", "sgd_step_"])
-def test_autograd_learns_of_what_is_written(op, dtype):
+def test_autograd_detects_the_in_place_writes(op, dtype):
     inputs, kept, g1 = torch.randn(5, dtype=dtype, requires_grad=True), torch.ones(5, dtype=dtype), -torch.ones(5)
     hyper = torch.tensor([[0.1, 0, 0, 0, 0, 0, 0, 1]], dtype=torch.float64)
     control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
@@ -197,7 +197,7 @@ def test_autograd_learns_of_what_is_written(op, dtype):
 
 
 def functional_step(op, *states):
-    """One step of θ = 1 under g2 = 2 at the rate 0.1, on the functional layer, the states in place; θ."""
+    """Take a functional step of θ = 1 with g2 = 2 and lr = 0.1, updating the states in place; return θ."""
     params, grads, g1 = ([torch.full((3,), value)] for value in (1.0, 2.0, 0.0))
     hyper = torch.tensor([[0.1, 0.9, 0.5, 1e-8, 0, 0, 0, 1]], dtype=torch.float64)
     control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
@@ -210,7 +210,7 @@ def test_functional_sgd_has_momentum_and_counts_its_steps():
     outputs = (first.clone().requires_grad_() * first).sum()
     theta = functional_step(ops.sgd_step_, [first], [steps])
     assert steps == 1
-    torch.testing.assert_close(first, torch.full((3,), 2.0))  # as torch begins it: with the gradient itself
+    torch.testing.assert_close(first, torch.full((3,), 2.0))  # as in torch, the first buffer is the gradient
     torch.testing.assert_close(theta, torch.full((3,), 0.8))
     functional_step(ops.sgd_step_, [first], [steps])
     assert steps == 2
@@ -236,7 +236,7 @@ def test_a_functional_step_of_no_tensors():
     assert report[Report.SKIPPED] == 0
 
 
-def test_there_is_no_derivative_and_who_asks_for_it_is_told():
+def test_there_is_no_derivative_and_backward_raises():
     d, g1 = torch.randn(5, requires_grad=True), torch.randn(5)
 
     def both() -> torch.Tensor:

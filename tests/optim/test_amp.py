@@ -1,4 +1,4 @@
-"""GradScaler with both gradients scaled, autocast, and gradient accumulation on either side."""
+"""GradScaler with both gradients scaled, autocast, and gradient accumulation for f1 and f2."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def scaled_step(net, optimizer, scaler, index, *, unscale_first=False, spoil=Non
 @pytest.mark.parametrize("cls", OPTIMIZERS)
 @pytest.mark.parametrize("unscale_first", [False, True])
 @pytest.mark.parametrize("fused", [None, False])
-def test_scaled_training_is_the_unscaled(cls, unscale_first, fused):
+def test_scaled_training_equals_unscaled(cls, unscale_first, fused):
     scaled, plain = model(), model()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     with_scaler = cls(scaled.parameters(), lr=1e-2, control=ux.EpsilonGap(0.05), fused=fused)
@@ -104,7 +104,7 @@ def test_an_overflow_on_either_side_skips_and_backs_off(cls, spoil):
     assert_same(net, before)
     assert scaler.get_scale() == 512.0
     assert optimizer.skipped_steps.item() == 1
-    scaled_step(net, optimizer, scaler, 1)  # nothing of the bad step is left
+    scaled_step(net, optimizer, scaler, 1)  # the bad step left no trace
     assert optimizer.skipped_steps.item() == 1
     assert all(torch.isfinite(p).all() for p in net.parameters())
     assert not torch.equal(net[0].weight, before[0].weight)
@@ -139,7 +139,7 @@ def test_a_constraint_held_without_the_scaler_is_refused():
 
 
 @pytest.mark.parametrize("cls", OPTIMIZERS)
-def test_autocast_ends_where_float32_does(cls):
+def test_autocast_reaches_the_same_f1_as_float32(cls):
     reached = []
     for enabled in (False, True):
         net = model()
@@ -161,7 +161,7 @@ def test_autocast_ends_where_float32_does(cls):
 
 @pytest.mark.parametrize("cls", OPTIMIZERS)
 @pytest.mark.parametrize("parts", [(1, 1), (4, 1), (1, 3), (5, 2)])
-def test_any_number_of_micro_batches_is_the_whole_batch(cls, parts):
+def test_any_number_of_micro_batches_equals_the_whole_batch(cls, parts):
     whole, split = model(), model()
     optimizers = [cls(net.parameters(), lr=1e-2, control=ux.EpsilonGap(0.05)) for net in (whole, split)]
     for index in range(10):
@@ -169,7 +169,7 @@ def test_any_number_of_micro_batches_is_the_whole_batch(cls, parts):
         for net, optimizer, (forget_parts, retain_parts) in zip(
             (whole, split), optimizers, ((1, 1), parts), strict=True
         ):
-            for part in forget.tensor_split(forget_parts):  # uneven: 19 does not divide
+            for part in forget.tensor_split(forget_parts):  # uneven parts of 19 rows
                 f1 = f1_of(net, part) * len(part) / len(forget)
                 f1.backward()
                 optimizer.hold_constraint(f1)

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps besides torch's state: held gradients, f1, the integral, the count of skips, dtypes."""
+"""What a checkpoint keeps besides torch's state: held gradients, f1, the integral, the skipped-step count, dtypes."""
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ def test_what_is_held_between_the_two_backward_passes_survives():
     assert second.stats.constraint.item() == first.stats.constraint.item() != 0
 
 
-def test_what_is_not_held_leaves_no_trace():
+def test_parameters_without_a_held_gradient_are_not_saved():
     params = [nn.Parameter(torch.ones(2)) for _ in range(2)]
     optimizer = ux.EpsilonSGD(params, lr=0.1, control=ux.GradientNorm())
     held(optimizer, params[1], 1.0)
@@ -39,7 +39,7 @@ def test_what_is_not_held_leaves_no_trace():
 
 
 def test_a_fresh_optimizer_survives_its_own_checkpoint():
-    """As frameworks do when they take an optimizer over, before any step."""
+    """Frameworks save and load the state when they wrap an optimizer, before any step."""
     p, q = (nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(2))
     first, second = optimizer_over(p), optimizer_over(q)
     first.load_state_dict(first.state_dict())

@@ -1,4 +1,4 @@
-"""torch.compile of the step: one graph, no recompilation, the eager result; and opcheck of every operator."""
+"""torch.compile of the step: one graph, no recompilation, the eager result; opcheck of every operator."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_one_graph_for_all_steps(make, backend):
     for net in (compiled_net, eager_net):
         nets[net] = OPTIMIZERS[make](net.parameters(), lr=1e-2, control=ux.EpsilonGap(0.3))
         gradients(net, nets[net], 0)
-        nets[net].step()  # makes the state
+        nets[net].step()  # creates the state
         nets[net].zero_grad()
     compiled = torch.compile(nets[compiled_net].step, fullgraph=True, backend=counter)
     for index in range(1, 8):
@@ -91,7 +91,7 @@ def test_a_group_without_momentum_beside_one_with(momenta):
         assert torch.equal(mine, theirs)
 
 
-def test_momentum_that_is_turned_on_needs_a_step_outside():
+def test_momentum_that_is_turned_on_needs_an_uncompiled_step():
     torch._dynamo.reset()
     net = model()
     optimizer = ux.EpsilonSGD(net.parameters(), lr=1e-2, control=ux.EpsilonGap(0.3))
@@ -102,7 +102,7 @@ def test_momentum_that_is_turned_on_needs_a_step_outside():
     before = [p.detach().clone() for p in net.parameters()]
     optimizer.param_groups[0]["momentum"] = 0.9
     gradients(net, optimizer, 1)
-    # torch leaves gradients off where compiled code raises
+    # torch leaves gradients disabled after compiled code raises
     with torch.enable_grad(), pytest.raises(RuntimeError, match="take one step outside"):
         compiled()
     for param, was in zip(net.parameters(), before, strict=True):

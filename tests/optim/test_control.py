@@ -27,7 +27,7 @@ def psi_of(control, f1, g1=2.0, lr=0.1, fused=False, steps=1):
         (ux.EpsilonGap(0.3), 1.3, 0.1 / 0.1 * 1.0),
         (ux.EpsilonGap(0.3, rate=0.5), 0.1, 0.5 / 0.1 * -0.2),
         (ux.EpsilonGap(0.3, alpha=1), 1.3, 1.0),  # eq. 6
-        (ux.EpsilonGap(0.5, alpha=2, delta=2), 0.2, -2 * 0.09),  # the sign survives
+        (ux.EpsilonGap(0.5, alpha=2, delta=2), 0.2, -2 * 0.09),  # the sign is kept
         (ux.EpsilonGap(0.5, alpha=2, delta=0.5), 0.75, 2 * 0.5),
         (ux.EpsilonGap(0.0, alpha=100, cap=0.5), 9.0, 0.5 * 12),
         (ux.GradientNorm(0.3), 9.0, 0.3 * 12),
@@ -42,7 +42,7 @@ def test_psi(control, f1, psi, fused):
 @pytest.mark.parametrize("fused", PATHS)
 def test_integral_sums_near_the_target_only_and_is_bounded(fused):
     control = ux.EpsilonGap(0.4, alpha=1, integral=0.2)
-    assert psi_of(control, 1.0, fused=fused, steps=50) == pytest.approx(0.6, rel=1e-6)  # far: not wound up
+    assert psi_of(control, 1.0, fused=fused, steps=50) == pytest.approx(0.6, rel=1e-6)  # far from ε: nothing is summed
     assert psi_of(control, 0.5, fused=fused, steps=3) == pytest.approx(0.1 + 0.2 * 0.3, rel=1e-6)
     assert psi_of(control, 0.5, fused=fused, steps=90) == pytest.approx(0.1 + 0.4, rel=1e-6)  # bounded by ε
 

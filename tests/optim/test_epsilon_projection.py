@@ -1,4 +1,4 @@
-"""``EpsilonProjection``: what it makes of ``p.grad``, and of whatever it is given as parameters."""
+"""``EpsilonProjection``: what it writes to ``p.grad``, and which parameters it accepts."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def projected(params, held, grads, f1=1.0, **options):
 
 @pytest.mark.parametrize("fused", PATHS)
 @pytest.mark.parametrize("lr", [1.0, 0.05])
-def test_the_gap_closes_by_its_share_at_the_learning_rate(lr, fused):
+def test_psi_is_rate_times_gap_over_the_learning_rate(lr, fused):
     (param,) = parameters()
     stats = projected([param], [G1], [G2], lr=lr, fused=fused).stats
     psi = 0.1 * (1.0 - 0.3) / lr

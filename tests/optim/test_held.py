@@ -1,4 +1,4 @@
-"""What is held is f1 and ∇f1 as they were when they were held, whoever writes to the same memory afterwards."""
+"""``hold_constraint`` keeps the values of f1 and ∇f1; later writes to the same memory do not change them."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
 
 class Loop:
-    """A small model, and gradients of f1 and f2 that are nobody else's."""
+    """A small model; ``gradients`` returns tensors that share no memory."""
 
     def __init__(self, cls) -> None:
         torch.manual_seed(1)
@@ -34,7 +34,7 @@ class Loop:
 
 
 def clean(loop: Loop) -> None:
-    """The step that all of the following must take."""
+    """Take the step that all functions below must equal."""
     f1 = loop.f1()
     f1.backward()
     loop.optimizer.hold_constraint(f1)
@@ -43,7 +43,7 @@ def clean(loop: Loop) -> None:
 
 
 def in_two(loop: Loop) -> None:
-    """The same, of two micro-batches that are each half of f1."""
+    """Take the same step with f1 in two micro-batches of one half each."""
     for _ in range(2):
         f1 = loop.f1() * 0.5
         f1.backward()
@@ -107,7 +107,7 @@ def views_of_a_flat_buffer(loop: Loop) -> None:
 
 
 def detached_parts_of_a_flat_buffer(loop: Loop) -> None:
-    """Neither views by torch's own note, nor known to Python by another name."""
+    """Hold parts of a buffer that torch does not mark as views, and to which Python has no other reference."""
     flat = torch.zeros(sum(p.numel() for p in loop.params) + 1)
     f1, f2 = loop.f1(), loop.f2()
     g1, g2 = loop.gradients(f1), loop.gradients(f2)
@@ -134,17 +134,17 @@ def a_view_that_outlives_it(loop: Loop) -> None:
 
 @pytest.mark.parametrize("cls", OPTIMIZERS)
 @pytest.mark.parametrize(
-    "way",
+    "change",
     [
         a_total_for_the_log, a_detached_loss_that_is_scaled_afterwards, one_buffer_for_both_losses,
         one_gradient_buffer_for_both_losses, views_of_a_flat_buffer, detached_parts_of_a_flat_buffer,
         a_view_that_outlives_it,
     ],
-    ids=lambda way: way.__name__,
+    ids=lambda change: change.__name__,
 )  # fmt: skip
-def test_what_is_written_afterwards_changes_nothing(way, cls):
+def test_later_writes_change_nothing(change, cls):
     loops = Loop(cls), Loop(cls)
-    way(loops[0])
+    change(loops[0])
     clean(loops[1])
     assert loops[0].optimizer.stats.constraint.item() == loops[1].optimizer.stats.constraint.item()
     assert loops[0].optimizer.stats.lam.item() == loops[1].optimizer.stats.lam.item() > 0
@@ -177,13 +177,13 @@ def micro_batches_through_one_gradient_buffer(loop: Loop) -> None:
 
 @pytest.mark.parametrize("cls", OPTIMIZERS)
 @pytest.mark.parametrize(
-    "way",
+    "accumulate",
     [micro_batches_through_one_loss_buffer, micro_batches_through_one_gradient_buffer],
-    ids=lambda way: way.__name__,
+    ids=lambda accumulate: accumulate.__name__,
 )
-def test_micro_batches_add_up(way, cls):
+def test_micro_batches_add_up(accumulate, cls):
     loops = Loop(cls), Loop(cls)
-    way(loops[0])
+    accumulate(loops[0])
     in_two(loops[1])
     assert loops[0].optimizer.stats.constraint.item() == loops[1].optimizer.stats.constraint.item()
     for mine, its in zip(loops[0].params, loops[1].params, strict=True):
@@ -206,11 +206,11 @@ def expanded(grad: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("share", [same_object, same_memory, expanded], ids=lambda share: share.__name__)
 def test_parameters_may_share_a_gradient(cls, scaled, share):
-    """In two micro-batches: what is held is added to, and unscaled, in place."""
+    """Held gradients are summed and unscaled in place; sharing must not change the result."""
     results = []
     for shared in (True, False):
         params = [nn.Parameter(torch.ones(4)) for _ in range(3)]
-        options = {"constraint_grad_ema": 0.5}  # writes to what is held, too
+        options = {"constraint_grad_ema": 0.5}  # also writes to the held gradients
         optimizer = cls(params, lr=0.1, control=ux.EpsilonGap(0.1), **options)
         scaler = torch.amp.GradScaler("cpu", init_scale=8.0) if scaled else None
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""What would give a wrong result without a word is refused in one sentence, and nothing is lost by it."""
+"""Misuse that would silently give a wrong result raises an error of one line and changes nothing."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def f2_of(net: nn.Module) -> torch.Tensor:
 
 
 class TestGradientsThatWereUsed:
-    """∇f2 of the last step would be held as a part of ∇f1, and λ would be 0."""
+    """Without this check, ∇f2 of the last step would be held as a part of ∇f1, and λ would be 0."""
 
     @staticmethod
     def step(net, optimizer, hold=True):
@@ -65,7 +65,7 @@ class TestGradientsThatWereUsed:
         optimizer = ux.EpsilonSGD(net.parameters(), lr=0.1, control=ux.EpsilonGap(0.01))
         f2_of(net).backward()
         optimizer.step()
-        net[2].zero_grad()  # of the other layer, the gradient stays
+        net[2].zero_grad()  # net[0] keeps its gradient
         f1_of(net[2]).backward()
         with pytest.raises(RuntimeError, match=STILL_THERE):
             optimizer.hold_constraint(torch.tensor(1.0))
@@ -108,8 +108,8 @@ class TestGradientsThatWereUsed:
 
     @pytest.mark.parametrize("cls", OPTIMIZERS)
     @pytest.mark.parametrize("clear", ["optimizer", "optimizer in place", "module in place", "foreach", "none", "new"])
-    def test_every_way_to_clear_them_will_do(self, cls, clear):
-        """In place, torch leaves the same tensors behind."""
+    def test_gradients_may_be_cleared_by_any_method(self, cls, clear):
+        """When torch clears in place, the gradient tensors stay the same."""
         nets, lams = (network(), network()), []
         for net in nets:
             optimizer, mine = cls(net.parameters(), lr=0.1, control=ux.EpsilonGap(0.01)), []
@@ -131,7 +131,7 @@ class TestGradientsThatWereUsed:
         assert lams[0] == lams[1]
         assert max(lams[0]) > 0
 
-    def test_zeros_that_f1_does_not_reach_are_no_gradients_that_were_used(self):
+    def test_zeroed_gradients_that_f1_does_not_reach_are_accepted(self):
         net = network()
         optimizer = ux.EpsilonSGD(net.parameters(), lr=0.1, control=ux.EpsilonGap(0.01))
         f2_of(net).backward()
@@ -146,8 +146,8 @@ class TestGradientsThatWereUsed:
 
     @pytest.mark.parametrize("cls", OPTIMIZERS)
     @pytest.mark.parametrize("parts", [False, True])
-    def test_buffers_of_others_are_filled_anew(self, cls, parts):
-        """The same tensor with one write since the step, as where nothing was zeroed: but the write was a copy."""
+    def test_gradient_buffers_may_be_refilled(self, cls, parts):
+        """A refilled buffer looks like a gradient that was not zeroed: one write since the step. It was a copy."""
         nets, lams = (network(), network()), []
         for net in nets:
             params = list(net.parameters())
@@ -171,11 +171,11 @@ class TestGradientsThatWereUsed:
         assert max(lams[0]) > 0
 
     @pytest.mark.parametrize("cls", OPTIMIZERS)
-    def test_a_loop_that_was_refused_goes_on_after_zero_grad(self, cls):
+    def test_a_refused_loop_continues_after_zero_grad(self, cls):
         net = network()
         optimizer = cls(net.parameters(), lr=0.1, control=ux.EpsilonGap(0.01))
         self.step(net, optimizer)
-        for _ in range(2):  # to ask again is no answer
+        for _ in range(2):  # the second call is refused too
             with pytest.raises(RuntimeError, match=STILL_THERE):
                 optimizer.hold_constraint(f1_of(net))
         optimizer.zero_grad()
@@ -198,9 +198,9 @@ class TestUnscaledTwice:
         with pytest.raises(RuntimeError, match="unscale_") as refused:
             optimizer.hold_constraint(f1, scaler)
         assert len(str(refused.value).splitlines()) == 1
-        assert all(p.grad is not None for p in net.parameters())  # nothing was taken
+        assert all(p.grad is not None for p in net.parameters())  # the gradients are still there
 
-    def test_of_a_second_micro_batch(self, cls):
+    def test_before_a_second_micro_batch_is_held(self, cls):
         net, scaler = network(), torch.amp.GradScaler("cpu")
         optimizer = cls(net.parameters(), lr=0.1, control=ux.EpsilonGap(0.01))
         optimizer.hold_constraint(self.scaled(net, scaler, f1_of(net)), scaler)
@@ -209,7 +209,7 @@ class TestUnscaledTwice:
         with pytest.raises(RuntimeError, match="unscale_"):
             optimizer.hold_constraint(f1, scaler)
 
-    def test_a_scaler_that_is_switched_off_is_none(self, cls):
+    def test_a_disabled_scaler_is_ignored(self, cls):
         net, scaler = network(), torch.amp.GradScaler("cpu", enabled=False)
         optimizer = cls(net.parameters(), lr=0.1, control=ux.EpsilonGap(0.01))
         optimizer.hold_constraint(self.scaled(net, scaler, f1_of(net)), scaler)
@@ -217,7 +217,7 @@ class TestUnscaledTwice:
         scaler.step(optimizer)
         assert optimizer.stats.sq_constraint.item() > 0
 
-    def test_of_another_optimizer_matters_not(self, cls):
+    def test_unscaling_another_optimizer_is_allowed(self, cls):
         net, other, scaler = network(), network(), torch.amp.GradScaler("cpu")
         optimizer, others = (cls(n.parameters(), lr=0.1, control=ux.EpsilonGap(0.01)) for n in (net, other))
         self.scaled(other, scaler, f2_of(other))
@@ -225,7 +225,7 @@ class TestUnscaledTwice:
         optimizer.hold_constraint(self.scaled(net, scaler, f1_of(net)), scaler)
         assert optimizer._constraint.held.value is not None
 
-    def test_in_the_next_step_it_is_allowed_again(self, cls):
+    def test_the_next_step_may_be_unscaled_again(self, cls):
         net, scaler = network(), torch.amp.GradScaler("cpu")
         optimizer = cls(net.parameters(), lr=0.1, control=ux.EpsilonGap(0.01))
         for _ in range(3):
@@ -241,7 +241,7 @@ class TestUnscaledTwice:
 
 @pytest.mark.parametrize("cls", OPTIMIZERS)
 class TestWithoutControl:
-    def test_it_is_its_namesake(self, cls):
+    def test_it_equals_torchs_optimizer(self, cls):
         ours, theirs = network(), network()
         namesake = getattr(torch.optim, cls.__name__.removeprefix("Epsilon"))
         for net, optimizer in ((ours, cls(ours.parameters(), lr=0.1)), (theirs, namesake(theirs.parameters(), lr=0.1))):
@@ -265,7 +265,7 @@ class TestWithoutControl:
         optimizer.step()
         assert optimizer.stats.lam.item() > 0
 
-    def test_it_may_be_taken_away_again(self, cls):
+    def test_the_control_may_be_removed_again(self, cls):
         net = network()
         optimizer = cls(net.parameters(), lr=0.1, control=ux.EpsilonGap(0.01))
         optimizer.control = None
@@ -274,7 +274,7 @@ class TestWithoutControl:
         with pytest.raises(RuntimeError, match="has no control"):
             optimizer.hold_constraint(f1)
 
-    def test_its_state_goes_on_with_one(self, cls):
+    def test_its_state_loads_into_an_optimizer_with_control(self, cls):
         net = network()
         plain = cls(net.parameters(), lr=0.1)
         f2_of(net).backward()

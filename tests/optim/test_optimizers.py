@@ -1,4 +1,4 @@
-"""The optimizers: like their namesakes without a constraint, and true to ψ with one."""
+"""The optimizers equal torch's without a constraint, and satisfy the constraint with one."""
 
 import copy
 import weakref
@@ -44,7 +44,7 @@ def follow(mine, theirs, make_mine, make_theirs, steps=200):
     [(ux.EpsilonSGD, torch.optim.SGD, o) for o in SGD_OPTIONS]
     + [(ux.EpsilonAdamW, torch.optim.AdamW, o) for o in ADAMW_OPTIONS],
 )
-def test_without_a_constraint_it_is_its_namesake_over_200_steps(fused, ours, theirs, options):
+def test_without_a_constraint_it_equals_torchs_optimizer_over_200_steps(fused, ours, theirs, options):
     a, b = network(), network()
     options = {"lr": 1e-2, **options}
     follow(a, b, lambda p: ours(p, control=GAP, fused=fused, **options), lambda p: theirs(p, **options))
@@ -82,11 +82,11 @@ def test_every_step_decreases_f1_by_mu_psi_to_first_order(fused, optimizer, opti
         rounding = 1e-6 * sum(g.abs().sum() for g in g1).item() * max(p.abs().max() for p in before).item()
         assert first_order <= -lr * opt.stats.psi.item() + rounding
         active += opt.stats.lam.item() > 0
-    assert active > 10  # the constraint really was at work
+    assert active > 10  # the constraint was active
 
 
 def test_projecting_before_adam_violates_the_constraint():
-    """Our edge: the same QP handed to Adam is rescaled away (REFERENCES), solved in Adam's metric it is not."""
+    """Adam rescales a gradient that was projected before the step; solving the QP in Adam's metric avoids this."""
     model, data, lr = network(), torch.Generator().manual_seed(2), 1e-2
     projection = ux.EpsilonProjection(model.parameters(), ux.EpsilonGap(epsilon=0.05, rate=0.05), lr=lr)
     adam = torch.optim.AdamW(model.parameters(), lr=lr)
@@ -146,7 +146,7 @@ def test_what_is_held_stays_where_a_later_micro_batch_has_no_gradient():
     for loss in (a.sum() * 2, b.sum() * 3):
         loss.backward()
         opt.hold_constraint(loss)
-    opt.hold_constraint(torch.tensor(1.0))  # one that reaches no parameter adds to f1 alone
+    opt.hold_constraint(torch.tensor(1.0))  # a value without gradients is only added to f1
     opt.step()
     assert opt.stats.sq_constraint.item() == pytest.approx(2 * 4 + 2 * 9)
     assert opt.stats.constraint.item() == 4 + 6 + 1
@@ -185,7 +185,7 @@ def test_an_f1_that_is_not_finite_skips_the_step_though_psi_does_not_need_it(con
 
 
 @pytest.mark.parametrize("fused", PATHS)
-def test_the_count_of_skipped_steps_goes_on_with_a_new_group(fused):
+def test_the_count_of_skipped_steps_continues_with_a_new_group(fused):
     p, q = (nn.Parameter(torch.ones(4)) for _ in range(2))
     opt = ux.EpsilonSGD([p], control=GAP, fused=fused)
     p.grad = torch.full((4,), float("nan"))
@@ -230,9 +230,9 @@ def test_tensor_learning_rate_and_half_parameters(fused):
 
 
 @pytest.mark.parametrize("fused", PATHS)
-def test_constraint_weight_is_the_unit_that_f1_counts_in(fused):
-    """w = 1/4 and f1 in halves: the same steps, of which λ is counted in that unit too."""
-    units = {1.0: 0.25, 0.5: 1.0}  # of f1, and w
+def test_constraint_weight_equals_a_rescaled_f1(fused):
+    """Halving f1 and multiplying w by 4 gives the same steps, with twice the λ."""
+    units = {1.0: 0.25, 0.5: 1.0}  # the factor of f1, and w
     models, optimizers = zip(*[_under_units(unit, weight, fused) for unit, weight in units.items()], strict=True)
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
@@ -294,7 +294,7 @@ def test_state_of_torchs_adamw_can_be_copied_and_optimizer_survives_deepcopy():
     ("optimizer", "options"),
     [(ux.EpsilonAdamW, {}), (ux.EpsilonAdamW, {"constraint_grad_ema": 0.5}), (ux.EpsilonSGD, {"momentum": 0.9})],
 )
-def test_state_belongs_to_its_parameter_in_whatever_order_it_lies(optimizer, options):
+def test_state_belongs_to_its_parameter_in_any_order(optimizer, options):
     models = network(), network()
     plain, mixed = (optimizer(model.parameters(), lr=1e-2, control=GAP, **options) for model in models)
     for index in range(6):
@@ -308,7 +308,7 @@ def test_state_belongs_to_its_parameter_in_whatever_order_it_lies(optimizer, opt
         entries = list(mixed.state.items())
         mixed.state.clear()
         if index == 3:
-            plain.state.clear()  # whoever throws state away begins anew
+            plain.state.clear()  # an optimizer whose state is cleared starts again
         else:
             mixed.state.update(reversed(entries))
         for p, q in zip(*(model.parameters() for model in models), strict=True):
@@ -330,12 +330,12 @@ def test_a_callable_control_sees_the_stats():
     opt.step()
     assert seen[0].sq_constraint.item() == 4
     assert seen[0].psi.item() == 0
-    assert seen[0].lam.item() == 2  # of ψ = 0
+    assert seen[0].lam.item() == 2  # λ for ψ = 0
     assert opt.stats.psi.item() == pytest.approx(3.75)
     assert opt.skipped_steps.item() == 0
 
 
-def test_a_callable_control_is_not_asked_where_nothing_is_held():
+def test_a_callable_control_is_not_called_when_nothing_is_held():
     p = nn.Parameter(torch.ones(4))
     opt = ux.EpsilonSGD([p], lr=0.1, control=lambda stats: pytest.fail("asked"))
     p.sum().backward()
@@ -360,7 +360,7 @@ def test_states_do_not_depend_on_the_default_dtype(make, fused):
 
 @pytest.mark.parametrize("fused", PATHS)
 def test_two_parameters_may_have_one_gradient(fused):
-    """What is read alone may be shared."""
+    """Tensors that are only read may be shared."""
     params, both = [nn.Parameter(torch.ones(4)) for _ in range(2)], torch.ones(4)
     opt = ux.EpsilonSGD(params, lr=0.1, control=ux.GradientNorm(), fused=fused)
     for p in params:
@@ -375,7 +375,7 @@ def test_two_parameters_may_have_one_gradient(fused):
 @pytest.mark.parametrize("cls", [ux.EpsilonSGD, ux.EpsilonAdamW])
 @pytest.mark.parametrize("fused", [None, False])
 def test_no_gradient_outlives_its_step(cls, fused):
-    """Two gradients kept until the next step would be the memory of two models."""
+    """Keeping both gradients until the next step would cost the memory of two models."""
     p = nn.Parameter(torch.ones(4))
     opt = cls([p], control=GAP, fused=fused)
     p.square().sum().backward()

@@ -1,4 +1,4 @@
-"""Whatever others do to ``param_groups``, the next step is the one that torch's optimizers would take."""
+"""After any change to ``param_groups``, the next step equals that of torch's optimizers."""
 
 import copy
 
@@ -17,7 +17,7 @@ OPTIMIZERS = {
 
 
 class Problem:
-    """Six parameters in three groups of different rates, and two more that are in none."""
+    """Six parameters in three groups with different learning rates, and two spare ones in no group."""
 
     def __init__(self, make) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -133,7 +133,7 @@ OPERATIONS = {
 @pytest.mark.parametrize("fused", PATHS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_every_step_after_it_is_torchs(operation, name, fused):
+def test_every_step_after_it_equals_torchs(operation, name, fused):
     cls, namesake, options = OPTIMIZERS[name]
     ours = Problem(lambda groups: cls(groups, fused=fused, **options))
     theirs = Problem(lambda groups: namesake(groups, **options))
@@ -149,7 +149,7 @@ def test_every_step_after_it_is_torchs(operation, name, fused):
 @pytest.mark.parametrize("fused", PATHS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_constrained_step_after_it_is_that_of_an_optimizer_made_anew(operation, name, fused):
+def test_a_constrained_step_after_it_equals_that_of_a_new_optimizer(operation, name, fused):
     cls, _, options = OPTIMIZERS[name]
     control = ux.EpsilonGap(0.5)
     changed = Problem(lambda groups: cls(groups, fused=fused, control=control, **options))
@@ -191,7 +191,7 @@ class TestBetweenHoldAndStep:
             assert torch.equal(mine, its)
 
     @pytest.mark.parametrize("operation", ["first_deleted", "replaced_element", "no_groups"])
-    def test_a_parameter_that_is_gone_is_said_and_nothing_is_written(self, cls, operation):
+    def test_a_removed_parameter_raises_and_nothing_is_written(self, cls, operation):
         problem = Problem(lambda groups: cls(groups, control=ux.EpsilonGap(0.1)))
         value = problem.f1()
         value.backward()
@@ -206,7 +206,7 @@ class TestBetweenHoldAndStep:
 
 
 @pytest.mark.parametrize("name", ["momentum", "adamw"])
-def test_parameters_and_state_may_be_exchanged_for_a_while(name):
+def test_parameters_and_state_may_be_swapped_temporarily(name):
     swap = getattr(torch.optim, "swap_in_optimizer_params_and_state", None)
     if swap is None:
         pytest.skip("this torch cannot exchange the parameters of an optimizer")
@@ -227,8 +227,8 @@ def test_parameters_and_state_may_be_exchanged_for_a_while(name):
             torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-6)
 
 
-def test_numbers_of_the_constraint_are_exchanged_too():
-    """The count of skipped steps belongs to what is swapped in; the optimizer's own comes back unchanged."""
+def test_the_constraints_values_are_swapped_too():
+    """Skipped steps are counted in the values that are swapped in; the optimizer's own count is restored unchanged."""
     param = nn.Parameter(torch.ones(3))
     optimizer = ux.EpsilonAdamW([param], control=ux.EpsilonGap(0.5))
     param.grad = torch.full((3,), torch.nan)

@@ -1,4 +1,4 @@
-"""Moving averages of f1 and g1: bias-corrected, transactional, and worth having where batches are small."""
+"""Moving averages of f1 and g1: bias-corrected, and unchanged by skipped steps."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_the_average_of_f1_is_bias_corrected():
     assert optimizer.stats.constraint.item() == pytest.approx(expected)
 
 
-def test_the_average_of_g1_takes_its_place_in_the_projection():
+def test_the_projection_uses_the_average_of_g1():
     p, optimizer = make(constraint_grad_ema=0.5)
     step(optimizer, p, 1.0, [2.0, 0.0])
     step(optimizer, p, 1.0, [0.0, 2.0])

@@ -1,4 +1,4 @@
-"""State dicts as torch has them: hooks have the last word, groups have the same keys, older dicts load."""
+"""State dicts behave as torch's: hooks may change everything, all groups have the same keys, older dicts load."""
 
 import copy
 
@@ -16,7 +16,7 @@ every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 
 class Net(nn.Module):
-    """Layers of one shape, in the order of their names: a state that goes astray raises nothing."""
+    """Layers of one shape, registered in the order of ``names``: a state in the wrong layer raises no error."""
 
     def __init__(self, names) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def train(net: Net, optimizer: torch.optim.Optimizer, steps: int, held: bool = F
 
 
 def by_name(optimizer: torch.optim.Optimizer, saved: dict) -> dict:
-    """The hook of torch's documentation: whatever the order here and there, state goes with its name."""
+    """Match states to parameters by name, in any order; the hook is that of torch's documentation."""
     mine = copy.deepcopy(optimizer.state_dict())
     there = {n: i for g in saved["param_groups"] for n, i in zip(g["param_names"], g["params"], strict=True)}
     state = {}
@@ -88,7 +88,7 @@ def test_a_hook_before_loading_may_match_by_name(name, held, split, order):
 
 
 @every_optimizer
-class TestTheLastWord:
+class TestHooks:
     @staticmethod
     def made(name, **more):
         cls, _, options, key = OPTIMIZERS[name]
@@ -97,7 +97,7 @@ class TestTheLastWord:
         train(net, optimizer, 2)
         return net, optimizer, key
 
-    def test_of_a_hook_after_saving(self, name):
+    def test_after_saving(self, name):
         net, optimizer, _ = self.made(name)
         train(net, optimizer, 1, held=True)
 
@@ -107,10 +107,10 @@ class TestTheLastWord:
         optimizer.register_state_dict_post_hook(rename)
         saved = optimizer.state_dict()
         assert set(saved) == {"renamed", "groups"}
-        assert all("constraint_grad" in state for state in saved["renamed"].values())  # it saw what is held
+        assert all("constraint_grad" in state for state in saved["renamed"].values())  # the hook saw the held gradients
         assert all("held" in group["constraint"] for group in saved["groups"])
 
-    def test_of_a_hook_after_saving_that_takes_away(self, name):
+    def test_after_saving_that_removes_keys(self, name):
         net, optimizer, _ = self.made(name)
         train(net, optimizer, 1, held=True)
 
@@ -125,10 +125,10 @@ class TestTheLastWord:
         assert not any("constraint" in group for group in saved["param_groups"])
         assert not any("constraint_grad" in state for state in saved["state"].values())
         (net(torch.ones(2, 4))).sum().backward()
-        optimizer.step()  # what is held is held as before
+        optimizer.step()  # the held gradients are still there
         assert optimizer.stats.sq_constraint.item() > 0
 
-    def test_of_a_hook_before_saving(self, name):
+    def test_before_saving(self, name):
         _, optimizer, key = self.made(name)
 
         def halve(optimizer):
@@ -141,7 +141,7 @@ class TestTheLastWord:
         for state, was in zip(saved["state"].values(), before, strict=True):
             assert torch.equal(state[key], was * 0.5)
 
-    def test_of_a_hook_after_loading(self, name):
+    def test_after_loading(self, name):
         _, optimizer, key = self.made(name)
         saved = copy.deepcopy(optimizer.state_dict())
         net, other, _ = self.made(name)
@@ -157,7 +157,7 @@ class TestTheLastWord:
         assert other.param_groups[0]["lr"] == 7.0
         assert all(other.state[p][key].dtype == torch.float64 for p in net.parameters())
 
-    def test_of_hooks_in_their_order(self, name):
+    def test_order_before_loading(self, name):
         _, optimizer, key = self.made(name)
         saved = optimizer.state_dict()
         _, other, _ = self.made(name)
@@ -178,7 +178,7 @@ class TestTheLastWord:
         for mine, its in zip(optimizer.state.values(), other.state.values(), strict=True):
             torch.testing.assert_close(its[key], mine[key] * 6)
 
-    def test_of_a_hook_that_raises(self, name):
+    def test_a_hook_that_raises(self, name):
         net, optimizer, _ = self.made(name)
         train(net, optimizer, 1, held=True)
         before = {id(p): set(state) for p, state in optimizer.state.items()}
@@ -241,7 +241,7 @@ class TestKeys:
             torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-6)
 
 
-class TestStatesOfAnotherStep:
+class TestStatesOfOtherOptimizers:
     @pytest.mark.parametrize(
         ("make", "said"),
         [
@@ -263,7 +263,7 @@ class TestStatesOfAnotherStep:
             for key, value in state.items():
                 assert torch.equal(value, before["state"][index][key])
 
-    def test_adams_is_taken_where_it_decays_nothing(self):
+    def test_adam_without_weight_decay_loads(self):
         theirs, mine = Net("abc"), Net("abc")
         other, optimizer = torch.optim.Adam(theirs.parameters()), ux.EpsilonAdamW(mine.parameters())
         train(theirs, other, 2)

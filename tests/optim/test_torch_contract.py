@@ -1,4 +1,4 @@
-"""What torch checks of its own SGD and AdamW, on ours: torch's optimizer database gives the options."""
+"""Torch's checks of its SGD and AdamW, on this package's; torch's optimizer database gives the options."""
 
 import copy
 import io
@@ -19,7 +19,7 @@ from torch.testing._internal.common_optimizers import (
 
 import unlearn_ext as ux
 
-UNKNOWN = {"amsgrad", "capturable", "differentiable", "foreach", "fused", "decoupled_weight_decay"}  # not ours to take
+UNKNOWN = {"amsgrad", "capturable", "differentiable", "foreach", "fused", "decoupled_weight_decay"}  # not options here
 NAMESAKE = {ux.EpsilonSGD: torch.optim.SGD, ux.EpsilonAdamW: torch.optim.AdamW}
 INPUTS = {ux.EpsilonSGD: optim_inputs_func_sgd, ux.EpsilonAdamW: optim_inputs_func_adamw}
 ERRORS = {ux.EpsilonSGD: optim_error_inputs_func_sgd, ux.EpsilonAdamW: optim_error_inputs_func_adamw}
@@ -28,7 +28,7 @@ GAP = ux.EpsilonGap(0.3)
 
 def known(kwargs: dict) -> bool:
     if isinstance(kwargs.get("betas"), tuple) and any(isinstance(beta, torch.Tensor) for beta in kwargs["betas"]):
-        return False  # tensor betas: no kernel of torch's takes them either
+        return False  # torch's kernels do not take tensor betas either
     return not UNKNOWN & kwargs.keys()
 
 
@@ -71,7 +71,7 @@ def assert_same(first: nn.Module, second: nn.Module, **tolerance) -> None:
 
 
 @every_option
-def test_is_its_namesake_where_nothing_is_held(cls, kwargs, fused):
+def test_equals_torchs_optimizer_when_nothing_is_held(cls, kwargs, fused):
     ours, theirs = model(), model()
     train(ours, cls(ours.parameters(), control=GAP, fused=fused, **kwargs), range(30))
     train(theirs, NAMESAKE[cls](theirs.parameters(), **kwargs), range(30))
@@ -168,7 +168,7 @@ class TestGroups:
         assert all(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
         assert optimizer.stats.sq_constraint.item() > 0
 
-    def test_lambda_is_one_over_all_groups(self, cls):
+    def test_one_lambda_for_all_groups(self, cls):
         whole, split = model(), model()
         train(whole, cls(whole.parameters(), lr=1e-2, control=GAP), range(10), constrained=True)
         groups = [{"params": split[0].parameters()}, {"params": split[2].parameters()}]
@@ -182,7 +182,7 @@ def test_a_group_may_have_momentum_beside_one_without_and_either_may_change():
     for net, make in ((ours, lambda groups: ux.EpsilonSGD(groups, lr=1e-2, control=GAP)), (theirs, torch.optim.SGD)):
         groups = [{"params": net[0].parameters(), "momentum": 0.9}, {"params": net[2].parameters()}]
         optimizers.append(make(groups))
-    for momenta in ((0.9, 0.0), (0.0, 0.5), (0.9, 0.5)):  # a buffer rests where its momentum is off
+    for momenta in ((0.9, 0.0), (0.0, 0.5), (0.9, 0.5)):  # a buffer is unused while its momentum is 0
         for net, optimizer in zip((ours, theirs), optimizers, strict=True):
             for group, momentum in zip(optimizer.param_groups, momenta, strict=True):
                 group.update(lr=1e-2, momentum=momentum)
@@ -244,7 +244,7 @@ class TestHooks:
         train(net, optimizer, range(1))
         assert seen == ["before", "before", "after", "after"]
 
-    def test_a_profiler_is_told(self, cls):
+    def test_a_profiler_records_every_step(self, cls):
         net = model()
         optimizer = cls(net.parameters(), control=GAP)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -277,7 +277,7 @@ class TestHooks:
 
 @pytest.mark.parametrize("cls", list(NAMESAKE))
 @pytest.mark.parametrize("set_to_none", [True, False])
-def test_zero_grad_both_ways(cls, set_to_none):
+def test_zero_grad_to_none_and_to_zero(cls, set_to_none):
     nets = model(), model()
     for net, make in zip(
         nets, (lambda p: cls(p, lr=1e-2, control=GAP), lambda p: NAMESAKE[cls](p, lr=1e-2)), strict=True
@@ -292,7 +292,7 @@ def test_zero_grad_both_ways(cls, set_to_none):
 
 @pytest.mark.parametrize("fused", [None, False])
 @pytest.mark.parametrize("cls", list(NAMESAKE))
-def test_a_torch_checkpoint_can_be_taken_up(cls, fused):
+def test_a_torch_checkpoint_loads(cls, fused):
     ours, theirs = model(), model()
     extra = {"momentum": 0.9} if cls is ux.EpsilonSGD else {}
     torch_optimizer = NAMESAKE[cls](theirs.parameters(), lr=1e-2, **extra)
@@ -307,8 +307,8 @@ def test_a_torch_checkpoint_can_be_taken_up(cls, fused):
 
 @pytest.mark.parametrize("fused", [None, False])
 @pytest.mark.parametrize("cls", list(NAMESAKE))
-def test_an_old_torch_checkpoint_can_be_taken_up(cls, fused):
-    """Of the years when a step was a number, and a buffer not yet there was ``None``."""
+def test_an_old_torch_checkpoint_loads(cls, fused):
+    """Older torch saved a step as a number, and a missing buffer as ``None``."""
     new, old = model(), model()
     extra = {"momentum": 0.9} if cls is ux.EpsilonSGD else {}
     optimizers = [cls(net.parameters(), lr=1e-2, control=GAP, fused=fused, **extra) for net in (new, old)]

@@ -1,11 +1,11 @@
-"""Run torch's own tests of optimizers, schedulers, SWA, GradScaler and optimizers in backward on this package's.
+"""Run torch's own tests of optimizers, schedulers, SWA, GradScaler and optimizers in backward on this package.
 
     python tests/torchs_own/run.py PATH [pytest's options]
 
-PATH is the folder ``test`` of a source tree of torch, best of the version that is installed: torch's wheels leave it
-out, Debian's source package has it. Nothing is fetched. In the test files ``torch.optim.SGD`` and ``AdamW`` are
-``EpsilonSGD`` and ``EpsilonAdamW`` without a control; the database of optimizers has these two alone. A failure that is
-not in ``EXPECTED`` is a failure, and so is a test there that passes.
+PATH is the folder ``test`` of a source tree of torch, preferably of the installed version: torch's wheels do not have
+it, Debian's source package does. Nothing is downloaded. In the test files, ``torch.optim.SGD`` and ``AdamW`` are
+``EpsilonSGD`` and ``EpsilonAdamW`` without a control, and torch's optimizer database contains only these two. The run
+fails if a test outside ``EXPECTED`` fails, or if one in ``EXPECTED`` passes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.testing._internal import common_optimizers
 
 import unlearn_ext as ux
 
-#: File, and which of its tests.
+#: Test files, and the text that the ids of the selected tests contain.
 FILES = {
     "test_optim.py": "TestOptimRenewed",
     "optim/test_lrscheduler.py": "",
@@ -33,7 +33,7 @@ FILES = {
     "distributed/optim/test_apply_optimizer_in_backward.py": "",
 }
 
-#: Pattern of a test's id, and why it must fail.
+#: Patterns of test ids, and why these tests must fail.
 EXPECTED = {
     r"test_errors_": "the errors are of the same kinds, in this package's words; test_torch_contract.py has the kinds",
     r"test_fused_error_on_params_on_meta": "the same error in other words",
@@ -50,7 +50,7 @@ OPTIONS = {
 
 
 def drop_in(cls: type) -> type:
-    """Return a class that also takes torch's options which choose an implementation, where they choose none."""
+    """Return a subclass that also accepts torch's options, as long as they ask for nothing that it lacks."""
 
     class DropIn(cls):
         def __init__(self, params, *args, foreach=None, capturable=False, differentiable=False, **options):
@@ -59,12 +59,12 @@ def drop_in(cls: type) -> type:
             options.pop("amsgrad", None)
             super().__init__(params, *args, **options)
 
-    DropIn.__name__ = DropIn.__qualname__ = cls.__name__.removeprefix("Epsilon")  # by which the tests know them
+    DropIn.__name__ = DropIn.__qualname__ = cls.__name__.removeprefix("Epsilon")  # the tests look classes up by name
     return DropIn
 
 
 def known(inputs: Callable, name: str) -> Callable:
-    """Leave out inputs with options that the class does not have, and tensors in the place of betas."""
+    """Leave out inputs with options that the class does not have, and inputs with tensor betas."""
 
     def filtered(*args, **kwargs) -> list:
         return [given for given in inputs(*args, **kwargs) if set(options_of(given)) <= OPTIONS[name] and plain(given)]
@@ -96,7 +96,7 @@ def infos() -> Iterator[common_optimizers.OptimizerInfo]:
 
 
 class Verdicts:
-    """Marks what must fail, and selects the tests of each file."""
+    """A pytest plugin that selects the tests of ``FILES`` and marks those of ``EXPECTED``."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -1,6 +1,6 @@
-"""Checkpoints of the sizes that people have, with random weights: one step each through the command line.
+"""Checkpoints of realistic sizes with random weights: one step of each through the command line.
 
-`make true-size`; it prints what each took. Needs about 8 GB of memory and 25 minutes on two cores.
+Run with `make true-size`, which prints memory and time. It needs about 8 GB of memory and 25 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LIMIT_GB = 6  # for the ViT-B MAE at batch 8
 
 
 def vqgan(folder: Path) -> None:
-    """The VQ-GAN of 256-pixel images that Esser et al. trained on ImageNet, f = 16."""
+    """Save the VQ-GAN for 256-pixel images that Esser et al. trained on ImageNet, f = 16."""
     diffusers.VQModel(
         block_out_channels=(128, 128, 256, 256, 512), layers_per_block=2, latent_channels=256, num_vq_embeddings=16384,
         down_block_types=("DownEncoderBlock2D",) * 4 + ("AttnDownEncoderBlock2D",),
@@ -37,12 +37,12 @@ def vqgan(folder: Path) -> None:
 
 
 def mae(folder: Path) -> None:
-    """facebook/vit-mae-base."""
+    """Save the architecture of facebook/vit-mae-base."""
     transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig()).save_pretrained(folder)
 
 
 def diffusion(folder: Path) -> None:
-    """The U-Net of 62 M parameters with which Palette's public implementation fills in 256-pixel images."""
+    """Save the U-Net of 62 M parameters with which Palette's public implementation inpaints 256-pixel images."""
     diffusers.UNet2DModel(
         sample_size=256, in_channels=6, out_channels=3, block_out_channels=(64, 128, 256, 512), layers_per_block=2,
         down_block_types=("ResnetDownsampleBlock2D",) * 4, up_block_types=("ResnetUpsampleBlock2D",) * 4,
@@ -53,16 +53,16 @@ def diffusion(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Size:
-    """A checkpoint, and what is done with it.
+    """A checkpoint and how it is tested.
 
     Attributes:
-        family: of the model.
-        write: writes the checkpoint to a folder.
-        side: of its images, in pixels.
-        parameters: of the whole model, millions, at least and at most.
-        batch: images a minibatch of either side.
-        encoder: beginnings of the names of the parameters that may change.
-        read: the class's own ``from_pretrained``.
+        family: model family.
+        write: function that writes the checkpoint to a folder.
+        side: image size in pixels.
+        parameters: bounds of the number of parameters of the whole model, in millions.
+        batch: forget images, and retain images, per minibatch.
+        encoder: prefixes of the names of the parameters that may change.
+        read: ``from_pretrained`` of the model's class.
     """
 
     family: str
@@ -84,7 +84,7 @@ SIZES = [
 
 @pytest.fixture(params=SIZES, ids=lambda size: size.family)
 def place(request, tmp_path):
-    """A folder with a checkpoint, and with smooth coloured pictures to forget and to retain."""
+    """Return the size, and a folder with its checkpoint and smooth colour images to forget and to retain."""
     size = request.param
     torch.manual_seed(0)
     size.write(tmp_path / "checkpoint")
@@ -98,7 +98,7 @@ def place(request, tmp_path):
 
 
 def called(*arguments: str) -> tuple[str, float]:
-    """What a command said, and its peak memory in GB."""
+    """Run a command; return its output and its peak memory in GB."""
     code = (
         "import resource, sys, unlearn_ext.cli as cli\n"
         "try: cli.main()\n"
