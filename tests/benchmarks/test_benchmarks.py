@@ -9,6 +9,8 @@ import pytest
 
 from unlearn_ext.ops import extension
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -22,6 +22,8 @@ from unlearn_ext.reproduction import Plan, quality, trial
 from unlearn_ext.reproduction.effort import Effort
 from unlearn_ext.unlearning.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 EFFORTS = {"vqgan": Effort(batch_size=4, pairs=20, share=1.0)}
 
 

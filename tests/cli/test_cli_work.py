@@ -321,6 +321,7 @@ def test_a_command_goes_on(place: Path, tmp_path: Path, killing: list[int], comm
     assert "is finished: nothing is left to do." in said
 
 
+@pytest.mark.slow
 def test_the_demo_goes_on(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killing: list[int]) -> None:
     monkeypatch.setitem(demo.CHOICES, "vqgan", demo.Choice(Settings(lr=1e-3, steps=12), points=1))
     arguments = ["demo", "--out", str(tmp_path / "run"), "--resume"]
@@ -464,6 +465,7 @@ def test_a_sweep_of_other_classes_is_refused_before_a_small_model_is_trained(
     assert list(quick.iterdir()) == there
 
 
+@pytest.mark.slow
 def test_a_second_demo_shows_the_first_again(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(demo.CHOICES, "vqgan", demo.Choice(Settings(lr=1e-3, steps=12), points=1))
     recipe = (Path(__file__).parents[2] / "Makefile").read_text().split("\ndemo:")[1].split("\n")[1]

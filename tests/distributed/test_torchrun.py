@@ -63,6 +63,7 @@ def weights(folder: Path) -> list[torch.Tensor]:
     return ux.models.load("vqgan", folder / "eps-0.0500").encoder_parameters()
 
 
+@pytest.mark.slow
 def test_two_processes_unlearn_like_one(place, tmp_path):
     said = {}
     for processes in (1, 2):
@@ -103,6 +104,7 @@ def swept(place, tmp_path_factory) -> tuple[Path, str]:
     return out, done.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_sweep_like_one(place, swept, tmp_path):
     done = called(1, *sweep_options(place, tmp_path))
     assert done.returncode == 0, done.stderr
@@ -147,6 +149,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_killed_processes_resume_together(place, swept, tmp_path, monkeypatch):
     (tmp_path / "killed.py").write_text(KILLED)
     for kill in (14, 0):

@@ -132,6 +132,7 @@ def swept(folder):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [5, 60])
 def test_a_sweep_on_a_full_disk_resumes_when_there_is_space(tmp_path, monkeypatch, failing, count):
     pytest.importorskip("diffusers")
@@ -146,6 +147,7 @@ def test_a_sweep_on_a_full_disk_resumes_when_there_is_space(tmp_path, monkeypatc
         assert (tmp_path / "full" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_folder_that_vanishes(tmp_path, monkeypatch):
     pytest.importorskip("diffusers")
     folder, steps = tmp_path / "mounted" / "run", []

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("diffusers")
 ROOT = Path(__file__).parents[2]
 KILLS = 50 if os.environ.get("UNLEARN_EXT_FUZZ") else 3

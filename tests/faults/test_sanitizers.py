@@ -11,7 +11,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CMAKE = shutil.which("cmake", path=Path(sys.executable).parent) or shutil.which("cmake")
 
-pytestmark = pytest.mark.skipif(CMAKE is None or shutil.which("g++") is None, reason="cmake and g++ are needed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CMAKE is None or shutil.which("g++") is None, reason="cmake and g++ are needed"),
+]
 
 
 def run(*command: str | Path) -> str:

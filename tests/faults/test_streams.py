@@ -94,6 +94,7 @@ def shell(place: Path, line: str, **environment: str) -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("redirected", ["| true", "2>&1 | true", ">&-", ">&- 2>&- <&-", "> /dev/full 2> /dev/full"])
 def test_a_run_whose_output_nobody_reads_ends_with_its_model(place: Path, tmp_path: Path, redirected: str) -> None:
     # --epsilon 99 also prints a warning to standard error.

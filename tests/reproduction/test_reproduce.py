@@ -308,6 +308,7 @@ def test_a_search_that_was_cut_short_goes_on_and_chooses_the_same(experiment, tm
     assert (tmp_path / "search.csv").read_text() == "".join(lines)
 
 
+@pytest.mark.slow
 def test_processes_side_by_side_make_the_same_tables(experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "get_context", lambda _: get_context("fork"))  # a fork keeps this test's patches
     before, seen, prepare, prepared = torch.get_num_threads(), [], demo.prepare, []
@@ -420,6 +421,7 @@ def test_a_family_without_a_small_model_is_named(tmp_path):
         reproduce(tmp_path, families=("gan",), plan=PLAN)
 
 
+@pytest.mark.slow
 def test_methods_that_look_at_pictures_are_left_out_where_there_are_none(tmp_path, experiment, monkeypatch):
     images = experiment[-1]
     model = tiny.model("diffusion")

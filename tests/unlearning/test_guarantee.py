@@ -78,7 +78,9 @@ class Training:
         return change, rounding
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "adamw" else pytest.mark.slow) for name in OPTIMIZERS]
+)
 @pytest.mark.parametrize("amp", [False, True])
 def test_every_step_lowers_f1_as_asked(problem, name, amp):
     if amp and name not in ("sgd with momentum and weight decay", "adamw"):
