@@ -205,7 +205,9 @@ def test_without_a_checkpoint_every_family_has_a_small_model(quick: Path, tmp_pa
     assert list(quick.iterdir()) == [folder]
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["vqgan", *(pytest.param(f, marks=pytest.mark.slow) for f in models.FAMILIES if f != "vqgan")]
+)
 def test_the_demo_shows_every_family(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     monkeypatch.setitem(demo.CHOICES, family, demo.Choice(Settings(lr=1e-3, steps=12), points=1, share=0.9))
     code, said = call("demo", "--family", family, "--out", str(tmp_path / "run"))

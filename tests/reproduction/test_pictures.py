@@ -201,6 +201,7 @@ def test_everything_is_drawn_and_lies_beside_the_page(folder, loaded):
     assert not re.search(r"(?:src|href)=\"(?!#|data:)", page)
 
 
+@pytest.mark.slow
 def test_a_page_is_the_same_every_time(folder):
     first = write_reproduction(folder).read_bytes()
     figure = (folder / "figures" / "tsne-vqgan.svg").read_bytes()

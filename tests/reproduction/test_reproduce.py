@@ -270,6 +270,7 @@ def test_a_row_enters_its_table_after_its_pictures(experiment, tmp_path, monkeyp
     assert not (tmp_path / "reproduction.csv").exists()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_table_and_what_is_there_is_not_computed_again(experiment, tmp_path, monkeypatch):
     folder, *_ = experiment
     whole = (folder / "reproduction.csv").read_bytes()

@@ -455,6 +455,7 @@ def test_what_every_target_makes_is_kept_and_drawn(folder):
 # ---- the page
 
 
+@pytest.mark.slow
 def test_the_page_has_a_figure_a_study(folder):
     whole = write_reproduction(folder).read_text(encoding="utf-8").count("<svg")
     figures = {path.stem for path in folder.glob("figures/*.svg")}
