@@ -92,7 +92,7 @@ def _of_trainer(on_step: OnLosses | None) -> OnStep | None:
     if on_step is None:
         return None
 
-    def told(step: int, planned: int, stats: StepStats, f2: float) -> None:
+    def report(step: int, planned: int, stats: StepStats, f2: float) -> None:
         on_step(step, stats.constraint.item(), f2)
 
-    return told
+    return report

@@ -119,10 +119,10 @@ class Question:
         if progress is None:
             return None
 
-        def told(step: int, steps: int, f1: float, f2: float) -> None:
+        def report(step: int, steps: int, f1: float, f2: float) -> None:
             progress(Progress(str(self), self.index, self.total, step, steps, f1, f2, math.nan))
 
-        return told
+        return report
 
 
 def of_run(on_step: OnStudyStep | None) -> OnStep | None:
@@ -130,7 +130,7 @@ def of_run(on_step: OnStudyStep | None) -> OnStep | None:
     if on_step is None:
         return None
 
-    def told(step: int, planned: int, stats: StepStats, f2: float) -> None:
+    def report(step: int, planned: int, stats: StepStats, f2: float) -> None:
         on_step(step, planned, stats.constraint.item(), f2)
 
-    return told
+    return report
