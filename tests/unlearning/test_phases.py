@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import unlearn_ext as ux
 from unlearn_ext.errors import UserError
 from unlearn_ext.models import load
 from unlearn_ext.tasks import CenterCrop
@@ -259,6 +260,10 @@ def test_own_epsilons_warn_outside(tmp_path, model, images):
     assert all(math.isnan(point.f1_validation) for point in front)
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {point.name for point in front}
     assert [point.name for point in of_role(front, "epsilon")] == ["eps-40.0000"]
+
+
+def test_every_public_name_of_the_package_loads():
+    assert all(hasattr(ux, name) for name in ux.__all__)
 
 
 def test_the_package_gives_the_function_whatever_was_imported_before():
