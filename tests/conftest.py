@@ -28,6 +28,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
+def seeded() -> None:
+    """Seed torch at the beginning of each file, so that untrained models are the same in every run."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
 def image_side_in_one_thread(request: pytest.FixtureRequest) -> None:
     """Limit torch to one thread in the folders of ``IMAGE_SIDE``."""
     if request.path.parent.name in IMAGE_SIDE:
