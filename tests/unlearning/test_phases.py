@@ -262,6 +262,13 @@ def test_own_epsilons_warn_outside(tmp_path, model, images):
     assert [point.name for point in of_role(front, "epsilon")] == ["eps-40.0000"]
 
 
+def test_points_that_fall_together_are_a_warning(monkeypatch, model, images):
+    monkeypatch.setattr(phases, "_record_least_forgotten", lambda dial, recorder: dial.f1_star + 1e-4)
+    with pytest.warns(UserWarning, match="5 points were asked for, but the range of f1"):
+        front = sweep(model, *images, task=TASK, points=5, settings=SHORT)
+    assert 1 <= len(of_role(front, "epsilon")) <= 2
+
+
 def test_every_public_name_of_the_package_loads():
     assert all(hasattr(ux, name) for name in ux.__all__)
 

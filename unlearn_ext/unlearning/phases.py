@@ -137,6 +137,12 @@ def sweep(
         if epsilons is None:
             most = dial.f1_star
             epsilons = [most + (least - most) * (i + 1) / (points + 1) for i in range(points)]
+            if (distinct := len(_distinct(epsilons))) < points:
+                warnings.warn(
+                    f"{points} points were asked for, but the range of f1, {most:.4g} to {least:.4g}, has only "
+                    f"{distinct} ε that differ in four decimals: the front has fewer points.",
+                    stacklevel=2,
+                )
         for epsilon in _distinct(epsilons):
             _record_epsilon(epsilon, dial, recorder, kept)
         front = ParetoFront(tuple(recorder.points), dial.at)
