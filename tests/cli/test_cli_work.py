@@ -57,6 +57,16 @@ def test_sweep_writes_a_run_and_its_report(place: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "run").glob("*/config.json"))) == 7
 
 
+def test_a_tilde_in_out_is_the_home_folder(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, said = call("run", *options(place), "--out=~/run", "--epsilon", "0", "--steps", "1")
+    assert code == 0, said
+    assert (tmp_path / "run").is_dir()
+    code, said = call("report", "~/nothing")
+    assert code == 1
+    assert str(tmp_path / "nothing") in said
+
+
 def test_the_dial_adds_a_model_to_a_run_and_its_report(place: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, said = call("sweep", *options(place), "--out", str(run), "--points", "1", "--steps", "5")

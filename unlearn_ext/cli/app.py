@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,7 +81,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Out = Annotated[Path, typer.Option("--out", help="Folder to write the results to.")]
+
+def _expanded(path: Path) -> Path:
+    """Expand ``~``, which shells leave as it is in ``--out=~/run``."""
+    return Path(os.path.expanduser(path))
+
+
+Out = Annotated[Path, typer.Option("--out", help="Folder to write the results to.", callback=_expanded)]
 Wanted = Annotated[int, typer.Option("--points", min=1, help="Number of ε, evenly spaced between the boundaries.")]
 Resume = Annotated[
     bool,
@@ -229,7 +236,7 @@ def run(
 
 @app.command()
 def dial(
-    run: Annotated[Path, typer.Argument(help="Folder that `sweep` or `demo` wrote.")],
+    run: Annotated[Path, typer.Argument(help="Folder that `sweep` or `demo` wrote.", callback=_expanded)],
     epsilon: Annotated[
         list[float], typer.Option(min=0.0, help="What may be left of the forgotten (f1). Can be repeated.")
     ],
@@ -245,7 +252,7 @@ def dial(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Folder of the run.")]) -> None:
+def report(run: Annotated[Path, typer.Argument(help="Folder of the run.", callback=_expanded)]) -> None:
     """Draw a run's report again: `report.html`, a single self-contained file, and `figures/`.
 
     Example: `unlearn-ext report runs/demo`
@@ -257,7 +264,7 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of the run.")]) -> N
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder that `sweep` or `demo` wrote.")],
+    run: Annotated[Path, typer.Argument(help="Folder that `sweep` or `demo` wrote.", callback=_expanded)],
     extractor: Annotated[
         list[str],
         typer.Option(
