@@ -369,7 +369,7 @@ def test_another_experiment_is_refused(experiment, changed, named):
     folder, *_ = experiment
     with pytest.raises(
         UserError,
-        match=rf"contains an experiment with other settings \(see its reproduction.json\); they differ in: {named}\.",
+        match=rf"contains an experiment with other settings.*; they differ in: {named}; choose another folder\.",
     ):
         reproduce(folder, **changed)
 

@@ -58,7 +58,7 @@ class Plan:
         if differing := [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]:
             raise UserError(
                 f"{out} contains an experiment with other settings (see its {FILE}); they differ in: "
-                f"{', '.join(differing)}. Choose another folder."
+                f"{', '.join(differing)}; choose another folder."
             )
 
     def keep(self, out: Path, device: torch.device) -> None:
