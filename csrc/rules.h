@@ -143,7 +143,7 @@ struct AdamWRule {
     }
 };
 
-// Calls visitor(RuleType<R>{}) with the struct R of a rule. Inlined for the reason that UX_HD gives.
+// Calls visitor(RuleType<R>{}) with the struct R of a rule. Always inlined, for the reason given at UX_HD.
 template <class R> struct RuleType {
     using type = R;
 };

@@ -16,8 +16,9 @@ _SUFFIXES = (".arrow", ".bin", ".ckpt", ".csv", ".gz", ".json", ".jsonl", ".parq
 
 
 def expanded(place: str | os.PathLike[str]) -> str | Path:
-    """Return a path or an id with ``~`` replaced by the home folder; the result has the argument's type."""
-    return os.path.expanduser(place) if isinstance(place, str) else Path(place).expanduser()
+    """Return a path or an id with ``~`` replaced by the home folder, if it is known; text stays text."""
+    known = os.path.expanduser(place)
+    return known if isinstance(place, str) else Path(known)
 
 
 def is_local(place: str | os.PathLike[str], *, owned: bool = True) -> bool:

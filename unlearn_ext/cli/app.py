@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import traceback
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from .._utils.distributed import FirstFailed, first_alone
+from .._utils.hub import expanded
 from ..errors import UserError
 from . import commands
 from .inputs import Prepared, built_in, describe, keep_apart, prepare
@@ -81,13 +81,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-
-def _expanded(path: Path) -> Path:
-    """Expand ``~``, which shells leave as it is in ``--out=~/run``."""
-    return Path(os.path.expanduser(path))
-
-
-Out = Annotated[Path, typer.Option("--out", help="Folder to write the results to.", callback=_expanded)]
+# Shells do not expand ~ in --out=~/run.
+Out = Annotated[Path, typer.Option("--out", help="Folder to write the results to.", callback=expanded)]
 Wanted = Annotated[int, typer.Option("--points", min=1, help="Number of ε, evenly spaced between the boundaries.")]
 Resume = Annotated[
     bool,
@@ -236,7 +231,7 @@ def run(
 
 @app.command()
 def dial(
-    run: Annotated[Path, typer.Argument(help="Folder that `sweep` or `demo` wrote.", callback=_expanded)],
+    run: Annotated[Path, typer.Argument(help="Folder that `sweep` or `demo` wrote.", callback=expanded)],
     epsilon: Annotated[
         list[float], typer.Option(min=0.0, help="What may be left of the forgotten (f1). Can be repeated.")
     ],
@@ -252,7 +247,7 @@ def dial(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Folder of the run.", callback=_expanded)]) -> None:
+def report(run: Annotated[Path, typer.Argument(help="Folder of the run.", callback=expanded)]) -> None:
     """Draw a run's report again: `report.html`, a single self-contained file, and `figures/`.
 
     Example: `unlearn-ext report runs/demo`
@@ -264,7 +259,7 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of the run.", callba
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder that `sweep` or `demo` wrote.", callback=_expanded)],
+    run: Annotated[Path, typer.Argument(help="Folder that `sweep` or `demo` wrote.", callback=expanded)],
     extractor: Annotated[
         list[str],
         typer.Option(
