@@ -4,9 +4,10 @@
 
 #include <array>
 #include <string>
+#include <tuple>
 
+#include "control.h"
 #include "cpu/kernels.h"
-#include "rules.h"
 #include "table.h"
 #if defined(UX_CUDA)
 #include "cuda/step.h"
@@ -28,28 +29,43 @@ std::string read_table(Table& table, int rule, const py::tuple& lists, const py:
     return table.read(rule_of(rule), lists, groups);
 }
 
-// `buffers`: addresses of hyper, control, partials, sums and report, allocated by ops/_kernels.py.
-Job make_job(int rule, const Table& table, int64_t n_groups, std::array<uintptr_t, 5> buffers, py::handle constraint) {
+// `buffers`: addresses of hyper, control, partials, sums and report, allocated by ops/_kernels.py. `control_rows`: index
+// of each constraint of the step among the optimizer's. `values`: c of each; None if it is in the report already.
+Job make_job(int rule, const Table& table, int64_t n_groups, std::array<uintptr_t, 5> buffers, int n_controls,
+    const std::vector<int>& control_rows, const py::list& values) {
     if (!groups_fit(table.rows(), n_groups))
         throw py::value_error(
             "step: groups must ascend from 0 and stay below the " + std::to_string(n_groups) + " rows of hyper");
-    const auto [address, dtype] =
-        constraint.is_none() ? std::pair<const void*, DType>{nullptr, DType::f64} : table.scalar(constraint, "f1", 0);
+    const int n = table.n_constraints();
+    if (static_cast<int>(control_rows.size()) != n || static_cast<int>(values.size()) != n)
+        throw py::value_error("step: as many values and rows of control are needed as constraints");
+    Job job{};
+    job.rule = rule_of(rule), job.slots = table.rows().slots(), job.n_constraints = n, job.n_controls = n_controls;
+    job.averages = table.has_averages(), job.counts_steps = table.counts_steps();
+    job.n_rows = table.rows().size(), job.n_groups = n_groups;
     const auto [chunk, tiles] = table.partition();
-    return {rule_of(rule), dtype, false, table.counts_steps(), static_cast<int64_t>(table.rows().size()), tiles, chunk,
-        n_groups, address, pointer<const double>(buffers[0]), pointer<const double>(buffers[1]),
-        pointer<double>(buffers[2]), pointer<double>(buffers[3]), pointer<double>(buffers[4])};
+    job.chunk = chunk, job.n_tiles = tiles;
+    for (int i = 0; i < n; ++i) {
+        if (control_rows[i] < 0 || control_rows[i] >= n_controls)
+            throw py::value_error("step: there is no row " + std::to_string(control_rows[i]) + " of control");
+        job.control_row[i] = control_rows[i];
+        if (!values[i].is_none())
+            std::tie(job.value[i], job.value_dtype[i]) = table.scalar(values[i], "constraint's value", -1);
+    }
+    job.hyper = pointer<const double>(buffers[0]), job.control = pointer<const double>(buffers[1]);
+    job.partials = pointer<double>(buffers[2]), job.sums = pointer<double>(buffers[3]);
+    job.report = pointer<double>(buffers[4]);
+    return job;
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "Kernels of unlearn_ext. Call them through unlearn_ext.ops, which checks the arguments.";
-    m.attr("SUMS") = int(kSums);
+    m.attr("MAX_CONSTRAINTS") = kMaxConstraints;
     m.attr("HYPER") = int(kHyper);
     m.attr("CONTROL") = int(kControl);
     m.attr("REPORT") = int(kReport);
-    m.attr("ROW_BYTES") = sizeof(Row);
     m.def("cpu_isa", [] { return cpu::chosen()->isa; });
     m.def("cpu_isas", [] {
         py::list names;
@@ -74,18 +90,20 @@ PYBIND11_MODULE(_C, m) {
         .def_property_readonly("scattered", &Table::scattered)
         .def_property_readonly("absent", &Table::absent)
         .def_property_readonly("tiles", [](const Table& table) { return table.partition().tiles; })
+        .def_property_readonly("slots", [](const Table& table) { return table.rows().slots(); })
+        .def_property_readonly("bytes", [](const Table& table) { return table.rows().words().size() * sizeof(int64_t); })
         .def("__len__", [](const Table& table) { return table.rows().size(); });
     py::class_<Job>(m, "Job").def(py::init(&make_job));
     m.def(
         "stats",
         [](const Table& table, Job job, bool solve, int threads) {
             job.solve = solve;
-            cpu::run_stats(table.rows().data(), job, threads);
+            cpu::run_stats(table.rows(), job, threads);
         },
         py::call_guard<py::gil_scoped_release>());
     m.def(
         "apply",
-        [](const Table& table, const Job& job, int threads) { cpu::run_apply(table.rows().data(), job, threads); },
+        [](const Table& table, const Job& job, int threads) { cpu::run_apply(table.rows(), job, threads); },
         py::call_guard<py::gil_scoped_release>());
 
 #if defined(UX_CUDA)
@@ -94,14 +112,14 @@ PYBIND11_MODULE(_C, m) {
         "Limit the blocks per launch, for tests. Results are bitwise identical for any number.");
     using Address = uintptr_t;
     m.def("cuda_upload", [](const Table& table, Address rows, int device, Address stream) {
-        cuda::upload(table.rows().data(), table.rows().size(), pointer<Row>(rows), device, pointer<void>(stream));
+        cuda::upload(table.rows().words(), pointer<int64_t>(rows), device, pointer<void>(stream));
     });
     m.def("cuda_stats", [](Job job, bool solve, Address rows, Address counter, int device, Address stream) {
         job.solve = solve;
-        cuda::run_stats(pointer<const Row>(rows), job, pointer<uint32_t>(counter), device, pointer<void>(stream));
+        cuda::run_stats(pointer<const void>(rows), job, pointer<uint32_t>(counter), device, pointer<void>(stream));
     });
     m.def("cuda_apply", [](const Job& job, Address rows, Address counter, int device, Address stream) {
-        cuda::run_apply(pointer<const Row>(rows), job, pointer<uint32_t>(counter), device, pointer<void>(stream));
+        cuda::run_apply(pointer<const void>(rows), job, pointer<uint32_t>(counter), device, pointer<void>(stream));
     });
 #else
     m.attr("CUDA_ARCHS") = "";

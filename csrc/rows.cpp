@@ -9,8 +9,11 @@ namespace ux {
 
 namespace {
 
-unsigned writes_of(Rule rule) {
-    return visit(rule, [](auto type) { return decltype(type)::type::kWrites; });
+// The operands that a step writes: those of its rule, and every moving average.
+unsigned writes_of(Rule rule, int slots) {
+    unsigned writes = visit(rule, [](auto type) { return decltype(type)::type::kWrites; });
+    for (int i = 0; i < slots; ++i) writes |= bit(average(i));
+    return writes;
 }
 
 struct Span {
@@ -20,17 +23,16 @@ struct Span {
     auto key() const { return std::tie(begin, row, end); }
 };
 
-std::vector<Span> spans_of(const std::vector<Row>& rows, unsigned writes) {
+std::vector<Span> spans_of(const RowTable& rows, unsigned writes) {
     std::vector<Span> spans;
-    spans.reserve(rows.size() * (kOperands + 1));
-    for (size_t r = 0; r < rows.size(); ++r) {
-        const Row& row = rows[r];
-        for (int o = 0; o < kOperands; ++o)
-            if (row.data[o] && row.numel) {
-                const int64_t width = row.dtype(o) == DType::f32 ? 4 : 2;
-                spans.push_back({row.data[o], row.data[o] + row.numel * width, int64_t(r), (writes & bit(o)) != 0});
-            }
-        if (row.step) spans.push_back({row.step, row.step + 4, int64_t(r), true});
+    spans.reserve(rows.size() * (rows.operands() + 1));
+    for (int64_t r = 0; r < rows.size(); ++r) {
+        const RowHead& row = rows[r];
+        const int64_t* data = rows.data(r);
+        for (int o = 0; o < rows.operands(); ++o)
+            if (data[o] && row.numel)
+                spans.push_back({data[o], data[o] + row.numel * row.width(o), r, (writes & bit(o)) != 0});
+        if (row.step) spans.push_back({row.step, row.step + 4, r, true});
     }
     std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.key() < b.key(); });
     return spans;
@@ -38,12 +40,12 @@ std::vector<Span> spans_of(const std::vector<Row>& rows, unsigned writes) {
 
 }  // namespace
 
-Partition partition(std::vector<Row>& rows, int64_t chunk) {
+Partition partition(RowTable& rows, int64_t chunk) {
     for (;; chunk *= 2) {
         int64_t chunks = 0, multi_chunk_rows = 0;
-        for (size_t r = 0; r < rows.size(); ++r) {
-            Row& row = rows[r];
-            if (r && row.group() != rows[r - 1].group())
+        for (int64_t r = 0; r < rows.size(); ++r) {
+            RowHead& row = rows[r];
+            if (r && row.group != rows[r - 1].group)
                 chunks = (chunks + kChunksPerTile - 1) / kChunksPerTile * kChunksPerTile;
             row.first_chunk = chunks;
             const int64_t row_chunks =
@@ -59,41 +61,42 @@ Partition partition(std::vector<Row>& rows, int64_t chunk) {
 
 // Most tensors are aligned. If most operands of a row are misaligned by the same amount, processing a few single elements
 // first aligns them; the other operands are loaded element by element. Votes are weighted by element size.
-int head_of(const Row& row) {
+int head_of(const RowTable& rows, int64_t row) {
     int votes[8] = {}, best = 0;
-    for (int o = 0; o < kOperands; ++o) {
-        if (!row.data[o]) continue;
-        const int64_t width = row.dtype(o) == DType::f32 ? 4 : 2;
+    for (int o = 0; o < rows.operands(); ++o) {
+        const int64_t address = rows.data(row)[o], width = rows[row].width(o);
+        if (!address) continue;
         for (int head = 0; head < 8; ++head)
-            if ((row.data[o] + head * width) % 16 == 0) votes[head] += static_cast<int>(width);
+            if ((address + head * width) % 16 == 0) votes[head] += static_cast<int>(width);
     }
     for (int head = 1; head < 8; ++head)
         if (votes[head] > votes[best]) best = head;
     return best;
 }
 
-Loads loads_of(const Row& row, int head) {
+Loads loads_of(const RowTable& rows, int64_t row, int head) {
     bool floats = true, halves = true;
-    for (int o = 0; o < kOperands; ++o) {
-        if (!row.data[o]) continue;
-        const bool is_float = row.dtype(o) == DType::f32;
-        if (reinterpret_cast<uintptr_t>(row.address(o, head)) % 16) return Loads::mixed;
+    for (int o = 0; o < rows.operands(); ++o) {
+        const int64_t address = rows.data(row)[o];
+        if (!address) continue;
+        const bool is_float = rows[row].dtype(o) == DType::f32;
+        if ((address + head * rows[row].width(o)) % 16) return Loads::mixed;
         floats &= is_float, halves &= !is_float;
     }
     return floats ? Loads::floats : halves ? Loads::halves : Loads::mixed;
 }
 
-bool groups_fit(const std::vector<Row>& rows, int64_t n_groups) {
+bool groups_fit(const RowTable& rows, int64_t n_groups) {
     int64_t last = 0;
-    for (const Row& row : rows) {
-        if (row.group() < last || row.group() >= n_groups) return false;
-        last = row.group();
+    for (int64_t r = 0; r < rows.size(); ++r) {
+        if (rows[r].group < last || rows[r].group >= n_groups) return false;
+        last = rows[r].group;
     }
     return true;
 }
 
-bool has_aliasing(const std::vector<Row>& rows, Rule rule) {
-    const auto spans = spans_of(rows, writes_of(rule));
+bool has_aliasing(const RowTable& rows, Rule rule) {
+    const auto spans = spans_of(rows, writes_of(rule, rows.slots()));
     int64_t max_end = 0, max_written_end = 0;  // of all earlier spans, and of those that are written
     for (size_t i = 0, writers = 0; i < spans.size(); writers = 0) {
         const Span& span = spans[i];

@@ -1,7 +1,9 @@
-// The mathematics of a step, shared by all devices: what one element adds to the sums, how ψ and λ follow from the
-// sums, and the update of one element. `F` is float, or a vector of floats on the CPU.
+// The mathematics of a step on one element, shared by all devices: what it adds to the sums, and its update. `F` is float,
+// or a vector of floats on the CPU; `K` the number of constraints. qp.h and control.h say how λ follows from the sums.
 //
-//   g = argmin ½‖g − d‖²_P  s.t.  ⟨g1, g⟩ ≥ ψ       λ = max((ψ − ⟨g1, d⟩) / ⟨g1, P⁻¹g1⟩, 0)       g = d + λ P⁻¹g1
+//   g = argmin ½‖g − d‖²_P  s.t.  ⟨a_i, g⟩ ≥ ψ_i for every i       g = d + Σ λ_i P⁻¹a_i
+//
+// a_i is ∇c_i, or its moving average.
 #pragma once
 #include <cfloat>
 #include <cmath>
@@ -10,43 +12,55 @@
 
 namespace ux {
 
-enum Sum { kDot, kSqConstraint, kSqDirection, kRawConstraint, kRawGrad, kSums };
 enum Hyper { kLr, kBeta1, kBeta2, kEps, kWeightDecay, kNesterov, kMaximize, kConstraintWeight, kHyper };
-enum Control { kKind, kEpsilon, kAlpha, kRate, kDelta, kIntegralGain, kCap, kMaxNorm, kLambdaMax, kGivenPsi, kControl };
-enum Report {
-    kConstraint,
-    kPsi,
-    kLambda,
-    kReportDot,
-    kReportSqConstraint,
-    kReportSqDirection,
-    kScale,
-    kSkipped,
-    kSkippedSteps,
-    kIntegral,
-    kReport
-};
-enum Kind { kUnconstrained = 0, kGiven = 1, kGradientNorm = 2, kEpsilonGap = 3 };
 
-// Values of one coordinate: d, P⁻¹g1 and the diagonal of P.
-template <class F> struct Element {
-    F direction, constraint, metric;
+// Columns of the sums: ‖d‖²_P, ‖g2‖², then for each constraint ⟨a_i,d⟩, for each ‖∇c_i‖², and ⟨a_i,P⁻¹a_j⟩ for i ≤ j.
+constexpr int kSqDirection = 0, kRawGrad = 1;
+struct Sums {
+    int slots;  // constraints
+
+    UX_HD constexpr int dot(int i) const { return 2 + i; }
+    UX_HD constexpr int raw(int i) const { return 2 + slots + i; }
+    UX_HD constexpr int gram(int i, int j) const {
+        return i <= j ? 2 + 2 * slots + i * slots - i * (i - 1) / 2 + (j - i) : gram(j, i);
+    }
+    UX_HD constexpr int count() const { return 2 + 2 * slots + slots * (slots + 1) / 2; }
+};
+constexpr int kMaxSums = Sums{kMaxConstraints}.count();
+
+// Values of one coordinate: d, P⁻¹a_i and the diagonal of P.
+template <class F, int K> struct Element {
+    F direction, metric, constraint[K];
 };
 
-template <class F> UX_HD void accumulate(const Element<F>& e, F grad, F constraint_grad, F* sums) {
-    sums[kDot] += constraint_grad * e.direction;
-    sums[kSqConstraint] += constraint_grad * e.constraint;
+// `held`: ∇c_i. The squares of both gradients are not finite if a gradient is not.
+template <class F, int K>
+UX_HD void accumulate(const Element<F, K>& e, F grad, const F* held, const F* a, F* sums) {
+    constexpr Sums columns{K};
     sums[kSqDirection] += e.direction * e.direction * e.metric;
-    sums[kRawConstraint] += constraint_grad * constraint_grad;  // non-finite if a gradient is, like the next
     sums[kRawGrad] += grad * grad;
+    UX_UNROLL
+    for (int i = 0; i < K; ++i) {
+        sums[columns.dot(i)] += a[i] * e.direction;
+        sums[columns.raw(i)] += held[i] * held[i];
+        UX_UNROLL
+        for (int j = i; j < K; ++j) sums[columns.gram(i, j)] += a[i] * e.constraint[j];
+    }
 }
+
+// How ∇c becomes a: m ← β·m + (1 − β)·∇c, and a = m divided by the sum of the weights, which corrects the bias towards
+// zero. Without an average β = 0 and a = ∇c.
+struct Average {
+    float decay = 0, fresh = 1, correction = 1;
+
+    template <class F> UX_HD F next(F average, F held) const { return average * decay + held * fresh; }
+    template <class F> UX_HD F corrected(F average) const { return average * correction; }
+};
 
 // Skips the product at weight_decay = 0: 0·∞ would turn the direction of an infinite parameter into NaN.
 template <class F> UX_HD F with_weight_decay(F direction, F param, float weight_decay) {
     return weight_decay == 0.0f ? direction : direction + param * weight_decay;
 }
-
-constexpr unsigned bit(int operand) { return 1u << operand; }
 
 // On a GPU, approximate instructions with an error of 1 to 2 ulp: for half precision, exact square roots and divisions
 // take longer than the memory accesses.
@@ -70,22 +84,60 @@ template <class F> UX_HD F reciprocal(F x) {
 // 1 − βᵗ, accurate to float's last bit: β − 1 is computed in double, and log1p and expm1 avoid cancellation.
 UX_HD float bias_correction(double beta, float t) { return -expm1f(t * log1pf(float(beta - 1.0))); }
 
+template <class F, int K> UX_HD F sum_of_squares(const F* a) {
+    F sum = a[0] * a[0];
+    UX_UNROLL
+    for (int i = 1; i < K; ++i) sum = sum + a[i] * a[i];
+    return sum;
+}
+
+// g = d + Σ λ_i P⁻¹a_i.
+template <class F, int K> UX_HD F projected(const Element<F, K>& e, const float* lambda) {
+    F g = e.direction;
+    UX_UNROLL
+    for (int i = 0; i < K; ++i) g = g + e.constraint[i] * lambda[i];
+    return g;
+}
+
+// P = I.
+template <class F, int K> UX_HD Element<F, K> euclidean(F direction, const F* a) {
+    Element<F, K> e;
+    e.direction = direction, e.metric = F{} + 1.0f;
+    UX_UNROLL
+    for (int i = 0; i < K; ++i) e.constraint[i] = a[i];
+    return e;
+}
+
+// P = diag(metric).
+template <class F, int K> UX_HD Element<F, K> rescaled(F direction, F metric, F inverse, const F* a) {
+    Element<F, K> e;
+    e.direction = direction, e.metric = metric;
+    UX_UNROLL
+    for (int i = 0; i < K; ++i) e.constraint[i] = a[i] * inverse;
+    return e;
+}
+
+// In all rules, `x` has the operands of the state (kParam … kSecondMoment) and `a` those of the constraints.
+
 // Projection: d = g2 and P = I; g overwrites g2.
 struct ProjectRule {
-    static constexpr unsigned kReads = bit(kGrad) | bit(kConstraintGrad);
+    static constexpr unsigned kReads = bit(kGrad);
     static constexpr unsigned kWrites = bit(kGrad);
 
     UX_HD ProjectRule(const double*, bool, float) {}
     UX_HD unsigned stats_reads() const { return kReads; }
-    template <class F> UX_HD Element<F> element(F* x) const { return {x[kGrad], x[kConstraintGrad], F{} + 1.0f}; }
-    template <class F> UX_HD void step(F* x, const Element<F>& e, float lambda, float scale) const {
-        x[kGrad] = (e.direction + e.constraint * lambda) * scale;
+    template <int K, class F> UX_HD Element<F, K> element(F* x, const F* a) const {
+        return euclidean<F, K>(x[kGrad], a);
+    }
+    template <int K, class F>
+    UX_HD void step(F* x, const Element<F, K>& e, const float* lambda, float scale) const {
+        x[kGrad] = projected(e, lambda) * scale;
     }
 };
 
 // torch.optim.SGD with momentum, dampening, Nesterov momentum and coupled weight decay; P = I.
 struct SgdRule {
-    static constexpr unsigned kReads = bit(kParam) | bit(kGrad) | bit(kConstraintGrad) | bit(kFirstMoment);
+    static constexpr unsigned kReads = bit(kParam) | bit(kGrad) | bit(kFirstMoment);
     static constexpr unsigned kWrites = bit(kParam) | bit(kFirstMoment);
 
     float lr, momentum, nesterov_momentum, grad_factor, weight_decay, sign;
@@ -99,22 +151,21 @@ struct SgdRule {
     }
     UX_HD unsigned stats_reads() const { return weight_decay == 0.0f ? kReads & ~bit(kParam) : kReads; }
 
-    template <class F> UX_HD Element<F> element(F* x) const {
+    template <int K, class F> UX_HD Element<F, K> element(F* x, const F* a) const {
         const F grad = with_weight_decay(x[kGrad] * sign, x[kParam], weight_decay);
-        const F one = F{} + 1.0f;
-        if (!has_momentum) return {grad, x[kConstraintGrad], one};
+        if (!has_momentum) return euclidean<F, K>(grad, a);
         x[kFirstMoment] = x[kFirstMoment] * momentum + grad * grad_factor;
-        return {nesterov ? grad + x[kFirstMoment] * nesterov_momentum : x[kFirstMoment], x[kConstraintGrad], one};
+        return euclidean<F, K>(nesterov ? grad + x[kFirstMoment] * nesterov_momentum : x[kFirstMoment], a);
     }
-    template <class F> UX_HD void step(F* x, const Element<F>& e, float lambda, float scale) const {
-        x[kParam] = x[kParam] - (e.direction + e.constraint * lambda) * (scale * lr);
+    template <int K, class F>
+    UX_HD void step(F* x, const Element<F, K>& e, const float* lambda, float scale) const {
+        x[kParam] = x[kParam] - projected(e, lambda) * (scale * lr);
     }
 };
 
-// torch.optim.AdamW with the metric P = diag(√v̂ + eps), where v is the moving average of w·g1² + g2².
+// torch.optim.AdamW with the metric P = diag(√v̂ + eps), where v is the moving average of w·Σa_i² + g2².
 struct AdamWRule {
-    static constexpr unsigned kReads =
-        bit(kParam) | bit(kGrad) | bit(kConstraintGrad) | bit(kFirstMoment) | bit(kSecondMoment);
+    static constexpr unsigned kReads = bit(kParam) | bit(kGrad) | bit(kFirstMoment) | bit(kSecondMoment);
     static constexpr unsigned kWrites = bit(kParam) | bit(kFirstMoment) | bit(kSecondMoment);
 
     float lr, beta2, one_minus_beta1, one_minus_beta2, eps, weight_decay, sign, constraint_weight;
@@ -128,108 +179,81 @@ struct AdamWRule {
         second_correction = 1.0f / sqrtf(bias_correction(h[kBeta2], t));
     }
     UX_HD unsigned stats_reads() const { return weight_decay == 0.0f ? kReads & ~bit(kParam) : kReads; }
-    template <class F> UX_HD Element<F> element(F* x) const {
+    template <int K, class F> UX_HD Element<F, K> element(F* x, const F* a) const {
         const F grad = x[kGrad] * sign;
         x[kFirstMoment] = x[kFirstMoment] + (grad - x[kFirstMoment]) * one_minus_beta1;
-        const F squares = grad * grad + x[kConstraintGrad] * x[kConstraintGrad] * constraint_weight;
+        const F squares = grad * grad + sum_of_squares<F, K>(a) * constraint_weight;
         x[kSecondMoment] = x[kSecondMoment] * beta2 + squares * one_minus_beta2;
         const F metric = square_root(x[kSecondMoment]) * second_correction + eps;
         const F inverse = reciprocal(metric);
-        return {with_weight_decay(x[kFirstMoment] * first_correction * inverse, x[kParam], weight_decay),
-            x[kConstraintGrad] * inverse, metric};
+        const F adaptive = x[kFirstMoment] * first_correction * inverse;
+        return rescaled<F, K>(with_weight_decay(adaptive, x[kParam], weight_decay), metric, inverse, a);
     }
-    template <class F> UX_HD void step(F* x, const Element<F>& e, float lambda, float scale) const {
-        x[kParam] = x[kParam] - (e.direction + e.constraint * lambda) * (scale * lr);
+    template <int K, class F>
+    UX_HD void step(F* x, const Element<F, K>& e, const float* lambda, float scale) const {
+        x[kParam] = x[kParam] - projected(e, lambda) * (scale * lr);
     }
 };
 
-// Calls visitor(RuleType<R>{}) with the struct R of a rule. Always inlined, for the reason given at UX_HD.
+// The correction of a step that another optimizer took: d = (θ_before − θ)/lr, with θ_before in place of the first
+// moment. P = diag(√(v̂ + w·Σa_i²) + eps), where v is the moving average of g2².
+struct WrapRule {
+    static constexpr unsigned kReads = bit(kParam) | bit(kGrad) | bit(kFirstMoment) | bit(kSecondMoment);
+    static constexpr unsigned kWrites = bit(kParam) | bit(kSecondMoment);
+
+    float lr, inverse_lr, beta2, one_minus_beta2, eps, constraint_weight, second_correction;
+
+    UX_HD WrapRule(const double* h, bool, float t)
+        : lr(float(h[kLr])), inverse_lr(lr > 0 ? 1.0f / lr : 0.0f), beta2(float(h[kBeta2])),
+          one_minus_beta2(float(1 - h[kBeta2])), eps(float(h[kEps])), constraint_weight(float(h[kConstraintWeight])),
+          second_correction(1.0f / bias_correction(h[kBeta2], t)) {}
+    UX_HD unsigned stats_reads() const { return kReads; }
+    template <int K, class F> UX_HD Element<F, K> element(F* x, const F* a) const {
+        x[kSecondMoment] = x[kSecondMoment] * beta2 + x[kGrad] * x[kGrad] * one_minus_beta2;
+        const F squares = x[kSecondMoment] * second_correction + sum_of_squares<F, K>(a) * constraint_weight;
+        const F metric = square_root(squares) + eps;
+        return rescaled<F, K>((x[kFirstMoment] - x[kParam]) * inverse_lr, metric, reciprocal(metric), a);
+    }
+    // Where all λ are zero, the parameter keeps its bits.
+    template <int K, class F> UX_HD void step(F* x, const Element<F, K>& e, const float* lambda, float) const {
+        F correction = e.constraint[0] * lambda[0];
+        UX_UNROLL
+        for (int i = 1; i < K; ++i) correction = correction + e.constraint[i] * lambda[i];
+        x[kParam] = x[kParam] - correction * lr;
+    }
+};
+
+// Whether a skipped step has to undo something: the other optimizer has stepped already.
+UX_HD constexpr bool restores(Rule rule) { return rule == Rule::wrap; }
+template <class R> constexpr bool kRestores = false;
+template <> inline constexpr bool kRestores<WrapRule> = true;
+
 template <class R> struct RuleType {
     using type = R;
 };
+template <int K> struct Slots {
+    static constexpr int value = K;
+};
 
+// Calls visitor(RuleType<R>{}) with the struct R of a rule. Always inlined, for the reason given at UX_HD.
 template <class Visitor> inline __attribute__((always_inline)) auto visit(Rule rule, const Visitor& visitor) {
     switch (rule) {
         case Rule::project: return visitor(RuleType<ProjectRule>{});
         case Rule::sgd: return visitor(RuleType<SgdRule>{});
-        case Rule::adamw: break;
+        case Rule::adamw: return visitor(RuleType<AdamWRule>{});
+        case Rule::wrap: break;
     }
-    return visitor(RuleType<AdamWRule>{});
+    return visitor(RuleType<WrapRule>{});
 }
 
-UX_HD double clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
-UX_HD double power(double x, double p) { return p == 1.0 ? x : pow(x, p); }  // skips pow for the default exponent
-// Unlike std::isfinite, compilers optimize this expression away only under fast-math.
-UX_HD bool finite(double x) { return x - x == 0.0; }
-
-// Sums over all groups: unweighted, and weighted by learning rate, as the constraint on the step needs them.
-struct Totals {
-    double dot = 0, sq_constraint = 0, sq_direction = 0, raw_squares = 0;  // unweighted
-    double lr_dot = 0, lr_sq_constraint = 0;                               // Σ μ_k⟨·⟩_k
-    double mean_lr;                                                        // the μ of Ψ = μψ
-
-    UX_HD Totals(const double* sums, const double* hyper, int64_t n_groups) {
-        double lr_total = 0;
-        for (int64_t k = 0; k < n_groups; ++k) {
-            const double* s = sums + k * kSums;
-            const double lr = hyper[k * kHyper + kLr];
-            dot += s[kDot], sq_constraint += s[kSqConstraint], sq_direction += s[kSqDirection];
-            raw_squares += s[kRawConstraint] + s[kRawGrad];
-            lr_dot += lr * s[kDot], lr_sq_constraint += lr * s[kSqConstraint], lr_total += lr;
-        }
-        mean_lr = sq_constraint > 0 ? lr_sq_constraint / sq_constraint : n_groups ? lr_total / double(n_groups) : 0.0;
+// Calls visitor(Slots<K>{}) with the number of constraints that the kernels are compiled for.
+template <class Visitor> inline __attribute__((always_inline)) auto visit_slots(int slots, const Visitor& visitor) {
+    switch (slots) {
+        case 1: return visitor(Slots<1>{});
+        case 2: return visitor(Slots<2>{});
+        case 4: return visitor(Slots<4>{});
     }
-};
-
-// Ψ = μψ: the first-order decrease of f1 that the control function requires from this step.
-UX_HD double required_decrease(const double* c, double constraint, double integral, const Totals& t) {
-    double decrease = t.mean_lr * c[kGivenPsi];
-    if (c[kKind] == kGradientNorm) decrease = t.mean_lr * c[kAlpha] * power(t.sq_constraint, 0.5 * c[kDelta]);
-    if (c[kKind] == kEpsilonGap) {
-        const double gap = constraint - c[kEpsilon];
-        const double feedback = (gap < 0 ? -1.0 : 1.0) * power(fabs(gap), c[kDelta]) + c[kIntegralGain] * integral;
-        const bool has_alpha = c[kAlpha] == c[kAlpha];  // NaN: use the rate instead
-        decrease = has_alpha ? t.mean_lr * c[kAlpha] * feedback : c[kRate] * feedback;
-    }
-    const double cap = c[kCap] * t.lr_sq_constraint;
-    return decrease > cap ? cap : decrease;
-}
-
-// Integral of the gap with anti-windup: only gaps within half of |ε| count, and the integral term is clamped to ±|ε|.
-UX_HD double integrate(const double* c, double constraint, double integral) {
-    if (c[kKind] != kEpsilonGap || c[kIntegralGain] == 0) return integral;
-    const double gap = constraint - c[kEpsilon], target = fabs(c[kEpsilon]);
-    if (fabs(gap) > 0.5 * target) return integral;
-    return clamp(integral + gap, -target / c[kIntegralGain], target / c[kIntegralGain]);
-}
-
-// End of the stats phase: reads the sums and f1 (report[kConstraint]); writes ψ, λ, the clipping factor and the flags.
-UX_HD void solve(const double* sums, const double* hyper, int64_t n_groups, const double* c, double* report) {
-    const Totals t(sums, hyper, n_groups);
-    const bool constrained = c[kKind] != kUnconstrained;
-    const double integral = integrate(c, report[kConstraint], report[kIntegral]);
-    const double decrease = constrained ? required_decrease(c, report[kConstraint], integral, t) : 0.0;
-    double lambda = 0;
-    if (constrained && t.lr_sq_constraint > 0) {
-        lambda = (decrease - t.lr_dot) / t.lr_sq_constraint;
-        if (lambda < 0) lambda = 0;  // a NaN stays a NaN
-        if (lambda > c[kLambdaMax]) lambda = c[kLambdaMax];
-    }
-    const double sq_norm = t.sq_direction + 2 * lambda * t.dot + lambda * lambda * t.sq_constraint;
-    const double clip_factor = c[kMaxNorm] / (sqrt(sq_norm > 0 ? sq_norm : 0.0) + 1e-6);
-    const bool all_finite = finite(t.raw_squares) && finite(t.dot) && finite(t.sq_constraint) &&
-                            finite(t.sq_direction) && finite(decrease) && lambda <= FLT_MAX &&
-                            (!constrained || finite(report[kConstraint]));
-
-    report[kPsi] = t.mean_lr > 0 ? decrease / t.mean_lr : 0.0;
-    report[kLambda] = lambda;
-    report[kReportDot] = t.mean_lr > 0 ? t.lr_dot / t.mean_lr : t.dot;
-    report[kReportSqConstraint] = t.sq_constraint;
-    report[kReportSqDirection] = t.sq_direction;
-    report[kScale] = clip_factor < 1 ? clip_factor : 1.0;
-    report[kSkipped] = all_finite ? 0.0 : 1.0;
-    if (all_finite) report[kIntegral] = integral;
-    else report[kSkippedSteps] += 1;
+    return visitor(Slots<8>{});
 }
 
 }  // namespace ux

@@ -1,7 +1,6 @@
 #include "table.h"
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 
 namespace py = pybind11;
@@ -10,8 +9,13 @@ namespace ux {
 
 namespace {
 
-constexpr const char* kOperandNames[] = {
-    "parameter", "gradient", "constraint gradient", "first moment", "second moment", "step counter"};
+constexpr const char* kStepCounter = "step counter";
+
+const char* name_of_operand(int operand) {
+    constexpr const char* names[] = {"parameter", "gradient", "first moment", "second moment"};
+    if (operand < kStateOperands) return names[operand];
+    return operand % 2 ? "average of the constraint gradient" : "constraint gradient";
+}
 
 bool is_on(const dlpack::Tensor& t, int gpu) {
     if (gpu >= 0) return t.device_type == dlpack::kCuda && t.device_index == gpu;
@@ -36,8 +40,9 @@ std::optional<DType> dtype_of(const dlpack::Tensor& t) {
     }
 }
 
+// `row`: -1 for what belongs to no row.
 std::string name_of(const char* what, int64_t row) {
-    return "step: the " + std::string(what) + " of tensor " + std::to_string(row);
+    return "step: the " + std::string(what) + (row < 0 ? "" : " of tensor " + std::to_string(row));
 }
 
 std::string type_of(const dlpack::Tensor& t) {
@@ -134,50 +139,57 @@ void Table::check_sign(PyObject* object, const char* what, int64_t row) const {
         throw std::runtime_error(name_of(what, row) + " is a view that negates its memory: resolve_neg() it");
 }
 
-Row Table::read_row(Rule rule, PyObject* const* objects, int64_t index) {
-    Row row{};
-    const int owner = rule == Rule::project ? kGrad : kParam;
+int64_t Table::accepted_address(int64_t row, int operand) const {
+    const auto index = row * rows_.width() + RowTable::kHeadWords + operand;
+    return index < static_cast<int64_t>(accepted_.size()) ? accepted_[index] : 0;
+}
+
+// Appends a row. `objects`: its entry of every list.
+void Table::read_row(Rule rule, PyObject* const* objects, int64_t index) {
+    rows_.append();
+    RowHead& row = rows_[index];
+    int64_t* data = rows_.data(index);
+    const int n_operands = operands_of(n_constraints_), owner = rule == Rule::project ? kGrad : kParam;
     if (objects[owner] == Py_None) throw std::invalid_argument("step: tensor " + std::to_string(index) + " is None");
-    const dlpack::Tensor reference = view(objects[owner], kOperandNames[owner], index);
+    const dlpack::Tensor reference = view(objects[owner], name_of_operand(owner), index);
     row.numel = numel(reference);
     bool all_contiguous = true, same_layout = true;
-    for (int o = 0; o < kOperands; ++o) {
+    for (int o = 0; o < n_operands; ++o) {
         if (objects[o] == Py_None) {
             ++absent_[o];
             continue;
         }
-        const dlpack::Tensor t = o == owner ? reference : view(objects[o], kOperandNames[o], index);
+        const char* name = name_of_operand(o);
+        const dlpack::Tensor t = o == owner ? reference : view(objects[o], name, index);
         if (!same_shape(t, reference))
             throw py::value_error("step: tensor " + std::to_string(index) + " has shape " + shape_of(reference) +
-                                  " but a " + kOperandNames[o] + " of shape " + shape_of(t) +
+                                  " but a " + name + " of shape " + shape_of(t) +
                                   "; zero the gradients and run both backward passes again");
         const auto dtype = dtype_of(t);
         if (!dtype || *dtype == DType::f64) {
-            reason_ = "there is no kernel for a " + type_of(t) + " " + kOperandNames[o];
+            reason_ = "there is no kernel for a " + type_of(t) + " " + name;
             continue;
         }
-        if (row.numel) check_memory(t, kOperandNames[o], index);
-        row.data[o] = reinterpret_cast<int64_t>(t.data);
+        if (row.numel) check_memory(t, name, index);
+        data[o] = reinterpret_cast<int64_t>(t.data);
         // is_neg() is slow, so it is called only if the address is new. A graph that returns a negated gradient does so in
         // its first step too.
-        if (index >= static_cast<int64_t>(accepted_.size()) || accepted_[index].data[o] != row.data[o])
-            check_sign(objects[o], kOperandNames[o], index);
-        row.tags |= static_cast<int64_t>(*dtype) << (4 * o);
+        if (accepted_address(index, o) != data[o]) check_sign(objects[o], name, index);
+        row.tags |= static_cast<int64_t>(*dtype) << (2 * o);
         all_contiguous &= is_contiguous(t);
         same_layout &= same_strides(t, reference);
     }
-    if (objects[kOperands] != Py_None) {
-        const auto [address, dtype] = scalar(objects[kOperands], kOperandNames[kOperands], index);
+    if (objects[n_operands] != Py_None) {
+        const auto [address, dtype] = scalar(objects[n_operands], kStepCounter, index);
         if (dtype != DType::f32) reason_ = "there is no kernel for step counters that are not float32";
         row.step = reinterpret_cast<int64_t>(address);
         counts_steps_ = true;
     }
     if (row.numel && !all_contiguous && !(same_layout && is_dense(reference))) scattered_.push_back(index);
     if (gpu_ >= 0) {
-        const int head = head_of(row);
-        row.tags |= static_cast<int64_t>(head) << 24 | static_cast<int64_t>(loads_of(row, head)) << 28;
+        const int head = head_of(rows_, index);
+        row.tags |= static_cast<int64_t>(head) << 40 | static_cast<int64_t>(loads_of(rows_, index, head)) << 44;
     }
-    return row;
 }
 
 std::pair<const void*, DType> Table::scalar(py::handle tensor, const char* what, int64_t index) const {
@@ -185,7 +197,8 @@ std::pair<const void*, DType> Table::scalar(py::handle tensor, const char* what,
     const auto dtype = dtype_of(t);
     if (numel(t) != 1 || !dtype)
         throw py::value_error(
-            "step: f1 and step counters must have one element, and be float64, float32, bfloat16 or float16");
+            "step: the constraint's value and step counters must have one element, and be float64, float32, bfloat16 or "
+            "float16");
     check_memory(t, what, index);
     return {t.data, *dtype};
 }
@@ -202,32 +215,44 @@ int64_t group_of(const py::list& groups, int64_t row) {
 
 }  // namespace
 
-std::string Table::read(Rule rule, const py::tuple& lists, const py::list& groups) {
-    constexpr int kLists = kOperands + 1;
-    const auto n = static_cast<int64_t>(groups.size());
-    if (lists.size() != kLists)
-        throw py::value_error("step: six lists of tensors are needed, not " + std::to_string(lists.size()));
+bool Table::has_averages() const {
+    for (int i = 0; i < n_constraints_; ++i)
+        if (absent_[average(i)] < rows_.size()) return true;
+    return false;
+}
+
+// Returns why the kernels do not have so many constraints, or an empty string.
+std::string Table::check_lists(const py::tuple& lists, size_t n_rows) {
+    const auto n = static_cast<int>(lists.size()) - kStateOperands - 1;
+    if (n < 0 || n % 2) throw py::value_error("step: not " + std::to_string(lists.size()) + " lists of tensors");
     for (const auto& list : lists)
-        if (!py::isinstance<py::list>(list) || static_cast<int64_t>(py::len(list)) != n)
+        if (!py::isinstance<py::list>(list) || py::len(list) != n_rows)
             throw py::value_error("step: every list of tensors must have one entry for each parameter");
-    rows_.clear(), scattered_.clear(), reason_.clear();
-    absent_.fill(0);
+    n_constraints_ = n / 2;
+    if (n_constraints_ > kMaxConstraints)
+        return "the kernels have " + std::to_string(kMaxConstraints) + " constraints at most, and this step has " +
+               std::to_string(n_constraints_);
+    return "";
+}
+
+std::string Table::read(Rule rule, const py::tuple& lists, const py::list& groups) {
+    const auto n = static_cast<int64_t>(groups.size());
+    reason_ = check_lists(lists, groups.size());
+    if (!reason_.empty()) return reason_;
+    int slots = 1;
+    while (slots < n_constraints_) slots *= 2;
+    rows_.clear(slots), scattered_.clear();
+    absent_.assign(operands_of(n_constraints_), 0);
     counts_steps_ = false;
-    rows_.reserve(n);
+    std::vector<PyObject*> objects(lists.size());
     for (int64_t r = 0; r < n; ++r) {
-        PyObject* objects[kLists];
-        for (int l = 0; l < kLists; ++l) objects[l] = PyList_GET_ITEM(PyTuple_GET_ITEM(lists.ptr(), l), r);
-        rows_.push_back(read_row(rule, objects, r));
-        rows_.back().tags |= group_of(groups, r) << 32;
+        for (size_t l = 0; l < objects.size(); ++l) objects[l] = PyList_GET_ITEM(PyTuple_GET_ITEM(lists.ptr(), l), r);
+        read_row(rule, objects.data(), r);
+        rows_[r].group = group_of(groups, r);
     }
     partition_ = ux::partition(rows_, kMinChunk[gpu_ >= 0]);
     rule_ = rule;
     return reason_;
-}
-
-bool Table::changed() const {
-    const size_t n = rows_.size();
-    return accepted_.size() != n || (n && std::memcmp(accepted_.data(), rows_.data(), n * sizeof(Row)) != 0);
 }
 
 }  // namespace ux

@@ -13,7 +13,7 @@ from . import ops, optim
 from ._version import __version__
 from .errors import UserError
 from .ops import build_info
-from .optim import EpsilonAdamW, EpsilonGap, EpsilonProjection, EpsilonSGD, GradientNorm, StepStats
+from .optim import EpsilonAdamW, EpsilonGap, EpsilonSGD, GradientNorm, StepStats
 
 if TYPE_CHECKING:
     from . import baselines, data, metrics, models, pretrain, report, reproduction, tasks
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "EpsilonAdamW",
     "EpsilonGap",
-    "EpsilonProjection",
     "EpsilonSGD",
     "GradientNorm",
     "History",

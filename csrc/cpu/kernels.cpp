@@ -25,7 +25,7 @@ static inline Lanes square_root(Lanes x) {
 
 }  // namespace ux
 
-#include "../rules.h"
+#include "../control.h"
 #include "half.h"
 
 namespace ux::cpu::UX_ISA {
@@ -129,35 +129,54 @@ void store(char* base, DType dtype, int64_t i, const Lanes& x) {
 
 alignas(64) const float kZeros[kLanes] = {};
 
+// What a kernel is compiled for: the rule, the number of constraints, and whether their gradients are averaged.
+template <class R, int kSlots, bool kHasAverages> struct Variant {
+    using Rule = R;
+    static constexpr int K = kSlots, kOperands = operands_of(kSlots);
+    static constexpr bool kAveraged = kHasAverages;
+
+    static constexpr unsigned of_constraints(bool with_held) {
+        unsigned operands = 0;
+        for (int i = 0; i < K; ++i) operands |= (with_held ? bit(held(i)) : 0) | (kAveraged ? bit(average(i)) : 0);
+        return operands;
+    }
+    static constexpr unsigned kConstraintReads = of_constraints(true);
+    static constexpr unsigned kReads = R::kReads | kConstraintReads, kWrites = R::kWrites | of_constraints(false);
+};
+
 // The operands of a chunk. kDType is their common dtype, known at compile time, or kMixed: look it up per operand.
 constexpr DType kMixed = DType::f64;  // no operand is float64
-template <class Rule, DType kDType> struct Chunk {
-    const char* in[kOperands];
-    char* out[kOperands];
-    int64_t mask[kOperands];  // ANDed with the index: 0 for an absent operand, which then always reads kZeros
-    DType dtypes[kOperands];
+template <class V, DType kDType> struct Chunk {
+    const char* in[V::kOperands];
+    char* out[V::kOperands];
+    int64_t mask[V::kOperands];  // ANDed with the index: 0 for an absent operand, which then always reads kZeros
+    DType dtypes[V::kOperands];
 
-    Chunk(const Row& row, unsigned reads, int64_t begin) {
-        for (int o = 0; o < kOperands; ++o) {
+    Chunk(const Row<V::K>& row, unsigned reads, int64_t begin) {
+        for (int o = 0; o < V::kOperands; ++o) {
             char* address = reads & bit(o) ? row.address(o, begin) : nullptr;
             in[o] = address ? address : reinterpret_cast<const char*>(kZeros);
-            out[o] = Rule::kWrites & bit(o) ? address : nullptr;
+            out[o] = V::kWrites & bit(o) ? address : nullptr;
             mask[o] = address ? -1 : 0;
             dtypes[o] = address ? row.dtype(o) : DType::f32;
         }
     }
     DType dtype(int o) const { return kDType == kMixed ? dtypes[o] : kDType; }
     template <class F> void read(int64_t i, F* x) const {
-        for (int o = 0; o < kOperands; ++o) load(in[o], dtype(o), i & mask[o], x[o]);
+        UX_UNROLL
+        for (int o = 0; o < V::kOperands; ++o)
+            if (V::kReads & bit(o)) load(in[o], dtype(o), i & mask[o], x[o]);
     }
     template <class F> void write(int64_t i, const F* x) const {
-        for (int o = 0; o < kOperands; ++o)
-            if ((Rule::kWrites & bit(o)) && out[o]) store(out[o], dtype(o), i, x[o]);
+        UX_UNROLL
+        for (int o = 0; o < V::kOperands; ++o)
+            if ((V::kWrites & bit(o)) && out[o]) store(out[o], dtype(o), i, x[o]);
     }
-    // The hardware prefetcher does not cross page boundaries, and there are up to five operands.
+    // The hardware prefetcher does not cross page boundaries, and there are five operands or more.
     void prefetch(int64_t i) const {
-        for (int o = 0; o < kOperands; ++o)
-            if (Rule::kReads & bit(o))
+        UX_UNROLL
+        for (int o = 0; o < V::kOperands; ++o)
+            if (V::kReads & bit(o))
                 __builtin_prefetch(in[o] + (i & mask[o]) * (dtype(o) == DType::f32 ? 4 : 2) + kPrefetchDistance);
     }
 };
@@ -167,11 +186,11 @@ template <class Rule> class RuleCache {
   public:
     explicit RuleCache(const Job& job) : job_(job) {}
 
-    const Rule& get(const Row& row) {
-        const int key = row.group() << 1 | (row.data[kFirstMoment] != 0);
+    const Rule& get(const RowHead& row, bool has_first) {
+        const int64_t key = row.group << 1 | int64_t(has_first);
         const float t = row.step ? *reinterpret_cast<const float*>(row.step) + 1.0f : 0.0f;
         if (key != key_ || t != t_) {
-            rule_ = Rule(job_.hyper + row.group() * kHyper, row.data[kFirstMoment] != 0, t);
+            rule_ = Rule(job_.hyper + row.group * kHyper, has_first, t);
             key_ = key, t_ = t;
         }
         return rule_;
@@ -179,18 +198,37 @@ template <class Rule> class RuleCache {
 
   private:
     const Job& job_;
-    int key_ = -1;
+    int64_t key_ = -1;
     float t_ = 0;
     Rule rule_{job_.hyper, false, 1.0f};
 };
 
+// How the gradients of all constraints are averaged.
+template <class V> struct Averages {
+    Average of[V::K];
+
+    Averages(const Job& job, bool solved) {
+        for (int i = 0; i < V::K; ++i) of[i] = average_of(job, i, solved);
+    }
+    // Reads ∇c_i (`held`) and a_i from the operands, and updates the averages among them.
+    template <class F> void apply(F* x, F* held_grads, F* a) const {
+        UX_UNROLL
+        for (int i = 0; i < V::K; ++i) {
+            held_grads[i] = a[i] = x[held(i)];
+            if (!V::kAveraged) continue;
+            x[average(i)] = of[i].next(x[average(i)], held_grads[i]);
+            a[i] = of[i].corrected(x[average(i)]);
+        }
+    }
+};
+
 // The sums of a tile in double; the float sums of each chunk are added to them.
-struct DoubleSums {
-    Doubles8 lanes[kSums][2] = {};
-    double tail[kSums] = {};
+template <int kCount> struct DoubleSums {
+    Doubles8 lanes[kCount][2] = {};
+    double tail[kCount] = {};
 
     void add(const Lanes* floats) {
-        for (int s = 0; s < kSums; ++s) {
+        for (int s = 0; s < kCount; ++s) {
             Floats8 halves[2];
             memcpy(halves, &floats[s], sizeof(Lanes));
             for (int h = 0; h < 2; ++h) lanes[s][h] += __builtin_convertvector(halves[h], Doubles8);
@@ -204,60 +242,71 @@ struct DoubleSums {
     }
 };
 
-template <class Body> void for_each_chunk(const Row* rows, const Job& job, int64_t tile, Body body) {
+template <int K, class Body> void for_each_chunk(const Row<K>* rows, const Job& job, int64_t tile, Body body) {
     int64_t row = row_of(rows, job, tile * kChunksPerTile);
     for (int64_t chunk = tile * kChunksPerTile; chunk < (tile + 1) * kChunksPerTile; ++chunk) {
         while (row + 1 < job.n_rows && rows[row + 1].first_chunk <= chunk) ++row;
         const ChunkRange range = range_of(rows, job, row, chunk);
         if (range.begin >= range.end) continue;
         if (rows[row].all_are(DType::f32)) body(rows[row], range, std::integral_constant<DType, DType::f32>{});
-        else if (rows[row].all_are(DType::bf16)) body(rows[row], range, std::integral_constant<DType, DType::bf16>{});
+        else if (K == 1 && rows[row].all_are(DType::bf16))
+            body(rows[row], range, std::integral_constant<DType, K == 1 ? DType::bf16 : kMixed>{});
         else body(rows[row], range, std::integral_constant<DType, kMixed>{});
     }
 }
 
-template <class Rule> void stats_of(const Row* rows, const Job& job, int64_t tile) {
+template <class V> void stats_of(const RowTable& table, const Job& job, int64_t tile) {
+    using Rule = typename V::Rule;
+    constexpr int kSums = Sums{V::K}.count();
+    const Row<V::K>* rows = table.rows<V::K>();
     RuleCache<Rule> rule_cache(job);
-    DoubleSums sums;
-    for_each_chunk(rows, job, tile, [&](const Row& row, const ChunkRange& range, auto dtype) {
-        const Rule rule = rule_cache.get(row);
-        const Chunk<Rule, dtype> chunk(row, rule.stats_reads(), range.begin);
+    const Averages<V> averages(job, false);
+    DoubleSums<kSums> sums;
+    for_each_chunk(rows, job, tile, [&](const Row<V::K>& row, const ChunkRange& range, auto dtype) {
+        const Rule rule = rule_cache.get(row, row.data[kFirstMoment] != 0);
+        const Chunk<V, dtype> chunk(row, rule.stats_reads() | V::kConstraintReads, range.begin);
         const int64_t n = range.end - range.begin;
+        const auto add_at = [&](int64_t i, auto zero, auto* totals) {
+            using F = decltype(zero);
+            F x[V::kOperands], held_grads[V::K], a[V::K];
+            chunk.read(i, x);
+            averages.apply(x, held_grads, a);
+            accumulate<F, V::K>(rule.template element<V::K>(x, a), x[kGrad], held_grads, a, totals);
+        };
         Lanes lanes[kSums] = {};
         int64_t i = 0;
-        for (; i + kLanes <= n; i += kLanes) {
-            chunk.prefetch(i);
-            Lanes x[kOperands];
-            chunk.read(i, x);
-            const Element<Lanes> e = rule.element(x);
-            accumulate(e, x[kGrad], x[kConstraintGrad], lanes);
-        }
+        for (; i + kLanes <= n; i += kLanes) chunk.prefetch(i), add_at(i, Lanes{}, lanes);
         if (i > 0) sums.add(lanes);
         float tail[kSums] = {};
-        for (; i < n; ++i) {
-            float x[kOperands];
-            chunk.read(i, x);
-            const Element<float> e = rule.element(x);
-            accumulate(e, x[kGrad], x[kConstraintGrad], tail);
-        }
+        for (; i < n; ++i) add_at(i, 0.0f, tail);
         for (int s = 0; s < kSums; ++s) sums.tail[s] += tail[s];
     });
     for (int s = 0; s < kSums; ++s) job.partials[s * job.n_tiles + tile] = sums.total(s);
 }
 
-template <class Rule> void apply_of(const Row* rows, const Job& job, int64_t tile) {
-    const float lambda = float(job.report[kLambda]), scale = float(job.report[kScale]);
+template <class V> void apply_of(const RowTable& table, const Job& job, int64_t tile) {
+    using Rule = typename V::Rule;
+    const Row<V::K>* rows = table.rows<V::K>();
+    float lambda[V::K] = {};
+    for (int i = 0; i < job.n_constraints; ++i) lambda[i] = float(job.report[(1 + job.control_row[i]) * kReport + kLambda]);
+    const float scale = float(job.report[kScale]);
+    const bool restore = kRestores<Rule> && job.report[kSkipped] != 0;
     RuleCache<Rule> rule_cache(job);
-    for_each_chunk(rows, job, tile, [&](const Row& row, const ChunkRange& range, auto dtype) {
-        const Rule rule = rule_cache.get(row);
-        const Chunk<Rule, dtype> chunk(row, Rule::kReads, range.begin);
+    const Averages<V> averages(job, true);
+    for_each_chunk(rows, job, tile, [&](const Row<V::K>& row, const ChunkRange& range, auto dtype) {
+        const Rule rule = rule_cache.get(row, row.data[kFirstMoment] != 0);
+        const Chunk<V, dtype> chunk(row, V::kReads, range.begin);
         const int64_t n = range.end - range.begin;
         const auto step_at = [&](int64_t i, auto zero) {
             using F = decltype(zero);
-            F x[kOperands];
+            F x[V::kOperands], held_grads[V::K], a[V::K];
             chunk.read(i, x);
-            const Element<F> e = rule.element(x);
-            rule.step(x, e, lambda, scale);
+            if (restore) {
+                x[kParam] = x[kFirstMoment];
+            } else {
+                averages.apply(x, held_grads, a);
+                rule.step(x, rule.template element<V::K>(x, a), lambda, scale);
+            }
             chunk.write(i, x);
         };
         int64_t i = 0;
@@ -266,12 +315,24 @@ template <class Rule> void apply_of(const Row* rows, const Job& job, int64_t til
     });
 }
 
-void stats(const Row* rows, const Job& job, int64_t tile) {
-    visit(job.rule, [&](auto type) { stats_of<typename decltype(type)::type>(rows, job, tile); });
+// Calls visitor(V{}) with the variant of a job.
+template <class Visitor> void visit_variant(const Job& job, const Visitor& visitor) {
+    visit(job.rule, [&](auto rule) {
+        using R = typename decltype(rule)::type;
+        visit_slots(job.slots, [&](auto slots) {
+            constexpr int K = decltype(slots)::value;
+            if (K > 1 || job.averages) visitor(Variant<R, K, true>{});
+            else visitor(Variant<R, K, K != 1>{});
+        });
+    });
 }
 
-void apply(const Row* rows, const Job& job, int64_t tile) {
-    visit(job.rule, [&](auto type) { apply_of<typename decltype(type)::type>(rows, job, tile); });
+void stats(const RowTable& rows, const Job& job, int64_t tile) {
+    visit_variant(job, [&](auto variant) { stats_of<decltype(variant)>(rows, job, tile); });
+}
+
+void apply(const RowTable& rows, const Job& job, int64_t tile) {
+    visit_variant(job, [&](auto variant) { apply_of<decltype(variant)>(rows, job, tile); });
 }
 
 }  // namespace

@@ -7,15 +7,15 @@
 namespace ux::cpu {
 
 struct Kernels {
-    void (*stats)(const Row*, const Job&, int64_t tile);
-    void (*apply)(const Row*, const Job&, int64_t tile);
+    void (*stats)(const RowTable&, const Job&, int64_t tile);
+    void (*apply)(const RowTable&, const Job&, int64_t tile);
     const char* isa;
 };
 
 std::vector<const Kernels*> available();  // for the instruction sets that this processor supports, the fastest first
 const Kernels*& chosen();                 // the fastest, unless another one is assigned
 
-void run_stats(const Row*, const Job&, int threads);
-void run_apply(const Row*, const Job&, int threads);
+void run_stats(const RowTable&, const Job&, int threads);
+void run_apply(const RowTable&, const Job&, int threads);
 
 }  // namespace ux::cpu

@@ -2,11 +2,12 @@
 #include <dlfcn.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 #include <vector>
 
-#include "../rules.h"
+#include "../control.h"
 #include "half.h"
 #include "kernels.h"
 
@@ -41,9 +42,9 @@ namespace {
 constexpr int64_t kMinElementsPerThread = 65536;  // below this, waking a thread takes longer than the work
 
 struct Pass {
-    const Row* rows;
+    const RowTable& rows;
     const Job& job;
-    void (*kernel)(const Row*, const Job&, int64_t);
+    void (*kernel)(const RowTable&, const Job&, int64_t);
     bool backwards;
     std::atomic<int64_t> next{0};
 };
@@ -81,40 +82,55 @@ void run_in_parallel(Pass& pass, int threads) {
     for (auto& thread : workers) thread.join();
 }
 
-double constraint_of(const Job& job) {
-    if (!job.constraint) return job.report[kConstraint];
-    switch (job.constraint_dtype) {
-        case DType::f32: return *static_cast<const float*>(job.constraint);
-        case DType::bf16: return from_bf16(*static_cast<const uint16_t*>(job.constraint));
-        case DType::f16: return from_f16(*static_cast<const uint16_t*>(job.constraint));
-        case DType::f64: return *static_cast<const double*>(job.constraint);
+double value_of(const void* address, DType dtype) {
+    switch (dtype) {
+        case DType::f32: return *static_cast<const float*>(address);
+        case DType::bf16: return from_bf16(*static_cast<const uint16_t*>(address));
+        case DType::f16: return from_f16(*static_cast<const uint16_t*>(address));
+        case DType::f64: return *static_cast<const double*>(address);
     }
     return NAN;
 }
 
-void combine(const Row* rows, const Job& job) {
-    for (int64_t i = 0; i < job.n_groups * kSums; ++i) job.sums[i] = 0;
+void combine(const RowTable& rows, const Job& job) {
+    const int n_sums = Sums{job.slots}.count();
+    for (int64_t i = 0; i < job.n_groups * n_sums; ++i) job.sums[i] = 0;
     for (int64_t tile = 0; tile < job.n_tiles; ++tile) {
-        const int group = rows[row_of(rows, job, tile * kChunksPerTile)].group();
-        for (int s = 0; s < kSums; ++s) job.sums[group * kSums + s] += job.partials[s * job.n_tiles + tile];
+        const int64_t group = rows[row_of(rows, job, tile * kChunksPerTile)].group;
+        for (int s = 0; s < n_sums; ++s) job.sums[group * n_sums + s] += job.partials[s * job.n_tiles + tile];
     }
+}
+
+void solve_on_host(const Job& job) {
+    Numbers numbers;
+    for (int row = 0; row <= job.n_constraints; ++row) {
+        std::copy_n(job.control + row_of_numbers(job, row) * kControl, kControl, numbers.control[row]);
+        std::copy_n(job.report + row_of_numbers(job, row) * kReport, kReport, numbers.report[row]);
+    }
+    visit_slots(job.slots, [&](auto slots) { solve<decltype(slots)::value>(job, numbers); });
+    for (int row = 0; row <= job.n_constraints; ++row)
+        std::copy_n(numbers.report[row], kReport, job.report + row_of_numbers(job, row) * kReport);
+    clear_absent(job);
 }
 
 }  // namespace
 
-void run_stats(const Row* rows, const Job& job, int threads) {
+void run_stats(const RowTable& rows, const Job& job, int threads) {
     Pass pass{rows, job, chosen()->stats, false};
     run_in_parallel(pass, threads);
     combine(rows, job);
-    job.report[kConstraint] = constraint_of(job);
-    if (job.solve) solve(job.sums, job.hyper, job.n_groups, job.control, job.report);
+    for (int i = 0; i < job.n_constraints; ++i)
+        if (job.value[i])
+            job.report[(1 + job.control_row[i]) * kReport + kConstraint] = value_of(job.value[i], job.value_dtype[i]);
+    if (job.solve) solve_on_host(job);
 }
 
-void run_apply(const Row* rows, const Job& job, int threads) {
-    if (job.report[kSkipped] != 0) return;
+void run_apply(const RowTable& rows, const Job& job, int threads) {
+    const bool skipped = job.report[kSkipped] != 0;
+    if (skipped && !restores(job.rule)) return;
     Pass pass{rows, job, chosen()->apply, true};  // backwards: the end of the stats pass is still in cache
     run_in_parallel(pass, threads);
-    if (!job.counts_steps) return;
+    if (!job.counts_steps || skipped) return;
     for (int64_t r = 0; r < job.n_rows; ++r)
         if (rows[r].step) *reinterpret_cast<float*>(rows[r].step) += 1.0f;
 }

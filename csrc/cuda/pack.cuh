@@ -1,5 +1,5 @@
-// Packs of eight elements of one operand: 16-byte loads and stores for every dtype, or single elements if the address
-// is not aligned.
+// Packs of eight or four elements of one operand: loads and stores of 16 bytes (8 for four halves), or single elements if
+// the address is not aligned.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -8,7 +8,7 @@
 
 namespace ux::cuda {
 
-constexpr int kPack = 8;
+constexpr int kMaxPack = 8;  // rows are aligned for packs of eight
 
 // The dtype is a run-time argument, not a template argument: it is the same for all threads of a warp, so the branch
 // does not diverge.
@@ -33,7 +33,7 @@ __device__ inline uint32_t to_halves(const float* x, DType dtype) {
     return to_half(x[0], dtype) | uint32_t(to_half(x[1], dtype)) << 16;
 }
 
-// Loads 16 bytes, or zeros if not enabled. Volatile: otherwise the compiler moves each load to its first use, and the
+// Load 16 or 8 bytes, or zeros if not enabled. Volatile: otherwise the compiler moves each load to its first use, and the
 // loads wait for one another.
 __device__ inline void load16(const void* address, bool enabled, uint32_t* words) {
     asm volatile(
@@ -44,12 +44,21 @@ __device__ inline void load16(const void* address, bool enabled, uint32_t* words
         : "l"(address), "r"(static_cast<uint32_t>(enabled)));
 }
 
+__device__ inline void load8(const void* address, bool enabled, uint32_t* words) {
+    asm volatile(
+        "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %3, 0;\n\tmov.u32 %0, 0;\n\tmov.u32 %1, 0;\n\t"
+        "@p ld.global.v2.u32 {%0, %1}, [%2];\n\t}"
+        : "=&r"(words[0]), "=&r"(words[1])
+        : "l"(address), "r"(static_cast<uint32_t>(enabled)));
+}
+
 // One operand of a row, starting at the first element of a chunk.
 struct ChunkOperand {
     char* base;  // null: the operand is absent
     DType dtype;
     bool aligned;  // 16-byte aligned at the chunk's first pack
 
+    ChunkOperand() = default;
     __device__ ChunkOperand(char* address, DType type, int head) : base(address), dtype(type) {
         aligned = (reinterpret_cast<uintptr_t>(address) + head * width()) % 16 == 0;
     }
@@ -65,16 +74,14 @@ struct ChunkOperand {
     }
 
     // Loading is split into fetch and decode, so that the loads of all operands are issued before the first is used. The
-    // words are eight floats, four pairs of 16-bit floats, eight single 16-bit floats (address not aligned), or zeros.
-    template <Loads loads> __device__ void fetch(int i, bool enabled, uint32_t* words) const {
-        if (loads == Loads::floats) {
-            load16(base + 4 * i, enabled, words), load16(base + 4 * i + 16, enabled, words + 4);
-        } else if (loads == Loads::halves) {
-            load16(base + 2 * i, enabled, words);
-        } else if (dtype == DType::f32 && aligned) {
-            load16(base + 4 * i, enabled, words), load16(base + 4 * i + 16, enabled, words + 4);
-        } else if (aligned) {
-            load16(base + 2 * i, enabled, words);
+    // words of a pack are floats, pairs of 16-bit floats, single 16-bit floats (address not aligned), or zeros.
+    template <Loads loads, int kPack> __device__ void fetch(int i, bool enabled, uint32_t* words) const {
+        if (loads == Loads::floats || (loads == Loads::mixed && dtype == DType::f32 && aligned)) {
+#pragma unroll
+            for (int k = 0; k < kPack; k += 4) load16(base + 4 * (i + k), enabled, words + k);
+        } else if (loads == Loads::halves || (loads == Loads::mixed && aligned)) {
+            if (kPack == 8) load16(base + 2 * i, enabled, words);
+            else load8(base + 2 * i, enabled, words);
         } else {
 #pragma unroll
             for (int k = 0; k < kPack; ++k)
@@ -83,7 +90,7 @@ struct ChunkOperand {
                                                  : reinterpret_cast<const uint16_t*>(base)[i + k];
         }
     }
-    template <Loads loads> __device__ void decode(const uint32_t* words, float* out) const {
+    template <Loads loads, int kPack> __device__ void decode(const uint32_t* words, float* out) const {
         if (loads == Loads::floats || (loads == Loads::mixed && dtype == DType::f32)) {
 #pragma unroll
             for (int k = 0; k < kPack; ++k) out[k] = __uint_as_float(words[k]);
@@ -95,17 +102,19 @@ struct ChunkOperand {
             for (int k = 0; k < kPack; ++k) out[k] = to_float(static_cast<uint16_t>(words[k]), dtype);
         }
     }
-    template <Loads loads> __device__ void store(int i, const float* x) const {
+    template <Loads loads, int kPack> __device__ void store(int i, const float* x) const {
         if (loads == Loads::mixed && !aligned) {
 #pragma unroll
             for (int k = 0; k < kPack; ++k) store_one(i + k, x[k]);
         } else if (loads == Loads::floats || (loads == Loads::mixed && dtype == DType::f32)) {
             auto* out = reinterpret_cast<float4*>(base + 4 * i);
-            out[0] = make_float4(x[0], x[1], x[2], x[3]);
-            out[1] = make_float4(x[4], x[5], x[6], x[7]);
-        } else {
+#pragma unroll
+            for (int k = 0; k < kPack / 4; ++k) out[k] = make_float4(x[4 * k], x[4 * k + 1], x[4 * k + 2], x[4 * k + 3]);
+        } else if (kPack == 8) {
             *reinterpret_cast<uint4*>(base + 2 * i) = make_uint4(
                 to_halves(x, dtype), to_halves(x + 2, dtype), to_halves(x + 4, dtype), to_halves(x + 6, dtype));
+        } else {
+            *reinterpret_cast<uint2*>(base + 2 * i) = make_uint2(to_halves(x, dtype), to_halves(x + 2, dtype));
         }
     }
 };

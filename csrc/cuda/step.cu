@@ -7,8 +7,9 @@
 #include <climits>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
-#include "../rules.h"
+#include "../control.h"
 #include "pack.cuh"
 
 namespace ux::cuda {
@@ -18,22 +19,43 @@ namespace {
 constexpr int kThreads = 32 * kChunksPerTile;  // one warp per chunk of a tile
 constexpr int kMaxDevices = 64;
 
+// What a kernel is compiled for: the rule, the number of constraints, and whether their gradients are averaged. With
+// several constraints the averages are always compiled in, and zero where there are none.
+template <class R, int kSlots, bool kHasAverages> struct Variant {
+    using Rule = R;
+    static constexpr int K = kSlots, kOperands = operands_of(kSlots), kSums = Sums{kSlots}.count();
+    static constexpr bool kAveraged = kHasAverages;
+    static constexpr int kPack = kSlots > 2 ? 4 : 8;  // elements per lane; fewer, so that all operands fit in registers
+
+    static __host__ __device__ constexpr unsigned of_constraints(bool with_held) {
+        unsigned operands = 0;
+        for (int i = 0; i < K; ++i) operands |= (with_held ? bit(held(i)) : 0) | (kAveraged ? bit(average(i)) : 0);
+        return operands;
+    }
+    static constexpr unsigned kConstraintReads = of_constraints(true);
+    static constexpr unsigned kReads = R::kReads | kConstraintReads, kWrites = R::kWrites | of_constraints(false);
+};
+
 // Minimum resident blocks per multiprocessor, so that enough loads are in flight: with fewer operands, more blocks.
 struct MinBlocks {
     int stats, apply;
 };
-template <class R> constexpr MinBlocks kMinBlocks{4, 4};
-template <> constexpr MinBlocks kMinBlocks<SgdRule>{4, 2};
-template <> constexpr MinBlocks kMinBlocks<AdamWRule>{3, 2};
+template <class V> constexpr MinBlocks min_blocks() {
+    constexpr bool is_adamw = std::is_same<typename V::Rule, AdamWRule>::value;
+    constexpr bool is_project = std::is_same<typename V::Rule, ProjectRule>::value;
+    if (V::K == 8) return {1, 1};
+    if (V::K > 1 || V::kAveraged) return {2, 2};
+    return is_project ? MinBlocks{4, 4} : is_adamw ? MinBlocks{3, 2} : MinBlocks{4, 2};
+}
 
-// As many rows as fit in the kernel arguments: 32 KB since CUDA 12.1, 4 KB before.
-template <int kBytes> struct RowBatch {
-    static constexpr int kCapacity = (kBytes - 64) / int(sizeof(Row));
-    Row rows[kCapacity];
+// As many words as fit in the kernel arguments: 32 KB since CUDA 12.1, 4 KB before.
+template <int kBytes> struct Words {
+    static constexpr int kCapacity = (kBytes - 64) / int(sizeof(int64_t));
+    int64_t words[kCapacity];
 };
 
-template <class Batch> __global__ void upload_kernel(const __grid_constant__ Batch batch, int n, Row* table) {
-    for (int i = threadIdx.x; i < n; i += blockDim.x) table[i] = batch.rows[i];
+template <class Batch> __global__ void upload_kernel(const __grid_constant__ Batch batch, int n, int64_t* table) {
+    for (int i = threadIdx.x; i < n; i += blockDim.x) table[i] = batch.words[i];
 }
 
 void check(cudaError_t error, const char* what) {
@@ -66,17 +88,17 @@ template <class R> struct RuleCache {
     R rule;
 
     __device__ explicit RuleCache(const Job& j) : job(j), rule(j.hyper, false, 1.0f) {}
-    __device__ void update(const Row& row) {
-        const int row_key = row.group() << 1 | (row.data[kFirstMoment] != 0);
+    template <int K> __device__ void update(const Row<K>& row) {
+        const int row_key = static_cast<int>(row.group) << 1 | (row.data[kFirstMoment] != 0);
         const float row_t = row.step ? *reinterpret_cast<const float*>(row.step) + 1.0f : 0.0f;
         if (row_key == key && row_t == t) return;
-        rule = R(job.hyper + row.group() * kHyper, row.data[kFirstMoment] != 0, row_t);
+        rule = R(job.hyper + row.group * kHyper, row.data[kFirstMoment] != 0, row_t);
         key = row_key, t = row_t;
     }
 };
 
 // row_of for a warp: each lane compares one row, so a round trip to L2 tests 32 rows.
-__device__ int row_of_warp(const Row* rows, const Job& job, int chunk) {
+template <int K> __device__ int row_of_warp(const Row<K>* rows, const Job& job, int chunk) {
     int low = 0, n = static_cast<int>(job.n_rows);
     while (n > 1) {
         const int stride = (n + 31) / 32, offset = threadIdx.x % 32 * stride;
@@ -89,84 +111,114 @@ __device__ int row_of_warp(const Row* rows, const Job& job, int chunk) {
 }
 
 // The operands of a chunk. Lane l processes the packs l, l + 32, …, and the l-th of the single elements around them.
-struct Chunk {
-    ChunkOperand operands[kOperands];
+template <class V> struct Chunk {
+    ChunkOperand operands[V::kOperands];
     Loads loads;
-    int n;         // elements
-    int head;      // single elements before the first pack
-    int n_single;  // single elements before the first and after the last pack
+    int n;     // elements
+    int head;  // single elements before the first pack
 
-    __device__ Chunk(const Row& row, const ChunkRange& range)
-        : operands{{row.address(0, range.begin), row.dtype(0), head_of(row, range)},
-              {row.address(1, range.begin), row.dtype(1), head_of(row, range)},
-              {row.address(2, range.begin), row.dtype(2), head_of(row, range)},
-              {row.address(3, range.begin), row.dtype(3), head_of(row, range)},
-              {row.address(4, range.begin), row.dtype(4), head_of(row, range)}},
-          loads(row.loads()), n(static_cast<int>(range.end - range.begin)), head(head_of(row, range)) {
-        n_single = head + (n - head) % kPack;
-    }
-    static __device__ int head_of(const Row& row, const ChunkRange& range) {
-        const int64_t head = range.begin ? 0 : row.head();  // all later chunks begin with a pack
-        return static_cast<int>(min(head, range.end - range.begin));
+    __device__ Chunk(const Row<V::K>& row, const ChunkRange& range)
+        : loads(row.loads()), n(static_cast<int>(range.end - range.begin)) {
+        const int64_t first = range.begin ? 0 : row.head();  // all later chunks begin with a pack
+        head = static_cast<int>(min(first, range.end - range.begin));
+#pragma unroll
+        for (int o = 0; o < V::kOperands; ++o)
+            if (V::kReads >> o & 1) operands[o] = ChunkOperand(row.address(o, range.begin), row.dtype(o), head);
     }
 
     // Calls body(x) for each element, where x are its operands. `reads`, `writes`: masks of the operands that are
-    // loaded before and stored after the call.
-    template <class R, class Body> __device__ void for_each(unsigned reads, unsigned writes, Body body) const {
-        if (loads == Loads::floats) for_each_pack<R, Loads::floats>(reads, writes, body);
-        else if (loads == Loads::halves) for_each_pack<R, Loads::halves>(reads, writes, body);
-        else for_each_pack<R, Loads::mixed>(reads, writes, body);
-        const int lane = threadIdx.x % 32;
-        if (lane >= n_single) return;
-        const int i = lane < head ? lane : n - n_single + lane;
-        float x[kOperands];
-#pragma unroll
-        for (int o = 0; o < kOperands; ++o) x[o] = uses(o, reads) ? operands[o].load_one(i) : 0.0f;
-        body(x);
-#pragma unroll
-        for (int o = 0; o < kOperands; ++o)
-            if (uses(o, writes)) operands[o].store_one(i, x[o]);
+    // loaded before and stored after the call. With several constraints only rows of floats are processed in packs: the
+    // code for every dtype of every operand would take minutes to compile.
+    template <class Body> __device__ void for_each(unsigned reads, unsigned writes, Body body) const {
+        if (loads == Loads::floats) for_each_pack<Loads::floats>(reads, writes, body);
+        else if (V::K > 1) return for_each_single(n, n, reads, writes, body);
+        else if (loads == Loads::halves) for_each_pack<V::K == 1 ? Loads::halves : Loads::floats>(reads, writes, body);
+        else for_each_pack<V::K == 1 ? Loads::mixed : Loads::floats>(reads, writes, body);
+        for_each_single(head, head + (n - head) % kMaxPack, reads, writes, body);
     }
 
-    __device__ bool uses(int operand, unsigned mask) const { return (mask >> operand & 1) && operands[operand].base; }
+    // `n_single` elements: the first `n_first` of the chunk and the last ones.
+    template <class Body>
+    __device__ void for_each_single(int n_first, int n_single, unsigned reads, unsigned writes, Body body) const {
+        for (int k = threadIdx.x % 32; k < n_single; k += 32) {
+            const int i = k < n_first ? k : n - n_single + k;
+            float x[V::kOperands];
+#pragma unroll
+            for (int o = 0; o < V::kOperands; ++o) x[o] = uses(o, reads) ? operands[o].load_one(i) : 0.0f;
+            body(x);
+#pragma unroll
+            for (int o = 0; o < V::kOperands; ++o)
+                if (uses(o, writes)) operands[o].store_one(i, x[o]);
+        }
+    }
 
-    template <class R, Loads kind, class Body>
-    __device__ void for_each_pack(unsigned reads, unsigned writes, Body body) const {
+    __device__ bool uses(int operand, unsigned mask) const {
+        return (V::kReads & mask) >> operand & 1 && operands[operand].base;
+    }
+
+    template <Loads kind, class Body> __device__ void for_each_pack(unsigned reads, unsigned writes, Body body) const {
+        constexpr int kPack = V::kPack;
         constexpr int kPacksInFlight = kind == Loads::halves ? 2 : 1;  // as many bytes in flight as for floats
         constexpr int kStride = 32 * kPack;
-        for (int first = head + threadIdx.x % 32 * kPack; first + kPack <= n; first += kPacksInFlight * kStride) {
-            uint32_t words[kPacksInFlight][kOperands][kPack] = {};
+        const int end = head + (n - head) / kMaxPack * kMaxPack;
+        for (int first = head + threadIdx.x % 32 * kPack; first + kPack <= end; first += kPacksInFlight * kStride) {
+            uint32_t words[kPacksInFlight][V::kOperands][kPack] = {};
 #pragma unroll
             for (int a = 0; a < kPacksInFlight; ++a)
 #pragma unroll
-                for (int o = 0; o < kOperands; ++o)
-                    if (R::kReads >> o & 1) {
+                for (int o = 0; o < V::kOperands; ++o)
+                    if (V::kReads >> o & 1) {
                         const int i = first + a * kStride;
-                        operands[o].template fetch<kind>(i, uses(o, reads) && i + kPack <= n, words[a][o]);
+                        operands[o].template fetch<kind, kPack>(i, uses(o, reads) && i + kPack <= end, words[a][o]);
                     }
 #pragma unroll
             for (int a = 0; a < kPacksInFlight; ++a)
-                if (first + a * kStride + kPack <= n) process_pack<kind>(first + a * kStride, words[a], writes, body);
+                if (first + a * kStride + kPack <= end)
+                    process_pack<kind>(first + a * kStride, words[a], writes, body);
         }
     }
 
     template <Loads kind, class Body>
-    __device__ void process_pack(int i, const uint32_t (&words)[kOperands][kPack], unsigned writes, Body body) const {
-        float values[kOperands][kPack];
+    __device__ void process_pack(
+        int i, const uint32_t (&words)[V::kOperands][V::kPack], unsigned writes, Body body) const {
+        constexpr int kPack = V::kPack;
+        float values[V::kOperands][kPack];
 #pragma unroll
-        for (int o = 0; o < kOperands; ++o) operands[o].template decode<kind>(words[o], values[o]);
+        for (int o = 0; o < V::kOperands; ++o)
+            if (V::kReads >> o & 1) operands[o].template decode<kind, kPack>(words[o], values[o]);
 #pragma unroll
         for (int k = 0; k < kPack; ++k) {
-            float x[kOperands];
+            float x[V::kOperands];
 #pragma unroll
-            for (int o = 0; o < kOperands; ++o) x[o] = values[o][k];
+            for (int o = 0; o < V::kOperands; ++o) x[o] = V::kReads >> o & 1 ? values[o][k] : 0.0f;
             body(x);
 #pragma unroll
-            for (int o = 0; o < kOperands; ++o) values[o][k] = x[o];
+            for (int o = 0; o < V::kOperands; ++o) values[o][k] = x[o];
         }
 #pragma unroll
-        for (int o = 0; o < kOperands; ++o)
-            if (uses(o, writes)) operands[o].template store<kind>(i, values[o]);
+        for (int o = 0; o < V::kOperands; ++o)
+            if (uses(o, writes)) operands[o].template store<kind, kPack>(i, values[o]);
+    }
+};
+
+// How the gradients of all constraints are averaged.
+template <class V> struct Averages {
+    Average of[V::K];
+
+    __device__ Averages(const Job& job, bool solved) {
+#pragma unroll
+        for (int i = 0; i < V::K; ++i)
+            if (V::kAveraged) of[i] = average_of(job, i, solved);
+    }
+    // Reads ∇c_i (`held`) and a_i from the operands, and updates the averages among them.
+    __device__ void apply(float* x, float* held_grads, float* a) const {
+#pragma unroll
+        for (int i = 0; i < V::K; ++i) {
+            held_grads[i] = a[i] = x[held(i)];
+            if (!V::kAveraged) continue;
+            x[average(i)] = of[i].next(x[average(i)], held_grads[i]);
+            a[i] = of[i].corrected(x[average(i)]);
+        }
     }
 };
 
@@ -181,7 +233,7 @@ template <class T> __device__ T sum_of_warp(T x) {
 
 // Adds the warps' sums in order and writes those of the tile. Double buffering: one buffer is read while the next
 // tile's sums are written to the other.
-__device__ void write_partials(const Job& job, int tile, const float* thread_sums, int buffer) {
+template <int kSums> __device__ void write_partials(const Job& job, int tile, const float* thread_sums, int buffer) {
     __shared__ float warp_sums[2][kChunksPerTile][kSums];
 #pragma unroll
     for (int s = 0; s < kSums; ++s) {
@@ -210,23 +262,25 @@ __device__ bool is_last_block(uint32_t* counter) {
     return last;
 }
 
-__device__ int64_t first_tile_of_group(const Row* rows, const Job& job, int64_t group) {
+template <int K> __device__ int64_t first_tile_of_group(const Row<K>* rows, const Job& job, int64_t group) {
     int64_t low = 0, high = job.n_rows;
     while (low < high) {
         const int64_t middle = low + (high - low) / 2;
-        if (rows[middle].group() < group) low = middle + 1;
+        if (rows[middle].group < group) low = middle + 1;
         else high = middle;
     }
     return low < job.n_rows ? (rows[low].first_chunk + kChunksPerTile - 1) / kChunksPerTile : job.n_tiles;
 }
 
-__device__ void combine(const Row* rows, const Job& job) {
+// Adds the partial sums of every group, in the same order for any number of blocks.
+template <int K> __device__ void combine(const Row<K>* rows, const Job& job) {
+    constexpr int kSums = Sums{K}.count();
     __shared__ double warp_sums[kChunksPerTile][kSums];
     for (int64_t group = 0, end = 0; group < job.n_groups; ++group) {
         const int64_t begin = end;
         end = group + 1 < job.n_groups ? first_tile_of_group(rows, job, group + 1) : job.n_tiles;
         double sums[kSums] = {};
-#pragma unroll 4
+#pragma unroll(K == 1 ? 4 : 1)
         for (int64_t tile = begin + threadIdx.x; tile < end; tile += kThreads)
 #pragma unroll
             for (int s = 0; s < kSums; ++s) sums[s] += __ldcg(job.partials + s * job.n_tiles + tile);
@@ -245,69 +299,97 @@ __device__ void combine(const Row* rows, const Job& job) {
     __syncthreads();
 }
 
-__device__ double constraint_of(const Job& job) {
-    if (job.constraint_dtype == DType::f64) return *static_cast<const double*>(job.constraint);
-    if (job.constraint_dtype == DType::f32) return *static_cast<const float*>(job.constraint);
-    return to_float(*static_cast<const uint16_t*>(job.constraint), job.constraint_dtype);
+__device__ double value_of(const void* address, DType dtype) {
+    if (dtype == DType::f64) return *static_cast<const double*>(address);
+    if (dtype == DType::f32) return *static_cast<const float*>(address);
+    return to_float(*static_cast<const uint16_t*>(address), dtype);
 }
 
-// Control and report are loaded to shared memory in one round trip, which overlaps with the loads of the partial sums.
-__device__ void finish(const Row* rows, const Job& job) {
-    __shared__ double control[kControl], report[kReport];
-    const int i = threadIdx.x;
-    if (i < kControl) control[i] = job.control[i];
-    if (i < kReport) report[i] = i == kConstraint && job.constraint ? constraint_of(job) : job.report[i];
-    combine(rows, job);
-    if (i == 0 && job.solve) solve(job.sums, job.hyper, job.n_groups, control, report);
+// Compiled once for each number of constraints, not for each rule.
+template <int K> __device__ __noinline__ void solve_once(const Job& job, Numbers& numbers) {
+    solve<K>(job, numbers);
+    clear_absent(job);
+}
+
+// The numbers are loaded to shared memory in one round trip, which overlaps with the loads of the partial sums.
+template <int K> __device__ void finish(const Row<K>* rows, const Job& job) {
+    __shared__ Numbers numbers;
+    const int n_rows = 1 + job.n_constraints;
+    for (int i = threadIdx.x; i < n_rows * kControl; i += kThreads)
+        numbers.control[i / kControl][i % kControl] =
+            job.control[row_of_numbers(job, i / kControl) * kControl + i % kControl];
+    for (int i = threadIdx.x; i < n_rows * kReport; i += kThreads) {
+        const int row = i / kReport, column = i % kReport;
+        const void* value = row && column == kConstraint ? job.value[row - 1] : nullptr;
+        numbers.report[row][column] = value ? value_of(value, job.value_dtype[row - 1])
+                                            : job.report[row_of_numbers(job, row) * kReport + column];
+    }
+    combine<K>(rows, job);
+    if (threadIdx.x == 0 && job.solve) solve_once<K>(job, numbers);
     __syncthreads();
-    if (i < kReport) job.report[i] = report[i];
+    for (int i = threadIdx.x; i < n_rows * kReport; i += kThreads)
+        job.report[row_of_numbers(job, i / kReport) * kReport + i % kReport] = numbers.report[i / kReport][i % kReport];
 }
 
-template <class R>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<R>.stats)
-    stats_kernel(const __grid_constant__ Job job, const Row* rows, uint32_t* counter) {
+template <class V>
+__global__ void __launch_bounds__(kThreads, min_blocks<V>().stats)
+    stats_kernel(const __grid_constant__ Job job, const Row<V::K>* rows, uint32_t* counter) {
     const int warp = warp_of_block();
-    RuleCache<R> rule_cache(job);
+    RuleCache<typename V::Rule> rule_cache(job);
+    const Averages<V> averages(job, false);
     int buffer = 0;
     const int tiles = static_cast<int>(job.n_tiles);
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, buffer ^= 1) {
         const int chunk = tile * kChunksPerTile + warp;
         const ChunkRange range = range_of(rows, job, row_of_warp(rows, job, chunk), chunk);
-        float thread_sums[kSums] = {};
+        float thread_sums[V::kSums] = {};
         if (range.begin < range.end) {
-            const Row& row = rows[range.row];
+            const Row<V::K>& row = rows[range.row];
             rule_cache.update(row);
-            Chunk(row, range).for_each<R>(rule_cache.rule.stats_reads(), 0, [&](float* x) {
-                const Element<float> e = rule_cache.rule.element(x);
-                accumulate(e, x[kGrad], x[kConstraintGrad], thread_sums);
+            Chunk<V>(row, range).for_each(rule_cache.rule.stats_reads() | V::kConstraintReads, 0, [&](float* x) {
+                float held_grads[V::K], a[V::K];
+                averages.apply(x, held_grads, a);
+                const auto e = rule_cache.rule.template element<V::K>(x, a);
+                accumulate<float, V::K>(e, x[kGrad], held_grads, a, thread_sums);
             });
         }
-        write_partials(job, tile, thread_sums, buffer);
+        write_partials<V::kSums>(job, tile, thread_sums, buffer);
     }
-    if (is_last_block(counter)) finish(rows, job);
+    if (is_last_block(counter)) finish<V::K>(rows, job);
 }
 
-template <class R>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<R>.apply)
-    apply_kernel(const __grid_constant__ Job job, const Row* rows, uint32_t* counter) {
-    if (job.report[kSkipped] != 0) return;  // all blocks read the same flag, so all return
-    const float lambda = float(job.report[kLambda]), scale = float(job.report[kScale]);
+template <class V>
+__global__ void __launch_bounds__(kThreads, min_blocks<V>().apply)
+    apply_kernel(const __grid_constant__ Job job, const Row<V::K>* rows, uint32_t* counter) {
+    const bool skipped = job.report[kSkipped] != 0;
+    if (skipped && !kRestores<typename V::Rule>) return;  // all blocks read the same flag, so all return
+    float lambda[V::K];
+#pragma unroll
+    for (int i = 0; i < V::K; ++i)
+        lambda[i] = i < job.n_constraints ? float(job.report[(1 + job.control_row[i]) * kReport + kLambda]) : 0.0f;
+    const float scale = float(job.report[kScale]);
     const int warp = warp_of_block();
-    RuleCache<R> rule_cache(job);
+    RuleCache<typename V::Rule> rule_cache(job);
+    const Averages<V> averages(job, true);
     const int tiles = static_cast<int>(job.n_tiles);
     for (int done = blockIdx.x; done < tiles; done += gridDim.x) {
         const int tile = tiles - 1 - done;  // backwards: the end of the stats pass is still in L2
         const int chunk = tile * kChunksPerTile + warp;
         const ChunkRange range = range_of(rows, job, row_of_warp(rows, job, chunk), chunk);
         if (range.begin >= range.end) continue;
-        const Row& row = rows[range.row];
+        const Row<V::K>& row = rows[range.row];
         rule_cache.update(row);
-        Chunk(row, range).for_each<R>(R::kReads, R::kWrites, [&](float* x) {
-            const Element<float> e = rule_cache.rule.element(x);
-            rule_cache.rule.step(x, e, lambda, scale);
+        Chunk<V>(row, range).for_each(V::kReads, V::kWrites, [&](float* x) {
+            if (kRestores<typename V::Rule> && skipped) {
+                x[kParam] = x[kFirstMoment];
+                return;
+            }
+            float held_grads[V::K], a[V::K];
+            averages.apply(x, held_grads, a);
+            rule_cache.rule.step(x, rule_cache.rule.template element<V::K>(x, a), lambda, scale);
         });
     }
-    if (!job.counts_steps || !is_last_block(counter)) return;
+    if (skipped || !job.counts_steps || !is_last_block(counter)) return;
     for (int64_t r = threadIdx.x; r < job.n_rows; r += kThreads)
         if (rows[r].step) *reinterpret_cast<float*>(rows[r].step) += 1.0f;
 }
@@ -325,30 +407,45 @@ template <class Kernel> int resident_blocks(Kernel kernel, std::atomic<int>* cac
 
 std::atomic<int> blocks_limit{INT_MAX};
 
-using Kernel = void (*)(Job, const Row*, uint32_t*);
+template <class V> using Kernel = void (*)(Job, const Row<V::K>*, uint32_t*);
 
-template <Kernel kernel> void launch(const Row* rows, const Job& job, uint32_t* counter, int device, void* stream) {
+template <class V, Kernel<V> kernel>
+void launch(const void* rows, const Job& job, uint32_t* counter, int device, void* stream) {
     static std::atomic<int> cached[kMaxDevices];
     const DeviceGuard guard(device);
     const int64_t max_blocks = std::min(resident_blocks(kernel, cached, device), blocks_limit.load());
     const int64_t blocks = std::clamp<int64_t>(job.n_tiles, 1, max_blocks);
-    kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(job, rows, counter);
+    kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+        job, static_cast<const Row<V::K>*>(rows), counter);
     check(cudaGetLastError(), "launch");
 }
 
-template <class Batch> void upload_in_batches(const Row* rows, int64_t n, Row* table, cudaStream_t stream) {
+template <class Batch> void upload_in_batches(const std::vector<int64_t>& words, int64_t* table, cudaStream_t stream) {
+    const auto n = static_cast<int64_t>(words.size());
     for (int64_t begin = 0; begin < n; begin += Batch::kCapacity) {
         const int count = static_cast<int>(std::min<int64_t>(Batch::kCapacity, n - begin));
         Batch batch;
-        std::copy(rows + begin, rows + begin + count, batch.rows);
+        std::copy_n(words.data() + begin, count, batch.words);
         upload_kernel<<<1, kThreads, 0, stream>>>(batch, count, table + begin);
         check(cudaGetLastError(), "launch");
     }
 }
 
+// Calls visitor(V{}) with the variant of a job.
+template <class Visitor> void visit_variant(const Job& job, const Visitor& visitor) {
+    visit(job.rule, [&](auto rule) {
+        using R = typename decltype(rule)::type;
+        visit_slots(job.slots, [&](auto slots) {
+            constexpr int K = decltype(slots)::value;
+            if (K > 1 || job.averages) visitor(Variant<R, K, true>{});
+            else visitor(Variant<R, K, K != 1>{});
+        });
+    });
+}
+
 }  // namespace
 
-void upload(const Row* rows, int64_t n, Row* table, int device, void* stream) {
+void upload(const std::vector<int64_t>& words, int64_t* table, int device, void* stream) {
     const DeviceGuard guard(device);
     const auto cuda_stream = static_cast<cudaStream_t>(stream);
 #if CUDART_VERSION >= 12010
@@ -357,21 +454,25 @@ void upload(const Row* rows, int64_t n, Row* table, int device, void* stream) {
         check(cudaDriverGetVersion(&driver), "driver version");
         return driver >= 12010;
     }();
-    if (large) return upload_in_batches<RowBatch<32764>>(rows, n, table, cuda_stream);
+    if (large) return upload_in_batches<Words<32764>>(words, table, cuda_stream);
 #endif
-    upload_in_batches<RowBatch<4096>>(rows, n, table, cuda_stream);
+    upload_in_batches<Words<4096>>(words, table, cuda_stream);
 }
 
 void limit_blocks(int blocks) { blocks_limit = std::max(blocks, 1); }
 
-void run_stats(const Row* rows, const Job& job, uint32_t* counter, int device, void* stream) {
-    visit(job.rule,
-        [&](auto type) { launch<stats_kernel<typename decltype(type)::type>>(rows, job, counter, device, stream); });
+void run_stats(const void* rows, const Job& job, uint32_t* counter, int device, void* stream) {
+    visit_variant(job, [&](auto variant) {
+        using V = decltype(variant);
+        launch<V, stats_kernel<V>>(rows, job, counter, device, stream);
+    });
 }
 
-void run_apply(const Row* rows, const Job& job, uint32_t* counter, int device, void* stream) {
-    visit(job.rule,
-        [&](auto type) { launch<apply_kernel<typename decltype(type)::type>>(rows, job, counter, device, stream); });
+void run_apply(const void* rows, const Job& job, uint32_t* counter, int device, void* stream) {
+    visit_variant(job, [&](auto variant) {
+        using V = decltype(variant);
+        launch<V, apply_kernel<V>>(rows, job, counter, device, stream);
+    });
 }
 
 }  // namespace ux::cuda

@@ -7,15 +7,15 @@
 
 namespace ux::cuda {
 
-// Copies rows from the host to a table on the device. They are passed as arguments of one or more kernel launches, so
-// no host memory has to outlive the call.
-void upload(const Row* rows, int64_t n, Row* table, int device, void* stream);
+// Copies the words of a RowTable from the host to a table on the device. They are passed as arguments of one or more
+// kernel launches, so no host memory has to outlive the call.
+void upload(const std::vector<int64_t>& words, int64_t* table, int device, void* stream);
 
 // Limits the blocks of all later launches. For tests: results must not depend on it.
 void limit_blocks(int blocks);
 
 // `counter`: one uint32, zero before the first launch; each launch resets it to zero.
-void run_stats(const Row* rows, const Job&, uint32_t* counter, int device, void* stream);
-void run_apply(const Row* rows, const Job&, uint32_t* counter, int device, void* stream);
+void run_stats(const void* rows, const Job&, uint32_t* counter, int device, void* stream);
+void run_apply(const void* rows, const Job&, uint32_t* counter, int device, void* stream);
 
 }  // namespace ux::cuda

@@ -3,26 +3,28 @@
 from .extension import build_info
 from .functional import (
     GIVEN_PSI,
-    UNCONSTRAINED,
     adamw_step_,
     control_block,
     halfspace_project_,
     halfspace_stats,
     sgd_step_,
+    wrap_step_,
 )
-from .layout import Control, Hyper, Kind, Operands, Report, Rule, Sum
+from .layout import MAX_CONSTRAINTS, Control, Hyper, Kind, Operands, Report, Rule, StepControl, StepReport, Sums
 from .two_phase import TwoPhase
 
 __all__ = [
     "GIVEN_PSI",
-    "UNCONSTRAINED",
+    "MAX_CONSTRAINTS",
     "Control",
     "Hyper",
     "Kind",
     "Operands",
     "Report",
     "Rule",
-    "Sum",
+    "StepControl",
+    "StepReport",
+    "Sums",
     "TwoPhase",
     "adamw_step_",
     "build_info",
@@ -30,6 +32,7 @@ __all__ = [
     "halfspace_project_",
     "halfspace_stats",
     "sgd_step_",
+    "wrap_step_",
 ]
 
 

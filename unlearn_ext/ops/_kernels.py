@@ -1,14 +1,16 @@
 """The step on the compiled kernels: the table of its rows, and the workspace that later steps reuse."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from . import _aliasing
 from .extension import kernels
-from .layout import WRITES, Operands, Rule, Sum
+from .layout import Operands, Rule, Sums
+
+Values: TypeAlias = list[Tensor | None]
 
 
 class StepBuffers(Protocol):
@@ -26,6 +28,8 @@ class _Kernels:
 
     gpu = -1
     lists: tuple[Sequence[Tensor | None], ...]
+    written: tuple[int, ...]
+    values: Values
     staged: list[tuple[Tensor, Tensor]]
 
     def __init__(self, step: StepBuffers) -> None:
@@ -33,14 +37,14 @@ class _Kernels:
         self.partials = torch.empty(0, dtype=torch.float64, device=step.device)
         self.table = kernels.Table(torch.Tensor.__dlpack_c_exchange_api__, torch.Tensor.is_neg, self.gpu)
 
-    def begin(self, rule: Rule, operands: Operands, constraint: Tensor | None) -> str:
+    def begin(self, rule: Rule, operands: Operands, values: Values, rows: Sequence[int]) -> str:
         """Read the operands; return why no kernel supports them, or an empty string."""
-        self.rule, self.constraint, self.staged = rule, constraint, []  # keep f1 alive until the kernels have read it
-        self.lists = operands.lists()
+        self.values, self.staged = values, []  # keep the values of c alive until the kernels have read them
+        self.lists, self.written = operands.lists(), operands.written(rule)
         if reason := self.table.read(rule, self.lists, operands.groups):
             return reason
         if self.table.scattered or (self.table.changed and self.table.has_aliasing):
-            _aliasing.check(self.lists, WRITES[rule])
+            _aliasing.check(self.lists, self.written)
         if self.table.scattered:
             self._stage(self.table.scattered)
             if reason := self.table.read(rule, self.lists, operands.groups):
@@ -48,11 +52,12 @@ class _Kernels:
         self.changed = self.table.changed
         if self.changed:
             self.table.accept()
-        if self.partials.numel() < self.table.tiles * len(Sum):
-            self.partials = torch.empty(self.table.tiles * len(Sum), dtype=torch.float64, device=self.step.device)
         step = self.step
+        size = self.table.tiles * Sums(self.table.slots).count
+        if self.partials.numel() < size:
+            self.partials = torch.empty(size, dtype=torch.float64, device=step.device)
         buffers = [t.data_ptr() for t in (step.hyper, step.control, self.partials, step.sums, step.report)]
-        self.job = kernels.Job(rule, self.table, len(step.hyper), buffers, constraint)
+        self.job = kernels.Job(rule, self.table, len(step.hyper), buffers, len(step.control) - 1, rows, values)
         return ""
 
     def _stage(self, rows: list[int]) -> None:
@@ -64,18 +69,18 @@ class _Kernels:
                 if original is None or original.is_contiguous():
                     continue
                 tensors[row] = copy = original.contiguous()
-                if column in WRITES[self.rule]:
+                if column in self.written:
                     self.staged.append((original, copy))
 
     def _after_apply(self) -> None:
         for original, staged in self.staged:
             original.copy_(staged)
-        for column in WRITES[self.rule][:-1]:  # autograd did not see these in-place writes
+        for column in self.written[:-1]:  # autograd did not see these in-place writes
             tensors, absent = self.lists[column], self.table.absent[column]
             if absent < len(tensors):
                 written = [t for t in tensors if t is not None] if absent else tensors
                 torch.autograd.graph.increment_version(written)  # type: ignore[arg-type]  # none is None
-        self.lists, self.staged, self.constraint = (), [], None
+        self.lists, self.staged, self.values = (), [], []
 
 
 class CpuKernels(_Kernels):
@@ -106,15 +111,15 @@ class CudaKernels(_Kernels):
         self.by_graph = False  # a CUDA graph that is being captured fills the table, and may not have run yet
         self.captured: dict[int, Tensor] = {}  # tables used by CUDA graphs, by address; kept alive for replays
 
-    def begin(self, rule: Rule, operands: Operands, constraint: Tensor | None) -> str:
+    def begin(self, rule: Rule, operands: Operands, values: Values, rows: Sequence[int]) -> str:
         """Read the operands and upload the table if it changed; return why no kernel supports them, or nothing."""
-        if reason := super().begin(rule, operands, constraint):
+        if reason := super().begin(rule, operands, values, rows):
             return reason
         stream = torch.cuda.current_stream(self.gpu).cuda_stream
         capturing = torch.cuda.is_current_stream_capturing()
         if self.changed or self.by_graph:
-            size = len(self.table) * kernels.ROW_BYTES  # always a new table: a CUDA graph may use the old one
-            self.rows = torch.empty(size, dtype=torch.uint8, device=self.step.device)
+            # Always a new table: a CUDA graph may use the old one.
+            self.rows = torch.empty(self.table.bytes, dtype=torch.uint8, device=self.step.device)
             kernels.cuda_upload(self.table, self.rows.data_ptr(), self.gpu, stream)
             self.by_graph = capturing
         if capturing:

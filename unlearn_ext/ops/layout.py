@@ -1,12 +1,28 @@
-"""Names of the values that the two phases exchange; mirrors ``csrc/rules.h`` and ``csrc/tensors.h``."""
+"""Names of the values that the two phases exchange; mirrors ``csrc/tensors.h``, ``rules.h`` and ``control.h``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from torch import Tensor
 
-__all__ = ["WRITES", "Control", "Hyper", "Kind", "Operands", "Report", "Rule", "Sum"]
+__all__ = [
+    "KEPT",
+    "MAX_CONSTRAINTS",
+    "Control",
+    "Hyper",
+    "Kind",
+    "Operands",
+    "Report",
+    "Rule",
+    "StepControl",
+    "StepReport",
+    "Sums",
+    "slots_for",
+]
+
+#: The most constraints of one step that the kernels have; more are computed by the reference.
+MAX_CONSTRAINTS = 8
 
 
 class Rule(IntEnum):
@@ -15,16 +31,46 @@ class Rule(IntEnum):
     PROJECT = 0
     SGD = 1
     ADAMW = 2
+    WRAP = 3
 
 
-class Sum(IntEnum):
-    """Columns of ``sums``, float64 ``[groups, 5]``: ⟨g1,d⟩, ⟨g1,P⁻¹g1⟩, ‖d‖²_P, ‖g1‖², ‖g2‖²."""
+@dataclass(frozen=True)
+class Sums:
+    """Columns of ``sums``, float64 ``[groups, count]``, for a number of constraints.
 
-    DOT = 0
-    SQ_CONSTRAINT = 1
-    SQ_DIRECTION = 2
-    RAW_CONSTRAINT = 3
-    RAW_GRAD = 4
+    ‖d‖²_P and ‖g2‖², then for each constraint ⟨a_i,d⟩, for each ‖∇c_i‖², and ⟨a_i,P⁻¹a_j⟩ for i ≤ j.
+
+    Attributes:
+        slots: number of constraints that the step is computed for, see :func:`slots_for`.
+    """
+
+    slots: int
+
+    SQ_DIRECTION = 0
+    RAW_GRAD = 1
+
+    def dot(self, i: int) -> int:
+        """Return the column of ⟨a_i,d⟩."""
+        return 2 + i
+
+    def raw(self, i: int) -> int:
+        """Return the column of ‖∇c_i‖²."""
+        return 2 + self.slots + i
+
+    def gram(self, i: int, j: int) -> int:
+        """Return the column of ⟨a_i,P⁻¹a_j⟩."""
+        i, j = min(i, j), max(i, j)
+        return 2 + 2 * self.slots + i * self.slots - i * (i - 1) // 2 + (j - i)
+
+    @property
+    def count(self) -> int:
+        """Number of columns."""
+        return 2 + 2 * self.slots + self.slots * (self.slots + 1) // 2
+
+
+def slots_for(constraints: int) -> int:
+    """Return how many constraints a step is computed for: 1, 2, 4 or 8, as the kernels; past 8 the number itself."""
+    return next((slots for slots in (1, 2, 4, 8) if slots >= constraints), constraints)
 
 
 class Hyper(IntEnum):
@@ -40,8 +86,17 @@ class Hyper(IntEnum):
     CONSTRAINT_WEIGHT = 7
 
 
+class StepControl(IntEnum):
+    """Entries of row 0 of ``control``."""
+
+    MAX_NORM = 0
+
+
 class Control(IntEnum):
-    """Entries of ``control``, float64 ``[10]``. If ALPHA is NaN, RATE is used instead."""
+    """Columns of ``control``, float64 ``[1 + constraints, 11]``, in the row of a constraint, 1 or later.
+
+    If ALPHA is NaN, RATE is used instead. DECAY is that of the moving average of ∇c, 0 for none.
+    """
 
     KIND = 0
     EPSILON = 1
@@ -50,40 +105,52 @@ class Control(IntEnum):
     DELTA = 4
     INTEGRAL_GAIN = 5
     CAP = 6
-    MAX_NORM = 7
-    LAMBDA_MAX = 8
-    GIVEN_PSI = 9
+    GIVEN_PSI = 7
+    EQUALITY = 8
+    LAMBDA_MAX = 9
+    DECAY = 10
 
 
 class Kind(IntEnum):
-    """Values of ``control[Control.KIND]``."""
+    """Values of ``control[row, Control.KIND]``."""
 
-    UNCONSTRAINED = 0
-    GIVEN = 1
-    GRADIENT_NORM = 2
-    EPSILON_GAP = 3
+    GIVEN = 0
+    GRADIENT_NORM = 1
+    EPSILON_GAP = 2
+
+
+class StepReport(IntEnum):
+    """Entries of row 0 of ``report``. SKIPPED_STEPS carries over from step to step."""
+
+    SQ_DIRECTION = 0
+    SCALE = 1
+    SKIPPED = 2
+    SKIPPED_STEPS = 3
 
 
 class Report(IntEnum):
-    """Entries of ``report``, float64 ``[10]``: f1 (CONSTRAINT) is input, the rest is output.
+    """Columns of ``report``, float64 ``[1 + constraints, 9]``, in the row of a constraint, 1 or later.
 
-    SKIPPED_STEPS and INTEGRAL carry over from step to step.
+    CONSTRAINT is c, which is input; the rest is output. The columns from INTEGRAL on carry over from step to step.
     """
 
     CONSTRAINT = 0
     PSI = 1
     LAMBDA = 2
-    DOT = 3
-    SQ_CONSTRAINT = 4
-    SQ_DIRECTION = 5
-    SCALE = 6
-    SKIPPED = 7
-    SKIPPED_STEPS = 8
-    INTEGRAL = 9
+    MULTIPLIER = 3
+    DOT = 4
+    SQ_CONSTRAINT = 5
+    SHORTFALL = 6
+    INTEGRAL = 7
+    AVERAGE_WEIGHT = 8
 
 
-#: Indices of the lists of :class:`Operands` that each rule writes; the last is the list of step counters.
-WRITES = {Rule.PROJECT: (1, 5), Rule.SGD: (0, 3, 5), Rule.ADAMW: (0, 3, 4, 5)}
+#: The first column of ``report`` that carries over from step to step.
+KEPT = Report.INTEGRAL
+
+#: Indices in :meth:`Operands.lists` of the params, grads and moments that each rule writes; averages and step counters
+#: are always written.
+_WRITES = {Rule.PROJECT: (1,), Rule.SGD: (0, 2), Rule.ADAMW: (0, 2, 3), Rule.WRAP: (0, 3)}
 
 
 @dataclass
@@ -93,11 +160,12 @@ class Operands:
     Attributes:
         params: θ; ``None`` for ``Rule.PROJECT``.
         grads: g2, ``None`` counts as zero; for ``Rule.PROJECT`` not ``None``, since g is written there.
-        constraint_grads: g1, ``None`` counts as zero.
-        firsts: momentum buffer or first moment; ``None`` if the rule has none.
+        firsts: momentum buffer or first moment; θ before the step for ``Rule.WRAP``; ``None`` if the rule has none.
         seconds: second moment; ``None`` if the rule has none.
         steps: float32 0-d counters of the steps taken; ``None`` if the rule has none.
         groups: index of the parameter group.
+        constraint_grads: for each constraint a list of ∇c, where ``None`` counts as zero.
+        averages: for each constraint a list of the moving averages of ∇c; ``None`` for no average.
 
     Raises:
         TypeError: an attribute is not a list; the kernels read nothing else.
@@ -105,20 +173,41 @@ class Operands:
 
     params: Sequence[Tensor | None]
     grads: Sequence[Tensor | None]
-    constraint_grads: Sequence[Tensor | None]
     firsts: Sequence[Tensor | None]
     seconds: Sequence[Tensor | None]
     steps: Sequence[Tensor | None]
     groups: Sequence[int]
+    constraint_grads: Sequence[Sequence[Tensor | None]] = field(default_factory=list)
+    averages: Sequence[Sequence[Tensor | None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if not self.averages:
+            none: list[Tensor | None] = [None] * len(self)
+            self.averages = [none for _ in self.constraint_grads]
         for name, values in vars(self).items():
-            if not isinstance(values, list):
-                raise TypeError(f"Operands: {name} must be a list, not a {type(values).__name__}")
+            for entry in (values, *(values if name in ("constraint_grads", "averages") else ())):
+                if not isinstance(entry, list):
+                    raise TypeError(f"Operands: {name} must be a list, not a {type(entry).__name__}")
+        if len(self.averages) != len(self.constraint_grads):
+            raise ValueError(
+                f"Operands: {len(self.constraint_grads)} constraints need as many lists of averages, "
+                f"not {len(self.averages)}"
+            )
 
     def __len__(self) -> int:
         return len(self.grads)
 
+    @property
+    def constraints(self) -> int:
+        """Number of constraints."""
+        return len(self.constraint_grads)
+
     def lists(self) -> tuple[Sequence[Tensor | None], ...]:
-        """Return the lists of tensors, in the order of the attributes."""
-        return self.params, self.grads, self.constraint_grads, self.firsts, self.seconds, self.steps
+        """Return params, grads, firsts, seconds, then ∇c and averages of each constraint, then steps."""
+        pairs = (column for pair in zip(self.constraint_grads, self.averages, strict=True) for column in pair)
+        return self.params, self.grads, self.firsts, self.seconds, *pairs, self.steps
+
+    def written(self, rule: Rule) -> tuple[int, ...]:
+        """Return the indices of the lists that a step writes; the last is that of the step counters."""
+        averages = range(5, 4 + 2 * self.constraints, 2)
+        return *_WRITES[rule], *averages, 4 + 2 * self.constraints

@@ -1,11 +1,10 @@
-"""Optimizers that minimise an objective under one constraint; each step solves a QP in the optimizer's own metric."""
+"""Optimizers that minimise an objective under constraints; each step solves a QP in the optimizer's own metric."""
 
 from .adamw import EpsilonAdamW
 from .control import EpsilonGap, GradientNorm, StepStats
-from .projection import EpsilonProjection
 from .sgd import EpsilonSGD
 
-__all__ = ["EpsilonAdamW", "EpsilonGap", "EpsilonProjection", "EpsilonSGD", "GradientNorm", "StepStats"]
+__all__ = ["EpsilonAdamW", "EpsilonGap", "EpsilonSGD", "GradientNorm", "StepStats"]
 
 
 def __dir__() -> list[str]:

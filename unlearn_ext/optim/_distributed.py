@@ -1,10 +1,10 @@
-"""Distributed training: collectives that give every process the same sums and f1 before it solves for λ.
+"""Distributed training: collectives that give every process the same sums and values before it solves for λ.
 
 Parameters may be of two kinds, also mixed. *Plain tensors* are replicated, and so are their averaged gradients
-(``DistributedDataParallel``): the sums are equal already, and only f1 must be averaged. *DTensors* are sharded
-(``fully_shard``, tensor parallelism): the sums are added up over the mesh dimensions that shard a tensor, and averaged,
-like f1, over those that replicate it. As a result λ is bitwise equal on every process, and a value that is not finite
-on one process makes all of them skip the step.
+(``DistributedDataParallel``): the sums are equal already, and only the constraints' values must be averaged. *DTensors*
+are sharded (``fully_shard``, tensor parallelism): the sums are added up over the mesh dimensions that shard a tensor,
+and averaged, like the values, over those that replicate it. As a result λ is bitwise equal on every process, and a value
+that is not finite on one process makes all of them skip the step.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ def refuse_fsdp1(params: list[Tensor]) -> None:
         )
 
 
-def averaged(value: Tensor, process_group: Replicas) -> Tensor:
-    """Return f1 (0-d) averaged over the replicas of plain parameters, on the same device; float64 if averaged."""
+def averaged(values: list[Tensor | None], process_group: Replicas) -> list[Tensor | None]:
+    """Return the values of the constraints (0-d each) averaged over the replicas of plain parameters; float64 then."""
     group = _resolved(process_group)
     if group is None or group.size() == 1:
-        return value
-    mean = value.double() / group.size()
-    dist.all_reduce(mean, group=group)
-    return mean
+        return values
+    means = torch.stack([value.double() / group.size() for value in values if value is not None])
+    dist.all_reduce(means, group=group)
+    return list(means)
 
 
 def has_shards(operands: Operands) -> bool:
@@ -127,17 +127,25 @@ class Shards:
         self._add_replicas(process_group, any_plain=not all(is_dtensor(owner) for owner in owners))
         torch.autograd.graph.increment_version(owners)  # the step writes the local tensors, which autograd does not see
 
-    def reduce_(self, sums: Tensor, report: Tensor) -> None:
-        """Add up or average the sums, and average f1 in ``report``, with one collective per process group."""
-        block = torch.cat([sums, sums.new_zeros(1, sums.shape[1])])
-        block[-1, 0] = report[Report.CONSTRAINT]
+    def reduce_(self, sums: Tensor, report: Tensor, rows: Sequence[int]) -> None:
+        """Add up or average the sums, and average the values of c, with one collective per process group.
+
+        Args:
+            sums: float64 ``[groups, columns]``, see ``layout.Sums``.
+            report: buffer of :class:`~unlearn_ext.ops.TwoPhase`.
+            rows: index of each constraint of the step among the optimizer's.
+        """
+        values = report[[1 + row for row in rows], Report.CONSTRAINT]
+        block = torch.cat([sums.flatten(), values])
+        columns = sums.shape[1]
         for members, group in self._groups.items():
             dist.all_reduce(block, group=group)
-            for row, divided in enumerate([*self._divided, frozenset()]):  # the last row has f1
+            for row, divided in enumerate(self._divided):
                 if members not in divided:
-                    block[row] /= len(members)
-        sums.copy_(block[:-1])
-        report[Report.CONSTRAINT] = block[-1, 0]
+                    block[row * columns : (row + 1) * columns] /= len(members)
+            block[sums.numel() :] /= len(members)
+        sums.copy_(block[: sums.numel()].view_as(sums))
+        report[[1 + row for row in rows], Report.CONSTRAINT] = block[sums.numel() :]
 
     def _sharding_groups(self, owners: Sequence[Tensor]) -> list[frozenset[Members]]:
         """Return the process groups that each tensor is sharded over."""
@@ -202,11 +210,12 @@ def _local(operands: Operands, rows: list[int]) -> Operands:
     return Operands(
         local(operands.params),
         local(operands.grads),
-        local(operands.constraint_grads),
         local(operands.firsts),
         local(operands.seconds),
         [operands.steps[i] for i in order],
         [rows[i] for i in order],
+        [local(column) for column in operands.constraint_grads],
+        [local(column) for column in operands.averages],
     )
 
 

@@ -1,12 +1,14 @@
-"""Storage of ∇f1 and f1 between the constraint's backward pass and the step."""
+"""Storage of c and ∇c between the constraint's backward pass and the step."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from itertools import repeat
+from dataclasses import dataclass
+from itertools import chain, repeat
 from operator import is_, is_not
 
+import torch
 from torch import Tensor
 from torch.amp import GradScaler
 
@@ -16,90 +18,113 @@ from ._amp import unscale_held_
 from ._ownership import is_grad_alone, owned
 
 
-class HeldGradients:
-    """f1 and ∇f1 from :meth:`hold` until the step has used them.
+@dataclass
+class Held:
+    """One constraint from ``hold_constraint`` to the step.
 
     Attributes:
-        params: the parameters whose gradients are held; empty if nothing is held.
-        grads: ∇f1 of each of them.
-        value: f1, 0-d; ``None`` if nothing is held.
-        scaled: whether a ``GradScaler`` scaled f1; ∇f1 itself is unscaled already.
+        value: c, 0-d.
+        params: the parameters whose gradients are held.
+        grads: ∇c of each of them.
+        scaled: whether a ``GradScaler`` scaled c; ∇c itself is unscaled already.
+    """
+
+    value: Tensor
+    params: list[Tensor]
+    grads: list[Tensor | None]
+    scaled: bool = False
+
+
+class HeldGradients:
+    """c and ∇c of every constraint from :meth:`hold` until the step has used them.
+
+    Attributes:
+        by_name: what is held, by the constraint's name; empty if nothing is.
+        dtype: the dtype in which gradients are held; ``None``: their own.
         under_zero: whether ``ZeroRedundancyOptimizer`` made the optimizer on a part of the parameters.
     """
 
-    params: list[Tensor]
-    grads: list[Tensor | None]
-    value: Tensor | None
-    scaled: bool
-
     def __init__(self) -> None:
         self.under_zero = False
+        self.dtype: torch.dtype | None = None
+        self.by_name: dict[str, Held] = {}
         self._consumed: tuple[weakref.ref[Tensor], int] | None = None
-        self.release()
 
-    def hold(self, value: Tensor, params: list[Tensor], scaler: GradScaler | None = None) -> None:
-        """Move every ``p.grad`` to ∇f1; a second call before the step adds to it, as gradient accumulation does."""
+    @property
+    def names(self) -> list[str]:
+        """The constraints that are held, sorted, so that the order of the calls changes no bit of the step."""
+        return sorted(self.by_name)
+
+    def value_of(self, name: str) -> Tensor:
+        """Return c of a constraint that is held."""
+        return self.by_name[name].value
+
+    def hold(self, value: Tensor, name: str, params: list[Tensor], scaler: GradScaler | None = None) -> None:
+        """Move every ``p.grad`` to ∇c; a second call before the step adds to it, as gradient accumulation does."""
         if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
             raise ValueError(
-                "hold_constraint: f1 must be a real tensor with one element, the loss whose backward() you called"
+                "hold_constraint: the value must be a real tensor with one element, the loss whose backward() you "
+                "called, or the true quantity whose surrogate it is"
             )
         if self.under_zero:
             _distributed.refuse_zero()
         if _distributed.initialised():
             _distributed.refuse_fsdp1(params)
-        grads = [p.grad for p in params]
-        if self.value is None:
-            if not any(map(is_not, grads, repeat(None))):
-                raise RuntimeError("hold_constraint: no parameter has a gradient; call f1.backward() first")
+        grads, earlier = [p.grad for p in params], self.by_name.get(name)
+        if earlier is None and not any(map(is_not, grads, repeat(None))):
+            raise RuntimeError("hold_constraint: no parameter has a gradient; call backward() of the constraint first")
+        if not self.by_name:
             self._refuse_consumed(params, grads)
-        before = self.of(params)
+        before = self.of(name, params)
         for param in params:
             param.grad = None
         grads = owned(grads)
-        if scaler is not None and scaler.is_enabled():
+        scaled = scaler is not None and scaler.is_enabled()
+        if scaler is not None and scaled:
             unscale_held_(params, grads, scaler)
-            self.scaled = True
-        self.params, self.grads = params, grads if self.value is None else list(map(_added, before, grads))
+        if self.dtype is not None:
+            grads = [None if grad is None else grad.to(self.dtype) for grad in grads]
         value = value.detach().reshape(()).resolve_neg()
         value = value.clone() if value.is_floating_point() else value.double()
-        self.value = value if self.value is None else self.value + value
+        if earlier is not None:
+            grads, value = list(map(_added, before, grads)), earlier.value + value
+            scaled = scaled or earlier.scaled
+        self.by_name[name] = Held(value, params, grads, scaled)
 
-    def of(self, params: list[Tensor]) -> list[Tensor | None]:
-        """Return ∇f1 of each parameter; ``None`` for parameters of a group that was added after :meth:`hold`."""
-        if self.value is None:
+    def of(self, name: str, params: list[Tensor]) -> list[Tensor | None]:
+        """Return ∇c of each parameter; ``None`` for parameters of a group that was added after :meth:`hold`."""
+        held = self.by_name.get(name)
+        if held is None:
             return [None] * len(params)
-        if len(params) == len(self.params) and all(map(is_, params, self.params)):
-            return self.grads
-        mine = {id(p): g for p, g in zip(self.params, self.grads, strict=True) if g is not None}
+        if len(params) == len(held.params) and all(map(is_, params, held.params)):
+            return held.grads
+        mine = {id(p): g for p, g in zip(held.params, held.grads, strict=True) if g is not None}
         grads = [mine.pop(id(param), None) for param in params]
         if mine:
             raise RuntimeError(
-                f"∇f1 is held for {len(mine)} parameter{'s' if len(mine) > 1 else ''} that no group has any more; "
+                f"∇c is held for {len(mine)} parameter{'s' if len(mine) > 1 else ''} that no group has any more; "
                 "change param_groups before hold_constraint, not between it and step()"
             )
         return grads
 
     def release(self) -> None:
-        """Drop f1 and ∇f1."""
-        self.params = []
-        self.grads = []
-        self.value = None
-        self.scaled = False
+        """Drop every c and ∇c."""
+        self.by_name = {}
 
-    def restore(self, value: Tensor, params: list[Tensor], grads: list[Tensor | None]) -> None:
-        """Hold the f1 and ∇f1 of a checkpoint."""
-        self.value, self.params, self.grads = value, params, grads
+    def restore(self, held: HeldGradients) -> None:
+        """Hold what a checkpoint has."""
+        self.by_name = held.by_name
 
-    def consume(self, grads: Sequence[Tensor | None], held: Sequence[Tensor | None]) -> None:
+    def consume(self, grads: Sequence[Tensor | None], held: Sequence[Sequence[Tensor | None]]) -> None:
         """Remember a gradient that a step used, to detect in :meth:`hold` that it was not zeroed."""
-        both = (grad for grad, g1 in zip(grads, held, strict=True) if grad is not None and g1 is not None)
-        witness = next(both, None)
+        pairs = chain.from_iterable(zip(grads, column, strict=True) for column in held)
+        witness = next((grad for grad, held_grad in pairs if grad is not None and held_grad is not None), None)
         if witness is None:
             witness = next((grad for grad in grads if grad is not None), None)
         self._consumed = None if witness is None else (weakref.ref(witness), version(witness))
 
     def _refuse_consumed(self, params: list[Tensor], grads: list[Tensor | None]) -> None:
-        """Raise if ``p.grad`` still contains the gradient that the last step used: ∇f2 would count as part of ∇f1.
+        """Raise if ``p.grad`` still contains the gradient that the last step used: ∇f2 would count as part of ∇c.
 
         The version counter tells: a backward pass writes to ``p.grad`` once, zeroing and a backward pass twice.
         """
@@ -112,8 +137,8 @@ class HeldGradients:
         plain = type(grad) is Tensor  # a DTensor counts no in-place write: they go to its local tensor
         if writes == 0 or (plain and writes == 1 and bool(grad.any())):
             raise RuntimeError(
-                "hold_constraint: p.grad still has what the last step used, and f1.backward() added ∇f1 to it; call "
-                "optimizer.zero_grad() before f1.backward()"
+                "hold_constraint: p.grad still has what the last step used, and the constraint's backward() added ∇c "
+                "to it; call optimizer.zero_grad() before that backward()"
             )
 
     def __getstate__(self) -> dict[str, object]:

@@ -7,9 +7,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from ..ops.layout import Rule
-from ._constraint import Constraint, ControlFunction
+from ._constraints import Constraints, Controls
 from ._distributed import Replicas
-from ._smoothing import Smoothing
 from .base import EpsilonOptimizer, States, not_negative
 
 __all__ = ["EpsilonAdamW"]
@@ -33,8 +32,7 @@ class EpsilonAdamW(EpsilonOptimizer):
         max_norm: upper limit of ‖g‖_P; larger steps are clipped, and a clipped step may fall short of ψ.
         lambda_max: upper limit of λ; a limited step may fall short of ψ.
         fused: ``None``: kernels if they support the tensors; ``True``: kernels or an error; ``False``: the reference.
-        constraint_ema, constraint_grad_ema: decay of a moving average of f1, and of ∇f1, that replaces it in the step;
-            0: no averaging. For small minibatches; see the documentation on noise.
+        constraint_grad_ema: decay of the moving average of every ∇c that replaces it in the step; 0: no averaging.
         process_group: the processes that have replicas of plain parameters, over which f1 is averaged. ``"default"``:
             all, once ``torch.distributed`` is initialised. ``None``: no averaging, for independent optimizers. DTensor
             parameters bring their own process groups.
@@ -53,13 +51,12 @@ class EpsilonAdamW(EpsilonOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         *,
-        control: ControlFunction | None = None,
+        control: Controls = None,
         constraint_weight: float = 1.0,
         maximize: bool = False,
         max_norm: float | None = None,
         lambda_max: float | None = None,
         fused: bool | None = None,
-        constraint_ema: float = 0.0,
         constraint_grad_ema: float = 0.0,
         process_group: Replicas = "default",
     ) -> None:
@@ -74,8 +71,8 @@ class EpsilonAdamW(EpsilonOptimizer):
             "maximize": maximize,
             "constraint_weight": constraint_weight,
         }
-        smoothing = Smoothing(constraint_ema, constraint_grad_ema)
-        super().__init__(params, defaults, Constraint(control, max_norm, lambda_max, fused, smoothing, process_group))
+        constraints = Constraints(control, max_norm, lambda_max, fused, constraint_grad_ema, process_group)
+        super().__init__(params, defaults, constraints)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

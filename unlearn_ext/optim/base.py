@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from itertools import chain, repeat
-from operator import is_
+from operator import is_, is_not
 from typing import Any, ClassVar, TypeAlias, TypeVar, overload
 
 import torch
@@ -16,11 +16,12 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from .._torch_internals import disable_dynamo, global_post_hooks, global_pre_hooks, profiler_enabled
-from ..ops.layout import Operands, Rule
+from ..ops.layout import KEPT as FIRST_KEPT
+from ..ops.layout import Operands, Report, Rule
 from . import _compiled, _distributed
 from ._amp import refuse_unscaled, unscale_
-from ._constraint import Constraint, ControlFunction
-from .control import StepStats
+from ._constraints import Constraints, Controls, key
+from ._held import Held, HeldGradients
 
 __all__ = ["KEPT", "EpsilonOptimizer", "States", "not_negative"]
 
@@ -37,7 +38,7 @@ def not_negative(owner: str, **options: float | Tensor) -> None:
             raise ValueError(f"{owner}: {name}={value!r} must not be negative")
 
 
-#: The key of every parameter group for the constraint's values that persist between steps.
+#: The key of every parameter group for the constraints' values that persist between steps.
 KEPT = "constraint"
 
 
@@ -49,6 +50,21 @@ def _keep_adapted(optimizer: "EpsilonOptimizer", state_dict: dict[str, Any]) -> 
     for group in state_dict["param_groups"]:
         optimizer._check_loadable(group)
     optimizer._loading = state_dict
+
+
+def upgraded(kept: dict[str, Tensor], decay: float) -> dict[str, Tensor]:
+    """Return a checkpoint's ``"constraint"`` in today's form.
+
+    Until version 0.3 it had one constraint, the integral in ``integral``, and in ``smoothed_steps`` the number of
+    gradients in the average of ∇c.
+    """
+    if "integral" not in kept:
+        return kept
+    state = torch.zeros(len(Report) - FIRST_KEPT, dtype=torch.float64)
+    state[Report.INTEGRAL - FIRST_KEPT] = kept["integral"]
+    state[Report.AVERAGE_WEIGHT - FIRST_KEPT] = 1 - decay ** kept.get("smoothed_steps", torch.zeros(())).double()
+    new = {"skipped_steps": kept["skipped_steps"], "state": state.to(kept["skipped_steps"].device)}
+    return new | ({"held": kept["held"]} if "held" in kept else {})
 
 
 def _as_saved(value: Tensor | float | None, device: torch.device) -> Tensor | None:
@@ -63,7 +79,7 @@ def _as_saved(value: Tensor | float | None, device: torch.device) -> Tensor | No
 
 
 class EpsilonOptimizer(Optimizer):
-    """An optimizer whose every step solves min ½‖g − d‖²_P s.t. ⟨g1, g⟩ ≥ ψ, over all parameter groups at once.
+    """An optimizer whose every step solves min ½‖g − d‖²_P s.t. ⟨∇c_i, g⟩ ≥ ψ_i, over all parameter groups at once.
 
     Subclasses define the rule, a group's row of ``layout.Hyper`` values, and a parameter's state.
     """
@@ -72,11 +88,11 @@ class EpsilonOptimizer(Optimizer):
     #: Options that checkpoints of older torch versions do not have, with the value that then applied.
     _former_options: ClassVar[dict[str, Any]] = {"maximize": False}
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any], constraint: Constraint) -> None:
-        constraint.held.under_zero = _distributed.made_by_zero()
-        if constraint.held.under_zero and constraint.control is not None:
+    def __init__(self, params: ParamsT, defaults: dict[str, Any], constraints: Constraints) -> None:
+        constraints.held.under_zero = _distributed.made_by_zero()
+        if constraints.held.under_zero and constraints.control is not None:
             _distributed.refuse_zero()
-        self._constraint = constraint
+        self._constraints = constraints
         self._number = _compiled.register(self)
         self._loading: dict[str, Any] | None = None
         super().__init__(params, defaults)
@@ -125,56 +141,68 @@ class EpsilonOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as in torch; its parameters take part from the next step on."""
         super().add_param_group(param_group)
-        self.param_groups[-1][KEPT] = self._constraint.kept
+        self.param_groups[-1][KEPT] = self._constraints.kept
 
     @property
-    def control(self) -> ControlFunction | None:
-        """The control function; between steps you may change its attributes or set another one."""
-        return self._constraint.control
+    def control(self) -> Controls:
+        """The control function, or the dict of them by name.
+
+        Between steps you may change a control's attributes, add and remove entries of the dict, or set another one.
+        """
+        return self._constraints.control
 
     @control.setter
-    def control(self, control: ControlFunction | None) -> None:
-        self._constraint.control = control
+    def control(self, control: Controls) -> None:
+        self._constraints.control = control
 
     @property
-    def stats(self) -> StepStats:
-        """The values of the last step; raises ``RuntimeError`` before the first."""
-        return self._constraint.stats()
+    def stats(self) -> Any:
+        """The values of the last step: :class:`~unlearn_ext.StepStats`, or a dict of them if ``control`` is a dict.
+
+        Raises ``RuntimeError`` before the first step.
+        """
+        return self._constraints.stats()
 
     @property
     def skipped_steps(self) -> Tensor:
         """Number of steps that wrote nothing because a value was not finite: 0-d tensor on the parameters' device."""
         self._adopt()
-        return self._constraint.kept["skipped_steps"].clone()
+        return self._constraints.kept["skipped_steps"].clone()
 
     @disable_dynamo  # it reads reference counts, which a compiler cannot trace
-    def hold_constraint(self, value: Tensor, scaler: GradScaler | None = None) -> None:
-        """Take every ``p.grad`` as ∇f1, and set ``p.grad`` to ``None`` for the objective.
+    def hold_constraint(self, value: Tensor, name: str | None = None, scaler: GradScaler | None = None) -> None:
+        """Take every ``p.grad`` as ∇c of a constraint, and set ``p.grad`` to ``None`` for the objective.
 
-        Call it after ``f1.backward()``. Further calls before ``step()`` add to f1 and ∇f1: scale each micro-batch's
-        loss as for ordinary gradient accumulation. A step without a held constraint is an unconstrained step.
+        Call it after ``c.backward()``. Further calls for the same constraint before ``step()`` add to c and ∇c: scale
+        each micro-batch's loss as for ordinary gradient accumulation. A constraint that is not held takes no part in
+        the step; a step without any is an unconstrained step.
 
-        The step uses f1 and ∇f1 as they are at this call: f1 is copied, and so is a gradient that other code may still
+        The step uses c and ∇c as they are at this call: c is copied, and so is a gradient that other code may still
         write to (one that another object, view or buffer shares). A gradient that only ``p.grad`` refers to is not
         copied.
 
+        The value need not be the loss that was differentiated: if the true quantity has no gradient (an accuracy, a
+        count), pass the true value after ``backward()`` of a surrogate (a *proxy constraint*).
+
         In distributed training, call it when the gradients are already averaged or reduced: with ``no_sync`` once,
-        after the last micro-batch's backward pass, with the sum of their f1. Every process passes its local f1.
+        after the last micro-batch's backward pass, with the sum of the values. Every process passes its local value.
 
         Args:
-            value: f1 itself, unscaled, one element; it is detached.
-            scaler: the ``GradScaler`` that scaled f1 for its backward pass, if any. ∇f1 is unscaled here; if it
+            value: c itself, unscaled, one element; it is detached.
+            name: the constraint's key in ``control``; ``None`` if ``control`` is not a dict.
+            scaler: the ``GradScaler`` that scaled c for its backward pass, if any. ∇c is unscaled here; if it
                 overflowed, the step is skipped and the scaler lowers its scale.
 
         Raises:
-            ValueError: ``value`` is not a tensor with one element.
+            TypeError: ``name`` is not a string.
+            ValueError: ``value`` is not a tensor with one element, or there is no constraint of that name.
             RuntimeError: no parameter has a gradient; the optimizer has no ``control``; ``p.grad`` still has the
                 gradient that the last step used; ``scaler.unscale_`` was called before; or FSDP1 flattened the
                 parameters.
         """
         if scaler is not None and scaler.is_enabled():
             refuse_unscaled(self, scaler)
-        self._constraint.hold(value, self._params(), scaler)
+        self._constraints.hold(value, name, self._params(), scaler)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -184,7 +212,7 @@ class EpsilonOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], T] | None = None) -> T | None:
-        """Take one constrained step; if a value of g1, g2 or f1 is not finite, write nothing and count a skipped step.
+        """Take one constrained step; if a gradient or a value is not finite, write nothing and count a skipped step.
 
         Args:
             closure: re-evaluates the objective f2 and returns it.
@@ -194,7 +222,7 @@ class EpsilonOptimizer(Optimizer):
 
         Raises:
             ValueError: a gradient's shape is not its parameter's.
-            RuntimeError: sparse tensors, several devices, ``fused=True`` without a kernel for the tensors, or ∇f1 is
+            RuntimeError: sparse tensors, several devices, ``fused=True`` without a kernel for the tensors, or ∇c is
                 held for a parameter that is no longer in any group.
         """
         loss = None
@@ -216,23 +244,25 @@ class EpsilonOptimizer(Optimizer):
             self._unscale(operands.grads)
             hyper = [self._hyper(group) for group in self.param_groups]
             params: Sequence[Tensor] = operands.params  # type: ignore[assignment]  # only a projection has none
-            self._constraint.run(self._rule, operands, hyper, params[0].device, self._averages(params))
+            self._constraints.run(self._rule, operands, hyper, params[0].device)
 
-    def _write_values(self, constrained: bool, hyper: Tensor, control: Tensor) -> None:
+    def _write_values(self, hyper: Tensor, control: Tensor) -> None:
         """Write the current learning rates, ε and other numbers to the buffers of a compiled step."""
-        self._constraint.write_values([self._hyper(group) for group in self.param_groups], constrained, hyper, control)
+        self._constraints.write_values([self._hyper(group) for group in self.param_groups], hyper, control)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch's state dict, extended by the state of the constraint.
+        """Return torch's state dict, extended by the state of the constraints.
 
-        Every group has ``"constraint"``, a dict of 0-d tensors that is the same for all groups: the count of skipped
-        steps, the integral, the averages, and f1 if it is held. ``state[i]["constraint_grad"]`` is ∇f1 if it is held.
+        Every group has ``"constraint"``, a dict of tensors that is the same for all groups: the count of skipped steps,
+        what the control of each constraint remembers (``state``, or ``state.<name>``), and c of those that are held
+        (``held``, ``held.<name>``). ``state[i]["constraint_grad"]`` is ∇c if it is held, ``state[i]["constraint_ema"]``
+        its average; with names, ``constraint_grad.<name>`` and ``constraint_ema.<name>``.
         """
         with self._held_in_public():
             return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict as torch does, but keep each state's saved dtype, and restore the held f1 and ∇f1.
+        """Load a state dict as torch does, but keep each state's saved dtype, and restore the held c and ∇c.
 
         Raises:
             ValueError: the parameter groups do not match this optimizer's, or the state dict uses an option of the
@@ -251,7 +281,7 @@ class EpsilonOptimizer(Optimizer):
         """Raise ``ValueError`` for a saved group whose state has another meaning in this optimizer."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_constraint": self._constraint}
+        return {**super().__getstate__(), "_constraints": self._constraints}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
@@ -266,77 +296,86 @@ class EpsilonOptimizer(Optimizer):
         if saved is not None:  # here, so that the user's post-hooks come after it
             self._take_up(saved)
         for group in self.param_groups:
-            group[KEPT] = self._constraint.kept
+            group[KEPT] = self._constraints.kept
 
     def _take_up(self, saved: dict[str, Any]) -> None:
-        """Load the state in its saved dtype, and the constraint's persistent and held values."""
+        """Load the state in its saved dtype, and the constraints' persistent and held values."""
         params = self._params()
         names = chain.from_iterable(group["params"] for group in saved["param_groups"])
         for name, param in zip(names, params, strict=True):
             if param in self.state:
                 state = {key: _as_saved(value, param.device) for key, value in saved["state"].get(name, {}).items()}
                 self.state[param] = {key: value for key, value in state.items() if value is not None}
-        held = [self.state[p].pop("constraint_grad", None) if p in self.state else None for p in params]
         kept = self.param_groups[0].get(KEPT) if self.param_groups else None
-        if kept:  # a checkpoint of the torch optimizer has none
-            self._constraint.remember(kept, params, held)
+        if not kept:  # a checkpoint of the torch optimizer has none
+            return
+        kept = upgraded(kept, self._constraints.grad_decay)
+        held = HeldGradients()
+        for entry, value in kept.items():
+            prefix, _, name = entry.partition(".")
+            if prefix == "held":
+                states = [self.state[param] if param in self.state else {} for param in params]
+                grads = [state.pop(key("constraint_grad", name), None) for state in states]
+                held.by_name[name] = Held(value, params, grads)
+        self._constraints.remember(kept, held)
 
     def __repr__(self) -> str:
         return f"{super().__repr__()}\ncontrol: {self.control!r}"
 
     def _adopt(self) -> None:
-        """Use the constraint's persistent values from the first parameter group.
+        """Use the constraints' persistent values from the first parameter group.
 
         They may have been replaced since the last step: ``torch.optim.swap_in_optimizer_params_and_state``, for
         example, replaces the contents of the groups inside a ``with`` block.
         """
         if self._groups:
-            self._constraint.adopt(self._groups[0].get(KEPT))
+            self._constraints.adopt(self._groups[0].get(KEPT))
 
     @contextmanager
     def _held_in_public(self) -> Iterator[None]:
-        """Add f1 and ∇f1, if held, to the groups and states inside a ``with`` block.
+        """Add every c and ∇c that is held to the groups and states inside a ``with`` block.
 
         ``torch.optim.Optimizer.state_dict`` reads them there.
         """
         self._adopt()
-        constraint, taken = self._constraint, self._constraint.held
-        kept = constraint.kept if taken.value is None else {**constraint.kept, "held": taken.value}
-        pairs = zip(taken.params, taken.grads, strict=True)
-        held = [(param, grad, self.state.get(param)) for param, grad in pairs if grad is not None]
+        constraints, before = self._constraints, {}
+        kept = {**constraints.kept, **{key("held", n): held.value for n, held in constraints.held.by_name.items()}}
         for group in self.param_groups:
             group[KEPT] = kept
-        for param, grad, before in held:
-            self.state[param] = {**(before or {}), "constraint_grad": grad}
+        for name, held in constraints.held.by_name.items():
+            for param, grad in zip(held.params, held.grads, strict=True):
+                if grad is not None:
+                    before.setdefault(param, self.state.get(param))
+                    self.state[param] = {**self.state.get(param, {}), key("constraint_grad", name): grad}
         try:
             yield
         finally:
             for group in self.param_groups:
-                group[KEPT] = constraint.kept
-            for param, _, before in held:
-                self.state.pop(param) if before is None else self.state.update({param: before})
+                group[KEPT] = constraints.kept
+            for param, state in before.items():
+                self.state.pop(param) if state is None else self.state.update({param: state})
 
     def _unscale(self, grads: Sequence[Tensor | None]) -> None:
         """Unscale ∇f2 if ``GradScaler.step`` left that to the optimizer by setting ``grad_scale``."""
         if not hasattr(self, "grad_scale"):
             return
-        if self._constraint.held.value is not None and not self._constraint.held.scaled:
+        if not all(held.scaled for held in self._constraints.held.by_name.values()):
             raise RuntimeError(
-                "step: ∇f2 was scaled by a GradScaler but ∇f1 was held without it; scale f1 as well and call "
-                "hold_constraint(f1, scaler)"
+                "step: the objective was scaled by a GradScaler but a constraint was held without it; scale the "
+                "constraint as well and call hold_constraint(value, scaler=scaler)"
             )
         if self.grad_scale is not None:
             unscale_(grads, self.grad_scale)
 
-    def _averages(self, params: Sequence[Tensor]) -> list[Tensor] | None:
-        """Return the moving averages of g1, created as zeros; ``None`` if g1 is not smoothed."""
-        if not self._constraint.smoothing.grad_decay:
-            return None
-        states = self._states(params)
+    def _averages(self, name: str, params: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the moving averages of a constraint's ∇c, created as zeros; Nones if it is not averaged."""
+        if not self._constraints.grad_decay:
+            return [None] * len(params)
+        states, entry, dtype = self._states(params), key("constraint_ema", name), self._constraints.held.dtype
         for param, state in zip(params, states, strict=True):
-            if "constraint_ema" not in state:
-                state["constraint_ema"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        return [state["constraint_ema"] for state in states]
+            if entry not in state:
+                state[entry] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+        return [state[entry] for state in states]
 
     def _params(self) -> list[Tensor]:
         return list(chain.from_iterable([group["params"] for group in self._groups]))
@@ -352,18 +391,17 @@ class EpsilonOptimizer(Optimizer):
         return [self.state[param] for param in params]
 
     def _operands(self) -> Operands:
-        params = self._params()
-        grads, held = [p.grad for p in params], self._constraint.held.of(params)
+        params, names = self._params(), self._constraints.held.names
+        grads, held = [p.grad for p in params], [self._constraints.held.of(name, params) for name in names]
         sizes = [len(group["params"]) for group in self._groups]
         groups = list(chain.from_iterable(repeat(index, size) for index, size in enumerate(sizes)))
         if [grad for grad in grads if grad is None]:  # drop rows without gradients; any() would take twice as long
-            rows = [
-                row for row in zip(params, grads, held, groups, strict=True) if row[1] is not None or row[2] is not None
-            ]
-            params, grads = [row[0] for row in rows], [row[1] for row in rows]
-            held, groups = [row[2] for row in rows], [row[3] for row in rows]
-        states = self._state_of(params, groups)
-        return Operands(params, grads, held, *states, groups)
+            rows = [i for i, row in enumerate(zip(grads, *held, strict=True)) if any(map(is_not, row, repeat(None)))]
+            params, grads, groups = [params[i] for i in rows], [grads[i] for i in rows], [groups[i] for i in rows]
+            held = [[column[i] for i in rows] for column in held]
+        firsts, seconds, steps = self._state_of(params, groups)
+        averages = [self._averages(name, params) for name in names]
+        return Operands(params, grads, firsts, seconds, steps, groups, held, averages)
 
     @abstractmethod
     def _hyper(self, group: dict[str, Any]) -> list[float | Tensor]:

@@ -20,14 +20,16 @@ T = TypeVar("T")
 class StepStats(NamedTuple):
     """The values of one step, as 0-d tensors on the parameters' device; reading one synchronises.
 
-    With several learning rates μ_k, ``dot`` is Σ μ_k⟨g1,d⟩_k / μ with the μ that also turns ψ into a decrease of f1.
+    With several learning rates μ_k, ``dot`` is Σ μ_k⟨∇c,d⟩_k / μ with the μ that also turns ψ into a decrease of c. If ∇c
+    is averaged, the average takes its place in all of them.
     """
 
-    constraint: Tensor  #: f1 as passed to ``hold_constraint``; with several processes, their mean
-    psi: Tensor  #: ψ, the required ⟨g1, g⟩
-    lam: Tensor  #: λ ≥ 0; zero if d satisfies the constraint. With momentum β, 1/(1 − β) times the multiplier
-    dot: Tensor  #: ⟨g1, d⟩
-    sq_constraint: Tensor  #: ⟨g1, P⁻¹g1⟩
+    constraint: Tensor  #: c as passed to ``hold_constraint``; with several processes, their mean
+    psi: Tensor  #: ψ, the required ⟨∇c, g⟩
+    lam: Tensor  #: the multiplier of the Lagrangian f2 + Σ lam·c; zero if d satisfies the constraint
+    dot: Tensor  #: ⟨∇c, d⟩
+    sq_constraint: Tensor  #: ⟨∇c, P⁻¹∇c⟩
+    shortfall: Tensor  #: ψ − ⟨∇c, g⟩ if the constraints contradict each other or a limit applies; else about 0
     sq_direction: Tensor  #: ‖d‖²_P
     scale: Tensor  #: factor of the global-norm clipping, 1 if nothing was clipped
     skipped: Tensor  #: bool, true if a value was not finite and so nothing was written

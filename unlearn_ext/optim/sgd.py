@@ -7,9 +7,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from ..ops.layout import Rule
-from ._constraint import Constraint, ControlFunction
+from ._constraints import Constraints, Controls
 from ._distributed import Replicas
-from ._smoothing import Smoothing
 from .base import EpsilonOptimizer, States, not_negative
 
 __all__ = ["EpsilonSGD"]
@@ -30,8 +29,7 @@ class EpsilonSGD(EpsilonOptimizer):
         max_norm: upper limit of the global norm of g; a clipped step may fall short of ψ.
         lambda_max: upper limit of λ; a limited step may fall short of ψ.
         fused: ``None``: kernels if they support the tensors; ``True``: kernels or an error; ``False``: the reference.
-        constraint_ema, constraint_grad_ema: decay of a moving average of f1, and of ∇f1, that replaces it in the step;
-            0: no averaging. For small minibatches; see the documentation on noise.
+        constraint_grad_ema: decay of the moving average of every ∇c that replaces it in the step; 0: no averaging.
         process_group: the processes that have replicas of plain parameters, over which f1 is averaged. ``"default"``:
             all, once ``torch.distributed`` is initialised. ``None``: no averaging, for independent optimizers. DTensor
             parameters bring their own process groups.
@@ -52,12 +50,11 @@ class EpsilonSGD(EpsilonOptimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
         *,
-        control: ControlFunction | None = None,
+        control: Controls = None,
         maximize: bool = False,
         max_norm: float | None = None,
         lambda_max: float | None = None,
         fused: bool | None = None,
-        constraint_ema: float = 0.0,
         constraint_grad_ema: float = 0.0,
         process_group: Replicas = "default",
     ) -> None:
@@ -72,8 +69,8 @@ class EpsilonSGD(EpsilonOptimizer):
             "nesterov": nesterov,
             "maximize": maximize,
         }
-        smoothing = Smoothing(constraint_ema, constraint_grad_ema)
-        super().__init__(params, defaults, Constraint(control, max_norm, lambda_max, fused, smoothing, process_group))
+        constraints = Constraints(control, max_norm, lambda_max, fused, constraint_grad_ema, process_group)
+        super().__init__(params, defaults, constraints)
 
     def _hyper(self, group: dict[str, Any]) -> list[float | Tensor]:
         return [
@@ -94,13 +91,13 @@ class EpsilonSGD(EpsilonOptimizer):
         self._keeps = self._has_momentum()
         super()._step()
 
-    def _write_values(self, constrained: bool, hyper: Tensor, control: Tensor) -> None:
+    def _write_values(self, hyper: Tensor, control: Tensor) -> None:
         if self._keeps != self._has_momentum():
             raise RuntimeError(
                 "step: momentum was turned on or off since the last step that was not compiled, and a compiled one "
                 "cannot make or drop its buffers; take one step outside of torch.compile"
             )
-        super()._write_values(constrained, hyper, control)
+        super()._write_values(hyper, control)
 
     def _state_of(self, params: list[Tensor], groups: list[int]) -> States:
         none = [None] * len(params)

@@ -95,7 +95,7 @@ class Trainer:
         self._resume(epsilon)
         for forget, retain in self._loop.minibatches(self.settings.lr, steps, taken=len(self.history) - begin):
             f1 = self._loop.backward(self.objectives.f1(self._loop.encode, forget), forget)
-            self.optimizer.hold_constraint(f1, self._loop.scaler)
+            self.optimizer.hold_constraint(f1, scaler=self._loop.scaler)
             f2 = self._loop.backward(self.objectives.f2(self._loop.encode, retain), retain)
             self._loop.step()
             stats = self.optimizer.stats
