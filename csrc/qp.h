@@ -1,7 +1,8 @@
 // The dual quadratic program of a step with up to eight constraints, solved by one thread of any device.
 //
-//   g = argmin ½‖g − d‖²_P  s.t.  ⟨a_i, g⟩ ≥ ψ_i   (= ψ_i for an equality)       g = d + P⁻¹ Σ λ_i a_i
-//   λ = argmin ½λᵀGλ − λᵀb  s.t.  λ_i ≥ 0          (free for an equality)        G_ij = ⟨a_i, P⁻¹a_j⟩, b_i = ψ_i − ⟨a_i, d⟩
+//   g = argmin ½‖g − d‖²_P  s.t.  ⟨a_i, g⟩ ≥ ψ_i   (= ψ_i for an equality)     g = d + P⁻¹ Σ λ_i a_i
+//   λ = argmin ½λᵀGλ − λᵀb  s.t.  λ_i ≥ 0          (free for an equality)      G_ij = ⟨a_i, P⁻¹a_j⟩
+//                                                                              b_i = ψ_i − ⟨a_i, d⟩
 //
 // Method: the dual active set method of Goldfarb and Idnani (Mathematical Programming 27, 1983), written in terms of G.
 // It is exact: it ends at the active set of the solution, not at an approximation. All quantities below are in units in
@@ -20,8 +21,8 @@
 namespace ux {
 
 constexpr int kMaxConstraints = 8;
-// G comes from float32 products, so its entries are wrong by about 1e-7. A normal whose squared distance from the span of
-// the active ones is below this cannot be distinguished from a normal in the span.
+// G comes from float32 products, so its entries are wrong by about 1e-7. A normal whose squared distance from the span
+// of the active ones is below this cannot be distinguished from a normal in the span.
 constexpr double kMinPivot = 1e-6;
 // Price ρ of a slack. Contradicting demands have λ up to ρ, and their terms λ_i a_i cancel in float32: at 1e4 the error
 // is 6e-8 · 1e4 = 6e-4 of a demand at most. A lower price would give up demands that a step can meet.
@@ -35,6 +36,9 @@ struct QpSolution {
     unsigned short_of;  // bit i: constraint i misses its demand by more than kShortfall
     int iterations;     // at most 2 · kIterationsPerConstraint · n
 };
+
+UX_HD double larger(double a, double b) { return a > b ? a : b; }  // fmax is a library call on the CPU
+UX_HD double limited(double x, double limit) { return x > limit ? limit : x < -limit ? -limit : x; }
 
 // The problem in the units described above.
 struct UnitQp {
@@ -223,7 +227,7 @@ UX_HD QpSolution solve_dual(int n, const double (*gram)[kMaxConstraints], const 
         if (gram[i][i] > 0) {
             qp.present |= 1u << i;
             inverse_norm[i] = 1 / sqrt(gram[i][i]);
-            unit = fmax(unit, fmin(positive * inverse_norm[i], DBL_MAX));
+            unit = larger(unit, limited(positive * inverse_norm[i], DBL_MAX));
         } else if (positive > 0) {
             solution.feasible = false, solution.short_of |= 1u << i;
         }
@@ -233,12 +237,11 @@ UX_HD QpSolution solve_dual(int n, const double (*gram)[kMaxConstraints], const 
     double sq_demands = 0;
     for (int i = 0; i < n; ++i) {
         if (!(qp.present >> i & 1)) continue;
-        qp.demand[i] = fmax(fmin(b[i] * inverse_norm[i] / unit, 1.0), -DBL_MAX);
-        if (qp.is_equality(i)) qp.demand[i] = fmax(qp.demand[i], -1.0);
+        qp.demand[i] = limited(limited(b[i] * inverse_norm[i], DBL_MAX) / unit, DBL_MAX);
         if (qp.demand[i] > 0 || qp.is_equality(i)) sq_demands += qp.demand[i] * qp.demand[i];
         for (int j = 0; j < i; ++j)
             if (qp.present >> j & 1)
-                qp.gram[i][j] = qp.gram[j][i] = fmax(fmin(gram[i][j] * inverse_norm[i] * inverse_norm[j], 1.0), -1.0);
+                qp.gram[i][j] = qp.gram[j][i] = limited(gram[i][j] * inverse_norm[i] * inverse_norm[j], 1.0);
         qp.gram[i][i] = 1;
     }
 
@@ -258,7 +261,9 @@ UX_HD QpSolution solve_dual(int n, const double (*gram)[kMaxConstraints], const 
         if (!(qp.present >> i & 1)) continue;
         const double residual = qp.residual(i, unit_lambda);
         const double shortfall = qp.is_equality(i) ? fabs(residual) : residual;
-        if (shortfall > kShortfall * fmax(fabs(qp.demand[i]), step)) solution.short_of |= 1u << i;
+        const double rounding = kQpRounding * kSlackPrice * qp.magnitude(i, unit_lambda);  // of λ in the step
+        const double smallest = larger(rounding, kShortfall * larger(fabs(qp.demand[i]), step));
+        if (shortfall > smallest) solution.short_of |= 1u << i;
         if (unit_lambda[i] != 0) lambda[i] = unit_lambda[i] * unit * inverse_norm[i];
     }
     return solution;
