@@ -27,12 +27,12 @@ constexpr double kMinPivot = 1e-6;
 // Price ρ of a slack. Contradicting demands have λ up to ρ, and their terms λ_i a_i cancel in float32: at 1e4 the error
 // is 6e-8 · 1e4 = 6e-4 of a demand at most. A lower price would give up demands that a step can meet.
 constexpr double kSlackPrice = 1e4;
-constexpr double kShortfall = 1e-3;     // smallest reported shortfall, relative to the demand or the step
-constexpr double kQpRounding = 1e-14;   // smallest violation that is not rounding error
-constexpr int kIterationsPerConstraint = 32;  // a safeguard against cycles by rounding
+constexpr double kShortfall = 1e-3;           // smallest reported shortfall, relative to the demand or the step
+constexpr double kQpRounding = 1e-14;         // smallest violation that is not rounding error
+constexpr int kIterationsPerConstraint = 32;  // prevents endless cycles by rounding; tests needed 24 in all
 
 struct QpSolution {
-    bool feasible;      // false: the demands contradict each other, or one has no gradient
+    bool feasible;      // false: λ is that of the problem with slacks, or a demand has no gradient
     unsigned short_of;  // bit i: constraint i misses its demand by more than kShortfall
     int iterations;     // at most 2 · kIterationsPerConstraint · n
 };
@@ -55,6 +55,10 @@ struct UnitQp {
         double reached = 0;
         for (int j = 0; j < n; ++j) reached += entry(i, j) * lambda[j];
         return demand[i] - reached;
+    }
+    UX_HD double violation(int i, const double* lambda) const {
+        const double unmet = residual(i, lambda);
+        return is_equality(i) ? fabs(unmet) : unmet;
     }
     UX_HD double magnitude(int i, const double* lambda) const {
         double sum = fabs(demand[i]);
@@ -120,31 +124,32 @@ struct ActiveSet {
     }
 };
 
-// The first of the equalities that are in neither mask, else the most violated inequality; -1: none is violated.
-UX_HD int next_constraint(const UnitQp& qp, unsigned excluded, const double* lambda) {
-    const unsigned candidates = qp.present & ~excluded;
-    for (int i = 0; i < qp.n; ++i)
-        if ((candidates & qp.equalities) >> i & 1) return i;
+// The first equality not yet added, else the most violated constraint; -1: all are met. Demands that the active ones
+// imply (`implied`) are met up to the error of G.
+UX_HD int next_constraint(const UnitQp& qp, unsigned active, unsigned implied, const double* lambda) {
     int worst = -1;
     double largest = 0;
     for (int i = 0; i < qp.n; ++i) {
-        if (!(candidates >> i & 1)) continue;
-        const double violation = qp.residual(i, lambda);
-        if (violation > largest && violation > kQpRounding * qp.magnitude(i, lambda)) worst = i, largest = violation;
+        const bool is_implied = (implied >> i) & 1;
+        if (!((qp.present & ~active) >> i & 1)) continue;
+        if (qp.is_equality(i) && !is_implied) return i;
+        const double violation = qp.violation(i, lambda);
+        const double tolerance = (is_implied ? kMinPivot : kQpRounding) * qp.magnitude(i, lambda);
+        if (violation > largest && violation > tolerance) worst = i, largest = violation;
     }
     return worst;
 }
 
-// Returns whether a λ exists that meets all demands; with a slack it always does. `lambda` must be zero.
+// Writes λ and returns whether it meets all demands; with a slack it always does. `lambda` must be zero at first.
 UX_HD bool solve_unit(const UnitQp& qp, double* lambda, int& iterations) {
     ActiveSet active(qp);
-    unsigned aside = 0;  // implied by the active constraints
-    int p = -1;          // the constraint that is being added
-    double sign = 1;     // of its multiplier
+    unsigned implied = 0;  // demands that are met because the active ones are
+    int p = -1;            // the constraint that is being added
+    double sign = 1;       // of its multiplier
     for (int i = 0; i < kIterationsPerConstraint * qp.n; ++i, ++iterations) {
         const bool is_new = p < 0;
         if (is_new) {
-            p = next_constraint(qp, active.mask | aside, lambda);
+            p = next_constraint(qp, active.mask, implied, lambda);
             if (p < 0) return true;
             sign = qp.residual(p, lambda) < 0 ? -1.0 : 1.0;
         }
@@ -161,13 +166,14 @@ UX_HD bool solve_unit(const UnitQp& qp, double* lambda, int& iterations) {
             if (!qp.is_equality(active.members[k]) && rate > 0 && value < reach * rate)
                 reach = value / rate, blocking = k;
         }
+        const bool is_blocked = blocking >= 0 && reach <= full;
         // The objective never falls, so with slacks ‖λ‖ ≤ 2ρ‖b₊‖ throughout. More than that is a contradiction.
-        const bool is_blocked = blocking >= 0 && reach <= full && reach <= 2 * kSlackPrice * qp.n;
-        if (pivot < kMinPivot && !is_blocked) {
+        const bool is_huge = (is_blocked ? reach : full) > 2 * kSlackPrice * qp.n;
+        if (is_huge || (pivot < kMinPivot && !is_blocked)) {
             // a_p is in the span of the active normals: demand p is met already, or contradicts the active ones.
             const bool is_met = violation <= kMinPivot * qp.magnitude(p, lambda);
-            if (!is_new || !(is_met || qp.slack > 0)) return false;
-            aside |= 1u << p;
+            if (!is_new || !is_met) return false;
+            implied |= 1u << p;
             p = -1;
         } else if (is_blocked) {
             for (int k = 0; k < active.size; ++k) lambda[active.members[k]] -= reach * sign * change[k];
@@ -177,7 +183,7 @@ UX_HD bool solve_unit(const UnitQp& qp, double* lambda, int& iterations) {
             }
             lambda[p] += sign * reach;
             active.remove(blocking);
-            aside = 0;
+            implied = 0;
         } else {
             active.add(p);
             active.solve(lambda);
@@ -259,11 +265,9 @@ UX_HD QpSolution solve_dual(int n, const double (*gram)[kMaxConstraints], const 
     const double step = sqrt(sq_step(qp, unit_lambda));
     for (int i = 0; i < n; ++i) {
         if (!(qp.present >> i & 1)) continue;
-        const double residual = qp.residual(i, unit_lambda);
-        const double shortfall = qp.is_equality(i) ? fabs(residual) : residual;
         const double rounding = kQpRounding * kSlackPrice * qp.magnitude(i, unit_lambda);  // of λ in the step
         const double smallest = larger(rounding, kShortfall * larger(fabs(qp.demand[i]), step));
-        if (shortfall > smallest) solution.short_of |= 1u << i;
+        if (qp.violation(i, unit_lambda) > smallest) solution.short_of |= 1u << i;
         if (unit_lambda[i] != 0) lambda[i] = unit_lambda[i] * unit * inverse_norm[i];
     }
     return solution;

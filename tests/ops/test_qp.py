@@ -69,7 +69,7 @@ def random_problem(rng, n, dim, n_equalities=0):
 
 
 def least_step(p):
-    """Return the shortest x with ⟨a_i, x⟩ ≥ b_i by scipy's NNLS (Lawson and Hanson, chapter 23); None: there is none."""
+    """Return the shortest x with ⟨a_i, x⟩ ≥ b_i, or None, by scipy's NNLS (Lawson and Hanson, chapter 23)."""
     normals = np.vstack([p.normals, -p.normals[p.is_equality]])
     b = np.concatenate([p.b, -p.b[p.is_equality]])
     system, right = np.vstack([normals.T, b]), np.eye(normals.shape[1] + 1)[-1]

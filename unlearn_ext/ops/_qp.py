@@ -46,8 +46,12 @@ class _UnitQp:
     def residual(self, multipliers: Array) -> Array:
         return self.demand - self.gram @ multipliers - self.slack * multipliers
 
+    def violation(self, multipliers: Array) -> Array:
+        residual = self.residual(multipliers)
+        return np.where(self.is_equality, np.abs(residual), residual)
+
     def magnitude(self, multipliers: Array) -> Array:
-        return np.abs(self.demand) + np.abs(multipliers).sum()
+        return np.abs(self.demand) + float(np.abs(multipliers).sum())
 
     def block(self, members: list[int]) -> Array:
         return self.gram[np.ix_(members, members)] + self.slack * np.eye(len(members))
@@ -100,11 +104,9 @@ def solve_dual(gram: npt.ArrayLike, b: npt.ArrayLike, is_equality: npt.ArrayLike
         _, solution = _solve_unit(qp)
 
     qp.slack = 0.0
-    residual = qp.residual(solution)
-    shortfall = np.where(qp.is_equality, np.abs(residual), residual)
     rounding = ROUNDING * SLACK_PRICE * qp.magnitude(solution)  # of λ in the step
     relevant = SHORTFALL * np.maximum(np.abs(demand), math.sqrt(_sq_step(qp, solution)))
-    short_of[present] = shortfall > np.maximum(rounding, relevant)
+    short_of[present] = qp.violation(solution) > np.maximum(rounding, relevant)
     with np.errstate(over="ignore"):
         multipliers[present] = np.where(solution == 0, 0.0, solution * unit * inverse_norm)
     return Solution(multipliers, feasible, short_of)
@@ -116,16 +118,16 @@ def _sq_step(qp: _UnitQp, multipliers: Array) -> float:
 
 
 def _solve_unit(qp: _UnitQp) -> tuple[bool, Array]:
-    """Return whether a λ exists that meets all demands, and that λ; with a slack it always does."""
+    """Return whether a λ was found that meets all demands, and λ; with a slack it always does."""
     n = len(qp.demand)
     multipliers = np.zeros(n)
     members: list[int] = []  # the active constraints
-    aside: set[int] = set()  # implied by the active constraints
+    implied: set[int] = set()  # demands that are met because the active ones are
     p, sign = -1, 1.0  # the constraint that is being added, and the sign of its multiplier
     for _ in range(ITERATIONS_PER_CONSTRAINT * n):
         is_new = p < 0
         if is_new:
-            p = _next_constraint(qp, aside.union(members), multipliers)
+            p = _next_constraint(qp, members, implied, multipliers)
             if p < 0:
                 return True, multipliers
             sign = -1.0 if qp.residual(multipliers)[p] < 0 else 1.0
@@ -136,12 +138,13 @@ def _solve_unit(qp: _UnitQp) -> tuple[bool, Array]:
         violation = sign * float(qp.residual(multipliers)[p])
         full = violation / pivot if pivot > 0 else math.inf  # the t that meets demand p
         reach, blocking = _first_zero(qp, members, multipliers, change)
-        is_blocked = blocking >= 0 and reach <= full and reach <= 2 * SLACK_PRICE * n
-        if pivot < MIN_PIVOT and not is_blocked:
+        is_blocked = blocking >= 0 and reach <= full
+        is_huge = (reach if is_blocked else full) > 2 * SLACK_PRICE * n
+        if is_huge or (pivot < MIN_PIVOT and not is_blocked):
             is_met = violation <= MIN_PIVOT * qp.magnitude(multipliers)[p]
-            if not is_new or not (is_met or qp.slack > 0):
+            if not is_new or not is_met:
                 return False, multipliers
-            aside.add(p)
+            implied.add(p)
             p = -1
         elif is_blocked:
             moved = multipliers[members] - reach * change
@@ -149,7 +152,7 @@ def _solve_unit(qp: _UnitQp) -> tuple[bool, Array]:
             multipliers[members[blocking]] = 0.0
             multipliers[p] += sign * reach
             del members[blocking]
-            aside.clear()
+            implied.clear()
         else:
             members.append(p)
             solution = _solve_block(qp, members, qp.demand[members])
@@ -160,7 +163,7 @@ def _solve_unit(qp: _UnitQp) -> tuple[bool, Array]:
 
 def _solve_block(qp: _UnitQp, members: list[int], right: Array) -> Array:
     """Solve the active block of G for one right-hand side."""
-    return np.linalg.solve(qp.block(members), right)
+    return np.asarray(np.linalg.solve(qp.block(members), right), np.float64)
 
 
 def _first_zero(qp: _UnitQp, members: list[int], multipliers: Array, change: Array) -> tuple[float, int]:
@@ -174,12 +177,16 @@ def _first_zero(qp: _UnitQp, members: list[int], multipliers: Array, change: Arr
     return reach, blocking
 
 
-def _next_constraint(qp: _UnitQp, excluded: set[int], multipliers: Array) -> int:
-    """Return the first equality that is not excluded, else the most violated inequality, else -1."""
-    candidates = [i for i in range(len(qp.demand)) if i not in excluded]
-    for i in candidates:
-        if qp.is_equality[i]:
+def _next_constraint(qp: _UnitQp, members: list[int], implied: set[int], multipliers: Array) -> int:
+    """Return the first equality not yet added, else the most violated constraint, else -1."""
+    violation, magnitude = qp.violation(multipliers), qp.magnitude(multipliers)
+    worst, largest = -1, 0.0
+    for i in range(len(violation)):
+        if i in members:
+            continue
+        if qp.is_equality[i] and i not in implied:
             return i
-    violation, magnitude = qp.residual(multipliers), qp.magnitude(multipliers)
-    violated = [i for i in candidates if violation[i] > 0 and violation[i] > ROUNDING * magnitude[i]]
-    return max(violated, key=lambda i: violation[i], default=-1)
+        tolerance = (MIN_PIVOT if i in implied else ROUNDING) * magnitude[i]
+        if violation[i] > largest and violation[i] > tolerance:
+            worst, largest = i, violation[i]
+    return worst
