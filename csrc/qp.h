@@ -243,7 +243,8 @@ UX_HD QpSolution solve_dual(int n, const double (*gram)[kMaxConstraints], const 
     double sq_demands = 0;
     for (int i = 0; i < n; ++i) {
         if (!(qp.present >> i & 1)) continue;
-        qp.demand[i] = limited(limited(b[i] * inverse_norm[i], DBL_MAX) / unit, DBL_MAX);
+        // Steps are shorter than ρ, so demands below −ρ are always met.
+        qp.demand[i] = limited(b[i] * inverse_norm[i] / unit, kSlackPrice);
         if (qp.demand[i] > 0 || qp.is_equality(i)) sq_demands += qp.demand[i] * qp.demand[i];
         for (int j = 0; j < i; ++j)
             if (qp.present >> j & 1)

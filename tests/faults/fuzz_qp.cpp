@@ -62,9 +62,9 @@ QpSolution check_any(const Problem& problem, double* lambda) {
 void check_numbers(Bytes& bytes) {
     Problem problem(bytes);
     for (int i = 0; i < problem.n; ++i) {
-        problem.b[i] = kNumbers[bytes.below(16)];
+        problem.b[i] = kNumbers[bytes.below(bytes.below(4) ? 13 : 16)];
         for (int j = 0; j < problem.n; ++j)
-            problem.gram[i][j] = bytes.below(4) ? bytes.real() : kNumbers[bytes.below(16)];
+            problem.gram[i][j] = bytes.below(3) ? bytes.real() : kNumbers[bytes.below(bytes.below(4) ? 13 : 16)];
     }
     double lambda[kMaxConstraints];
     check_any(problem, lambda);
@@ -151,6 +151,7 @@ void check_gram(Bytes& bytes) {
                 problem.gram[i][j] += scales[i] * normals[i][k] * (scales[j] * normals[j][k]);
     double lambda[kMaxConstraints];
     const QpSolution solution = check_any(problem, lambda);
+    CHECK(solution.iterations <= 8 * problem.n);  // far below the limit that ends a cycle
     check_optimality(problem, solution, lambda);
 }
 

@@ -91,7 +91,8 @@ def solve_dual(gram: npt.ArrayLike, b: npt.ArrayLike, is_equality: npt.ArrayLike
         unit = max((positive[present] * inverse_norm).clip(max=limit), default=0.0)
         if unit == 0:
             return Solution(multipliers, feasible, short_of)
-        demand = ((b[present] * inverse_norm).clip(-limit, limit) / unit).clip(-limit, limit)
+        # Steps are shorter than ρ, so demands below −ρ are always met.
+        demand = (b[present] * inverse_norm / unit).clip(-SLACK_PRICE, SLACK_PRICE)
         scaled = lower[np.ix_(present, present)] * inverse_norm[:, None] * inverse_norm
     strict = np.tril(scaled.clip(-1.0, 1.0), -1)
     qp = _UnitQp(strict + strict.T + np.eye(len(present)), demand, is_equality[present])
