@@ -68,9 +68,10 @@ CMAKE  = $(BIN)/cmake -S . -DUNLEARN_EXT_SANITIZE=address,undefined
 fuzz: $(STAMP)
 	@test -n "$(CLANG)" || { echo "No clang++ was found, whose libFuzzer this needs: install clang, or name one: make fuzz CLANG=..."; exit 1; }
 	$(CMAKE) -B build/fuzz -DUNLEARN_EXT_FUZZ=ON -DCMAKE_CXX_COMPILER=$(CLANG)
-	$(BIN)/cmake --build build/fuzz --target fuzz_step
-	mkdir -p build/corpus
+	$(BIN)/cmake --build build/fuzz --target fuzz_step fuzz_qp
+	mkdir -p build/corpus build/corpus-qp
 	build/fuzz/fuzz_step -max_len=512 -runs=$(RUNS) build/corpus tests/faults/corpus
+	build/fuzz/fuzz_qp -max_len=256 -runs=$(RUNS) build/corpus-qp
 	UNLEARN_EXT_FUZZ=10000 $(BIN)/python -m pytest tests/faults/test_fuzz_ops.py tests/faults/test_kills.py
 
 # A copy of the package around a binary of its own; the sanitizer's runtime must be in Python before anything else.

@@ -5,6 +5,7 @@
 #include <array>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "control.h"
 #include "cpu/kernels.h"
@@ -58,6 +59,18 @@ Job make_job(int rule, const Table& table, int64_t n_groups, std::array<uintptr_
     return job;
 }
 
+// Returns λ, feasible, short_of and the number of iterations. `gram` has the rows of G one after the other.
+py::tuple solve_dual_of(const std::vector<double>& gram, const std::vector<double>& b, unsigned equalities) {
+    const size_t n = b.size();
+    if (n == 0 || n > kMaxConstraints || gram.size() != n * n)
+        throw py::value_error("solve_dual: give n numbers b and n x n numbers G, with n from 1 to 8");
+    double matrix[kMaxConstraints][kMaxConstraints];
+    for (size_t i = 0; i < gram.size(); ++i) matrix[i / n][i % n] = gram[i];
+    std::vector<double> lambda(n);
+    const QpSolution solution = solve_dual(int(n), matrix, b.data(), equalities, lambda.data());
+    return py::make_tuple(lambda, solution.feasible, solution.short_of, solution.iterations);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -80,6 +93,7 @@ PYBIND11_MODULE(_C, m) {
             throw py::value_error("this processor does not support " + name + "; cpu_isas() lists what it supports");
         },
         "Select an instruction set, for tests and benchmarks. All give bitwise identical results.");
+    m.def("solve_dual", &solve_dual_of, "Solve the dual QP of a step, for tests.");
 
     py::class_<Table>(m, "Table")
         .def(py::init<py::capsule, py::object, int>(), py::arg("exchange"), py::arg("is_neg"), py::arg("gpu"))

@@ -2,16 +2,16 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-SUMS: int
+MAX_CONSTRAINTS: int
 HYPER: int
 CONTROL: int
 REPORT: int
-ROW_BYTES: int
 CUDA_ARCHS: str  # empty if built without CUDA; the cuda_ functions are then missing
 
 def cpu_isa() -> str: ...
 def cpu_isas() -> list[str]: ...
 def use_cpu_isa(name: str, /) -> None: ...
+def solve_dual(gram: Sequence[float], b: Sequence[float], equalities: int, /) -> tuple[list[float], bool, int, int]: ...
 
 class Table:
     def __init__(self, exchange: object, is_neg: Callable[[Tensor], bool], gpu: int) -> None: ...
@@ -28,11 +28,23 @@ class Table:
     def absent(self) -> list[int]: ...
     @property
     def tiles(self) -> int: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
     def __len__(self) -> int: ...
 
 class Job:
     def __init__(
-        self, rule: int, table: Table, n_groups: int, buffers: Sequence[int], constraint: Tensor | None, /
+        self,
+        rule: int,
+        table: Table,
+        n_groups: int,
+        buffers: Sequence[int],
+        n_controls: int,
+        control_rows: Sequence[int],
+        values: Sequence[Tensor | None],
+        /,
     ) -> None: ...
 
 def stats(table: Table, job: Job, solve: bool, threads: int, /) -> None: ...

@@ -3,8 +3,8 @@
 Parameters may be of two kinds, also mixed. *Plain tensors* are replicated, and so are their averaged gradients
 (``DistributedDataParallel``): the sums are equal already, and only the constraints' values must be averaged. *DTensors*
 are sharded (``fully_shard``, tensor parallelism): the sums are added up over the mesh dimensions that shard a tensor,
-and averaged, like the values, over those that replicate it. As a result λ is bitwise equal on every process, and a value
-that is not finite on one process makes all of them skip the step.
+and averaged, like the values, over those that replicate it. As a result λ is bitwise equal on every process, and a
+value that is not finite on one process makes all of them skip the step.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ T = TypeVar("T")
 class StepStats(NamedTuple):
     """The values of one step, as 0-d tensors on the parameters' device; reading one synchronises.
 
-    With several learning rates μ_k, ``dot`` is Σ μ_k⟨∇c,d⟩_k / μ with the μ that also turns ψ into a decrease of c. If ∇c
-    is averaged, the average takes its place in all of them.
+    With several learning rates μ_k, ``dot`` is Σ μ_k⟨∇c,d⟩_k / μ with the μ that also turns ψ into a decrease of c. If
+    ∇c is averaged, the average takes its place in all of them.
     """
 
     constraint: Tensor  #: c as passed to ``hold_constraint``; with several processes, their mean
