@@ -63,7 +63,7 @@ class Report:
         said = why or (lines[-1] if lines else "")
         for line in lines[-SHOWN:] if outcome in ("failed", "cut") else []:
             print(f"   {line}")
-        took = f" in {seconds:.1f} s" if seconds else ""
+        took = f" {'at' if outcome == 'cut' else 'in'} {seconds:.0f} s" if seconds else ""
         print(f"── {part.name}: {outcome}{took}: {said}", flush=True)
         record = {"name": part.name, "outcome": outcome, "why": why, "seconds": round(seconds, 1), "limit": part.limit}
         self.content["parts"].append({**record, "output": lines[-KEPT:]})
@@ -123,9 +123,9 @@ class Running:
     def record(self, report: Report) -> bool:
         """Add the outcome to the report; return whether the part passed."""
         code, seconds = self.process.poll(), time.monotonic() - self.begin
-        outcome, why = ("passed", "") if code == 0 else ("failed", f"exit status {code}, see {self.log}")
+        outcome, why = ("passed", "") if code == 0 else ("failed", f"exit status {code}; see {self.log}")
         if self.cut:
-            outcome, why = "cut", f"cut at {self.part.limit:.0f} s, see {self.log}"
+            outcome, why = "cut", f"its limit is {self.part.limit:.0f} s; see {self.log}"
         report.add(self.part, outcome, why, seconds, self.log.read_text(errors="replace").splitlines())
         return outcome == "passed"
 

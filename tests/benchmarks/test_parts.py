@@ -64,7 +64,7 @@ def test_a_part_that_fails_does_not_stop_the_others(report, tmp_path, capsys):
     assert outcomes(report) == {"bad": "failed", "good": "passed"}
     said = capsys.readouterr().out
     assert "   because" in said
-    assert f"exit status 3, see {tmp_path / 'bad.log'}" in said
+    assert f"exit status 3; see {tmp_path / 'bad.log'}" in said
     assert "The check did not pass" in summary(report)
 
 
@@ -74,7 +74,7 @@ def test_a_part_is_cut_at_its_limit_and_the_others_run(report, tmp_path, capsys)
     assert time.monotonic() - begin < 10
     assert outcomes(report) == {"sleeps": "cut", "next": "passed"}
     assert "begun" in report.content["parts"][0]["output"]
-    assert "cut at 2 s" in capsys.readouterr().out
+    assert "── sleeps: cut at 2 s: its limit is 2 s" in capsys.readouterr().out
 
 
 def test_a_cut_part_that_ends_with_status_0_did_not_pass(report, tmp_path):
