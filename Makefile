@@ -25,7 +25,7 @@ help:
 	@echo "make fuzz     throw anything at the operators and the kernels, and kill 50 sweeps; about an hour, and clang++ is needed"
 	@echo "make sanitize  run the core's tests with the kernels under g++'s sanitizers; about 5 minutes"
 	@echo "make bench    time the step against its peers on this CPU (and GPU); about 10 minutes"
-	@echo "make gpu-check  with a GPU, CUDA and torch, and no network: build, CUDA tests, sanitizers, benchmarks"
+	@echo "make gpu-check  with a GPU, CUDA and torch, and no network: build, CUDA tests, step times, sanitizers; at most 7 minutes"
 	@echo "make docs     build the documentation (build/docs/index.html); a warning is an error"
 	@echo "make lint     check style, docstrings, types, and which module imports which"
 	@echo "make install  only make the environment, in $(VENV)"

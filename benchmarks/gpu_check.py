@@ -1,31 +1,25 @@
-"""All checks that need a GPU, without network access: build, tests, sanitizers, benchmarks.
+"""All checks that need a GPU, without network access and within seven minutes: build, tests, step times, sanitizers.
 
-The script uses the Python that runs it and installs nothing. It ends with a table and a JSON file of the benchmarks.
+The script uses the Python that runs it and installs nothing. Every part has a time limit; the report is written after
+each. The exit status is 0 only if every part passed; parts that need what the machine does not have are left out.
 """
 
 import importlib.util
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-NEEDED = [
-    "torch",
-    "numpy",
-    "pybind11",
-    "cmake",
-    "ninja",
-    "setuptools",
-    "pytest",
-    "pytest_benchmark",
-    "hypothesis",
-    "rich",
-]
+from parts import ROOT, Part, Report, run, summary
+
+BUDGET = 420.0  # seconds
+NEEDED = ["torch", "numpy", "pybind11", "cmake", "ninja", "setuptools", "pytest", "rich"]
 SANITIZERS = ["memcheck", "racecheck", "initcheck"]
+#: What runs under the sanitizers, ten to a hundred times as slow: for each rule a step in float32 and one in bfloat16,
+#: and one with operands at different misalignments.
+SANITIZED = "agrees and (mix0 or mix1) and few or alignment and offsets4 and dtype1"
 
 
 def missing() -> str:
@@ -48,68 +42,74 @@ def missing() -> str:
     return ""
 
 
-def run(title: str, command: list[str], aside: bool = False, **environment: str) -> bool:
-    """Run a command and return whether it succeeded; with ``aside``, print its output at the end, all at once."""
-    begin = time.perf_counter()
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    captured = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if aside else {}
-    if not aside:
-        print(f"── {title}", flush=True)
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths, **environment}, **captured)
-    try:
-        printed, _ = process.communicate()
-    except KeyboardInterrupt:  # the process gets it too, and may still write results
-        printed, _ = process.communicate()
-    outcome = f"── {title}: {'done' if process.returncode == 0 else 'FAILED'} in {time.perf_counter() - begin:.0f} s"
-    print(f"── {title}\n{printed}{outcome}" if aside else outcome, flush=True)
-    return process.returncode == 0
+def without(module: str) -> str:
+    """Return a message if the module is not installed, else an empty string."""
+    return "" if importlib.util.find_spec(module) else f"{module} is not installed"
 
 
-def checks(pytest: list[str]) -> list[tuple[str, list[str], dict[str, str]]]:
-    """Return title, command and environment of the checks that may run in parallel."""
-    tests = "tests/ops/test_cuda.py"
-    found = [("CUDA tests", [*pytest, tests], {})]
-    if importlib.util.find_spec("diffusers") and importlib.util.find_spec("transformers"):
-        found.append(("every family on the GPU", [*pytest, "tests/unlearning/test_gpu.py"], {}))
-    else:
-        print("── diffusers or transformers is not installed: sweeps of the families are skipped")
-    if importlib.util.find_spec("sybil"):
-        found.append(("CUDA graphs as documented", [*pytest, "tests/docs", "-k", "cuda-graphs"], {}))
-    if not shutil.which("compute-sanitizer"):
-        print("── compute-sanitizer is not on PATH: its three checks are skipped")
-        return found
-    short = [*pytest, tests, "-k", "agrees and (mix0 or mix1) and few or alignment and offsets4 and dtype1"]
-    for tool in SANITIZERS:
-        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--target-processes", "all", *short]
-        found.append((f"compute-sanitizer {tool}", command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}))
-    return found
+def stages(architecture: str, measured: Path) -> list[list[Part]]:
+    """Return the parts in order of their value; those of one stage run at the same time.
+
+    Args:
+        architecture: of the GPU, such as ``90``; the kernels are compiled for no other.
+        measured: file for the step times.
+    """
+    python = [sys.executable]
+    pytest = [*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "benchmarks.none_passed", "--durations=5"]
+    kernels, unlearning = [*pytest, "tests/ops/test_cuda.py"], [*pytest, "tests/unlearning/test_gpu.py"]
+    build = {"UNLEARN_EXT_CUDA": "on", "UNLEARN_EXT_CUDA_ARCHS": f"{architecture}-real"}
+    sanitizer = "" if shutil.which("compute-sanitizer") else "compute-sanitizer is not on PATH"
+    uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # else an access past a tensor may stay within torch's block
+
+    def sanitized(tool: str) -> list[str]:
+        options = ["--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
+        return ["compute-sanitizer", *options, *kernels, "-k", SANITIZED]
+
+    return [
+        [Part("build", [*python, "setup.py", "-q", "build_ext", "--inplace"], 60, build, required=True)],
+        [Part("CUDA tests", kernels, 120)],
+        [Part("step times", [*python, "benchmarks/gpu_steps.py", str(measured)], 90, measured=measured)],  # alone
+        [
+            *(Part(f"sanitizer {tool}", sanitized(tool), 90, uncached, absent=sanitizer) for tool in SANITIZERS),
+            Part("unlearn an MAE", [*unlearning, "-k", "mae"], 90, absent=without("transformers")),
+            Part("unlearn the others", [*unlearning, "-k", "not mae"], 90, absent=without("diffusers")),
+            Part("documented CUDA graphs", [*pytest, "tests/docs", "-k", "cuda-graphs"], 60, absent=without("sybil")),
+        ],
+    ]
 
 
 def main() -> int:
     """Run all checks; return the exit status."""
+    begin = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that no part outlives this process
     if sentence := missing():
         print(f"gpu-check: {sentence}")
         return 1
-    python, pytest = [sys.executable], [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    if not run("build", [*python, "setup.py", "-q", "build_ext", "--inplace"], UNLEARN_EXT_CUDA="on"):
-        return 1
-    with ThreadPoolExecutor() as together:  # the benchmarks run later, alone
-        begun = [together.submit(run, title, command, aside=True, **env) for title, command, env in checks(pytest)]
-    good = all(check.result() for check in begun)
-    results = ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}-{device_name()}.json"
-    good &= run(
-        "benchmarks", [*pytest, "benchmarks", "-k", "cuda", "--benchmark-disable-gc", f"--benchmark-json={results}"]
-    )
-    if results.exists() and results.stat().st_size:
-        good &= run("table", [*python, "benchmarks/table.py", str(results)])
-    return 0 if good else 1
-
-
-def device_name() -> str:
-    """Return the GPU's name as part of a file name."""
     import torch
 
-    return "".join(c if c.isalnum() else "-" for c in torch.cuda.get_device_name()).strip("-").lower()
+    name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    machine = {
+        "gpu": name,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cpu": {},
+        "threads": os.cpu_count(),
+    }
+    slug = "".join(c if c.isalnum() else "-" for c in name).strip("-").lower()
+    path = ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}-{slug}-check.json"
+    report = Report(path, {"machine_info": {**machine, "cpu_isa": ""}}, BUDGET, begin)
+    print(f"gpu-check on {name}: at most {BUDGET:.0f} s; report: {path}", flush=True)
+    logs = ROOT / "build" / "gpu-check"
+    measured = logs / "steps.jsonl"
+    measured.unlink(missing_ok=True)
+    good = run(stages(f"{major}{minor}", measured), report, logs)
+    if report.content["benchmarks"]:
+        from rich.console import Console
+        from table import table
+
+        Console(width=160).print(table(report.content))
+    print(summary(report))
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

@@ -89,26 +89,27 @@ def entered(make: Callable[[Problem], Contestant], copies: list[Problem], device
     return Burst(made) if device == "cuda" else made[0]
 
 
+def once(contestant: Contestant, clock: Callable[[], float]) -> float:
+    """Take two steps; return the time of the second, in seconds."""
+    contestant.prepare()
+    contestant.step()
+    contestant.prepare()
+    begin = clock()
+    contestant.step()
+    return (clock() - begin) / contestant.steps
+
+
 def race(benchmark, device: str, ours: Contestant, peers: dict[str, Contestant], rounds: int) -> None:
     """Time our step with pytest-benchmark, and in each round all peers before it with the same clock.
 
     Each contestant takes two steps, and the second is timed: its code and tables are then in the processor's cache, as
     in a training loop. The peers' median, minimum and maximum go to ``benchmark.extra_info["peers"]``.
     """
-    clock = CLOCKS[device]
     times: dict[str, list[float]] = {name: [] for name in peers}
-
-    def once(contestant: Contestant) -> float:
-        contestant.prepare()
-        contestant.step()
-        contestant.prepare()
-        begin = clock()
-        contestant.step()
-        return (clock() - begin) / contestant.steps
 
     def everybody_else() -> None:
         for name, peer in peers.items():
-            times[name].append(once(peer))
+            times[name].append(once(peer, CLOCKS[device]))
         ours.prepare()
         ours.step()
         ours.prepare()

@@ -55,7 +55,8 @@ def table(results: dict) -> Table:
     """Return the table of a results file."""
     machine = results["machine_info"]
     where = machine["gpu"] or machine["cpu"].get("brand_raw", machine["cpu"].get("arch", ""))
-    title = f"{where}, {machine['threads']} threads, {machine['cpu_isa']}, torch {machine['torch']}"
+    facts = (where, f"{machine['threads']} threads", machine["cpu_isa"], f"torch {machine['torch']}")
+    title = ", ".join(filter(None, facts))
     view = Table(title=title, title_justify="left", caption="×: a peer's median divided by ours; larger is better")
     for name in COLUMNS:
         view.add_column(name, justify="left" if name in ("suite", "case", "peers") else "right")
