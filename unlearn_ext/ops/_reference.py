@@ -29,7 +29,7 @@ class _Row:
         has_first: whether there is a first moment.
         held: ∇c of each constraint.
         a: what the step uses of each ∇c: itself, or its corrected average.
-        averages: the new moving average of each ∇c, before the correction.
+        averages: the new moving average of each ∇c, before the correction; ``None`` where there is none.
     """
 
     param: Tensor
@@ -40,7 +40,7 @@ class _Row:
     has_first: bool
     held: list[Tensor]
     a: list[Tensor]
-    averages: list[Tensor]
+    averages: list[Tensor | None]
 
 
 @dataclass
@@ -257,12 +257,13 @@ class Step:
             return torch.zeros_like(owner, dtype=dtype) if tensor is None else tensor.to(dtype)
 
         held = [computed(grads[row]) for grads in operands.constraint_grads]
-        a, averages = list(held), [None] * len(held)
+        a = list(held)
+        averages: list[Tensor | None] = [None] * len(held)
         for i, (c, column) in enumerate(zip(self.control, operands.averages, strict=True)):
             if (average := column[row]) is not None:
                 decay = c[Control.DECAY].to(dtype)
-                averages[i] = average.to(dtype) * decay + held[i] * (1 - c[Control.DECAY]).to(dtype)
-                a[i] = averages[i] * (1 / weights[i]).to(dtype)
+                averages[i] = average = average.to(dtype) * decay + held[i] * (1 - c[Control.DECAY]).to(dtype)
+                a[i] = average * (1 / weights[i]).to(dtype)
         return _Row(
             param=owner.to(dtype),
             grad=computed(operands.grads[row]),

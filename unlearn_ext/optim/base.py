@@ -338,7 +338,8 @@ class EpsilonOptimizer(Optimizer):
         ``torch.optim.Optimizer.state_dict`` reads them there.
         """
         self._adopt()
-        constraints, before = self._constraints, {}
+        constraints = self._constraints
+        before: dict[Tensor, dict[str, Any] | None] = {}
         kept = {**constraints.kept, **{key("held", n): held.value for n, held in constraints.held.by_name.items()}}
         for group in self.param_groups:
             group[KEPT] = kept
