@@ -314,7 +314,7 @@ class EpsilonOptimizer(Optimizer):
         for entry, value in kept.items():
             prefix, _, name = entry.partition(".")
             if prefix == "held":
-                states = [self.state[param] if param in self.state else {} for param in params]
+                states = [self.state.get(param, {}) for param in params]
                 grads = [state.pop(key("constraint_grad", name), None) for state in states]
                 held.by_name[name] = Held(value, params, grads)
         self._constraints.remember(kept, held)
