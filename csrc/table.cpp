@@ -139,16 +139,12 @@ void Table::check_sign(PyObject* object, const char* what, int64_t row) const {
         throw std::runtime_error(name_of(what, row) + " is a view that negates its memory: resolve_neg() it");
 }
 
-int64_t Table::accepted_address(int64_t row, int operand) const {
-    const auto index = row * rows_.width() + RowTable::kHeadWords + operand;
-    return index < static_cast<int64_t>(accepted_.size()) ? accepted_[index] : 0;
-}
-
-// Appends a row. `objects`: its entry of every list.
+// `objects`: the row's entry of every list.
 void Table::read_row(Rule rule, PyObject* const* objects, int64_t index) {
-    rows_.append();
     RowHead& row = rows_[index];
     int64_t* data = rows_.data(index);
+    const bool known = accepted_.size() == rows_.words().size();
+    const int64_t* accepted = known ? accepted_.data() + (data - rows_.words().data()) : nullptr;
     const int n_operands = operands_of(n_constraints_), owner = rule == Rule::project ? kGrad : kParam;
     if (objects[owner] == Py_None) throw std::invalid_argument("step: tensor " + std::to_string(index) + " is None");
     const dlpack::Tensor reference = view(objects[owner], name_of_operand(owner), index);
@@ -174,7 +170,7 @@ void Table::read_row(Rule rule, PyObject* const* objects, int64_t index) {
         data[o] = reinterpret_cast<int64_t>(t.data);
         // is_neg() is slow, so it is called only if the address is new. A graph that returns a negated gradient does so in
         // its first step too.
-        if (accepted_address(index, o) != data[o]) check_sign(objects[o], name, index);
+        if (!accepted || accepted[o] != data[o]) check_sign(objects[o], name, index);
         row.tags |= static_cast<int64_t>(*dtype) << (2 * o);
         all_contiguous &= is_contiguous(t);
         same_layout &= same_strides(t, reference);
@@ -241,13 +237,15 @@ std::string Table::read(Rule rule, const py::tuple& lists, const py::list& group
     if (!reason_.empty()) return reason_;
     int slots = 1;
     while (slots < n_constraints_) slots *= 2;
-    rows_.clear(slots), scattered_.clear();
-    absent_.assign(operands_of(n_constraints_), 0);
+    rows_.reset(slots, n), scattered_.clear();
+    absent_.fill(0);
     counts_steps_ = false;
-    std::vector<PyObject*> objects(lists.size());
+    const size_t n_lists = lists.size();
+    PyObject *columns[kMaxOperands + 1], *objects[kMaxOperands + 1];
+    for (size_t l = 0; l < n_lists; ++l) columns[l] = PyTuple_GET_ITEM(lists.ptr(), l);
     for (int64_t r = 0; r < n; ++r) {
-        for (size_t l = 0; l < objects.size(); ++l) objects[l] = PyList_GET_ITEM(PyTuple_GET_ITEM(lists.ptr(), l), r);
-        read_row(rule, objects.data(), r);
+        for (size_t l = 0; l < n_lists; ++l) objects[l] = PyList_GET_ITEM(columns[l], r);
+        read_row(rule, objects, r);
         rows_[r].group = group_of(groups, r);
     }
     partition_ = ux::partition(rows_, kMinChunk[gpu_ >= 0]);

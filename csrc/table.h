@@ -2,6 +2,7 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -25,7 +26,7 @@ class Table {
     const std::vector<int64_t>& scattered() const { return scattered_; }
 
     // For each list except the steps, the number of rows where it is None.
-    const std::vector<int64_t>& absent() const { return absent_; }
+    const std::array<int64_t, kMaxOperands>& absent() const { return absent_; }
 
     // Whether the rows differ from those that were last accepted.
     bool changed() const { return accepted_ != rows_.words(); }
@@ -44,7 +45,6 @@ class Table {
     dlpack::Tensor view(PyObject* object, const char* what, int64_t row) const;
     std::string check_lists(const pybind11::tuple& lists, size_t n_rows);
     void read_row(Rule rule, PyObject* const* objects, int64_t row);
-    int64_t accepted_address(int64_t row, int operand) const;
     void check_sign(PyObject* object, const char* what, int64_t row) const;
 
     pybind11::capsule exchange_;
@@ -54,7 +54,8 @@ class Table {
     RowTable rows_;
     int n_constraints_ = 0;
     std::vector<int64_t> accepted_;  // words of the rows that were last accepted
-    std::vector<int64_t> scattered_, absent_;
+    std::vector<int64_t> scattered_;
+    std::array<int64_t, kMaxOperands> absent_{};
     std::string reason_;
     Rule rule_{};
     Partition partition_{};

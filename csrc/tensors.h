@@ -66,9 +66,9 @@ template <int K> struct Row : RowHead {
     int64_t data[operands_of(K)];  // addresses; 0: the operand is absent and counts as zero
 
     UX_HD bool all_are(DType type) const {
-        for (int o = 0; o < operands_of(K); ++o)
-            if (data[o] && dtype(o) != type) return false;
-        return true;
+        bool all = true;
+        for (int o = 0; o < operands_of(K); ++o) all &= !data[o] || dtype(o) == type;
+        return all;
     }
     UX_HD char* address(int operand, int64_t element) const {
         return data[operand] ? reinterpret_cast<char*>(data[operand]) + element * width(operand) : nullptr;
@@ -80,12 +80,12 @@ class RowTable {
   public:
     static constexpr int64_t kHeadWords = sizeof(RowHead) / sizeof(int64_t);
 
-    void clear(int slots) { slots_ = slots, words_.clear(); }
+    // Makes `n` rows of zeros.
+    void reset(int slots, int64_t n) { slots_ = slots, words_.assign(n * width(), 0); }
     int slots() const { return slots_; }
     int operands() const { return operands_of(slots_); }
     int64_t width() const { return kHeadWords + operands(); }
     int64_t size() const { return static_cast<int64_t>(words_.size()) / width(); }
-    void append() { words_.resize(words_.size() + width()); }
 
     RowHead& operator[](int64_t row) { return *reinterpret_cast<RowHead*>(words_.data() + row * width()); }
     const RowHead& operator[](int64_t row) const {

@@ -13,7 +13,7 @@ from . import ops, optim
 from ._version import __version__
 from .errors import UserError
 from .ops import build_info
-from .optim import EpsilonAdamW, EpsilonGap, EpsilonSGD, GradientNorm, StepStats
+from .optim import EpsilonAdamW, EpsilonGap, EpsilonSGD, EpsilonWrapper, GradientNorm, StepStats
 
 if TYPE_CHECKING:
     from . import baselines, data, metrics, models, pretrain, report, reproduction, tasks
@@ -27,6 +27,7 @@ __all__ = [
     "EpsilonAdamW",
     "EpsilonGap",
     "EpsilonSGD",
+    "EpsilonWrapper",
     "GradientNorm",
     "History",
     "ParetoFront",

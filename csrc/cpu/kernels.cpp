@@ -153,6 +153,7 @@ template <class V, DType kDType> struct Chunk {
     DType dtypes[V::kOperands];
 
     Chunk(const Row<V::K>& row, unsigned reads, int64_t begin) {
+        UX_UNROLL
         for (int o = 0; o < V::kOperands; ++o) {
             char* address = reads & bit(o) ? row.address(o, begin) : nullptr;
             in[o] = address ? address : reinterpret_cast<const char*>(kZeros);
@@ -228,6 +229,7 @@ template <int kCount> struct DoubleSums {
     double tail[kCount] = {};
 
     void add(const Lanes* floats) {
+        UX_UNROLL
         for (int s = 0; s < kCount; ++s) {
             Floats8 halves[2];
             memcpy(halves, &floats[s], sizeof(Lanes));

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import _aliasing
 from .extension import kernels
-from .layout import Operands, Rule, Sums
+from .layout import Operands, Rule, written
 
 Values: TypeAlias = list[Tensor | None]
 
@@ -40,7 +40,7 @@ class _Kernels:
     def begin(self, rule: Rule, operands: Operands, values: Values, rows: Sequence[int]) -> str:
         """Read the operands; return why no kernel supports them, or an empty string."""
         self.values, self.staged = values, []  # keep the values of c alive until the kernels have read them
-        self.lists, self.written = operands.lists(), operands.written(rule)
+        self.lists, self.written = operands.lists(), written(rule, operands.constraints)
         if reason := self.table.read(rule, self.lists, operands.groups):
             return reason
         if self.table.scattered or (self.table.changed and self.table.has_aliasing):
@@ -53,7 +53,7 @@ class _Kernels:
         if self.changed:
             self.table.accept()
         step = self.step
-        size = self.table.tiles * Sums(self.table.slots).count
+        size = self.table.tiles * step.sums.shape[1]
         if self.partials.numel() < size:
             self.partials = torch.empty(size, dtype=torch.float64, device=step.device)
         buffers = [t.data_ptr() for t in (step.hyper, step.control, self.partials, step.sums, step.report)]
@@ -75,11 +75,12 @@ class _Kernels:
     def _after_apply(self) -> None:
         for original, staged in self.staged:
             original.copy_(staged)
+        absent_of = self.table.absent
         for column in self.written[:-1]:  # autograd did not see these in-place writes
-            tensors, absent = self.lists[column], self.table.absent[column]
+            tensors, absent = self.lists[column], absent_of[column]
             if absent < len(tensors):
-                written = [t for t in tensors if t is not None] if absent else tensors
-                torch.autograd.graph.increment_version(written)  # type: ignore[arg-type]  # none is None
+                present = [t for t in tensors if t is not None] if absent else tensors
+                torch.autograd.graph.increment_version(present)  # type: ignore[arg-type]  # none is None
         self.lists, self.staged, self.values = (), [], []
 
 

@@ -13,7 +13,20 @@ from torch import Tensor
 
 from . import _aliasing
 from ._qp import solve_dual
-from .layout import KEPT, Control, Hyper, Kind, Operands, Report, Rule, StepControl, StepReport, Sums, slots_for
+from .layout import (
+    KEPT,
+    Control,
+    Hyper,
+    Kind,
+    Operands,
+    Report,
+    Rule,
+    StepControl,
+    StepReport,
+    Sums,
+    slots_for,
+    written,
+)
 
 
 @dataclass
@@ -90,7 +103,7 @@ def check(rule: Rule, operands: Operands) -> None:
                 raise RuntimeError(
                     f"step: tensor {row} is {tensor.dtype}; only real floating-point tensors can be stepped"
                 )
-    _aliasing.check(operands.lists(), operands.written(rule))
+    _aliasing.check(operands.lists(), written(rule, operands.constraints))
 
 
 def _owners(rule: Rule, operands: Operands) -> Sequence[Tensor]:

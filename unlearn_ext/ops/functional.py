@@ -1,6 +1,7 @@
 """Functional steps, one call per step, registered as ``torch.ops.unlearn_ext.*``; none is differentiable."""
 
 from collections.abc import Sequence
+from itertools import chain
 from math import inf, nan
 
 import torch
@@ -25,17 +26,17 @@ Lists = Sequence[Tensor | None]
 
 def control_block(
     constraints: Sequence[Sequence[float | Tensor]], max_norm: float | None = None
-) -> list[list[float | Tensor]]:
-    """Return the rows of ``control``: the step's own, then one for each constraint.
+) -> list[float | Tensor]:
+    """Return the entries of ``control``, row by row: the step's own, then one row for each constraint.
 
     Args:
         constraints: the entries of ``layout.Control`` of each constraint.
         max_norm: upper limit of the norm of g; ``None`` for no limit.
     """
-    limits: list[float | Tensor] = [0.0] * len(Control)
-    limits[StepControl.MAX_NORM] = inf if max_norm is None else max_norm
-    return [limits, *(list(row) for row in constraints)]
+    return [inf if max_norm is None else max_norm, *_REST, *chain.from_iterable(constraints)]
 
+
+_REST = (0.0,) * (len(Control) - 1)
 
 #: The coefficients, KIND … CAP, of a constraint whose ψ the caller writes to ``control[row, Control.GIVEN_PSI]``.
 GIVEN_PSI = (Kind.GIVEN, 0.0, nan, 0.0, 1.0, 0.0, inf)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cache
+from itertools import chain
 
 from torch import Tensor
 
@@ -19,6 +21,7 @@ __all__ = [
     "StepReport",
     "Sums",
     "slots_for",
+    "written",
 ]
 
 #: The most constraints of one step that the kernels have; more are computed by the reference.
@@ -70,7 +73,7 @@ class Sums:
 
 def slots_for(constraints: int) -> int:
     """Return how many constraints a step is computed for: 1, 2, 4 or 8, as the kernels; past 8 the number itself."""
-    return next((slots for slots in (1, 2, 4, 8) if slots >= constraints), constraints)
+    return constraints if constraints > MAX_CONSTRAINTS else 1 << max(constraints - 1, 0).bit_length()
 
 
 class Hyper(IntEnum):
@@ -185,9 +188,11 @@ class Operands:
             none: list[Tensor | None] = [None] * len(self)
             self.averages = [none for _ in self.constraint_grads]
         for name, values in vars(self).items():
-            for entry in (values, *(values if name in ("constraint_grads", "averages") else ())):
-                if not isinstance(entry, list):
-                    raise TypeError(f"Operands: {name} must be a list, not a {type(entry).__name__}")
+            if not isinstance(values, list):
+                raise TypeError(f"Operands: {name} must be a list, not a {type(values).__name__}")
+        for column in chain(self.constraint_grads, self.averages):
+            if not isinstance(column, list):
+                raise TypeError(f"Operands: a constraint's tensors must be a list, not a {type(column).__name__}")
         if len(self.averages) != len(self.constraint_grads):
             raise ValueError(
                 f"Operands: {len(self.constraint_grads)} constraints need as many lists of averages, "
@@ -204,10 +209,12 @@ class Operands:
 
     def lists(self) -> tuple[Sequence[Tensor | None], ...]:
         """Return params, grads, firsts, seconds, then ∇c and averages of each constraint, then steps."""
-        pairs = (column for pair in zip(self.constraint_grads, self.averages, strict=True) for column in pair)
-        return self.params, self.grads, self.firsts, self.seconds, *pairs, self.steps
+        of_constraints = chain.from_iterable(zip(self.constraint_grads, self.averages, strict=True))
+        return self.params, self.grads, self.firsts, self.seconds, *of_constraints, self.steps
 
-    def written(self, rule: Rule) -> tuple[int, ...]:
-        """Return the indices of the lists that a step writes; the last is that of the step counters."""
-        averages = range(5, 4 + 2 * self.constraints, 2)
-        return *_WRITES[rule], *averages, 4 + 2 * self.constraints
+
+@cache
+def written(rule: Rule, constraints: int) -> tuple[int, ...]:
+    """Return the indices in :meth:`Operands.lists` that a step writes; the last is that of the step counters."""
+    steps = 4 + 2 * constraints
+    return *_WRITES[rule], *range(5, steps, 2), steps

@@ -3,8 +3,9 @@
 from .adamw import EpsilonAdamW
 from .control import EpsilonGap, GradientNorm, StepStats
 from .sgd import EpsilonSGD
+from .wrapper import EpsilonWrapper
 
-__all__ = ["EpsilonAdamW", "EpsilonGap", "EpsilonSGD", "GradientNorm", "StepStats"]
+__all__ = ["EpsilonAdamW", "EpsilonGap", "EpsilonSGD", "EpsilonWrapper", "GradientNorm", "StepStats"]
 
 
 def __dir__() -> list[str]:
