@@ -41,6 +41,14 @@ void check(cudaError_t error, const char* what) {
         throw std::runtime_error(std::string("unlearn_ext, CUDA ") + what + ": " + cudaGetErrorString(error));
 }
 
+// kernel<<<blocks, kThreads, 0, stream>>>(arguments...) in plain C++, which tests/emulation compiles without nvcc.
+template <class... Parameters>
+void start(void (*kernel)(Parameters...), unsigned blocks, cudaStream_t stream, Parameters... arguments) {
+    void* addresses[] = {&arguments...};
+    cudaLaunchKernel(kernel, blocks, kThreads, addresses, 0, stream);
+    check(cudaGetLastError(), "launch");
+}
+
 class DeviceGuard {
   public:
     explicit DeviceGuard(int device) {
@@ -332,8 +340,7 @@ template <Kernel kernel> void launch(const Row* rows, const Job& job, uint32_t* 
     const DeviceGuard guard(device);
     const int64_t max_blocks = std::min(resident_blocks(kernel, cached, device), blocks_limit.load());
     const int64_t blocks = std::clamp<int64_t>(job.n_tiles, 1, max_blocks);
-    kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(job, rows, counter);
-    check(cudaGetLastError(), "launch");
+    start(kernel, static_cast<unsigned>(blocks), static_cast<cudaStream_t>(stream), job, rows, counter);
 }
 
 template <class Batch> void upload_in_batches(const Row* rows, int64_t n, Row* table, cudaStream_t stream) {
@@ -341,8 +348,7 @@ template <class Batch> void upload_in_batches(const Row* rows, int64_t n, Row* t
         const int count = static_cast<int>(std::min<int64_t>(Batch::kCapacity, n - begin));
         Batch batch;
         std::copy(rows + begin, rows + begin + count, batch.rows);
-        upload_kernel<<<1, kThreads, 0, stream>>>(batch, count, table + begin);
-        check(cudaGetLastError(), "launch");
+        start(upload_kernel<Batch>, 1, stream, batch, count, table + begin);
     }
 }
 

@@ -1,0 +1,71 @@
+"""The CUDA kernels on CPU tensors: a second binary, whose kernels tests/emulation/cuda_emulator.h runs on the CPU."""
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from unlearn_ext.ops import _kernels, extension, two_phase
+
+ROOT = Path(__file__).parents[2]
+CMAKE = shutil.which("cmake", path=Path(sys.executable).parent) or shutil.which("cmake")
+#: Values of CUDA_EMULATION_ORDER, the order in which blocks, warps and lanes run.
+ORDERS = ("forward", "backward", "1", "2", "3")
+
+needs_compiler = pytest.mark.skipif(
+    CMAKE is None or shutil.which("g++") is None or sys.platform != "linux", reason="cmake and g++ on Linux are needed"
+)
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    """Run a command and return its output; fail with its messages."""
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    return result.stdout
+
+
+def build(folder: Path, *options: str, source: Path = ROOT) -> Path:
+    """Build the module with emulated kernels in ``folder``, if a source has changed; return the module's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # pytest-xdist: one process builds, the others wait
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "CMakeCache.txt").exists():
+            pybind = run(sys.executable, "-m", "pybind11", "--cmakedir").strip()
+            python = f"-DPython_EXECUTABLE={sys.executable}"
+            options = ("-DUNLEARN_EXT_EMULATE=ON", "-DCMAKE_CXX_COMPILER=g++", python, f"-Dpybind11_DIR={pybind}", *options)
+            run(CMAKE, "-S", source, "-B", folder, *options)
+        run(CMAKE, "--build", folder, "--parallel", "2")
+    return next(folder.glob("_C.*"))
+
+
+@cache
+def module() -> ModuleType:
+    """Return the module with emulated kernels: UNLEARN_EXT_EMULATED if that is set, else built in build/emulated."""
+    path = os.environ.get("UNLEARN_EXT_EMULATED") or build(ROOT / "build" / "emulated")
+    spec = importlib.util.spec_from_file_location("emulated._C", path)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@contextmanager
+def cuda_kernels() -> Iterator[ModuleType]:
+    """Run steps on CPU tensors with :class:`CudaKernels` and the emulated kernels, instead of the CPU kernels."""
+    with pytest.MonkeyPatch.context() as patch:
+        for user in (extension, _kernels):
+            patch.setattr(user, "kernels", module())
+        patch.setattr(two_phase, "CpuKernels", _kernels.CudaKernels)
+        patch.setattr(torch.cuda, "current_device", lambda: 0)
+        patch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        yield module()
