@@ -1,6 +1,5 @@
 """The CUDA kernels on CPU tensors: a second binary, whose kernels tests/emulation/cuda_emulator.h runs on the CPU."""
 
-import fcntl
 import importlib.util
 import os
 import shutil
@@ -14,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 
 from unlearn_ext.ops import _kernels, extension, two_phase
 
@@ -37,12 +37,17 @@ def run(*command: str | Path, **environment: str) -> str:
 def build(folder: Path, *options: str, source: Path = ROOT) -> Path:
     """Build the module with emulated kernels in ``folder``, if a source has changed; return the module's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:  # pytest-xdist: one process builds, the others wait
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder / "lock"):  # pytest-xdist: one process builds, the others wait
         if not (folder / "CMakeCache.txt").exists():
             pybind = run(sys.executable, "-m", "pybind11", "--cmakedir").strip()
             python = f"-DPython_EXECUTABLE={sys.executable}"
-            options = ("-DUNLEARN_EXT_EMULATE=ON", "-DCMAKE_CXX_COMPILER=g++", python, f"-Dpybind11_DIR={pybind}", *options)
+            options = (
+                "-DUNLEARN_EXT_EMULATE=ON",
+                "-DCMAKE_CXX_COMPILER=g++",
+                python,
+                f"-Dpybind11_DIR={pybind}",
+                *options,
+            )
             run(CMAKE, "-S", source, "-B", folder, *options)
         run(CMAKE, "--build", folder, "--parallel", "2")
     return next(folder.glob("_C.*"))
