@@ -1,22 +1,24 @@
-// Runs CUDA kernels on the host, for tests: a plain C++ compiler compiles a .cu file unchanged (-x c++) if this folder
-// comes first in its include path. Kernels work on host memory.
+// Runs CUDA kernels on the host, for tests: g++ on x86-64 compiles a .cu file unchanged (-x c++) if this folder comes
+// first in its include path. Kernels work on host memory.
 //
-// Every thread of a block is a fiber with its own stack. It runs until it finishes or waits at a barrier, a shuffle or
-// a vote; once all threads that must take part wait at the same one, they continue. If that cannot happen, the launch
-// fails, and cudaGetErrorString says which thread waits where, and for which other thread. A thread that has finished
-// counts as missing. Blocks run one after another. The environment variable CUDA_EMULATION_ORDER chooses the order of
-// blocks, warps and lanes: "forward" (the default), "backward", or the seed of a random order, so that a race shows as
-// a result that depends on the order. Before each block, its shared memory is filled with ones: NaN, or −1.
+// Every thread is a fiber with its own stack. It runs until it finishes or waits at a barrier, shuffle or vote; once all
+// threads that must take part wait at the same one, they continue. If that cannot happen, the launch fails, and
+// cudaGetErrorString says which thread waits where, and for which other thread. A thread that has finished counts as
+// missing. The environment variable CUDA_EMULATION_ORDER chooses which of the warps that can continue runs next, and in
+// which order its lanes: "forward" (the default; one block after another), "backward", or the seed of a random choice
+// among the warps of four blocks, so that a race shows as a result that depends on the order. Before each block, its
+// shared memory is filled with ones: NaN, or -1.
 //
 // Limits:
-// - Not emulated: weak memory ordering (a missing __threadfence or volatile is not noticed), blocks that run at the
-//   same time (a block that waits for a later one waits forever), occupancy and registers, the rounding of approximate
-//   instructions, inline PTX, textures, cooperative groups, streams (a launch returns when the kernel has finished).
-// - A race is noticed only if one of the orders changes a result; a race within one statement is not.
+// - Not emulated: weak memory ordering (a missing __threadfence or volatile is not noticed), occupancy and registers,
+//   the rounding of approximate instructions, inline PTX, textures, cooperative groups, streams (a launch returns when
+//   the kernel has finished). A thread that waits in a loop for another thread waits forever.
+// - A race is noticed only if one of the orders changes a result. A warp runs until it waits, so there is no switch
+//   between two memory accesses.
 // - __syncthreads, shuffles and votes match only if they are on the same line of the source.
 // - A function with __shared__ variables must have internal linkage: static, or in an unnamed namespace.
 // - `extern __shared__` cannot be parsed; dynamic_shared_memory<T>() returns the dynamic shared memory.
-// - One .cu file per binary. Only what the kernels of this repository may use is here; more is easy to add.
+// - One .cu file per binary, and one launch at a time. Only what kernels of this repository may use is here.
 #pragma once
 #include <sys/mman.h>
 
@@ -27,15 +29,13 @@
 #include <cstring>
 #include <functional>
 #include <mutex>
+#include <new>
 #include <numeric>
 #include <random>
 #include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
 
 #define CUDART_VERSION 13000
 #define __host__
@@ -53,8 +53,6 @@
 struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) double2 { double x, y; };
-struct alignas(8) int2 { int x, y; };
-struct alignas(16) int4 { int x, y, z, w; };
 struct alignas(8) uint2 { unsigned x, y; };
 struct uint3 { unsigned x, y, z; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
@@ -65,8 +63,6 @@ struct dim3 {
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline double2 make_double2(double x, double y) { return {x, y}; }
-inline int2 make_int2(int x, int y) { return {x, y}; }
-inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
@@ -75,50 +71,23 @@ extern "C" __attribute__((weak, visibility("hidden"))) char __start_cuda_shared[
 
 namespace cuda_emulator {
 
-constexpr int kWarp = 32, kMaxThreads = 1024;
+constexpr int kWarp = 32, kMaxThreads = 1024, kResidentBlocks = 4;
 constexpr size_t kStack = 256 << 10, kPage = 4096, kMaxArguments = 32764, kMaxShared = 227 << 10;
 
-// The state of a thread that does not run: its stack pointer, or a ucontext where there is no assembly for it.
-#if defined(__x86_64__)
-using Context = void*;
-extern "C" void cuda_emulator_switch(Context* from, Context* to);
+// A thread that does not run is its stack pointer; its registers are on its stack.
+extern "C" void cuda_emulator_switch(void** from, void** to);
 asm(R"(
     .pushsection .text
     .type cuda_emulator_switch, @function
 cuda_emulator_switch:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
+    pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15
     movq %rsp, (%rdi)
     movq (%rsi), %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
+    popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp
     ret
     .size cuda_emulator_switch, . - cuda_emulator_switch
     .popsection
 )");
-inline void switch_context(Context* from, Context* to) { cuda_emulator_switch(from, to); }
-inline void prepare(Context* context, char* stack, void (*entry)()) {
-    void** top = reinterpret_cast<void**>(stack + kStack) - 2;  // six registers, the entry, and its return address
-    top[0] = reinterpret_cast<void*>(entry), top[1] = nullptr;
-    *context = top - 6;
-}
-#else
-using Context = ucontext_t;
-inline void switch_context(Context* from, Context* to) { swapcontext(from, to); }
-inline void prepare(Context* context, char* stack, void (*entry)()) {
-    getcontext(context);
-    context->uc_stack.ss_sp = stack, context->uc_stack.ss_size = kStack, context->uc_link = nullptr;
-    makecontext(context, entry, 0);
-}
-#endif
 
 // A barrier, shuffle or vote in the source.
 struct Site {
@@ -128,97 +97,88 @@ struct Site {
 
     bool operator==(const Site& other) const { return name == other.name && line == other.line && file == other.file; }
     std::string text() const {
-        return std::string(name) + " (" + (strrchr(file, '/') ? strrchr(file, '/') + 1 : file) + ":" +
-               std::to_string(line) + ")";
+        const char* slash = strrchr(file, '/');
+        return std::string(name) + " (" + (slash ? slash + 1 : file) + ":" + std::to_string(line) + ")";
     }
 };
 
 enum class State { running, at_warp, at_block, finished };
 
 struct Fiber {
-    Context context;
+    void* stack_pointer;
     State state;
-    uint3 index;
     int thread;
+    uint3 index;
     Site site;          // where it waits
     unsigned mask;      // lanes that must take part
-    int source;         // the lane whose value it receives
+    int source;         // the lane whose value it receives; -1: it receives a vote
     uint64_t value;     // what it gives: a value, or a predicate
-    uint64_t received;  // what it gets: a value, or the lanes whose predicate is true, or the number of threads
+    uint64_t received;  // what it gets: a value, or the lanes whose predicate is true
 
     int lane() const { return thread % kWarp; }
     std::string text() const { return "thread " + std::to_string(thread); }
 };
 
-// All state of a launch; one launch at a time.
+struct Block {
+    unsigned number;
+    uint3 index;
+    std::vector<Fiber> fibers;
+    std::vector<char> shared;  // the contents of cuda_shared while another block runs
+    std::vector<char> dynamic_shared;
+
+    int threads() const { return int(fibers.size()); }
+    int warps() const { return (threads() + kWarp - 1) / kWarp; }
+    int lanes(int warp) const { return std::min(kWarp, threads() - warp * kWarp); }
+    bool can_run(int warp) const {
+        const auto lane = fibers.begin() + warp * kWarp;
+        return std::any_of(lane, lane + lanes(warp), [](const Fiber& f) { return f.state == State::running; });
+    }
+    bool release_warp(int warp, std::string& error);
+    void release_all();
+    std::string deadlock() const;
+};
+
+// The launch that runs.
 struct Machine {
     std::mutex mutex;
-    std::vector<Fiber> fibers{kMaxThreads};
     char* stacks = nullptr;
-    Context scheduler;
-    Fiber* current = nullptr;
+    void* scheduler;
     std::function<void()> kernel;
-    dim3 grid, block;
-    uint3 block_index;
-    std::vector<char> dynamic_shared;
-    std::string error;
-
-    std::string order_name;
+    dim3 grid, block_size;
+    size_t dynamic_shared;
+    std::vector<Block> blocks;  // those that run at the same time
+    Block* block;               // the one whose shared memory is in cuda_shared
+    Fiber* fiber;
+    std::string order_name, error;
     std::mt19937 random;
 
-    // Returns 0, …, n − 1 in the chosen order.
-    std::vector<int> order(int n) {
-        std::vector<int> indices(n);
-        std::iota(indices.begin(), indices.end(), 0);
-        if (order_name == "backward") std::reverse(indices.begin(), indices.end());
-        else if (order_name != "forward") std::shuffle(indices.begin(), indices.end(), random);
-        return indices;
-    }
-
-    // Each stack is followed by a page without access, so that an overflow is a fault.
-    char* stack(int thread) {
-        constexpr size_t stride = kStack + kPage;
-        if (!stacks) {
-            void* memory = mmap(nullptr, kMaxThreads * stride, PROT_READ | PROT_WRITE,
-                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-            if (memory == MAP_FAILED) throw std::bad_alloc();
-            stacks = static_cast<char*>(memory);
-            for (int i = 0; i < kMaxThreads; ++i) mprotect(stacks + i * stride, kPage, PROT_NONE);
-        }
-        return stacks + thread * stride + kPage;
-    }
-
     bool launch();
-    bool run_block(int n);
-    bool run_warp(int warp, int n);
-    bool release_warp(int warp, int n);
-    bool release_block(int n);
-    std::string deadlock(int n) const;
+    void start(Block& block, unsigned index);
+    bool run_blocks();
+    bool run_warp(int warp);
+    void select(Block& block);
+    char* stack(int thread);
+    std::vector<int> order(int n);
+    size_t choose(size_t n) {
+        return order_name == "forward" ? 0 : order_name == "backward" ? n - 1 : random() % n;
+    }
 };
 
 inline Machine machine;
 
 // Each thread begins here, and never returns.
-inline void enter() {
+inline void run_thread() {
     machine.kernel();
-    machine.current->state = State::finished;
-    switch_context(&machine.current->context, &machine.scheduler);
+    machine.fiber->state = State::finished;
+    cuda_emulator_switch(&machine.fiber->stack_pointer, &machine.scheduler);
 }
 
 // Stops the current thread until it is released; returns what it received.
-inline uint64_t wait(State state, Site site, unsigned mask, uint64_t value, int source) {
-    Fiber* self = machine.current;
+inline uint64_t wait(State state, Site site, unsigned mask = 0, uint64_t value = 0, int source = -1) {
+    Fiber* self = machine.fiber;
     self->state = state, self->site = site, self->mask = mask, self->value = value, self->source = source;
-    switch_context(&self->context, &machine.scheduler);
+    cuda_emulator_switch(&self->stack_pointer, &machine.scheduler);
     return self->received;
-}
-
-// Section begin and end are compared as integers: without a __shared__ variable both are null.
-__attribute__((no_sanitize("address"))) inline void fill_shared_memory() {
-    const auto begin = reinterpret_cast<uintptr_t>(__start_cuda_shared);
-    const auto end = reinterpret_cast<uintptr_t>(__stop_cuda_shared);
-    for (uintptr_t byte = begin; byte < end; ++byte) *reinterpret_cast<volatile char*>(byte) = char(0xff);
-    std::fill(machine.dynamic_shared.begin(), machine.dynamic_shared.end(), char(0xff));
 }
 
 inline bool Machine::launch() {
@@ -226,105 +186,155 @@ inline bool Machine::launch() {
     order_name = chosen ? chosen : "forward";
     random.seed(unsigned(std::strtoul(order_name.c_str(), nullptr, 10)));
     error.clear();
-    for (int index : order(int(grid.x * grid.y * grid.z))) {
-        const unsigned i = unsigned(index);
-        block_index = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
-        if (!run_block(int(block.x * block.y * block.z))) {
-            error = "block " + std::to_string(i) + ": " + error;
-            return false;
-        }
+    const std::vector<int> indices = order(int(grid.x * grid.y * grid.z));
+    for (size_t done = 0; done < indices.size(); done += blocks.size()) {
+        blocks.resize(std::min<size_t>(kResidentBlocks, indices.size() - done));
+        block = nullptr;
+        for (size_t b = 0; b < blocks.size(); ++b) start(blocks[b], unsigned(indices[done + b]));
+        if (!run_blocks()) return false;
     }
     return true;
 }
 
-inline bool Machine::run_block(int n) {
-    fill_shared_memory();
-    for (int t = 0; t < n; ++t) {
-        const unsigned i = unsigned(t);
-        Fiber& fiber = fibers[t];
-        fiber.state = State::running, fiber.thread = t;
-        fiber.index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
-        prepare(&fiber.context, stack(t), enter);
+inline void Machine::start(Block& started, unsigned i) {
+    started.number = i, started.index = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
+    started.fibers.resize(block_size.x * block_size.y * block_size.z);
+    started.shared.assign(size_t(__stop_cuda_shared - __start_cuda_shared), char(0xff));
+    started.dynamic_shared.assign(dynamic_shared, char(0xff));
+    for (unsigned t = 0; t < started.fibers.size(); ++t) {
+        Fiber& f = started.fibers[t];
+        f.state = State::running, f.thread = int(t);
+        f.index = {t % block_size.x, t / block_size.x % block_size.y, t / block_size.x / block_size.y};
+        // The top of its stack: six registers, the function to return to, and the return address of that function.
+        char* bottom = stack(int(&started - blocks.data()) * kMaxThreads + int(t));
+        void** top = reinterpret_cast<void**>(bottom + kStack) - 2;
+        top[0] = reinterpret_cast<void*>(run_thread), top[1] = nullptr;
+        f.stack_pointer = top - 6;
     }
-    do {
-        for (int warp : order((n + kWarp - 1) / kWarp))
-            if (!run_warp(warp, n)) return false;
-    } while (release_block(n));
-    error = deadlock(n);
+}
+
+// Runs warps until none can run.
+inline bool Machine::run_blocks() {
+    std::vector<std::pair<Block*, int>> ready;
+    for (;;) {
+        ready.clear();
+        for (Block& b : blocks)
+            for (int warp = 0; warp < b.warps(); ++warp)
+                if (b.can_run(warp)) ready.emplace_back(&b, warp);
+        if (ready.empty()) break;
+        const auto [next, warp] = ready[choose(ready.size())];
+        select(*next);
+        if (!run_warp(warp)) break;
+        next->release_all();
+    }
+    for (Block& b : blocks) {
+        if (!error.empty()) break;
+        block = &b, error = b.deadlock();
+    }
+    if (!error.empty()) error = "block " + std::to_string(block->number) + ": " + error;
     return error.empty();
 }
 
 // Runs a warp until all its threads have finished, or wait for other warps or for threads that do not come.
-inline bool Machine::run_warp(int warp, int n) {
-    const std::vector<int> lanes = order(std::min(kWarp, n - warp * kWarp));
+inline bool Machine::run_warp(int warp) {
+    const std::vector<int> lanes = order(block->lanes(warp));
     do {
         for (int lane : lanes) {
-            Fiber& fiber = fibers[warp * kWarp + lane];
-            if (fiber.state != State::running) continue;
-            current = &fiber;
-            switch_context(&scheduler, &fiber.context);
+            fiber = &block->fibers[warp * kWarp + lane];
+            if (fiber->state == State::running) cuda_emulator_switch(&scheduler, &fiber->stack_pointer);
         }
-    } while (release_warp(warp, n));
+    } while (block->release_warp(warp, error));
     return error.empty();
 }
 
-// Releases the threads of a warp that wait at a shuffle or vote whose lanes are all there; returns whether there are any.
-inline bool Machine::release_warp(int warp, int n) {
-    Fiber* lanes = &fibers[warp * kWarp];
-    const int count = std::min(kWarp, n - warp * kWarp);
+// Exchanges the contents of cuda_shared; volatile and without checks, since there are red zones between the variables.
+__attribute__((no_sanitize("address"))) inline void Machine::select(Block& next) {
+    if (block == &next) return;
+    volatile char* const current = __start_cuda_shared;
+    char* const last = block ? block->shared.data() : nullptr;
+    const char* const loaded = next.shared.data();
+    for (size_t i = 0, size = next.shared.size(); i < size; ++i) {
+        if (last) last[i] = current[i];
+        current[i] = loaded[i];
+    }
+    block = &next;
+}
+
+// Each stack begins with a page without access, so that an overflow is a fault.
+inline char* Machine::stack(int thread) {
+    constexpr size_t stride = kStack + kPage, total = kResidentBlocks * kMaxThreads * stride;
+    if (!stacks) {
+        constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        void* memory = mmap(nullptr, total, PROT_READ | PROT_WRITE, flags, -1, 0);
+        if (memory == MAP_FAILED) throw std::bad_alloc();
+        stacks = static_cast<char*>(memory);
+        for (size_t offset = 0; offset < total; offset += stride) mprotect(stacks + offset, kPage, PROT_NONE);
+    }
+    return stacks + thread * stride + kPage;
+}
+
+// 0, …, n − 1 in the chosen order.
+inline std::vector<int> Machine::order(int n) {
+    std::vector<int> indices(n);
+    std::iota(indices.begin(), indices.end(), 0);
+    if (order_name == "backward") std::reverse(indices.begin(), indices.end());
+    else if (order_name != "forward") std::shuffle(indices.begin(), indices.end(), random);
+    return indices;
+}
+
+// Releases the threads that wait at a shuffle or vote whose lanes are all there; returns whether there are any.
+inline bool Block::release_warp(int warp, std::string& error) {
+    Fiber* const first = &fibers[warp * kWarp];
+    const int count = lanes(warp);
     bool released = false;
-    for (int first = 0; first < count; ++first) {
-        const Fiber leader = lanes[first];
+    for (int l = 0; l < count; ++l) {
+        const Fiber leader = first[l];
         if (leader.state != State::at_warp) continue;
-        bool complete = leader.mask >> first & 1;
+        bool complete = (leader.mask >> l & 1) && (count == kWarp || !(leader.mask >> count));
         uint64_t votes = 0;
         for (int i = 0; i < count; ++i) {
             if (!(leader.mask >> i & 1)) continue;
-            const Fiber& lane = lanes[i];
-            complete &= lane.state == State::at_warp && lane.mask == leader.mask && lane.site == leader.site;
-            votes |= uint64_t(lane.value != 0) << i;
-            if (complete && lane.source >= 0 && !(leader.mask >> lane.source & 1))
-                error = lane.text() + " reads lane " + std::to_string(lane.source) + ", which does not take part in " +
-                        lane.site.text();
+            const Fiber& f = first[i];
+            complete &= f.state == State::at_warp && f.mask == leader.mask && f.site == leader.site;
+            votes |= uint64_t(f.value != 0) << i;
         }
-        if (!error.empty()) return false;
         if (!complete) continue;
         for (int i = 0; i < count; ++i) {
             if (!(leader.mask >> i & 1)) continue;
-            lanes[i].received = lanes[i].source < 0 ? votes : lanes[lanes[i].source].value;
-            lanes[i].state = State::running;
+            Fiber& f = first[i];
+            if (f.source >= 0 && !(f.mask >> f.source & 1))
+                error = f.text() + " reads lane " + std::to_string(f.source) + ", which does not take part in " +
+                        f.site.text();
+            f.received = f.source < 0 ? votes : first[f.source].value;
+            f.state = State::running;
         }
         released = true;
     }
-    return released;
+    return released && error.empty();
 }
 
 // Releases all threads if they wait at the same barrier.
-inline bool Machine::release_block(int n) {
-    uint64_t votes = 0;
-    for (int t = 0; t < n; ++t) {
-        if (fibers[t].state != State::at_block || !(fibers[t].site == fibers[0].site)) return false;
-        votes += fibers[t].value != 0;
-    }
-    for (int t = 0; t < n; ++t) fibers[t].received = votes, fibers[t].state = State::running;
-    return true;
+inline void Block::release_all() {
+    for (const Fiber& f : fibers)
+        if (f.state != State::at_block || !(f.site == fibers[0].site)) return;
+    for (Fiber& f : fibers) f.state = State::running;
 }
 
 // Says which thread waits for which other thread; an empty string if all have finished.
-inline std::string Machine::deadlock(int n) const {
-    const auto waits = [&](State state) {
-        return std::find_if(fibers.begin(), fibers.begin() + n, [&](const Fiber& f) { return f.state == state; });
+inline std::string Block::deadlock() const {
+    const auto first_in = [&](State state) {
+        return std::find_if(fibers.begin(), fibers.end(), [&](const Fiber& f) { return f.state == state; });
     };
-    auto waiting = waits(State::at_warp);  // a shuffle that some lanes miss is the cause of a barrier that they miss
-    if (waiting == fibers.begin() + n) waiting = waits(State::at_block);
-    if (waiting == fibers.begin() + n) return "";
+    auto waiting = first_in(State::at_warp);  // a shuffle that some lanes miss is the cause of a barrier that they miss
+    if (waiting == fibers.end()) waiting = first_in(State::at_block);
+    if (waiting == fibers.end()) return "";
     const Fiber& f = *waiting;
-    const int begin = f.state == State::at_warp ? f.thread - f.lane() : 0;
-    const int end = f.state == State::at_warp ? begin + kWarp : n;
+    const bool in_warp = f.state == State::at_warp;
+    const int begin = in_warp ? f.thread - f.lane() : 0, end = in_warp ? begin + kWarp : threads();
     const std::string text = f.text() + " waits at " + f.site.text();
     for (int t = begin; t < end; ++t) {
-        if (f.state == State::at_warp && !(f.mask >> t % kWarp & 1)) continue;
-        if (t >= n) return text + " for thread " + std::to_string(t) + ", which does not exist";
+        if (in_warp && !(f.mask >> t % kWarp & 1)) continue;
+        if (t >= threads()) return text + " for thread " + std::to_string(t) + ", which does not exist";
         const Fiber& other = fibers[t];
         if (other.state == State::finished) return text + " for " + other.text() + ", which has finished";
         if (other.state != f.state || !(other.site == f.site) || other.mask != f.mask)
@@ -346,13 +356,11 @@ template <class T> T shuffle(unsigned mask, T value, int source, Site site) {
     return value;
 }
 
-inline int lane() { return machine.current->lane(); }
+inline int lane() { return machine.fiber->lane(); }
 inline int segment_begin(int width) { return lane() & ~(width - 1); }
 inline unsigned vote(unsigned mask, bool predicate, Site site) {
-    return unsigned(wait(State::at_warp, site, mask, predicate, -1));
+    return unsigned(wait(State::at_warp, site, mask, predicate));
 }
-inline int count_block(bool predicate, Site site) { return int(wait(State::at_block, site, 0, predicate, -1)); }
-inline int threads() { return int(machine.block.x * machine.block.y * machine.block.z); }
 
 template <class... Parameters, size_t... i>
 void call(void (*kernel)(Parameters...), void** arguments, std::index_sequence<i...>) {
@@ -362,27 +370,20 @@ void call(void (*kernel)(Parameters...), void** arguments, std::index_sequence<i
 }  // namespace cuda_emulator
 
 template <class T> T* dynamic_shared_memory() {
-    return reinterpret_cast<T*>(cuda_emulator::machine.dynamic_shared.data());
+    return reinterpret_cast<T*>(cuda_emulator::machine.block->dynamic_shared.data());
 }
 
-#define threadIdx (::cuda_emulator::machine.current->index)
-#define blockIdx (::cuda_emulator::machine.block_index)
-#define blockDim (::cuda_emulator::machine.block)
+#define threadIdx (::cuda_emulator::machine.fiber->index)
+#define blockIdx (::cuda_emulator::machine.block->index)
+#define blockDim (::cuda_emulator::machine.block_size)
 #define gridDim (::cuda_emulator::machine.grid)
 constexpr int warpSize = cuda_emulator::kWarp;
 
 // Barriers, votes and shuffles. The last default argument is the line of the call.
 #define CUDA_EMULATOR_SITE(name) ::cuda_emulator::Site site = {name, __builtin_FILE(), __builtin_LINE()}
 
-inline void __syncthreads(CUDA_EMULATOR_SITE("__syncthreads")) { cuda_emulator::count_block(false, site); }
-inline int __syncthreads_count(int predicate, CUDA_EMULATOR_SITE("__syncthreads_count")) {
-    return cuda_emulator::count_block(predicate, site);
-}
-inline int __syncthreads_or(int predicate, CUDA_EMULATOR_SITE("__syncthreads_or")) {
-    return cuda_emulator::count_block(predicate, site) > 0;
-}
-inline int __syncthreads_and(int predicate, CUDA_EMULATOR_SITE("__syncthreads_and")) {
-    return cuda_emulator::count_block(predicate, site) == cuda_emulator::threads();
+inline void __syncthreads(CUDA_EMULATOR_SITE("__syncthreads")) {
+    cuda_emulator::wait(cuda_emulator::State::at_block, site);
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu, CUDA_EMULATOR_SITE("__syncwarp")) {
     cuda_emulator::vote(mask, false, site);
@@ -396,7 +397,8 @@ inline int __any_sync(unsigned mask, int predicate, CUDA_EMULATOR_SITE("__any_sy
 inline int __all_sync(unsigned mask, int predicate, CUDA_EMULATOR_SITE("__all_sync")) {
     return cuda_emulator::vote(mask, predicate, site) == mask;
 }
-template <class T> T __shfl_sync(unsigned mask, T value, int source, int width = 32, CUDA_EMULATOR_SITE("__shfl_sync")) {
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, CUDA_EMULATOR_SITE("__shfl_sync")) {
     return cuda_emulator::shuffle(mask, value, cuda_emulator::segment_begin(width) + (source & (width - 1)), site);
 }
 template <class T>
@@ -422,15 +424,13 @@ T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, CUDA_EMULATO
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 template <class T> T __ldg(const T* address) { return *address; }
-template <class T> T __ldca(const T* address) { return *address; }
 template <class T> T __ldcg(const T* address) { return *address; }
 template <class T> T __ldcs(const T* address) { return *address; }
 template <class T> void __stcg(T* address, T value) { *address = value; }
 template <class T> void __stcs(T* address, T value) { *address = value; }
-template <class T> T atomicAdd(T* address, std::common_type_t<T> value) { return std::exchange(*address, T(*address + value)); }
-template <class T> T atomicOr(T* address, std::common_type_t<T> value) { return std::exchange(*address, T(*address | value)); }
-template <class T> T atomicMax(T* address, std::common_type_t<T> value) { return std::exchange(*address, std::max(*address, value)); }
-template <class T> T atomicMin(T* address, std::common_type_t<T> value) { return std::exchange(*address, std::min(*address, value)); }
+template <class T> T atomicAdd(T* address, std::common_type_t<T> value) {
+    return std::exchange(*address, T(*address + value));
+}
 template <class T> T atomicExch(T* address, std::common_type_t<T> value) { return std::exchange(*address, value); }
 template <class T> T atomicCAS(T* address, T expected, T value) {
     return std::exchange(*address, *address == expected ? value : *address);
@@ -442,15 +442,12 @@ template <class A, class B> constexpr std::common_type_t<A, B> min(A a, B b) { r
 template <class A, class B> constexpr std::common_type_t<A, B> max(A a, B b) { return a < b ? b : a; }
 inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
 inline int __clzll(long long x) { return x ? __builtin_clzll(static_cast<unsigned long long>(x)) : 64; }
-inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
 inline unsigned __float_as_uint(float x) { return unsigned(cuda_emulator::bits_of(x)); }
 inline float __int_as_float(int x) { return __uint_as_float(unsigned(x)); }
 inline int __float_as_int(float x) { return int(__float_as_uint(x)); }
 inline float __fdividef(float x, float y) { return x / y; }
-inline float __frcp_rn(float x) { return 1.0f / x; }
-inline float __fsqrt_rn(float x) { return std::sqrt(x); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 
 struct __nv_bfloat16 { uint16_t bits; };
@@ -502,8 +499,7 @@ cudaError_t cudaLaunchKernel(void (*kernel)(Parameters...), dim3 grid, dim3 bloc
     const size_t n = size_t(block.x) * block.y * block.z;
     if (!n || n > kMaxThreads || !grid.x || !grid.y || !grid.z || shared > kMaxShared)
         return last_error = cudaErrorInvalidValue;
-    machine.grid = grid, machine.block = block;
-    machine.dynamic_shared.resize(shared);
+    machine.grid = grid, machine.block_size = block, machine.dynamic_shared = shared;
     machine.kernel = [&] { call(kernel, arguments, std::index_sequence_for<Parameters...>{}); };
     return last_error = machine.launch() ? cudaSuccess : cudaErrorLaunchFailure;
 }
