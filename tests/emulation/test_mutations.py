@@ -50,7 +50,7 @@ class Copy:
         (self.folder / "csrc/cuda/step.cu").write_text(source)
         environment = {"UNLEARN_EXT_EMULATED": str(build(self.folder / "build", *self.options, source=self.folder))}
         tests = ROOT / "tests/emulation/test_emulated_kernels.py"
-        command = (sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests)
+        command = (sys.executable, "-m", "pytest", "-qxs", "-p", "no:cacheprovider", tests)  # -s: a sanitizer's message
         environment = {**os.environ, **environment, **self.environment}
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
@@ -70,5 +70,5 @@ def test_no_finding_under_the_sanitizers_but_a_fault_that_is_put_in(tmp_path):
     sanitized = Copy(tmp_path, "-DUNLEARN_EXT_SANITIZE=address,undefined", **sanitized_environment())
     result = sanitized.test(SOURCE)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-    result = sanitized.test(replaced("first + kPack <= n;", "first < n;"))
+    result = sanitized.test(replaced("n - n_single + lane;", "n - n_single + lane + 1;"))
     assert "heap-buffer-overflow" in result.stderr, result.stdout[-2000:] + result.stderr[-2000:]

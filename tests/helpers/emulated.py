@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -40,23 +41,17 @@ def build(folder: Path, *options: str, source: Path = ROOT) -> Path:
     with FileLock(folder / "lock"):  # pytest-xdist: one process builds, the others wait
         if not (folder / "CMakeCache.txt").exists():
             pybind = run(sys.executable, "-m", "pybind11", "--cmakedir").strip()
-            python = f"-DPython_EXECUTABLE={sys.executable}"
-            options = (
-                "-DUNLEARN_EXT_EMULATE=ON",
-                "-DCMAKE_CXX_COMPILER=g++",
-                python,
-                f"-Dpybind11_DIR={pybind}",
-                *options,
-            )
-            run(CMAKE, "-S", source, "-B", folder, *options)
+            paths = (f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind}", "-DCMAKE_CXX_COMPILER=g++")
+            run(CMAKE, "-S", source, "-B", folder, "-DUNLEARN_EXT_EMULATE=ON", *paths, *options)
         run(CMAKE, "--build", folder, "--parallel", "2")
-    return next(folder.glob("_C.*"))
+    return folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 @cache
 def module() -> ModuleType:
-    """Return the module with emulated kernels: UNLEARN_EXT_EMULATED if that is set, else built in build/emulated."""
-    path = os.environ.get("UNLEARN_EXT_EMULATED") or build(ROOT / "build" / "emulated")
+    """Return the module with emulated kernels: UNLEARN_EXT_EMULATED if that is set, else built in build/emulated-*."""
+    folder = ROOT / "build" / f"emulated-{sys.implementation.cache_tag}"
+    path = os.environ.get("UNLEARN_EXT_EMULATED") or build(folder)
     spec = importlib.util.spec_from_file_location("emulated._C", path)
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
