@@ -84,8 +84,12 @@ sanitize: $(STAMP)
 	  -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/build/sanitized/unlearn_ext \
 	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 	$(BIN)/cmake --build build/sanitized/cmake --parallel 2
-	cd build/sanitized && LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. $(abspath $(BIN))/pytest \
-	  -p no:cacheprovider ../../tests/ops ../../tests/optim \
+	$(CMAKE) -B build/sanitized/emulated -DUNLEARN_EXT_EMULATE=ON -DCMAKE_CXX_COMPILER=g++ \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	$(BIN)/cmake --build build/sanitized/emulated --parallel 2
+	cd build/sanitized && LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. \
+	  UNLEARN_EXT_EMULATED=$$(ls emulated/_C.*so) $(abspath $(BIN))/pytest \
+	  -p no:cacheprovider ../../tests/ops ../../tests/optim ../../tests/emulation/test_emulated_kernels.py \
 	  --ignore=../../tests/optim/test_compile.py $(addprefix ../../tests/faults/,test_fuzz_ops.py test_threads_and_forks.py)
 
 RESULTS ?= benchmarks/results/$(shell date +%F)-$(shell uname -m).json

@@ -40,6 +40,18 @@ def image_side_in_one_thread(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("one_thread")
 
 
+@pytest.fixture(autouse=True)
+def emulation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run tests with the mark ``emulated`` on the CUDA kernels, which tests/emulation runs on CPU tensors."""
+    if request.node.get_closest_marker("emulated") is None:
+        yield
+        return
+    import emulated
+
+    with emulated.cuda_kernels():
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> Any:
     """Return a VQ-GAN so small that a sweep takes seconds. Do not change it."""

@@ -36,20 +36,30 @@ __device__ inline uint32_t to_halves(const float* x, DType dtype) {
 // Load 16 or 8 bytes, or zeros if not enabled. Volatile: otherwise the compiler moves each load to its first use, and the
 // loads wait for one another.
 __device__ inline void load16(const void* address, bool enabled, uint32_t* words) {
+#if defined(__CUDA_ARCH__)
     asm volatile(
         "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
         "mov.u32 %0, 0;\n\tmov.u32 %1, 0;\n\tmov.u32 %2, 0;\n\tmov.u32 %3, 0;\n\t"
         "@p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
         : "=&r"(words[0]), "=&r"(words[1]), "=&r"(words[2]), "=&r"(words[3])
         : "l"(address), "r"(static_cast<uint32_t>(enabled)));
+#else  // tests/emulation
+    const uint4 loaded = enabled ? *static_cast<const uint4*>(address) : make_uint4(0, 0, 0, 0);
+    words[0] = loaded.x, words[1] = loaded.y, words[2] = loaded.z, words[3] = loaded.w;
+#endif
 }
 
 __device__ inline void load8(const void* address, bool enabled, uint32_t* words) {
+#if defined(__CUDA_ARCH__)
     asm volatile(
         "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %3, 0;\n\tmov.u32 %0, 0;\n\tmov.u32 %1, 0;\n\t"
         "@p ld.global.v2.u32 {%0, %1}, [%2];\n\t}"
         : "=&r"(words[0]), "=&r"(words[1])
         : "l"(address), "r"(static_cast<uint32_t>(enabled)));
+#else
+    const uint2 loaded = enabled ? *static_cast<const uint2*>(address) : make_uint2(0, 0);
+    words[0] = loaded.x, words[1] = loaded.y;
+#endif
 }
 
 // One operand of a row, starting at the first element of a chunk.

@@ -63,6 +63,14 @@ void check(cudaError_t error, const char* what) {
         throw std::runtime_error(std::string("unlearn_ext, CUDA ") + what + ": " + cudaGetErrorString(error));
 }
 
+// kernel<<<blocks, kThreads, 0, stream>>>(arguments...) in plain C++, which tests/emulation compiles without nvcc.
+template <class... Parameters>
+void start(void (*kernel)(Parameters...), unsigned blocks, cudaStream_t stream, Parameters... arguments) {
+    void* addresses[] = {&arguments...};
+    cudaLaunchKernel(kernel, blocks, kThreads, addresses, 0, stream);
+    check(cudaGetLastError(), "launch");
+}
+
 class DeviceGuard {
   public:
     explicit DeviceGuard(int device) {
@@ -306,7 +314,7 @@ __device__ double value_of(const void* address, DType dtype) {
 }
 
 // Compiled once for each number of constraints, not for each rule.
-template <int K> __device__ __noinline__ void solve_once(const Job& job, Numbers& numbers) {
+template <int K> __device__ __attribute__((noinline)) void solve_once(const Job& job, Numbers& numbers) {
     solve<K>(job, numbers);
     clear_absent(job);
 }
@@ -415,9 +423,8 @@ void launch(const void* rows, const Job& job, uint32_t* counter, int device, voi
     const DeviceGuard guard(device);
     const int64_t max_blocks = std::min(resident_blocks(kernel, cached, device), blocks_limit.load());
     const int64_t blocks = std::clamp<int64_t>(job.n_tiles, 1, max_blocks);
-    kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        job, static_cast<const Row<V::K>*>(rows), counter);
-    check(cudaGetLastError(), "launch");
+    start(kernel, static_cast<unsigned>(blocks), static_cast<cudaStream_t>(stream), job,
+        static_cast<const Row<V::K>*>(rows), counter);
 }
 
 template <class Batch> void upload_in_batches(const std::vector<int64_t>& words, int64_t* table, cudaStream_t stream) {
@@ -426,8 +433,7 @@ template <class Batch> void upload_in_batches(const std::vector<int64_t>& words,
         const int count = static_cast<int>(std::min<int64_t>(Batch::kCapacity, n - begin));
         Batch batch;
         std::copy_n(words.data() + begin, count, batch.words);
-        upload_kernel<<<1, kThreads, 0, stream>>>(batch, count, table + begin);
-        check(cudaGetLastError(), "launch");
+        start(upload_kernel<Batch>, 1, stream, batch, count, table + begin);
     }
 }
 

@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from emulated import needs_compiler
 from torch import Tensor
 
 from unlearn_ext import ops
@@ -13,8 +14,14 @@ from unlearn_ext.ops.extension import why_not
 from unlearn_ext.ops.layout import Hyper, Operands, Report, Rule
 
 needs_kernels = pytest.mark.skipif(bool(why_not(torch.device("cpu"))), reason=why_not(torch.device("cpu")))
-#: Values of ``fused``: the kernels and the reference.
-PATHS = [pytest.param(True, marks=needs_kernels, id="kernels"), pytest.param(False, id="reference")]
+#: Marks of a test that runs on the emulated CUDA kernels.
+emulated_marks = [needs_kernels, needs_compiler, pytest.mark.emulated]
+#: Values of ``fused``: the kernels, the CUDA kernels on CPU tensors, and the reference.
+PATHS = [
+    pytest.param(True, marks=needs_kernels, id="kernels"),
+    pytest.param(True, marks=emulated_marks, id="emulated"),
+    pytest.param(False, id="reference"),
+]
 
 HYPER = {
     Rule.PROJECT: {Hyper.LR: 1.0},

@@ -4,13 +4,19 @@ import itertools
 
 import pytest
 import torch
-from steps import cloned, needs_kernels, operands_like, run_step, written
+from steps import cloned, emulated_marks, needs_kernels, operands_like, run_step, written
 
 from unlearn_ext import ops
 from unlearn_ext.ops import extension, layout
 from unlearn_ext.ops.layout import Hyper, Report, Rule
 
 pytestmark = needs_kernels
+
+
+@pytest.fixture(autouse=True, params=["cpu", pytest.param("emulated", marks=emulated_marks)])
+def kernels_under_test():
+    """Run each test on the CPU kernels and on the emulated CUDA kernels."""
+
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 RULES = list(Rule)

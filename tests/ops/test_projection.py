@@ -6,7 +6,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, minimize
-from steps import HYPER, cloned, operands_like, run_step, written
+from steps import HYPER, PATHS, cloned, operands_like, run_step, written
 
 from unlearn_ext import ops
 from unlearn_ext.ops.layout import Hyper, Operands, Report, Rule
@@ -105,18 +105,19 @@ def test_scale_covariance(exponent):
     assert lam2 / s == pytest.approx(lam, rel=1e-12)
 
 
+@pytest.mark.parametrize("fused", PATHS)
 @pytest.mark.parametrize("exponent", [-15, -8, 8, 15])
-def test_scale_covariance_of_the_kernel(exponent):
+def test_scale_covariance_in_float32(exponent, fused):
     generator = torch.Generator().manual_seed(3)
     d, g1 = (torch.randn(5000, generator=generator) for _ in range(2))
     s = 10.0**exponent
-    (want,), lam, _ = project([d], [g1], 3000.0, fused=None)
-    (got,), lam1, _ = project([d], [g1 * s], 3000.0 * s, fused=None)
+    (want,), lam, _ = project([d], [g1], 3000.0, fused)
+    (got,), lam1, _ = project([d], [g1 * s], 3000.0 * s, fused)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     assert lam1 * s == pytest.approx(lam, rel=1e-5)
 
 
-@pytest.mark.parametrize("fused", [False, None])
+@pytest.mark.parametrize("fused", PATHS)
 def test_adversarial_directions(fused):
     e = torch.zeros(64)
     e[0] = 1.0
@@ -134,7 +135,7 @@ def test_adversarial_directions(fused):
         torch.testing.assert_close(g, d + lam * g1)
 
 
-@pytest.mark.parametrize("fused", [False, None])
+@pytest.mark.parametrize("fused", PATHS)
 @pytest.mark.parametrize("rule", list(Rule))
 @pytest.mark.parametrize("where", ["grads", "constraint_grads"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
@@ -151,7 +152,7 @@ def test_nothing_is_written_when_anything_is_not_finite(fused, rule, where, pois
 
 
 @pytest.mark.parametrize("psi", [float("nan"), float("inf")])
-@pytest.mark.parametrize("fused", [False, None])
+@pytest.mark.parametrize("fused", PATHS)
 def test_a_psi_that_is_not_finite_skips_the_step(psi, fused):
     d = torch.ones(5)
     (g,), _, step = project([d], [torch.ones(5)], psi, fused)
@@ -196,43 +197,46 @@ def test_autograd_detects_the_in_place_writes(op, dtype):
         outputs.backward()
 
 
-def functional_step(op, *states):
+def functional_step(op, fused, *states):
     """Take a functional step of θ = 1 with g2 = 2 and lr = 0.1, updating the states in place; return θ."""
     params, grads, g1 = ([torch.full((3,), value)] for value in (1.0, 2.0, 0.0))
     hyper = torch.tensor([[0.1, 0.9, 0.5, 1e-8, 0, 0, 0, 1]], dtype=torch.float64)
     control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
-    op(params, grads, g1, *states, [0], hyper, control, torch.zeros(10, dtype=torch.float64))
+    op(params, grads, g1, *states, [0], hyper, control, torch.zeros(10, dtype=torch.float64), fused=fused)
     return params[0]
 
 
-def test_functional_sgd_has_momentum_and_counts_its_steps():
+@pytest.mark.parametrize("fused", PATHS)
+def test_functional_sgd_has_momentum_and_counts_its_steps(fused):
     first, steps = torch.full((3,), 7.0), torch.tensor(0.0)
     outputs = (first.clone().requires_grad_() * first).sum()
-    theta = functional_step(ops.sgd_step_, [first], [steps])
+    theta = functional_step(ops.sgd_step_, fused, [first], [steps])
     assert steps == 1
     torch.testing.assert_close(first, torch.full((3,), 2.0))  # as in torch, the first buffer is the gradient
     torch.testing.assert_close(theta, torch.full((3,), 0.8))
-    functional_step(ops.sgd_step_, [first], [steps])
+    functional_step(ops.sgd_step_, fused, [first], [steps])
     assert steps == 2
     torch.testing.assert_close(first, torch.full((3,), 0.9 * 2 + 0.5 * 2))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         outputs.backward()
 
 
-def test_functional_adamw_has_moments_and_counts_its_steps():
+@pytest.mark.parametrize("fused", PATHS)
+def test_functional_adamw_has_moments_and_counts_its_steps(fused):
     first, second, steps = torch.zeros(3), torch.zeros(3), torch.tensor(0.0)
-    theta = functional_step(ops.adamw_step_, [first], [second], [steps])
+    theta = functional_step(ops.adamw_step_, fused, [first], [second], [steps])
     assert steps == 1
     torch.testing.assert_close(first, torch.full((3,), 0.2))
     torch.testing.assert_close(second, torch.full((3,), 2.0))
     torch.testing.assert_close(theta, torch.full((3,), 0.9))
 
 
-def test_a_functional_step_of_no_tensors():
+@pytest.mark.parametrize("fused", PATHS)
+def test_a_functional_step_of_no_tensors(fused):
     hyper = torch.zeros(1, 8, dtype=torch.float64)
     control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
     report = torch.zeros(10, dtype=torch.float64)
-    ops.sgd_step_([], [], [], [], [], [], hyper, control, report)
+    ops.sgd_step_([], [], [], [], [], [], hyper, control, report, fused=fused)
     assert report[Report.SKIPPED] == 0
 
 

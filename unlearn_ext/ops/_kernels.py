@@ -108,7 +108,7 @@ class CudaKernels(_Kernels):
         self.gpu = torch.cuda.current_device() if index is None else index
         super().__init__(step)
         self.counter = torch.zeros(1, dtype=torch.int32, device=step.device)
-        self.rows: Tensor
+        self.rows = torch.empty(0, dtype=torch.uint8, device=step.device)
         self.by_graph = False  # a CUDA graph that is being captured fills the table, and may not have run yet
         self.captured: dict[int, Tensor] = {}  # tables used by CUDA graphs, by address; kept alive for replays
 
