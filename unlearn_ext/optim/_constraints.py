@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain, repeat
 from math import inf
 
@@ -16,6 +17,7 @@ from ..ops.layout import KEPT, Control, Operands, Report, Rule, StepReport
 from . import _distributed
 from ._distributed import Replicas
 from ._held import HeldGradients
+from ._ownership import clear, restore, set_aside
 from .control import EpsilonGap, GradientNorm, StepStats
 
 ControlFunction = GradientNorm | EpsilonGap | Callable[[StepStats], Tensor]
@@ -84,12 +86,40 @@ class Constraints:
 
     def hold(self, value: Tensor, name: str | None, params: list[Tensor], scaler: GradScaler | None = None) -> None:
         """Hold c and every ``p.grad`` for the next step; see :meth:`HeldGradients.hold`."""
+        self._refuse_without_control()
+        self.held.hold(value, self._known(name), params, scaler)
+
+    @contextmanager
+    def interleaved(
+        self, name: str | None, params: list[Tensor], scaler: GradScaler | None
+    ) -> Iterator[Callable[[Tensor], None]]:
+        """Set every ``p.grad`` aside, and hold what the block accumulates; see :meth:`EpsilonOptimizer.constraint`."""
+        self._refuse_without_control()
+        name = self._known(name)
+        values: list[Tensor] = []
+        aside = set_aside(params)
+        before = self.held.by_name.get(name)
+        try:
+            self.held.put_back(name, params, scaler)
+            yield lambda value: values.append(value.detach())
+            if not values:
+                raise RuntimeError("constraint: call the function that `with` returns, with the value of c")
+            self.held.hold(sum(values[1:], values[0]), name, params, scaler)
+        except BaseException:
+            self.held.by_name.pop(name, None)
+            if before is not None:
+                self.held.by_name[name] = before
+            clear(params)
+            raise
+        finally:
+            restore(params, aside)
+
+    def _refuse_without_control(self) -> None:
         if self.control is None:
             raise RuntimeError(
                 "hold_constraint: the optimizer has no control, which says how fast the constraint is to fall; make it "
                 "with control=EpsilonGap(epsilon=...), or set optimizer.control"
             )
-        self.held.hold(value, self._known(name), params, scaler)
 
     def _known(self, name: str | None) -> str:
         """Return the name of a constraint, ``UNNAMED`` for the only one; raise for a name that does not exist."""

@@ -15,7 +15,7 @@ from torch.amp import GradScaler
 from .._torch_internals import version
 from . import _distributed
 from ._amp import unscale_held_
-from ._ownership import is_grad_alone, owned
+from ._ownership import clear, is_grad_alone, owned
 
 
 @dataclass
@@ -76,8 +76,7 @@ class HeldGradients:
         if not self.by_name:
             self._refuse_consumed(params, grads)
         before = self.of(name, params)
-        for param in params:
-            param.grad = None
+        clear(params)
         grads = owned(grads)
         scaled = scaler is not None and scaler.is_enabled()
         if scaler is not None and scaled:
@@ -106,6 +105,20 @@ class HeldGradients:
                 "change param_groups before hold_constraint, not between it and step()"
             )
         return grads
+
+    @torch.no_grad()
+    def put_back(self, name: str, params: list[Tensor], scaler: GradScaler | None) -> None:
+        """Make ∇c, as held so far, ``p.grad`` again, with the scaler's scale; the next :meth:`hold` takes the sum.
+
+        The value is kept.
+        """
+        held = self.by_name.get(name)
+        if held is None:
+            return
+        scale = scaler.scale(torch.ones((), device=params[0].device)) if scaler is not None and held.scaled else 1.0
+        for param, grad in zip(params, self.of(name, params), strict=True):
+            param.grad = None if grad is None else (grad * scale).to(param.dtype)
+        self.by_name[name] = Held(held.value, params, [None] * len(params), held.scaled)
 
     def release(self) -> None:
         """Drop every c and ∇c."""

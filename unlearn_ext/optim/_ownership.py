@@ -32,6 +32,26 @@ def owned(grads: list[Tensor | None]) -> list[Tensor | None]:
     ]
 
 
+def clear(params: list[Tensor]) -> None:
+    """Set every ``p.grad`` to ``None``."""
+    for param in params:
+        param.grad = None
+
+
+def set_aside(params: list[Tensor]) -> list[Tensor | None]:
+    """Set every ``p.grad`` to ``None``; return the gradients, copied where other code may write to them."""
+    grads = [param.grad for param in params]
+    clear(params)
+    return owned(grads)
+
+
+def restore(params: list[Tensor], grads: list[Tensor | None]) -> None:
+    """Put back the gradients that :func:`set_aside` returned, and add to them what ``p.grad`` is by now."""
+    for param, grad in zip(params, grads, strict=True):
+        if grad is not None:
+            param.grad = grad if param.grad is None else grad.add_(param.grad)
+
+
 def is_grad_alone(param: Tensor, known: int) -> bool:
     """Return whether only the parameter and the caller refer to ``param.grad``.
 

@@ -204,6 +204,38 @@ class EpsilonOptimizer(Optimizer):
             refuse_unscaled(self, scaler)
         self._constraints.hold(value, name, self._params(), scaler)
 
+    @contextmanager
+    def constraint(
+        self, name: str | None = None, scaler: GradScaler | None = None
+    ) -> Iterator[Callable[[Tensor], None]]:
+        """Hold a constraint whose backward passes alternate with those of the objective.
+
+        Inside the block ``p.grad`` is ∇c as accumulated so far, and afterwards again what it was before. So
+        micro-batches of a constraint and of the objective may alternate in gradient accumulation, and under ``no_sync``
+        of DistributedDataParallel the last backward pass of each reduces its whole sum::
+
+            with optimizer.constraint("name") as hold:
+                c = constraint_loss(batch) / micro_batches
+                c.backward()
+                hold(c)
+
+        If the block raises, the constraint and ``p.grad`` are as before it.
+
+        Args:
+            name: the constraint's key in ``control``; ``None`` if ``control`` is not a dict.
+            scaler: the ``GradScaler`` that scales c for its backward pass, if any.
+
+        Yields:
+            A function to call with the value of c, once or several times, as :meth:`hold_constraint`: values add up.
+
+        Raises:
+            RuntimeError: the function was not called; otherwise as :meth:`hold_constraint`.
+        """
+        if scaler is not None and scaler.is_enabled():
+            refuse_unscaled(self, scaler)
+        with self._constraints.interleaved(name, self._params(), scaler) as hold:
+            yield hold
+
     @overload
     def step(self, closure: None = None) -> None: ...
 

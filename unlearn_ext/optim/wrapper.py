@@ -20,10 +20,10 @@ _OWN = ("epsilon_", "constraint_")  # how the keys begin of what the wrapper add
 
 
 class EpsilonWrapper(EpsilonOptimizer):
-    """Any torch optimizer, whose step Δ = θ_before − θ is replaced by the nearest one that satisfies ⟨∇c_i, Δ'⟩ ≥ Ψ_i.
+    """Any torch optimizer, whose step Δ = θ_before − θ becomes the nearest one that satisfies ⟨∇c_i, Δ'⟩ ≥ Ψ_i.
 
-    Δ' = Δ + Σ λ_i P⁻¹∇c_i, with P = diag(√(v̂ + w·Σ∇c_i²) + eps) and v the moving average of ∇f2², which the wrapper keeps
-    itself. Where all λ are zero the step is exactly that of the wrapped optimizer, and so is a step without a held
+    Δ' = Δ + Σ λ_i P⁻¹∇c_i, with P = diag(√(v̂ + w·Σ∇c_i²) + eps) and v the moving average of ∇f2², which the wrapper
+    keeps itself. Where all λ are zero the step is exactly that of the wrapped optimizer, and so is a step without a held
     constraint. The step is projected, not the gradient: an optimizer that rescales a projected gradient, as Adam does,
     misses ε by 20 to 60 %.
 
@@ -109,19 +109,24 @@ class EpsilonWrapper(EpsilonOptimizer):
             RuntimeError: as for :meth:`EpsilonSGD.step`.
         """
         if torch.compiler.is_compiling():
-            return torch.compiler.disable(self._wrapped_step)(closure)
+            loss: T | None = torch.compiler.disable(self._wrapped_step)(closure)
+            return loss
         return self._wrapped_step(closure)
 
     def _wrapped_step(self, closure: Callable[[], T] | None) -> T | None:
         if not self._constraints.held.names:
-            return self.optimizer.step(closure)
+            return self._proposed(closure)
         self._before = {param: param.detach().clone() for param in self._params()}
         try:
-            loss = self.optimizer.step(closure)
+            loss = self._proposed(closure)
             self._step()
         finally:
             self._before = {}
         return loss
+
+    def _proposed(self, closure: Callable[[], T] | None) -> T | None:
+        """Take the wrapped optimizer's step."""
+        return self.optimizer.step(closure)  # type: ignore[arg-type, return-value]  # torch types it as two functions
 
     def _hyper(self, group: dict[str, Any]) -> list[float | Tensor]:
         beta2, eps, weight = self._metric
