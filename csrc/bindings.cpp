@@ -7,8 +7,8 @@
 #include <tuple>
 #include <vector>
 
-#include "control.h"
 #include "cpu/kernels.h"
+#include "solve.h"
 #include "table.h"
 #if defined(UX_CUDA)
 #include "cuda/step.h"
@@ -119,6 +119,7 @@ PYBIND11_MODULE(_C, m) {
         "apply",
         [](const Table& table, const Job& job, int threads) { cpu::run_apply(table.rows(), job, threads); },
         py::call_guard<py::gil_scoped_release>());
+    m.def("solve", &cpu::run_solve);
 
 #if defined(UX_CUDA)
     m.attr("CUDA_ARCHS") = UX_CUDA_ARCHS;
@@ -131,6 +132,9 @@ PYBIND11_MODULE(_C, m) {
     m.def("cuda_stats", [](Job job, bool solve, Address rows, Address counter, int device, Address stream) {
         job.solve = solve;
         cuda::run_stats(pointer<const void>(rows), job, pointer<uint32_t>(counter), device, pointer<void>(stream));
+    });
+    m.def("cuda_solve", [](const Job& job, int device, Address stream) {
+        cuda::run_solve(job, device, pointer<void>(stream));
     });
     m.def("cuda_apply", [](const Job& job, Address rows, Address counter, int device, Address stream) {
         cuda::run_apply(pointer<const void>(rows), job, pointer<uint32_t>(counter), device, pointer<void>(stream));

@@ -1,8 +1,9 @@
-// The end of the stats phase, shared by all devices: from the sums and the values of c follow Ψ (the control function),
-// λ (the QP), the clipping factor and the flags.
+// The control functions ψ, shared by all devices: how much each constraint must decrease in this step. One constraint at a
+// time, in double precision. docs/theory.md derives them.
 #pragma once
-#include "qp.h"
-#include "rules.h"
+#include <cmath>
+
+#include "tensors.h"
 
 namespace ux {
 
@@ -10,21 +11,21 @@ namespace ux {
 enum Control {
     kKind,
     kEpsilon,
-    kAlpha,
+    kAlpha,  // NaN: kRate is used instead
     kRate,
     kDelta,
-    kIntegralGain,
-    kCap,
+    kCap,  // NaN: chosen by the first demand
     kGivenPsi,
     kEquality,
     kLambdaMax,
-    kDecay,
+    kDecay,  // of the average of ∇c; 0: no average, NaN: chosen by the measured noise
     kControl
 };
 constexpr int kMaxNorm = 0;
 enum Kind { kGiven = 0, kGradientNorm = 1, kEpsilonGap = 2 };
 
-// Columns of `report` in the row of a constraint. c is input; from kIntegral on, values persist from step to step.
+// Columns of `report` in the row of a constraint. c is input. From kCount on, values persist from step to step: they are
+// what the control remembers.
 enum Report {
     kConstraint,
     kPsi,
@@ -33,173 +34,162 @@ enum Report {
     kDot,
     kSqConstraint,
     kShortfall,
+    kFresh,          // weight of ∇c in its average
+    kCount,          // steps with this constraint
+    kSignal,         // share of ∇c that is not noise
+    kAligned,        // running mean of ⟨∇c,P⁻¹a⟩, a from the step before
+    kPower,          // running mean of ⟨∇c,P⁻¹∇c⟩
+    kModel,          // value that c would have if it did what was demanded
+    kEpsilonBefore,  // ε of the step before
+    kReach,          // longest step along P⁻¹a, relative to a
+    kFirstReach,     // its upper limit
+    kRoom,           // running mean of the cap
+    kPull,           // rate·(c − ε) − ⟨a,d⟩ of the step before
+    kMeanPull,       // its running mean
+    kPullNoise,      // running mean of its changes
     kIntegral,
-    kAverageWeight,
+    kSaturated,  // whether the demand exceeded the room
+    kGap,        // running mean of c − ε
+    kGapNoise,   // running mean of |c − model|
+    kGapSteps,   // steps in kGap
+    kUnsettled,  // steps in a row in which kGap was too large
     kReport
 };
-// Columns of row 0 of `report`; kSkippedSteps persists.
-enum StepReport { kSqDirectionSum, kScale, kSkipped, kSkippedSteps };
+constexpr int kKept = kCount;
+
+// What one step measures of a constraint; sums are over all groups, weighted by the learning rates μ_k where it says so.
+struct Measured {
+    double value;                // c
+    double mean_lr;              // the μ of Ψ = μψ
+    double sq_constraint;        // ⟨a,P⁻¹a⟩
+    double lr_sq_constraint;     // Σμ⟨a,P⁻¹a⟩
+    double lr_dot;               // Σμ⟨a,d⟩
+    double lr_aligned, lr_power; // Σμ⟨∇c,P⁻¹a₋⟩ with the a₋ of the step before, Σμ⟨∇c,P⁻¹∇c⟩
+};
 
 UX_HD double clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
+UX_HD double least(double x, double y) { return y < x ? y : x; }
+UX_HD double most(double x, double y) { return y > x ? y : x; }
 UX_HD double power(double x, double p) { return p == 1.0 ? x : pow(x, p); }  // skips pow for the default exponent
-// Unlike std::isfinite, compilers optimize this expression away only under fast-math.
-UX_HD bool finite(double x) { return x - x == 0.0; }
+UX_HD bool is_nan(double x) { return x != x; }
+UX_HD void approach(double& mean, double value, double weight) { mean += weight * (value - mean); }
 
-// The numbers of one step in `control` and `report`: row 0, and a row for each constraint that takes part in it.
-struct Numbers {
-    double control[1 + kMaxConstraints][kControl];
-    double report[1 + kMaxConstraints][kReport];
-};
-// Row of the job's `control` and `report` for a row of Numbers.
-UX_HD int64_t row_of_numbers(const Job& job, int row) { return row ? 1 + job.control_row[row - 1] : 0; }
+constexpr double kForget = 0.1;      // weight of a new value in the running means
+constexpr double kMinSignal = 0.02;  // the average of ∇c is over 50 steps or so at most
 
-// The rows of the report that take no part in the step lose the values of an earlier step, but not what persists.
-UX_HD void clear_absent(const Job& job) {
-    for (int row = 0; row < job.n_controls; ++row) {
-        bool takes_part = false;
-        for (int i = 0; i < job.n_constraints; ++i) takes_part = takes_part || job.control_row[i] == row;
-        for (int column = kPsi; column < kIntegral && !takes_part; ++column)
-            job.report[(1 + row) * kReport + column] = 0;
+// The weight of ∇c in its average in this step; known before the step, so that one pass is enough.
+UX_HD double fresh_weight(const double* control, const double* report) {
+    const double decay = control[kDecay], count = report[kCount];
+    if (decay == 0 || count == 0) return 1;
+    if (is_nan(decay)) return most(report[kSignal], 1 / (count + 1));
+    return (1 - decay) / (1 - pow(decay, count + 1));  // the average with bias correction
+}
+
+// Independent noise is not aligned with the average of earlier gradients, so ⟨∇c,P⁻¹a₋⟩/‖∇c‖² is the share of signal.
+UX_HD void measure_noise(const Measured& m, double* state) {
+    const double weight = state[kCount] == 1 ? 1 : most(state[kSignal], kForget);
+    approach(state[kAligned], m.lr_aligned, weight);
+    approach(state[kPower], m.lr_power, weight);
+    state[kSignal] = state[kPower] > 0 ? clamp(fabs(state[kAligned]) / state[kPower], kMinSignal, 1) : 1;
+}
+
+// The largest decrease that may be demanded. If ε cannot be reached, demands without a limit would grow with λ, and c could
+// even rise. The limit is a step along P⁻¹a that is no longer than the first demand or a plain gradient step on c; while
+// it binds it shrinks if successive gradients turn around, and recovers if they agree.
+UX_HD double largest_demand(const double* control, const Measured& m, double rate, double* state) {
+    if (!is_nan(control[kCap])) return control[kCap] * m.lr_sq_constraint;
+    const double epsilon = control[kEpsilon], model = state[kModel];
+    state[kFirstReach] = most(state[kFirstReach], m.mean_lr);
+    const bool starts = state[kCount] == 0 || model - epsilon > 2 * most(model - state[kEpsilonBefore], 0);
+    if (starts) {
+        const double gap = control[kEquality] != 0 ? fabs(m.value - epsilon) : m.value - epsilon;
+        const double demand = m.sq_constraint > 0 ? rate * gap / m.sq_constraint : 0;
+        state[kReach] = state[kFirstReach] = most(state[kFirstReach], demand);
+    } else if (state[kSaturated] != 0 && state[kPower] > 0) {
+        const double agreement = state[kAligned] / state[kPower];
+        const double factor = agreement >= 1 ? 2 : clamp(1 / (1 - agreement), 0.5, 2);
+        state[kReach] = least(state[kFirstReach], state[kReach] * factor);
     }
+    return state[kReach] * m.sq_constraint;
 }
 
-UX_HD double next_weight(double weight, double decay) { return weight * decay + (1 - decay); }
-
-// How the gradient of constraint i is averaged in this step; `solved`: in the apply phase, after solve() has stored the
-// new weight.
-UX_HD Average average_of(const Job& job, int i, bool solved) {
-    if (i >= job.n_constraints) return {};
-    const int64_t row = 1 + job.control_row[i];
-    const double decay = job.control[row * kControl + kDecay], stored = job.report[row * kReport + kAverageWeight];
-    return {float(decay), float(1 - decay), float(1 / (solved ? stored : next_weight(stored, decay)))};
+// Running means of what λ reacts to: without noise it never integrates below zero, with noise as far as noise needs it.
+UX_HD void measure_pull(const Measured& m, double rate, double epsilon, double cap, double* state) {
+    const double pull = rate * (m.value - epsilon) - m.lr_dot;
+    if (state[kCount] == 0) {
+        state[kPullNoise] = 0, state[kMeanPull] = pull, state[kRoom] = cap;
+    } else {
+        approach(state[kPullNoise], fabs(pull - state[kPull]), kForget);
+        approach(state[kMeanPull], pull, kForget);
+        approach(state[kRoom], cap, kForget);
+    }
+    state[kPull] = pull;
 }
 
-// Sums over all groups: unweighted, and weighted by learning rate μ_k, as the constraint on the step needs them. K is the
-// number of slots, so that the values of a single constraint fit in registers.
-template <int K> struct Totals {
-    double sq_direction = 0, raw_squares = 0;
-    double dot[K] = {}, gram[K][K] = {};
-    double lr_dot[K] = {}, lr_gram[K][K] = {};
-    double mean_lr[K];     // the μ of Ψ_i = μψ_i
-    double multiplier[K];  // the Lagrangian's multiplier divided by λ
+// PI control around a reference model r of c, which closes `rate` of its own gap in each step. The integral is of c − r,
+// not of c − ε, so it stays zero as long as c does what is demanded, and does not wind up on the way to ε.
+UX_HD double follow_model(const double* control, const Measured& m, double rate, double cap, double* state) {
+    const double epsilon = control[kEpsilon], r = state[kModel], lag = m.value - r, room = state[kRoom];
+    const bool equality = control[kEquality] != 0;
+    const double closing = rate * (r - epsilon), want = equality ? clamp(closing, -room, room) : closing;
+    const bool saturated = (equality ? fabs(want + state[kIntegral]) : want + state[kIntegral]) >= room;
+    const double gain = rate * rate / 4;  // critically damped
+    const double increment = fabs(r - epsilon) > fabs(lag) ? 0 : clamp(gain * lag, -room / 4, room / 4);
+    const double above = most(0, room - (equality ? fabs(want) : most(want, 0)));
+    const double below = equality ? above : least(most(0, 3 * state[kPullNoise] + state[kMeanPull]), 2 * room);
+    state[kIntegral] = clamp(state[kIntegral] + increment, -below, above);
+    state[kSaturated] = saturated ? 1 : 0;
 
-    UX_HD explicit Totals(const Job& job) {
-        constexpr Sums columns{K};
-        double lr_total = 0, effective[K] = {};
-        for (int64_t k = 0; k < job.n_groups; ++k) {
-            const double* s = job.sums + k * columns.count();
-            const double* h = job.hyper + k * kHyper;
-            const double lr = h[kLr];
-            sq_direction += s[kSqDirection], raw_squares += s[kRawGrad], lr_total += lr;
-            for (int i = 0; i < K; ++i) {
-                raw_squares += s[columns.raw(i)];
-                dot[i] += s[columns.dot(i)], lr_dot[i] += lr * s[columns.dot(i)];
-                for (int j = 0; j < K; ++j)
-                    gram[i][j] += s[columns.gram(i, j)], lr_gram[i][j] += lr * s[columns.gram(i, j)];
-                effective[i] += lr * s[columns.gram(i, i)] * of_momentum(job.rule, h);
-            }
+    state[kModel] = r - least(want, room) + (saturated ? rate * lag : 0);
+    const double base = equality ? clamp(want + state[kIntegral], -cap, cap) : least(want + state[kIntegral], cap);
+    const double swing = cap - (equality ? fabs(base) : base);
+    if (fabs(rate * lag) <= swing && base == closing + state[kIntegral])
+        return rate * (m.value - epsilon) + state[kIntegral];  // the same, without the rounding of r
+    return base + clamp(rate * lag, -swing, swing);  // symmetric, so that noise is not rectified
+}
+
+// The running mean of the gap, and for how long it has been too large.
+UX_HD void measure_gap(const double* control, const Measured& m, double rate, double* state) {
+    const double gap = m.value - control[kEpsilon];
+    const bool starts = state[kCount] == 0 || control[kEpsilon] != state[kEpsilonBefore];
+    if (starts) state[kGapSteps] = state[kGap] = state[kGapNoise] = 0;
+    approach(state[kGap], gap, most(1 / (state[kGapSteps] + 1), rate / 10));
+    approach(state[kGapNoise], fabs(m.value - state[kModel]), kForget);
+    state[kGapSteps] += 1;
+    const double noise = 2 * state[kGapNoise] * sqrt(rate / 20);
+    const bool arrived = fabs(state[kModel] - control[kEpsilon]) <= fabs(state[kGap]) || state[kSaturated] != 0;
+    const bool far = fabs(state[kGap]) > most(0.05 * fabs(control[kEpsilon]), noise);
+    const bool inactive = state[kGap] < 0 && control[kEquality] == 0;
+    state[kUnsettled] = arrived && far && !inactive && !starts ? state[kUnsettled] + 1 : 0;
+}
+
+UX_HD double signed_power(double x, double p) { return (x < 0 ? -1.0 : 1.0) * power(fabs(x), p); }
+
+// Ψ = μψ, the first-order decrease of c that is required of this step. Updates `state`, the constraint's row of `report`.
+UX_HD double required_decrease(const double* control, const Measured& m, double* state) {
+    if (is_nan(control[kDecay]) && state[kCount] > 0) measure_noise(m, state);
+    double decrease = m.mean_lr * control[kGivenPsi];
+    if (control[kKind] == kGradientNorm) {
+        decrease = m.mean_lr * control[kAlpha] * power(m.sq_constraint, 0.5 * control[kDelta]);
+        decrease = least(decrease, control[kCap] * m.lr_sq_constraint);
+    }
+    if (control[kKind] == kEpsilonGap) {
+        const double rate = is_nan(control[kAlpha]) ? control[kRate] : m.mean_lr * control[kAlpha];
+        if (state[kCount] == 0)
+            state[kModel] = m.value, state[kIntegral] = state[kSaturated] = state[kFirstReach] = 0;
+        const double cap = largest_demand(control, m, rate, state);
+        if (control[kDelta] == 1) {
+            measure_pull(m, rate, control[kEpsilon], cap, state);
+            measure_gap(control, m, rate, state);
+            decrease = follow_model(control, m, rate, cap, state);
+        } else {
+            decrease = least(rate * signed_power(m.value - control[kEpsilon], control[kDelta]), cap);
+            if (control[kEquality] != 0) decrease = most(decrease, -cap);
         }
-        for (int i = 0; i < K; ++i) {
-            const double sq = gram[i][i], lr_sq = lr_gram[i][i];
-            mean_lr[i] = sq > 0 ? lr_sq / sq : job.n_groups ? lr_total / double(job.n_groups) : 0.0;
-            multiplier[i] = lr_sq > 0 ? effective[i] / lr_sq : 1.0;
-        }
+        state[kEpsilonBefore] = control[kEpsilon];
     }
-
-    // A momentum buffer is about (1 − τ)/(1 − β) gradients, and λ as much larger than the multiplier; τ: dampening.
-    static UX_HD double of_momentum(Rule rule, const double* h) {
-        return rule == Rule::sgd && h[kBeta1] > 0 && h[kBeta2] < 1 ? (1 - h[kBeta1]) / (1 - h[kBeta2]) : 1.0;
-    }
-};
-
-// Ψ = μψ: the first-order decrease of c that the control function requires from this step.
-// `sq` and `lr_sq`: ⟨a,P⁻¹a⟩, unweighted and weighted by learning rate.
-UX_HD double required_decrease(
-    const double* c, double constraint, double integral, double mean_lr, double sq, double lr_sq) {
-    double decrease = mean_lr * c[kGivenPsi];
-    if (c[kKind] == kGradientNorm) decrease = mean_lr * c[kAlpha] * power(sq, 0.5 * c[kDelta]);
-    if (c[kKind] == kEpsilonGap) {
-        const double gap = constraint - c[kEpsilon];
-        const double feedback = (gap < 0 ? -1.0 : 1.0) * power(fabs(gap), c[kDelta]) + c[kIntegralGain] * integral;
-        const bool has_alpha = c[kAlpha] == c[kAlpha];  // NaN: use the rate instead
-        decrease = has_alpha ? mean_lr * c[kAlpha] * feedback : c[kRate] * feedback;
-    }
-    const double cap = c[kCap] * lr_sq;
-    if (c[kEquality] != 0 && decrease < -cap) return -cap;
-    return decrease > cap ? cap : decrease;
-}
-
-// Integral of the gap with anti-windup: only gaps within half of |ε| count, and the integral term is clamped to ±|ε|.
-UX_HD double integrate(const double* c, double constraint, double integral) {
-    if (c[kKind] != kEpsilonGap || c[kIntegralGain] == 0) return integral;
-    const double gap = constraint - c[kEpsilon], target = fabs(c[kEpsilon]);
-    if (fabs(gap) > 0.5 * target) return integral;
-    return clamp(integral + gap, -target / c[kIntegralGain], target / c[kIntegralGain]);
-}
-
-// Solves for λ, each limited to ±λ_max.
-template <int K>
-UX_HD void solve_qp(const Job& job, const Totals<K>& t, const double* decrease, const Numbers& numbers, double* lambda) {
-    const int n = job.n_constraints;
-    double gram[kMaxConstraints][kMaxConstraints], violation[K];
-    unsigned equalities = 0;
-    for (int i = 0; i < K && i < n; ++i) {
-        violation[i] = decrease[i] - t.lr_dot[i];
-        if (numbers.control[1 + i][kEquality] != 0) equalities |= bit(i);
-        for (int j = 0; j < K; ++j) gram[i][j] = t.lr_gram[i][j];
-    }
-    if (K == 1) lambda[0] = n ? solve_one(gram[0][0], violation[0], equalities != 0) : 0.0;
-    else solve_dual(n, gram, violation, equalities, lambda);
-    for (int i = 0; i < K && i < n; ++i) {
-        const double limit = numbers.control[1 + i][kLambdaMax];
-        if (lambda[i] > limit) lambda[i] = limit;  // a NaN stays a NaN
-        if (lambda[i] < -limit) lambda[i] = -limit;
-    }
-}
-
-// Reads the sums and the values of c in `numbers.report`; writes the rest of `numbers.report`.
-template <int K> UX_HD void solve(const Job& job, Numbers& numbers) {
-    const int n = job.n_constraints;
-    const Totals<K> t(job);
-    double integral[K], decrease[K], lambda[K] = {};
-    bool all_finite = finite(t.raw_squares) && finite(t.sq_direction);
-    for (int i = 0; i < K && i < n; ++i) {
-        const double* c = numbers.control[1 + i];
-        const double constraint = numbers.report[1 + i][kConstraint];
-        integral[i] = integrate(c, constraint, numbers.report[1 + i][kIntegral]);
-        decrease[i] = required_decrease(c, constraint, integral[i], t.mean_lr[i], t.gram[i][i], t.lr_gram[i][i]);
-        all_finite = all_finite && finite(constraint) && finite(decrease[i]) && finite(t.dot[i]);
-        for (int j = 0; j <= i; ++j) all_finite = all_finite && finite(t.gram[i][j]);
-    }
-    solve_qp(job, t, decrease, numbers, lambda);
-    double sq_norm = t.sq_direction;
-    for (int i = 0; i < K && i < n; ++i)
-        sq_norm += 2 * lambda[i] * t.dot[i], all_finite = all_finite && fabs(lambda[i]) <= FLT_MAX;
-    for (int i = 0; i < K && i < n; ++i)
-        for (int j = 0; j < K && j < n; ++j) sq_norm += lambda[i] * lambda[j] * t.gram[i][j];
-    const double clip_factor = numbers.control[0][kMaxNorm] / (sqrt(sq_norm > 0 ? sq_norm : 0.0) + 1e-6);
-    const double scale = clip_factor < 1 ? clip_factor : 1.0;
-
-    for (int i = 0; i < K && i < n; ++i) {
-        double achieved = t.lr_dot[i];
-        for (int j = 0; j < K && j < n; ++j) achieved += lambda[j] * t.lr_gram[i][j];
-        const double* c = numbers.control[1 + i];
-        double* report = numbers.report[1 + i];
-        const double mu = t.mean_lr[i], shortfall = decrease[i] - scale * achieved;
-        report[kPsi] = mu > 0 ? decrease[i] / mu : 0.0;
-        report[kLambda] = lambda[i];
-        report[kMultiplier] = lambda[i] * t.multiplier[i];
-        report[kDot] = mu > 0 ? t.lr_dot[i] / mu : t.dot[i];
-        report[kSqConstraint] = t.gram[i][i];
-        report[kShortfall] = mu > 0 && (shortfall > 0 || c[kEquality] != 0) ? shortfall / mu : 0.0;
-        if (!all_finite) continue;
-        report[kIntegral] = integral[i];
-        report[kAverageWeight] = next_weight(report[kAverageWeight], c[kDecay]);
-    }
-    numbers.report[0][kSqDirectionSum] = t.sq_direction;
-    numbers.report[0][kScale] = scale;
-    numbers.report[0][kSkipped] = all_finite ? 0.0 : 1.0;
-    if (!all_finite) numbers.report[0][kSkippedSteps] += 1;
+    state[kCount] += 1;
+    return decrease;
 }
 
 }  // namespace ux

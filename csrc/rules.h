@@ -1,5 +1,5 @@
 // The mathematics of a step on one element, shared by all devices: what it adds to the sums, and its update. `F` is float,
-// or a vector of floats on the CPU; `K` the number of constraints. qp.h and control.h say how λ follows from the sums.
+// or a vector of floats on the CPU; `K` the number of constraints. solve.h says how λ follows from the sums.
 //
 //   g = argmin ½‖g − d‖²_P  s.t.  ⟨a_i, g⟩ ≥ ψ_i for every i       g = d + Σ λ_i P⁻¹a_i
 //
@@ -14,47 +14,53 @@ namespace ux {
 
 enum Hyper { kLr, kBeta1, kBeta2, kEps, kWeightDecay, kNesterov, kMaximize, kConstraintWeight, kHyper };
 
-// Columns of the sums: ‖d‖²_P, ‖g2‖², then for each constraint ⟨a_i,d⟩, for each ‖∇c_i‖², and ⟨a_i,P⁻¹a_j⟩ for i ≤ j.
-constexpr int kSqDirection = 0, kRawGrad = 1;
+// Columns of the sums: ‖d‖²_P, ‖g2‖², then for each constraint ⟨a_i,d⟩, ⟨∇c_i,P⁻¹∇c_i⟩ and ⟨∇c_i,P⁻¹a₋_i⟩ with the average
+// of the step before, and ⟨a_i,P⁻¹a_j⟩ for i ≤ j.
+constexpr int kSqDirection = 0, kSqGrad = 1;
 struct Sums {
     int slots;  // constraints
 
     UX_HD constexpr int dot(int i) const { return 2 + i; }
-    UX_HD constexpr int raw(int i) const { return 2 + slots + i; }
+    UX_HD constexpr int power(int i) const { return 2 + slots + i; }
+    UX_HD constexpr int aligned(int i) const { return 2 + 2 * slots + i; }
     UX_HD constexpr int gram(int i, int j) const {
-        return i <= j ? 2 + 2 * slots + i * slots - i * (i - 1) / 2 + (j - i) : gram(j, i);
+        return i <= j ? 2 + 3 * slots + i * slots - i * (i - 1) / 2 + (j - i) : gram(j, i);
     }
-    UX_HD constexpr int count() const { return 2 + 2 * slots + slots * (slots + 1) / 2; }
+    UX_HD constexpr int count() const { return 2 + 3 * slots + slots * (slots + 1) / 2; }
 };
 constexpr int kMaxSums = Sums{kMaxConstraints}.count();
 
-// Values of one coordinate: d, P⁻¹a_i and the diagonal of P.
+// Values of one coordinate: d, the diagonal of P and of P⁻¹, and P⁻¹a_i.
 template <class F, int K> struct Element {
-    F direction, metric, constraint[K];
+    F direction, metric, inverse, constraint[K];
 };
 
-// `held`: ∇c_i. The squares of both gradients are not finite if a gradient is not.
-template <class F, int K>
-UX_HD void accumulate(const Element<F, K>& e, F grad, const F* held, const F* a, F* sums) {
+// A constraint's gradient in one coordinate: ∇c, its average before this step, and a, which the step uses.
+template <class F, int K> struct Gradients {
+    F held[K], before[K], a[K];
+};
+
+template <class F, int K, bool kAveraged>
+UX_HD void accumulate(const Element<F, K>& e, F grad, const Gradients<F, K>& g, F* sums) {
     constexpr Sums columns{K};
     sums[kSqDirection] += e.direction * e.direction * e.metric;
-    sums[kRawGrad] += grad * grad;
+    sums[kSqGrad] += grad * grad;
     UX_UNROLL
     for (int i = 0; i < K; ++i) {
-        sums[columns.dot(i)] += a[i] * e.direction;
-        sums[columns.raw(i)] += held[i] * held[i];
+        const F rescaled = g.held[i] * e.inverse;
+        sums[columns.dot(i)] += g.a[i] * e.direction;
+        sums[columns.power(i)] += g.held[i] * rescaled;
+        if (kAveraged) sums[columns.aligned(i)] += g.before[i] * rescaled;
         UX_UNROLL
-        for (int j = i; j < K; ++j) sums[columns.gram(i, j)] += a[i] * e.constraint[j];
+        for (int j = i; j < K; ++j) sums[columns.gram(i, j)] += g.a[i] * e.constraint[j];
     }
 }
 
-// How ∇c becomes a: m ← β·m + (1 − β)·∇c, and a = m divided by the sum of the weights, which corrects the bias towards
-// zero. Without an average β = 0 and a = ∇c.
+// How ∇c becomes a = kept·a₋ + fresh·∇c; without an average, a = ∇c.
 struct Average {
-    float decay = 0, fresh = 1, correction = 1;
+    float kept = 0, fresh = 1;
 
-    template <class F> UX_HD F next(F average, F held) const { return average * decay + held * fresh; }
-    template <class F> UX_HD F corrected(F average) const { return average * correction; }
+    template <class F> UX_HD F next(F before, F held) const { return before * kept + held * fresh; }
 };
 
 // Skips the product at weight_decay = 0: 0·∞ would turn the direction of an infinite parameter into NaN.
@@ -102,7 +108,7 @@ template <class F, int K> UX_HD F projected(const Element<F, K>& e, const float*
 // P = I.
 template <class F, int K> UX_HD Element<F, K> euclidean(F direction, const F* a) {
     Element<F, K> e;
-    e.direction = direction, e.metric = F{} + 1.0f;
+    e.direction = direction, e.metric = e.inverse = F{} + 1.0f;
     UX_UNROLL
     for (int i = 0; i < K; ++i) e.constraint[i] = a[i];
     return e;
@@ -111,7 +117,7 @@ template <class F, int K> UX_HD Element<F, K> euclidean(F direction, const F* a)
 // P = diag(metric).
 template <class F, int K> UX_HD Element<F, K> rescaled(F direction, F metric, F inverse, const F* a) {
     Element<F, K> e;
-    e.direction = direction, e.metric = metric;
+    e.direction = direction, e.metric = metric, e.inverse = inverse;
     UX_UNROLL
     for (int i = 0; i < K; ++i) e.constraint[i] = a[i] * inverse;
     return e;

@@ -25,7 +25,7 @@ static inline Lanes square_root(Lanes x) {
 
 }  // namespace ux
 
-#include "../control.h"
+#include "../solve.h"
 #include "half.h"
 
 namespace ux::cpu::UX_ISA {
@@ -211,15 +211,17 @@ template <class V> struct Averages {
     Averages(const Job& job, bool solved) {
         for (int i = 0; i < V::K; ++i) of[i] = average_of(job, i, solved);
     }
-    // Reads ∇c_i (`held`) and a_i from the operands, and updates the averages among them.
-    template <class F> void apply(F* x, F* held_grads, F* a) const {
+    // Reads the gradients from the operands, and updates the averages among these.
+    template <class F> Gradients<F, V::K> apply(F* x) const {
+        Gradients<F, V::K> g;
         UX_UNROLL
         for (int i = 0; i < V::K; ++i) {
-            held_grads[i] = a[i] = x[held(i)];
+            g.held[i] = g.a[i] = x[held(i)];
             if (!V::kAveraged) continue;
-            x[average(i)] = of[i].next(x[average(i)], held_grads[i]);
-            a[i] = of[i].corrected(x[average(i)]);
+            g.before[i] = x[average(i)];
+            g.a[i] = x[average(i)] = of[i].next(g.before[i], g.held[i]);
         }
+        return g;
     }
 };
 
@@ -270,10 +272,10 @@ template <class V> void stats_of(const RowTable& table, const Job& job, int64_t 
         const int64_t n = range.end - range.begin;
         const auto add_at = [&](int64_t i, auto zero, auto* totals) {
             using F = decltype(zero);
-            F x[V::kOperands], held_grads[V::K], a[V::K];
+            F x[V::kOperands];
             chunk.read(i, x);
-            averages.apply(x, held_grads, a);
-            accumulate<F, V::K>(rule.template element<V::K>(x, a), x[kGrad], held_grads, a, totals);
+            const auto g = averages.apply(x);
+            accumulate<F, V::K, V::kAveraged>(rule.template element<V::K>(x, g.a), x[kGrad], g, totals);
         };
         Lanes lanes[kSums] = {};
         int64_t i = 0;
@@ -301,13 +303,13 @@ template <class V> void apply_of(const RowTable& table, const Job& job, int64_t 
         const int64_t n = range.end - range.begin;
         const auto step_at = [&](int64_t i, auto zero) {
             using F = decltype(zero);
-            F x[V::kOperands], held_grads[V::K], a[V::K];
+            F x[V::kOperands];
             chunk.read(i, x);
             if (restore) {
                 x[kParam] = x[kFirstMoment];
             } else {
-                averages.apply(x, held_grads, a);
-                rule.step(x, rule.template element<V::K>(x, a), lambda, scale);
+                const auto g = averages.apply(x);
+                rule.step(x, rule.template element<V::K>(x, g.a), lambda, scale);
             }
             chunk.write(i, x);
         };

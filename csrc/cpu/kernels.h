@@ -17,5 +17,6 @@ const Kernels*& chosen();                 // the fastest, unless another one is 
 
 void run_stats(const RowTable&, const Job&, int threads);
 void run_apply(const RowTable&, const Job&, int threads);
+void run_solve(const Job&);  // the end of run_stats, if the caller changed the sums or `control`
 
 }  // namespace ux::cpu

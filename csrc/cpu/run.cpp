@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-#include "../control.h"
+#include "../solve.h"
 #include "half.h"
 #include "kernels.h"
 
@@ -101,7 +101,9 @@ void combine(const RowTable& rows, const Job& job) {
     }
 }
 
-void solve_on_host(const Job& job) {
+}  // namespace
+
+void run_solve(const Job& job) {
     Numbers numbers;
     for (int row = 0; row <= job.n_constraints; ++row) {
         std::copy_n(job.control + row_of_numbers(job, row) * kControl, kControl, numbers.control[row]);
@@ -113,8 +115,6 @@ void solve_on_host(const Job& job) {
     clear_absent(job);
 }
 
-}  // namespace
-
 void run_stats(const RowTable& rows, const Job& job, int threads) {
     Pass pass{rows, job, chosen()->stats, false};
     run_in_parallel(pass, threads);
@@ -122,7 +122,7 @@ void run_stats(const RowTable& rows, const Job& job, int threads) {
     for (int i = 0; i < job.n_constraints; ++i)
         if (job.value[i])
             job.report[(1 + job.control_row[i]) * kReport + kConstraint] = value_of(job.value[i], job.value_dtype[i]);
-    if (job.solve) solve_on_host(job);
+    if (job.solve) run_solve(job);
 }
 
 void run_apply(const RowTable& rows, const Job& job, int threads) {

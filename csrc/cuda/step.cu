@@ -9,7 +9,7 @@
 #include <string>
 #include <type_traits>
 
-#include "../control.h"
+#include "../solve.h"
 #include "pack.cuh"
 
 namespace ux::cuda {
@@ -218,15 +218,17 @@ template <class V> struct Averages {
         for (int i = 0; i < V::K; ++i)
             if (V::kAveraged) of[i] = average_of(job, i, solved);
     }
-    // Reads ∇c_i (`held`) and a_i from the operands, and updates the averages among them.
-    __device__ void apply(float* x, float* held_grads, float* a) const {
+    // Reads the gradients from the operands, and updates the averages among these.
+    __device__ Gradients<float, V::K> apply(float* x) const {
+        Gradients<float, V::K> g;
 #pragma unroll
         for (int i = 0; i < V::K; ++i) {
-            held_grads[i] = a[i] = x[held(i)];
+            g.held[i] = g.a[i] = x[held(i)];
             if (!V::kAveraged) continue;
-            x[average(i)] = of[i].next(x[average(i)], held_grads[i]);
-            a[i] = of[i].corrected(x[average(i)]);
+            g.before[i] = x[average(i)];
+            g.a[i] = x[average(i)] = of[i].next(g.before[i], g.held[i]);
         }
+        return g;
     }
 };
 
@@ -320,23 +322,41 @@ template <int K> __device__ __attribute__((noinline)) void solve_once(const Job&
 }
 
 // The numbers are loaded to shared memory in one round trip, which overlaps with the loads of the partial sums.
-template <int K> __device__ void finish(const Row<K>* rows, const Job& job) {
-    __shared__ Numbers numbers;
+__device__ void load_numbers(const Job& job, Numbers& numbers) {
     const int n_rows = 1 + job.n_constraints;
-    for (int i = threadIdx.x; i < n_rows * kControl; i += kThreads)
+    for (int i = threadIdx.x; i < n_rows * kControl; i += blockDim.x)
         numbers.control[i / kControl][i % kControl] =
             job.control[row_of_numbers(job, i / kControl) * kControl + i % kControl];
-    for (int i = threadIdx.x; i < n_rows * kReport; i += kThreads) {
+    for (int i = threadIdx.x; i < n_rows * kReport; i += blockDim.x) {
         const int row = i / kReport, column = i % kReport;
         const void* value = row && column == kConstraint ? job.value[row - 1] : nullptr;
         numbers.report[row][column] = value ? value_of(value, job.value_dtype[row - 1])
                                             : job.report[row_of_numbers(job, row) * kReport + column];
     }
+}
+
+__device__ void store_numbers(const Job& job, const Numbers& numbers) {
+    for (int i = threadIdx.x; i < (1 + job.n_constraints) * kReport; i += blockDim.x)
+        job.report[row_of_numbers(job, i / kReport) * kReport + i % kReport] = numbers.report[i / kReport][i % kReport];
+}
+
+template <int K> __device__ void finish(const Row<K>* rows, const Job& job) {
+    __shared__ Numbers numbers;
+    load_numbers(job, numbers);
     combine<K>(rows, job);
     if (threadIdx.x == 0 && job.solve) solve_once<K>(job, numbers);
     __syncthreads();
-    for (int i = threadIdx.x; i < n_rows * kReport; i += kThreads)
-        job.report[row_of_numbers(job, i / kReport) * kReport + i % kReport] = numbers.report[i / kReport][i % kReport];
+    store_numbers(job, numbers);
+}
+
+// The values of c are in the report already, perhaps averaged over processes.
+template <int K> __global__ void solve_kernel(const __grid_constant__ Job job) {
+    __shared__ Numbers numbers;
+    load_numbers(job, numbers);
+    __syncthreads();
+    if (threadIdx.x == 0) solve_once<K>(job, numbers);
+    __syncthreads();
+    store_numbers(job, numbers);
 }
 
 template <class V>
@@ -355,10 +375,9 @@ __global__ void __launch_bounds__(kThreads, min_blocks<V>().stats)
             const Row<V::K>& row = rows[range.row];
             rule_cache.update(row);
             Chunk<V>(row, range).for_each(rule_cache.rule.stats_reads() | V::kConstraintReads, 0, [&](float* x) {
-                float held_grads[V::K], a[V::K];
-                averages.apply(x, held_grads, a);
-                const auto e = rule_cache.rule.template element<V::K>(x, a);
-                accumulate<float, V::K>(e, x[kGrad], held_grads, a, thread_sums);
+                const auto g = averages.apply(x);
+                const auto e = rule_cache.rule.template element<V::K>(x, g.a);
+                accumulate<float, V::K, V::kAveraged>(e, x[kGrad], g, thread_sums);
             });
         }
         write_partials<V::kSums>(job, tile, thread_sums, buffer);
@@ -392,9 +411,8 @@ __global__ void __launch_bounds__(kThreads, min_blocks<V>().apply)
                 x[kParam] = x[kFirstMoment];
                 return;
             }
-            float held_grads[V::K], a[V::K];
-            averages.apply(x, held_grads, a);
-            rule_cache.rule.step(x, rule_cache.rule.template element<V::K>(x, a), lambda, scale);
+            const auto g = averages.apply(x);
+            rule_cache.rule.step(x, rule_cache.rule.template element<V::K>(x, g.a), lambda, scale);
         });
     }
     if (skipped || !job.counts_steps || !is_last_block(counter)) return;
@@ -449,6 +467,11 @@ template <class Visitor> void visit_variant(const Job& job, const Visitor& visit
     });
 }
 
+Job without_values(Job job) {
+    std::fill(job.value, job.value + kMaxConstraints, nullptr);
+    return job;
+}
+
 }  // namespace
 
 void upload(const std::vector<int64_t>& words, int64_t* table, int device, void* stream) {
@@ -471,6 +494,13 @@ void run_stats(const void* rows, const Job& job, uint32_t* counter, int device, 
     visit_variant(job, [&](auto variant) {
         using V = decltype(variant);
         launch<V, stats_kernel<V>>(rows, job, counter, device, stream);
+    });
+}
+
+void run_solve(const Job& job, int device, void* stream) {
+    const DeviceGuard guard(device);
+    visit_slots(job.slots, [&](auto slots) {
+        start(solve_kernel<decltype(slots)::value>, 1, static_cast<cudaStream_t>(stream), without_values(job));
     });
 }
 

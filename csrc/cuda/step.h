@@ -16,6 +16,7 @@ void limit_blocks(int blocks);
 
 // `counter`: one uint32, zero before the first launch; each launch resets it to zero.
 void run_stats(const void* rows, const Job&, uint32_t* counter, int device, void* stream);
+void run_solve(const Job&, int device, void* stream);  // the end of run_stats, if the caller changed the sums
 void run_apply(const void* rows, const Job&, uint32_t* counter, int device, void* stream);
 
 }  // namespace ux::cuda

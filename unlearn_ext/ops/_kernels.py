@@ -91,6 +91,10 @@ class CpuKernels(_Kernels):
         """Compute the sums, and with ``solve`` ψ, λ and the flags."""
         kernels.stats(self.table, self.job, solve, torch.get_num_threads())
 
+    def solve(self) -> None:
+        """Compute ψ, λ and the flags from the sums and the report."""
+        kernels.solve(self.job)
+
     def apply_(self) -> None:
         """Step in place with the λ of ``report``."""
         kernels.apply(self.table, self.job, torch.get_num_threads())
@@ -131,6 +135,10 @@ class CudaKernels(_Kernels):
     def stats(self, solve: bool) -> None:
         """Compute the sums, and with ``solve`` ψ, λ and the flags."""
         kernels.cuda_stats(self.job, solve, *self.where)
+
+    def solve(self) -> None:
+        """Compute ψ, λ and the flags from the sums and the report."""
+        kernels.cuda_solve(self.job, *self.where[2:])
 
     def apply_(self) -> None:
         """Step in place with the λ of ``report``."""

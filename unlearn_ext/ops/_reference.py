@@ -1,23 +1,24 @@
 """Every operation of the kernels in plain PyTorch: the reference in tests, and the fallback without a kernel.
 
 The formulas are those of ``csrc/rules.h`` and ``csrc/control.h``. Half-precision tensors are computed in float32,
-float64 ones in float64; sums are float64 where the device has it. With one constraint no tensor is read on the host, so
-nothing synchronises; with several, the QP is solved on the host.
+float64 ones in float64; sums are float64 where the device has it. λ is computed on the host, so a step synchronises.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import _aliasing
-from ._qp import solve_dual
+from ._control import Measured, fresh_weight, required_decrease
+from ._qp import Array, solve_dual
 from .layout import (
     KEPT,
     Control,
     Hyper,
-    Kind,
     Operands,
     Report,
     Rule,
@@ -41,8 +42,8 @@ class _Row:
         step: number of steps taken; ``None`` if there is no counter.
         has_first: whether there is a first moment.
         held: ∇c of each constraint.
-        a: what the step uses of each ∇c: itself, or its corrected average.
-        averages: the new moving average of each ∇c, before the correction; ``None`` where there is none.
+        before: its moving average before this step; ``None`` where there is none.
+        a: what the step uses of each ∇c: itself, or its new average.
     """
 
     param: Tensor
@@ -52,8 +53,8 @@ class _Row:
     step: Tensor | None
     has_first: bool
     held: list[Tensor]
+    before: list[Tensor | None]
     a: list[Tensor]
-    averages: list[Tensor | None]
 
 
 @dataclass
@@ -63,14 +64,14 @@ class _Element:
     Attributes:
         direction: d.
         constraints: P⁻¹a of each constraint.
-        metric: diag P; ``None`` for P = I.
+        metric: diag P.
         first: the new momentum buffer or first moment.
         second: the new second moment.
     """
 
     direction: Tensor
     constraints: list[Tensor]
-    metric: Tensor | None = None
+    metric: Tensor | float = 1.0
     first: Tensor | None = None
     second: Tensor | None = None
 
@@ -133,24 +134,25 @@ class Step:
     ) -> None:
         self.rule, self.operands = rule, operands
         self.hyper, self.sums, self.summary = hyper, sums, report
-        self.limits = control[0]
+        self.limits, self.rows = control[0], rows
         self.control = [control[1 + row] for row in rows]
         self.report = [report[1 + row] for row in rows]
 
     def stats(self) -> None:
         """Write the sums of every group."""
         columns = Sums(slots_for(len(self.report)))
-        weights = [_next_weight(c, report) for c, report in zip(self.control, self.report, strict=True)]
+        fresh = [fresh_weight(c.tolist(), report.tolist()) for c, report in zip(self.control, self.report, strict=True)]
         self.sums.zero_()
         for row, group in enumerate(self.operands.groups):
-            values, sums = self._row(row, weights), self.sums[group]
+            values, sums = self._row(row, fresh), self.sums[group]
             e = _ELEMENTS[self.rule](values, self.hyper[group])
-            weighted = e.direction if e.metric is None else e.direction * e.metric
-            sums[columns.SQ_DIRECTION] += _dot(e.direction, weighted, sums)
-            sums[columns.RAW_GRAD] += _dot(values.grad, values.grad, sums)
-            for i, (held, a) in enumerate(zip(values.held, values.a, strict=True)):
+            sums[columns.SQ_DIRECTION] += _dot(e.direction, e.direction * e.metric, sums)
+            sums[columns.SQ_GRAD] += _dot(values.grad, values.grad, sums)
+            for i, (held, before, a) in enumerate(zip(values.held, values.before, values.a, strict=True)):
                 sums[columns.dot(i)] += _dot(a, e.direction, sums)
-                sums[columns.raw(i)] += _dot(held, held, sums)
+                sums[columns.power(i)] += _dot(held, held / e.metric, sums)
+                if before is not None:
+                    sums[columns.aligned(i)] += _dot(before, held / e.metric, sums)
                 for j in range(i, len(values.a)):
                     sums[columns.gram(i, j)] += _dot(a, e.constraints[j], sums)
 
@@ -158,79 +160,59 @@ class Step:
         """Solve for λ over all groups; write ψ, λ, the clipping factor and the flags to the report.
 
         The QP is min ½λᵀGλ − λᵀb with G_ij = Σμ⟨a_i,P⁻¹a_j⟩ and b_i = Ψ_i − Σμ⟨a_i,d⟩, summed over the groups, μ each
-        group's learning rate.
+        group's learning rate. It is solved on the host.
         """
-        t = Totals(self.rule, self.sums, self.hyper, len(self.report))
-        integrals = [_integral(c, report) for c, report in zip(self.control, self.report, strict=True)]
-        decreases = [
-            _required_decrease(c, report, integral, t, i)
-            for i, (c, report, integral) in enumerate(zip(self.control, self.report, integrals, strict=True))
+        sums, report = self.sums.double().cpu().numpy(), self.summary.tolist()
+        control = [c.tolist() for c in self.control]
+        states = [report[1 + row].copy() for row in self.rows]
+        t = Totals(self.rule, sums, self.hyper.double().cpu().numpy(), len(states))
+        demands = [
+            required_decrease(c, t.measured(i, s), s) for i, (c, s) in enumerate(zip(control, states, strict=True))
         ]
-        lambdas = self._lambdas(t, decreases)
-        sq_norm = t.sq_direction
-        for i, lam in enumerate(lambdas):
-            sq_norm = sq_norm + 2 * lam * t.dot[i]
-        for i, lam in enumerate(lambdas):
-            for j, other in enumerate(lambdas):
-                sq_norm = sq_norm + lam * other * t.gram[i][j]
-        clipped = self.limits[StepControl.MAX_NORM] / (sq_norm.clamp_min(0).sqrt() + 1e-6)
-        scale = torch.where(clipped < 1, clipped, torch.ones_like(clipped))
-        good = torch.isfinite(self.sums).all()
-        for report, decrease, lam in zip(self.report, decreases, lambdas, strict=True):
-            good = good & torch.isfinite(report[Report.CONSTRAINT]) & torch.isfinite(decrease)
-            good = good & (lam.abs() <= torch.finfo(torch.float32).max)
-        self._write_report(t, integrals, decreases, lambdas, scale, good)
+        lam = self._multipliers(t, np.array(demands), control)
+        with np.errstate(all="ignore"):
+            sq_norm = t.sq_direction + 2 * lam @ t.dot + lam @ t.gram @ lam
+            clipped = self.limits[StepControl.MAX_NORM].item() / (math.sqrt(max(sq_norm, 0.0)) + 1e-6)
+            scale = clipped if clipped < 1 else 1.0
+            shortfall = np.array(demands) - scale * (t.lr_dot + t.lr_gram @ lam)
+        values = [state[Report.CONSTRAINT] for state in states]
+        good = bool(np.isfinite(sums).all() and np.isfinite([*values, *demands]).all())
+        good = good and bool((np.abs(lam) <= np.finfo(np.float32).max).all())
 
-    def _lambdas(self, t: "Totals", decreases: list[Tensor]) -> list[Tensor]:
-        demands = [decrease - dot for decrease, dot in zip(decreases, t.lr_dot, strict=True)]
-        if not demands:
-            return []
-        if len(demands) == 1:
-            gram, equality = t.lr_gram[0][0], self.control[0][Control.EQUALITY] != 0
-            lam = torch.where(gram > 0, demands[0] / gram, torch.zeros_like(gram))
-            lambdas = [torch.where((lam < 0) & ~equality, torch.zeros_like(lam), lam)]  # a NaN stays a NaN
+        for row in report[1:]:
+            row[Report.PSI : KEPT] = [0.0] * (KEPT - Report.PSI)  # constraints that take no part keep zeros
+        for i, (row, state) in enumerate(zip(self.rows, states, strict=True)):
+            mine, mu = report[1 + row], t.mean_lr[i]
+            is_short = mu > 0 and (shortfall[i] > 0 or control[i][Control.EQUALITY])
+            mine[Report.PSI] = demands[i] / mu if mu > 0 else 0.0
+            mine[Report.LAMBDA] = lam[i]
+            mine[Report.MULTIPLIER] = lam[i] * t.multiplier[i]
+            mine[Report.DOT] = t.lr_dot[i] / mu if mu > 0 else t.dot[i]
+            mine[Report.SQ_CONSTRAINT] = t.gram[i][i]
+            mine[Report.SHORTFALL] = shortfall[i] / mu if is_short else 0.0
+            mine[Report.FRESH] = fresh_weight(control[i], mine)
+            if good:
+                mine[KEPT:] = state[KEPT:]
+        of_step = report[0]
+        of_step[StepReport.SQ_DIRECTION], of_step[StepReport.SCALE] = t.sq_direction, scale
+        of_step[StepReport.SKIPPED] = float(not good)
+        of_step[StepReport.SKIPPED_STEPS] += not good
+        self.summary.copy_(torch.tensor(report, dtype=self.summary.dtype))
+
+    def _multipliers(self, t: "Totals", demands: Array, control: list[list[float]]) -> Array:
+        equalities = [bool(c[Control.EQUALITY]) for c in control]
+        if len(control) == 1:
+            gram, demand = t.lr_gram[0, 0], demands[0] - t.lr_dot[0]
+            lam = np.array([demand / gram if gram > 0 else 0.0])
+            if lam[0] < 0 and not equalities[0]:  # a NaN stays a NaN
+                lam[0] = 0.0
+        elif control:
+            lam = solve_dual(t.lr_gram, demands - t.lr_dot, equalities).multipliers
         else:
-            gram = torch.stack([torch.stack(row) for row in t.lr_gram])
-            equalities = [bool(c[Control.EQUALITY] != 0) for c in self.control]
-            solution = solve_dual(gram.cpu().numpy(), [float(demand) for demand in demands], equalities)
-            lambdas = list(torch.as_tensor(solution.multipliers).to(self.summary))
-        limits = [c[Control.LAMBDA_MAX] for c in self.control]
-        return [
-            torch.where(lam > most, most, torch.where(lam < -most, -most, lam))
-            for lam, most in zip(lambdas, limits, strict=True)
-        ]
-
-    def _write_report(
-        self,
-        t: "Totals",
-        integrals: list[Tensor],
-        decreases: list[Tensor],
-        lambdas: list[Tensor],
-        scale: Tensor,
-        good: Tensor,
-    ) -> None:
-        summary = self.summary
-        summary[1:, Report.PSI : KEPT] = 0  # also those of constraints that take no part
-        for i, (c, report, lam) in enumerate(zip(self.control, self.report, lambdas, strict=True)):
-            mu, zero = t.mean_lr[i], torch.zeros_like(lam)
-            achieved = t.lr_dot[i]
-            for j, other in enumerate(lambdas):
-                achieved = achieved + other * t.lr_gram[i][j]
-            shortfall = decreases[i] - scale * achieved
-            is_short = (mu > 0) & ((shortfall > 0) | (c[Control.EQUALITY] != 0))
-            report[Report.PSI] = torch.where(mu > 0, decreases[i] / mu, zero)
-            report[Report.LAMBDA] = lam
-            report[Report.MULTIPLIER] = lam * t.multiplier[i]
-            report[Report.DOT] = torch.where(mu > 0, t.lr_dot[i] / mu, t.dot[i])
-            report[Report.SQ_CONSTRAINT] = t.gram[i][i]
-            report[Report.SHORTFALL] = torch.where(is_short, shortfall / mu, zero)
-            report[Report.INTEGRAL] = torch.where(good, integrals[i], report[Report.INTEGRAL])
-            weight = report[Report.AVERAGE_WEIGHT]
-            report[Report.AVERAGE_WEIGHT] = torch.where(good, _next_weight(c, report), weight)
-        summary[0, StepReport.SQ_DIRECTION] = t.sq_direction
-        summary[0, StepReport.SCALE] = scale
-        summary[0, StepReport.SKIPPED] = (~good).to(summary.dtype)
-        summary[0, StepReport.SKIPPED_STEPS] += (~good).to(summary.dtype)
+            lam = np.zeros(0)
+        most = np.array([c[Control.LAMBDA_MAX] for c in control])
+        limited: Array = np.clip(lam, -most, most)
+        return limited
 
     def apply_(self) -> None:
         """Step in place: θ ← θ − μ·scale·(d + Σλ_i P⁻¹a_i), and update the state.
@@ -239,9 +221,9 @@ class Step:
         """
         keep, scale = self.summary[0, StepReport.SKIPPED] != 0, self.summary[0, StepReport.SCALE]
         owners = _owners(self.rule, self.operands)
-        weights = [report[Report.AVERAGE_WEIGHT] for report in self.report]  # solve() has stored the new ones
+        fresh = [report[Report.FRESH].item() for report in self.report]
         for row, group in enumerate(self.operands.groups):
-            owner, values = owners[row], self._row(row, weights)
+            owner, values = owners[row], self._row(row, fresh)
             e = _ELEMENTS[self.rule](values, self.hyper[group])
             lr = self.hyper[group, Hyper.LR].to(values.param.dtype)
             correction = torch.zeros_like(e.direction)
@@ -256,13 +238,13 @@ class Step:
                 _write(owner, values.param - g * lr, keep)
             _write(self.operands.firsts[row], e.first, keep)
             _write(self.operands.seconds[row], e.second, keep)
-            for averages, average in zip(self.operands.averages, values.averages, strict=True):
-                _write(averages[row], average, keep)
+            for averages, a in zip(self.operands.averages, values.a, strict=True):
+                _write(averages[row], a, keep)
             if (step := self.operands.steps[row]) is not None:
                 step += torch.where(keep, 0.0, 1.0).to(step)
 
-    def _row(self, row: int, weights: list[Tensor]) -> _Row:
-        """Return the values of a row; ``weights`` are the sums of weights of the new averages."""
+    def _row(self, row: int, fresh: list[float]) -> _Row:
+        """Return the values of a row; ``fresh`` are the weights of ∇c in their averages."""
         operands, owner = self.operands, _owners(self.rule, self.operands)[row]
         dtype = torch.float64 if owner.dtype == torch.float64 else torch.float32
 
@@ -270,13 +252,8 @@ class Step:
             return torch.zeros_like(owner, dtype=dtype) if tensor is None else tensor.to(dtype)
 
         held = [computed(grads[row]) for grads in operands.constraint_grads]
-        a = list(held)
-        averages: list[Tensor | None] = [None] * len(held)
-        for i, (c, column) in enumerate(zip(self.control, operands.averages, strict=True)):
-            if (average := column[row]) is not None:
-                decay = c[Control.DECAY].to(dtype)
-                averages[i] = average = average.to(dtype) * decay + held[i] * (1 - c[Control.DECAY]).to(dtype)
-                a[i] = average * (1 / weights[i]).to(dtype)
+        before = [None if column[row] is None else computed(column[row]) for column in operands.averages]
+        a = [h if b is None else b * (1 - u) + h * u for h, b, u in zip(held, before, fresh, strict=True)]
         return _Row(
             param=owner.to(dtype),
             grad=computed(operands.grads[row]),
@@ -285,8 +262,8 @@ class Step:
             step=operands.steps[row],
             has_first=operands.firsts[row] is not None,
             held=held,
+            before=before,
             a=a,
-            averages=averages,
         )
 
 
@@ -295,35 +272,47 @@ class Totals:
 
     Args:
         rule: the kind of step.
-        sums: ``[groups, columns]``, see :class:`~unlearn_ext.ops.Sums`.
-        hyper: ``[groups, 8]``.
+        sums: float64 ``[groups, columns]``, see :class:`~unlearn_ext.ops.Sums`.
+        hyper: float64 ``[groups, 8]``.
         constraints: number of constraints.
 
     Attributes:
-        sq_direction: ‖d‖²_P, 0-d.
+        sq_direction: ‖d‖²_P.
         dot, lr_dot: ⟨a_i,d⟩ of each constraint, unweighted and weighted.
         gram, lr_gram: ⟨a_i,P⁻¹a_j⟩, unweighted and weighted.
         mean_lr: the μ of Ψ_i = μψ_i.
         multiplier: the Lagrangian's multiplier divided by λ: a momentum buffer is about (1 − τ)/(1 − β) gradients.
     """
 
-    def __init__(self, rule: Rule, sums: Tensor, hyper: Tensor, constraints: int) -> None:
-        columns, lr = Sums(slots_for(constraints)), hyper[:, Hyper.LR]
+    def __init__(self, rule: Rule, sums: Array, hyper: Array, constraints: int) -> None:
+        columns, lr, n = Sums(slots_for(constraints)), hyper[:, Hyper.LR], range(constraints)
         momentum, dampening = hyper[:, Hyper.BETA1], hyper[:, Hyper.BETA2]
         has_buffer = (momentum > 0) & (dampening < 1) & (rule is Rule.SGD)
-        of_momentum = torch.where(has_buffer, (1 - momentum) / (1 - dampening), torch.ones_like(lr))
-        n = range(constraints)
-        self.sq_direction = sums[:, columns.SQ_DIRECTION].sum()
-        self.dot = [sums[:, columns.dot(i)].sum() for i in n]
-        self.lr_dot = [(lr * sums[:, columns.dot(i)]).sum() for i in n]
-        self.gram = [[sums[:, columns.gram(i, j)].sum() for j in n] for i in n]
-        self.lr_gram = [[(lr * sums[:, columns.gram(i, j)]).sum() for j in n] for i in n]
-        self.mean_lr = [torch.where(self.gram[i][i] > 0, self.lr_gram[i][i] / self.gram[i][i], lr.mean()) for i in n]
-        effective = [(lr * sums[:, columns.gram(i, i)] * of_momentum).sum() for i in n]
-        self.multiplier = [
-            torch.where(self.lr_gram[i][i] > 0, effective[i] / self.lr_gram[i][i], torch.ones_like(effective[i]))
-            for i in n
-        ]
+        of_momentum = np.where(has_buffer, (1 - momentum) / np.where(dampening < 1, 1 - dampening, 1.0), 1.0)
+        gram = sums[:, [[columns.gram(i, j) for j in n] for i in n]] if constraints else np.zeros((len(sums), 0, 0))
+        dot = sums[:, [columns.dot(i) for i in n]]
+        with np.errstate(all="ignore"):
+            self.sq_direction = float(sums[:, columns.SQ_DIRECTION].sum())
+            self.dot, self.lr_dot = dot.sum(0), lr @ dot
+            self.gram, self.lr_gram = gram.sum(0), np.tensordot(lr, gram, 1)
+            self._aligned = lr @ sums[:, [columns.aligned(i) for i in n]]
+            self._power = lr @ sums[:, [columns.power(i) for i in n]]
+            sq, lr_sq = self.gram.diagonal(), self.lr_gram.diagonal()
+            self.mean_lr = np.where(sq > 0, lr_sq / sq, lr.mean())
+            effective = (lr * of_momentum) @ gram.diagonal(axis1=1, axis2=2)
+            self.multiplier = np.where(lr_sq > 0, effective / lr_sq, 1.0)
+
+    def measured(self, i: int, report: list[float]) -> Measured:
+        """Return what the control of constraint i sees."""
+        return Measured(
+            value=report[Report.CONSTRAINT],
+            mean_lr=float(self.mean_lr[i]),
+            sq_constraint=float(self.gram[i, i]),
+            lr_sq_constraint=float(self.lr_gram[i, i]),
+            lr_dot=float(self.lr_dot[i]),
+            lr_aligned=float(self._aligned[i]),
+            lr_power=float(self._power[i]),
+        )
 
 
 def _dot(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
@@ -393,32 +382,3 @@ def _sum_of_squares(gradients: list[Tensor], like: Tensor) -> Tensor:
 def _decayed(direction: Tensor, param: Tensor, weight_decay: Tensor) -> Tensor:
     """Add weight decay to the direction; without decay return it unchanged, since 0·∞ would be NaN."""
     return torch.where(weight_decay == 0, direction, direction + param * weight_decay)
-
-
-def _next_weight(control: Tensor, report: Tensor) -> Tensor:
-    return report[Report.AVERAGE_WEIGHT] * control[Control.DECAY] + (1 - control[Control.DECAY])
-
-
-def _integral(control: Tensor, report: Tensor) -> Tensor:
-    integral, gain = report[Report.INTEGRAL], control[Control.INTEGRAL_GAIN]
-    gap, reach = report[Report.CONSTRAINT] - control[Control.EPSILON], control[Control.EPSILON].abs()
-    bound = reach / torch.where(gain > 0, gain, torch.ones_like(gain))
-    integrates = (control[Control.KIND] == Kind.EPSILON_GAP) & (gain > 0) & ~(gap.abs() > 0.5 * reach)
-    return torch.where(integrates, torch.minimum(torch.maximum(integral + gap, -bound), bound), integral)
-
-
-def _required_decrease(control: Tensor, report: Tensor, integral: Tensor, t: Totals, i: int) -> Tensor:
-    """Return Ψ = μψ, the first-order decrease of c that the control function requires of this step."""
-    kind, alpha, delta = control[Control.KIND], control[Control.ALPHA], control[Control.DELTA]
-    mean_lr = t.mean_lr[i]
-    gap = report[Report.CONSTRAINT] - control[Control.EPSILON]
-    shape = (
-        torch.where(gap < 0, -1.0, 1.0).to(gap.dtype) * gap.abs() ** delta + control[Control.INTEGRAL_GAIN] * integral
-    )
-    by_gap = torch.where(alpha.isnan(), control[Control.RATE], mean_lr * alpha) * shape
-    by_norm = mean_lr * alpha * t.gram[i][i] ** (0.5 * delta)
-    given = mean_lr * control[Control.GIVEN_PSI]
-    decrease = torch.where(kind == Kind.EPSILON_GAP, by_gap, torch.where(kind == Kind.GRADIENT_NORM, by_norm, given))
-    cap = control[Control.CAP] * t.lr_gram[i][i]
-    decrease = torch.where(decrease > cap, cap, decrease)
-    return torch.where((control[Control.EQUALITY] != 0) & (decrease < -cap), -cap, decrease)

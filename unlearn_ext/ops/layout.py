@@ -41,7 +41,8 @@ class Rule(IntEnum):
 class Sums:
     """Columns of ``sums``, float64 ``[groups, count]``, for a number of constraints.
 
-    ‖d‖²_P and ‖g2‖², then for each constraint ⟨a_i,d⟩, for each ‖∇c_i‖², and ⟨a_i,P⁻¹a_j⟩ for i ≤ j.
+    ‖d‖²_P and ‖g2‖², then for each constraint ⟨a_i,d⟩, ⟨∇c_i,P⁻¹∇c_i⟩ and ⟨∇c_i,P⁻¹a₋_i⟩ with the average of the step
+    before, and ⟨a_i,P⁻¹a_j⟩ for i ≤ j.
 
     Attributes:
         slots: number of constraints that the step is computed for, see :func:`slots_for`.
@@ -50,25 +51,29 @@ class Sums:
     slots: int
 
     SQ_DIRECTION = 0
-    RAW_GRAD = 1
+    SQ_GRAD = 1
 
     def dot(self, i: int) -> int:
         """Return the column of ⟨a_i,d⟩."""
         return 2 + i
 
-    def raw(self, i: int) -> int:
-        """Return the column of ‖∇c_i‖²."""
+    def power(self, i: int) -> int:
+        """Return the column of ⟨∇c_i,P⁻¹∇c_i⟩."""
         return 2 + self.slots + i
+
+    def aligned(self, i: int) -> int:
+        """Return the column of ⟨∇c_i,P⁻¹a₋_i⟩."""
+        return 2 + 2 * self.slots + i
 
     def gram(self, i: int, j: int) -> int:
         """Return the column of ⟨a_i,P⁻¹a_j⟩."""
         i, j = min(i, j), max(i, j)
-        return 2 + 2 * self.slots + i * self.slots - i * (i - 1) // 2 + (j - i)
+        return 2 + 3 * self.slots + i * self.slots - i * (i - 1) // 2 + (j - i)
 
     @property
     def count(self) -> int:
         """Number of columns."""
-        return 2 + 2 * self.slots + self.slots * (self.slots + 1) // 2
+        return 2 + 3 * self.slots + self.slots * (self.slots + 1) // 2
 
 
 def slots_for(constraints: int) -> int:
@@ -96,9 +101,10 @@ class StepControl(IntEnum):
 
 
 class Control(IntEnum):
-    """Columns of ``control``, float64 ``[1 + constraints, 11]``, in the row of a constraint, 1 or later.
+    """Columns of ``control``, float64 ``[1 + constraints, 10]``, in the row of a constraint, 1 or later.
 
-    If ALPHA is NaN, RATE is used instead. DECAY is that of the moving average of ∇c, 0 for none.
+    If ALPHA is NaN, RATE is used instead. CAP is NaN if the first demand determines it. DECAY is that of the moving
+    average of ∇c: 0 for none, NaN if the measured noise determines it.
     """
 
     KIND = 0
@@ -106,12 +112,11 @@ class Control(IntEnum):
     ALPHA = 2
     RATE = 3
     DELTA = 4
-    INTEGRAL_GAIN = 5
-    CAP = 6
-    GIVEN_PSI = 7
-    EQUALITY = 8
-    LAMBDA_MAX = 9
-    DECAY = 10
+    CAP = 5
+    GIVEN_PSI = 6
+    EQUALITY = 7
+    LAMBDA_MAX = 8
+    DECAY = 9
 
 
 class Kind(IntEnum):
@@ -132,9 +137,10 @@ class StepReport(IntEnum):
 
 
 class Report(IntEnum):
-    """Columns of ``report``, float64 ``[1 + constraints, 9]``, in the row of a constraint, 1 or later.
+    """Columns of ``report``, float64 ``[1 + constraints, 26]``, in the row of a constraint, 1 or later.
 
-    CONSTRAINT is c, which is input; the rest is output. The columns from INTEGRAL on carry over from step to step.
+    CONSTRAINT is c, which is input; the rest is output. The columns from COUNT on carry over from step to step: they
+    are what the control remembers, explained in ``csrc/control.h``.
     """
 
     CONSTRAINT = 0
@@ -144,12 +150,29 @@ class Report(IntEnum):
     DOT = 4
     SQ_CONSTRAINT = 5
     SHORTFALL = 6
-    INTEGRAL = 7
-    AVERAGE_WEIGHT = 8
+    FRESH = 7
+    COUNT = 8
+    SIGNAL = 9
+    ALIGNED = 10
+    POWER = 11
+    MODEL = 12
+    EPSILON_BEFORE = 13
+    REACH = 14
+    FIRST_REACH = 15
+    ROOM = 16
+    PULL = 17
+    MEAN_PULL = 18
+    PULL_NOISE = 19
+    INTEGRAL = 20
+    SATURATED = 21
+    GAP = 22
+    GAP_NOISE = 23
+    GAP_STEPS = 24
+    UNSETTLED = 25
 
 
 #: The first column of ``report`` that carries over from step to step.
-KEPT = Report.INTEGRAL
+KEPT = Report.COUNT
 
 #: Indices in :meth:`Operands.lists` of the params, grads and moments that each rule writes; averages and step counters
 #: are always written.

@@ -28,8 +28,8 @@ class TwoPhase:
 
     Attributes:
         hyper: float64 ``[groups, 8]``, columns as in ``layout.Hyper``.
-        control: float64 ``[1 + constraints, 11]``: a row of ``layout.StepControl``, then rows of ``layout.Control``.
-        report: float64 ``[1 + constraints, 9]``: a row of ``layout.StepReport``, then rows of ``layout.Report``.
+        control: float64 ``[1 + constraints, 10]``: a row of ``layout.StepControl``, then rows of ``layout.Control``.
+        report: float64 ``[1 + constraints, 26]``: a row of ``layout.StepReport``, then rows of ``layout.Report``.
         sums: float64 ``[groups, columns]``, see ``layout.Sums``; its size depends on the step's constraints.
     """
 
@@ -102,7 +102,10 @@ class TwoPhase:
 
     def solve(self) -> None:
         """Compute ψ, λ and the flags from ``sums``, ``control`` and c, and write them to ``report``."""
-        self._reference().solve()
+        if self._serving is not None:
+            self._serving.solve()
+        else:
+            self._reference().solve()
 
     def apply_(self) -> None:
         """Step in place with the λ of ``report``, or write nothing if its skip flag is set; then drop the operands."""

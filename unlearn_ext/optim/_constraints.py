@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, repeat
-from math import inf
+from math import inf, nan
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class Constraints:
         max_norm: upper limit of ‖g‖_P.
         lambda_max: upper limit of every |λ|.
         fused: as in :class:`~unlearn_ext.ops.TwoPhase`.
-        grad_decay: decay of the moving average of every ∇c; 0 for none.
+        grad_decay: decay of the moving average of every ∇c; 0 for none, ``None``: chosen by the measured noise.
         process_group: the processes that have replicas.
 
     Attributes:
@@ -67,17 +67,21 @@ class Constraints:
         max_norm: float | None,
         lambda_max: float | None,
         fused: bool | None,
-        grad_decay: float,
+        grad_decay: float | None,
         process_group: Replicas,
     ) -> None:
         for name, limit in (("max_norm", max_norm), ("lambda_max", lambda_max)):
             if limit is not None and not limit > 0:
                 raise ValueError(f"{name}={limit!r} must be positive, or None for no limit")
-        if not 0 <= grad_decay < 1:
-            raise ValueError(f"constraint_grad_ema={grad_decay!r} must lie in [0, 1); 0 is no averaging")
+        if grad_decay is not None and not 0 <= grad_decay < 1:
+            raise ValueError(
+                f"constraint_grad_ema={grad_decay!r} must lie in [0, 1), or be None for a decay that follows the "
+                "noise; 0 is no averaging"
+            )
         named(control)
         self.control, self.max_norm, self.lambda_max, self.fused = control, max_norm, lambda_max, fused
-        self.grad_decay, self.process_group = grad_decay, _distributed.checked(process_group)
+        self.grad_decay = nan if grad_decay is None else grad_decay
+        self.process_group = _distributed.checked(process_group)
         self.held = HeldGradients()
         self.phases: TwoPhase | None = None
         self.kept: dict[str, Tensor] = {"skipped_steps": torch.zeros((), dtype=torch.float64)}
@@ -280,6 +284,7 @@ def _stats_of(report: Tensor, row: int) -> StepStats:
         shortfall=mine[Report.SHORTFALL],
         sq_direction=of_step[StepReport.SQ_DIRECTION],
         scale=of_step[StepReport.SCALE],
+        gap=mine[Report.GAP],
         skipped=of_step[StepReport.SKIPPED] != 0,
     )
 

@@ -16,8 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from .._torch_internals import disable_dynamo, global_post_hooks, global_pre_hooks, profiler_enabled
-from ..ops.layout import KEPT as FIRST_KEPT
-from ..ops.layout import Operands, Report, Rule
+from ..ops.layout import Operands, Rule
 from . import _compiled, _distributed
 from ._amp import refuse_unscaled, unscale_
 from ._constraints import Constraints, Controls, key
@@ -52,19 +51,16 @@ def _keep_adapted(optimizer: "EpsilonOptimizer", state_dict: dict[str, Any]) -> 
     optimizer._loading = state_dict
 
 
-def upgraded(kept: dict[str, Tensor], decay: float) -> dict[str, Tensor]:
+def upgraded(kept: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a checkpoint's ``"constraint"`` in today's form.
 
-    Until version 0.3 it had one constraint, the integral in ``integral``, and in ``smoothed_steps`` the number of
-    gradients in the average of ∇c.
+    Until version 0.3 it had the integral of one constraint in ``integral``, which today's control cannot continue: it
+    starts anew.
     """
-    if "integral" not in kept:
-        return kept
-    state = torch.zeros(len(Report) - FIRST_KEPT, dtype=torch.float64)
-    state[Report.INTEGRAL - FIRST_KEPT] = kept["integral"]
-    state[Report.AVERAGE_WEIGHT - FIRST_KEPT] = 1 - decay ** kept.get("smoothed_steps", torch.zeros(())).double()
-    new = {"skipped_steps": kept["skipped_steps"], "state": state.to(kept["skipped_steps"].device)}
-    return new | ({"held": kept["held"]} if "held" in kept else {})
+    return {key: value for key, value in kept.items() if key not in ("integral", *_FORMER_AVERAGES)}
+
+
+_FORMER_AVERAGES = ("smoothed_steps", "smoothed_constraint")
 
 
 def _as_saved(value: Tensor | float | None, device: torch.device) -> Tensor | None:
@@ -341,7 +337,7 @@ class EpsilonOptimizer(Optimizer):
         kept = self.param_groups[0].get(KEPT) if self.param_groups else None
         if not kept:  # a checkpoint of the torch optimizer has none
             return
-        kept = upgraded(kept, self._constraints.grad_decay)
+        kept = upgraded(kept)
         held = HeldGradients()
         for entry, value in kept.items():
             prefix, _, name = entry.partition(".")
@@ -402,7 +398,7 @@ class EpsilonOptimizer(Optimizer):
 
     def _averages(self, name: str, params: Sequence[Tensor]) -> list[Tensor | None]:
         """Return the moving averages of a constraint's ∇c, created as zeros; Nones if it is not averaged."""
-        if not self._constraints.grad_decay:
+        if self._constraints.grad_decay == 0:
             return [None] * len(params)
         states, entry, dtype = self._states(params), key("constraint_ema", name), self._constraints.held.dtype
         for param, state in zip(params, states, strict=True):

@@ -32,6 +32,7 @@ class StepStats(NamedTuple):
     shortfall: Tensor  #: ψ − ⟨∇c, g⟩ if the constraints contradict each other or a limit applies; else about 0
     sq_direction: Tensor  #: ‖d‖²_P
     scale: Tensor  #: factor of the global-norm clipping, 1 if nothing was clipped
+    gap: Tensor  #: running mean of c − ε, over about 10/rate steps
     skipped: Tensor  #: bool, true if a value was not finite and so nothing was written
 
 
@@ -55,36 +56,38 @@ class GradientNorm:
         """Return the entries KIND … CAP of the control block; raise ``ValueError`` for values out of range."""
         _check("alpha", self.alpha, lambda alpha: alpha > 0)
         _check("delta", self.delta, lambda delta: delta >= 0)
-        return (float(Kind.GRADIENT_NORM), 0.0, self.alpha, 0.0, self.delta, 0.0, _cap(self.cap))
+        _check("cap", self.cap, lambda cap: cap is None or cap > 0)
+        return (float(Kind.GRADIENT_NORM), 0.0, self.alpha, 0.0, self.delta, inf if self.cap is None else self.cap)
 
 
 @dataclass
 class EpsilonGap:
-    """ψ = α·sign(f1 − ε)·|f1 − ε|^δ: drives f1 to ε (Feng et al., ICLR 2025, Phase II; δ = 1, α = 1 is eq. 6).
+    """Drives c to ε: ψ = α·sign(c − ε)·|c − ε|^δ (Feng et al., ICLR 2025, Phase II; δ = 1, α = 1 is eq. 6).
 
-    If ∇f1 is noisy, f1 settles at an offset from ε unless the optimizer averages ∇f1 (``constraint_grad_ema``).
+    One step of learning rate μ changes c by about −μψ, so by default α = rate/μ: each step shrinks the gap by the
+    fraction ``rate`` at any learning rate. Below ε, ψ < 0: a step may then increase c.
 
-    One step of learning rate μ changes f1 by about −μψ, so by default α = rate/μ: each step shrinks the gap by the
-    fraction ``rate`` at any learning rate. Below ε, ψ < 0: a step may then increase f1.
+    With δ = 1, ψ is corrected so that noisy minibatches settle at ε on average: c should follow a model that closes
+    ``rate`` of its gap in each step, and what it lacks is integrated. Without noise the correction is zero.
 
     Args:
-        epsilon: ε, in f1's units. May be changed between steps. ε, ``rate`` and ``alpha`` may be 0-d tensors on the
+        epsilon: ε, in c's units. May be changed between steps. ε, ``rate`` and ``alpha`` may be 0-d tensors on the
             parameters' device; every step reads them, also a step replayed from a CUDA graph.
         rate: fraction of the gap that each step closes, 0 < rate ≤ 1. Ignored if ``alpha`` is given.
-        delta: δ > 0; the sign of ψ is that of f1 − ε for every δ.
+        delta: δ > 0; the sign of ψ is that of c − ε for every δ.
         alpha: α > 0, replaces rate/μ.
-        integral: k ≥ 0. Adds the term α·k·Σ(f1 − ε) to ψ. The sum grows only while |f1 − ε| ≤ |ε|/2 and is limited to
-            ±|ε|/k (anti-windup). It removes the offset that gradient noise or curvature causes.
-        cap: β of the dynamic barrier's cap ψ ≤ β‖g1‖² (Gong, Liu, Liu, NeurIPS 2021); ``None``: uncapped. If no
-            parameters reach ε, steps without a cap grow, and f1 may even rise.
+        cap: β of the dynamic barrier's cap ψ ≤ β⟨∇c,P⁻¹∇c⟩ (Gong, Liu, Liu, NeurIPS 2021); ``math.inf`` for none.
+            ``None``: no step is longer along P⁻¹∇c than the first one or a plain gradient step on c, and shorter ones
+            while c oscillates; so an ε that no parameters reach costs nothing but time.
+        equality: whether c = ε is required rather than c ≤ ε: steps then also prevent c from falling below ε.
     """
 
     epsilon: float | Tensor
     rate: float | Tensor = 0.1
     delta: float = 1.0
     alpha: float | Tensor | None = None
-    integral: float = 0.0
     cap: float | None = None
+    equality: bool = False
 
     def coefficients(self) -> tuple[float | Tensor, ...]:
         """Return the entries KIND … CAP of the control block; raise ``ValueError`` for values out of range."""
@@ -92,16 +95,11 @@ class EpsilonGap:
         _check("rate", self.rate, lambda rate: 0 < rate <= 1)
         _check("delta", self.delta, lambda delta: delta > 0)
         _check("alpha", self.alpha, lambda alpha: alpha is None or alpha > 0)
-        _check("integral", self.integral, lambda k: k >= 0)
-        alpha = nan if self.alpha is None else self.alpha
-        return (float(Kind.EPSILON_GAP), self.epsilon, alpha, self.rate, self.delta, self.integral, _cap(self.cap))
+        _check("cap", self.cap, lambda cap: cap is None or cap > 0)
+        alpha, cap = nan if self.alpha is None else self.alpha, nan if self.cap is None else self.cap
+        return (float(Kind.EPSILON_GAP), self.epsilon, alpha, self.rate, self.delta, cap)
 
 
 def _check(name: str, value: T | Tensor, good: Callable[[T], bool]) -> None:
     if not isinstance(value, Tensor) and not good(value):  # reading a tensor's value would synchronise
         raise ValueError(f"control: {name}={value!r} is out of range; see the docstring of the control function")
-
-
-def _cap(cap: float | None) -> float:
-    _check("cap", cap, lambda cap: cap is None or cap > 0)
-    return inf if cap is None else cap

@@ -30,6 +30,7 @@ class EpsilonSGD(EpsilonOptimizer):
         lambda_max: upper limit of λ; a limited step may fall short of ψ.
         fused: ``None``: kernels if they support the tensors; ``True``: kernels or an error; ``False``: the reference.
         constraint_grad_ema: decay of the moving average of every ∇c that replaces it in the step; 0: no averaging.
+            ``None``: each constraint's measured noise decides, from none without noise to about 50 steps.
         process_group: the processes that have replicas of plain parameters, over which f1 is averaged. ``"default"``:
             all, once ``torch.distributed`` is initialised. ``None``: no averaging, for independent optimizers. DTensor
             parameters bring their own process groups.
@@ -55,7 +56,7 @@ class EpsilonSGD(EpsilonOptimizer):
         max_norm: float | None = None,
         lambda_max: float | None = None,
         fused: bool | None = None,
-        constraint_grad_ema: float = 0.0,
+        constraint_grad_ema: float | None = None,
         process_group: Replicas = "default",
     ) -> None:
         not_negative("EpsilonSGD", lr=lr, momentum=momentum, weight_decay=weight_decay)

@@ -23,9 +23,9 @@ class EpsilonWrapper(EpsilonOptimizer):
     """Any torch optimizer, whose step Δ = θ_before − θ becomes the nearest one that satisfies ⟨∇c_i, Δ'⟩ ≥ Ψ_i.
 
     Δ' = Δ + Σ λ_i P⁻¹∇c_i, with P = diag(√(v̂ + w·Σ∇c_i²) + eps) and v the moving average of ∇f2², which the wrapper
-    keeps itself. Where all λ are zero the step is exactly that of the wrapped optimizer, and so is a step without a held
-    constraint. The step is projected, not the gradient: an optimizer that rescales a projected gradient, as Adam does,
-    misses ε by 20 to 60 %.
+    keeps itself. Where all λ are zero the step is exactly that of the wrapped optimizer, and so is a step without a
+    held constraint. The step is projected, not the gradient: an optimizer that rescales a projected gradient, as Adam
+    does, misses ε by 20 to 60 %.
 
     Parameter groups, their options and the schedulers are those of the wrapped optimizer: both objects have the same
     ``param_groups``. A state dict has the state of both; a state dict of the wrapped optimizer alone loads too. Hold
@@ -62,7 +62,7 @@ class EpsilonWrapper(EpsilonOptimizer):
         constraint_weight: float = 1e-3,
         lambda_max: float | None = None,
         fused: bool | None = None,
-        constraint_grad_ema: float = 0.0,
+        constraint_grad_ema: float | None = None,
         process_group: Replicas = "default",
     ) -> None:
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, EpsilonOptimizer):
@@ -126,7 +126,7 @@ class EpsilonWrapper(EpsilonOptimizer):
 
     def _proposed(self, closure: Callable[[], T] | None) -> T | None:
         """Take the wrapped optimizer's step."""
-        return self.optimizer.step(closure)  # type: ignore[arg-type, return-value]  # torch types it as two functions
+        return self.optimizer.step(closure)  # type: ignore[arg-type]  # torch types it as two functions
 
     def _hyper(self, group: dict[str, Any]) -> list[float | Tensor]:
         beta2, eps, weight = self._metric
