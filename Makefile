@@ -14,7 +14,7 @@ else
 TORCH ?= torch
 endif
 
-.PHONY: help install demo test test-slow test-all true-size fuzz sanitize bench gpu-check docs lint clean
+.PHONY: help install demo test test-slow test-all true-size fuzz sanitize bench bench-control gpu-check docs lint clean
 
 help:
 	@echo "make demo     train a small model, unlearn it at several degrees, draw the report (runs/demo/report.html)"
@@ -25,6 +25,7 @@ help:
 	@echo "make fuzz     throw anything at the operators and the kernels, and kill 50 sweeps; about an hour, and clang++ is needed"
 	@echo "make sanitize  run the core's tests with the kernels under g++'s sanitizers; about 5 minutes"
 	@echo "make bench    time the step against its peers on this CPU (and GPU); about 10 minutes"
+	@echo "make bench-control  measure whether constraints settle at ε under noise; about 10 minutes"
 	@echo "make gpu-check  with a GPU, CUDA and torch, and no network: build, CUDA tests, step times, sanitizers; at most 7 minutes"
 	@echo "make docs     build the documentation (build/docs/index.html); a warning is an error"
 	@echo "make lint     check style, docstrings, types, and which module imports which"
@@ -98,6 +99,9 @@ bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-json=$(RESULTS)
 	$(BIN)/python benchmarks/table.py $(RESULTS)
 	$(BIN)/python benchmarks/plots.py $(RESULTS)
+
+bench-control: $(STAMP)
+	$(BIN)/python -m benchmarks.control
 
 # In place, with the Python at hand: nothing is installed and nothing is fetched.
 gpu-check:

@@ -1,5 +1,6 @@
 """The benchmarks run, and every timed implementation takes its step."""
 
+import json
 import os
 import subprocess
 import sys
@@ -32,3 +33,14 @@ def test_the_smallest_problem_of_each_suite(tmp_path):
     if "No module named 'rich'" in table.stderr:
         pytest.skip("rich is not installed: the table was not printed")
     assert "foreach + fused AdamW" in table.stdout, table.stderr
+
+
+def test_the_noise_suite_meets_epsilon_without_noise(tmp_path):
+    results = tmp_path / "control.json"
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.control", "--only", "bounded norm", "--json", str(results)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    for name, outcomes in json.loads(results.read_text())["noise"].items():
+        assert abs(outcomes["full"]["end"] - 1) < 0.01, name
