@@ -4,8 +4,9 @@ from .adamw import EpsilonAdamW
 from .control import EpsilonGap, GradientNorm, StepStats
 from .projection import EpsilonProjection
 from .sgd import EpsilonSGD
+from .sharpness import sharpness
 
-__all__ = ["EpsilonAdamW", "EpsilonGap", "EpsilonProjection", "EpsilonSGD", "GradientNorm", "StepStats"]
+__all__ = ["EpsilonAdamW", "EpsilonGap", "EpsilonProjection", "EpsilonSGD", "GradientNorm", "StepStats", "sharpness"]
 
 
 def __dir__() -> list[str]:

@@ -223,3 +223,33 @@ def _shard(tensor: Tensor | None, owner: Tensor, row: int) -> Tensor | None:
     local: Any = local_shard(sharded)
     part: Tensor = local.wait() if hasattr(local, "trigger_wait") else local  # a collective may still be running
     return part
+
+
+def local_shards(tensors: Sequence[Tensor], owners: Sequence[Tensor]) -> list[Tensor]:
+    """Return the local shard of each tensor, placed like its owner; tensors whose owner is plain are unchanged."""
+    pairs = zip(tensors, owners, strict=True)
+    return [_shard(tensor, owner, row) for row, (tensor, owner) in enumerate(pairs)]  # type: ignore[misc]
+
+
+def total(values: Tensor, owners: Sequence[Tensor]) -> Tensor:
+    """Return the sum of a value of every local shard over all tensors and all shards, 0-d, the same in every process.
+
+    Args:
+        values: one value per owner, [N].
+        owners: plain tensors, which count once, and DTensors; replicas of a shard count once too.
+    """
+    rows: dict[tuple[dist.ProcessGroup, ...], list[int]] = {}
+    for row, owner in enumerate(owners):
+        rows.setdefault(_sharding_groups(owner) if is_dtensor(owner) else (), []).append(row)
+    parts = []
+    for groups, mine in rows.items():
+        part = values[mine].sum()
+        for group in groups:
+            dist.all_reduce(part, group=group)
+        parts.append(part)
+    return torch.stack(parts).sum()
+
+
+def _sharding_groups(owner: Tensor) -> tuple[dist.ProcessGroup, ...]:
+    spec = placement_spec(owner)
+    return tuple(spec.mesh.get_group(d) for d, placement in enumerate(spec.placements) if not placement.is_replicate())
