@@ -1,6 +1,7 @@
 """Every process moves to the neighbour of one process with the joined minibatch, whatever is replicated or sharded."""
 
 import pytest
+import tiny
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -124,3 +125,19 @@ def with_a_bad_shard():
 
 def test_a_bad_shard_of_one_process_skips_the_step_of_all(processes):
     assert processes.run(2, with_a_bad_shard) == [(1, True), (1, True)]
+
+
+def unlearned():
+    """Return the encoder of a tiny model after a short run with sharpness."""
+    forget, retain = torch.rand(2, 12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    settings = ux.Settings(steps=2, batch_size=5, sharpness=0.3, tolerance=1.0)
+    model = ux.unlearn(
+        tiny.model("vqgan"), forget, retain, task=ux.tasks.CenterCrop(0.5), epsilon=0.1, settings=settings
+    )
+    return [parameter.detach() for parameter in model.encoder_parameters()]
+
+
+def test_two_processes_unlearn_like_one(processes):
+    one, two = unlearned(), processes.run(2, unlearned)
+    torch.testing.assert_close(two[0], one, rtol=1e-4, atol=1e-5)
+    assert all(map(torch.equal, *two))

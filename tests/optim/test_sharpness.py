@@ -1,6 +1,7 @@
 """The worst neighbour is SAM's, the parameters return bit for bit, and a bad gradient still skips the step."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -238,6 +239,33 @@ def test_an_overflow_in_either_backward_pass_skips_the_step_and_lowers_the_scale
     sharp_step(net, optimizer, 1, scaler=scaler)
     assert optimizer.skipped_steps.item() == 1
     assert bits(list(net.parameters())) != before
+
+
+def gradients_under_autocast(separately: bool) -> list[torch.Tensor]:
+    """Return ∇f1 of the neighbour and then ∇f2, computed in one autocast region or in one per forward pass."""
+    net, found = network(), []
+
+    def autocast(inner: bool):
+        return torch.autocast("cpu", torch.bfloat16) if inner == separately else nullcontext()
+
+    def backward(loss) -> None:
+        with autocast(True):
+            value = loss(net, batch(0))
+        value.backward()
+
+    with autocast(False):
+        backward(f1_of)
+        with ux.sharpness(net.parameters(), 2.0):
+            backward(f1_of)
+        found += [param.grad for param in net.parameters()]
+        net.zero_grad()
+        backward(f2_of)
+    return [*found, *(param.grad for param in net.parameters())]
+
+
+def test_autocast_does_not_reuse_weights_of_before_the_move():
+    for one, several in zip(gradients_under_autocast(False), gradients_under_autocast(True), strict=True):
+        assert torch.equal(one, several)
 
 
 def train_at_neighbour(hold: str) -> tuple[float, float]:

@@ -100,14 +100,20 @@ def _move(params: list[Tensor], grads: list[Tensor], rho: float, norm: Tensor) -
     for param, grad in zip(params, grads, strict=True):
         wide = torch.promote_types(grad.dtype, torch.float32)  # in float16, the scale of a scaled loss underflows
         _local(param).add_((grad * scale.to(wide)).masked_fill_(stays, 0))  # 0·∞ would be NaN
-    torch.autograd.graph.increment_version(params)  # autograd does not see writes to shards
+    _tell(params)
 
 
 @torch.no_grad()
 def _restore(params: list[Tensor], saved: list[Tensor]) -> None:
     for param, value in zip(params, saved, strict=True):
         _local(param).copy_(value)
+    _tell(params)
+
+
+def _tell(params: list[Tensor]) -> None:
+    """Report that the parameters were written to autograd, which misses writes to shards, and to autocast's cache."""
     torch.autograd.graph.increment_version(params)
+    torch.clear_autocast_cache()
 
 
 @torch.no_grad()
