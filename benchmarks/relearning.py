@@ -2,8 +2,9 @@
 
     python benchmarks/relearning.py --family vqgan --seeds 0,1,2 --rho 0,0.05,0.1 --out relearning.csv
 
-Trains the anchors of a sweep on the built-in digits, then trains each anchor's encoder further with the family's
-pretraining loss, as in the study "resurfacing" of `reproduce`. f1 is a share of the unmodified model's.
+Trains models at one ε after the other on the built-in digits, as a sweep trains its anchors. Then trains the encoder of
+each but the first further with the family's pretraining loss, as in the study "resurfacing" of `reproduce`. ε and f1
+are shares of the unmodified model's f1.
 """
 
 from __future__ import annotations
@@ -29,15 +30,14 @@ from unlearn_ext.unlearning.trainer import Trainer
 
 RELEARNING = {"few forget": (5, 20, 100), "retain": (50,)}  # numbers of steps after which f1 is measured
 RELEARNING_LR = 1e-4
-ATTACKED = SCHEDULE.anchors[1:]  # the first anchor has forgotten little
 COLUMNS = [
     "family", "seed", "rho", "epsilon", "f1", "f2", "f1_validation", "f2_validation",
     *(f"{data} {count}" for data, counts in RELEARNING.items() for count in counts), "seconds_per_step",
 ]  # fmt: skip
 
 
-def anchors(family: str, seed: int, rho: float, steps: int | None) -> Iterator[list[float | str]]:
-    """Train the anchors with one ρ and yield a row of ``COLUMNS`` for each that is attacked."""
+def rows(family: str, seed: int, rho: float, epsilons: list[float], steps: int | None) -> Iterator[list[float | str]]:
+    """Train with one ρ and yield a row of ``COLUMNS`` for each ε but the first."""
     choice = demo.CHOICES[family]
     settings: Settings = replace(choice.settings, seed=seed, sharpness=rho, steps=steps or choice.settings.steps)
     model, images = demo.prepare(family, seed=seed)
@@ -46,11 +46,11 @@ def anchors(family: str, seed: int, rho: float, steps: int | None) -> Iterator[l
     original, reference = (sides.evaluate_f1(sides.frozen) for sides in (training, validation))
     unlearned = copy.deepcopy(model)
     trainer = Trainer(unlearned, training, History())
-    for share in SCHEDULE.anchors:
+    for share in epsilons:
         before, begun = time.process_time(), trainer.steps_taken
         f1, f2 = trainer.approach(share * original)
         seconds = (time.process_time() - before) / (trainer.steps_taken - begun)
-        if share in ATTACKED:
+        if share != epsilons[0]:
             f1_validation, f2_validation = validation.evaluate(trainer.encode)
             sets = {"few forget": images.forget[:FEW], "retain": images.retain}
             back = [
@@ -80,16 +80,18 @@ def main() -> None:
     options.add_argument("--family", default="vqgan", choices=demo.CHOICES)
     options.add_argument("--seeds", default="0,1,2")
     options.add_argument("--rho", default="0,0.1")
-    options.add_argument("--steps", type=int, help="steps per anchor; by default those of the demo")
+    options.add_argument("--epsilons", default=",".join(map(str, SCHEDULE.anchors)))
+    options.add_argument("--steps", type=int, help="steps per ε; by default those of the demo")
     options.add_argument("--out", type=Path, default=Path("relearning.csv"))
     asked = options.parse_args()
     with asked.out.open("a", newline="") as file:
         table = csv.writer(file)
         if not file.tell():
             table.writerow(COLUMNS)
+        epsilons = [float(share) for share in asked.epsilons.split(",")]
         for seed in map(int, asked.seeds.split(",")):
             for rho in map(float, asked.rho.split(",")):
-                for row in anchors(asked.family, seed, rho, asked.steps):
+                for row in rows(asked.family, seed, rho, epsilons, asked.steps):
                     table.writerow([f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row])
                     file.flush()
 

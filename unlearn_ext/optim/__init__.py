@@ -2,9 +2,9 @@
 
 from .adamw import EpsilonAdamW
 from .control import EpsilonGap, GradientNorm, StepStats
+from .neighbour import sharpness
 from .projection import EpsilonProjection
 from .sgd import EpsilonSGD
-from .sharpness import sharpness
 
 __all__ = ["EpsilonAdamW", "EpsilonGap", "EpsilonProjection", "EpsilonSGD", "GradientNorm", "StepStats", "sharpness"]
 

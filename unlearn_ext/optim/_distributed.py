@@ -231,23 +231,23 @@ def local_shards(tensors: Sequence[Tensor], owners: Sequence[Tensor]) -> list[Te
     return [_shard(tensor, owner, row) for row, (tensor, owner) in enumerate(pairs)]  # type: ignore[misc]
 
 
-def total(values: Tensor, owners: Sequence[Tensor]) -> Tensor:
-    """Return the sum of a value of every local shard over all tensors and all shards, 0-d, the same in every process.
+def total_norm(norms: Sequence[Tensor], owners: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norm over all tensors and all shards, 0-d, the same in every process.
 
     Args:
-        values: one value per owner, [N].
-        owners: plain tensors, which count once, and DTensors; replicas of a shard count once too.
+        norms: norm of each owner's local shard, 0-d.
+        owners: plain tensors and DTensors; replicas, of tensors or of shards, count once.
     """
-    rows: dict[tuple[dist.ProcessGroup, ...], list[int]] = {}
-    for row, owner in enumerate(owners):
-        rows.setdefault(_sharding_groups(owner) if is_dtensor(owner) else (), []).append(row)
-    parts = []
+    rows: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
+    for norm, owner in zip(norms, owners, strict=True):
+        rows.setdefault(_sharding_groups(owner) if is_dtensor(owner) else (), []).append(norm)
+    squares = []
     for groups, mine in rows.items():
-        part = values[mine].sum()
+        square = torch.stack(mine).square().sum()
         for group in groups:
-            dist.all_reduce(part, group=group)
-        parts.append(part)
-    return torch.stack(parts).sum()
+            dist.all_reduce(square, group=group)
+        squares.append(square)
+    return torch.stack(squares).sum().sqrt()
 
 
 def _sharding_groups(owner: Tensor) -> tuple[dist.ProcessGroup, ...]:

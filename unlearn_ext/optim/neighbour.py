@@ -89,8 +89,8 @@ def _distinct(params: Iterable[Tensor] | Tensor) -> list[Tensor]:
 @torch.no_grad()
 def _norm(params: list[Tensor], grads: list[Tensor]) -> Tensor:
     """Return ‖∇c‖ over all parameters and shards, 0-d; in float64, in which squares of float32 cannot overflow."""
-    squares = torch.stack([torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in grads]).square()
-    return _distributed.total(squares, params).sqrt()
+    norms = [torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in grads]
+    return _distributed.total_norm(norms, params)
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def _move(params: list[Tensor], grads: list[Tensor], rho: float, norm: Tensor) -
     stays = ~(scale.float().isfinite() & norm.isfinite())
     for param, grad in zip(params, grads, strict=True):
         wide = torch.promote_types(grad.dtype, torch.float32)  # in float16, the scale of a scaled loss underflows
-        _local(param).add_((grad * scale.to(wide)).masked_fill_(stays, 0))  # 0·∞ would be NaN
+        _local(param).add_(grad.to(wide).mul(scale.to(wide)).masked_fill_(stays, 0))  # 0·∞ would be NaN
     _tell(params)
 
 
