@@ -32,6 +32,7 @@ class Settings:
             unmodified model's f1.
         sharpness: radius ρ around the encoder's parameters; ∇f1 is that of the worst neighbour, see
             :func:`unlearn_ext.sharpness`, so that further training brings back less of the forgotten. 0: ∇f1 itself.
+            Baselines ignore it.
         seed: random seed of minibatches, noise images and augmentation.
         precision: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for torch's automatic mixed precision; with
             float16, losses are scaled.
