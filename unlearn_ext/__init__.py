@@ -13,7 +13,7 @@ from . import ops, optim
 from ._version import __version__
 from .errors import UserError
 from .ops import build_info
-from .optim import EpsilonAdamW, EpsilonGap, EpsilonSGD, EpsilonWrapper, GradientNorm, StepStats
+from .optim import EpsilonAdamW, EpsilonGap, EpsilonSGD, EpsilonWrapper, GradientNorm, StepStats, sharpness
 
 if TYPE_CHECKING:
     from . import baselines, data, metrics, models, pretrain, report, reproduction, tasks
@@ -45,6 +45,7 @@ __all__ = [
     "pretrain",
     "report",
     "reproduction",
+    "sharpness",
     "sweep",
     "tasks",
     "unlearn",

@@ -57,6 +57,17 @@ def test_sweep_writes_a_run_and_its_report(place: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "run").glob("*/config.json"))) == 7
 
 
+def test_sharpness_is_recorded_and_part_of_what_a_run_is(place: Path, tmp_path: Path) -> None:
+    command = ["sweep", *options(place), "--out", str(tmp_path), "--points", "1", "--steps", "3"]
+    code, said = call(*command, "--sharpness", "0.05")
+    assert code == 0, said
+    assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["sharpness"] == 0.05
+    assert "sharpness" in (tmp_path / "report.html").read_text()
+    code, said = call(*command, "--sharpness", "0.1", "--resume")
+    assert code == 1
+    assert "that differs in: sharpness;" in said
+
+
 def test_a_tilde_in_out_is_the_home_folder(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     code, said = call("run", *options(place), "--out=~/run", "--epsilon", "0", "--steps", "1")

@@ -574,6 +574,8 @@ DTYPES = {
     "steps and a half": (lambda: Settings(steps=1.5), "steps is 1.5; it must be a whole number, 1 or more."),
     "a rate of 2": (lambda: Settings(rate=2.0), "rate is 2.0; it must be a number above 0, 1 at most."),
     "less than no tolerance": (lambda: Settings(tolerance=-1.0), "tolerance is -1.0; it must be a number, 0 or more."),
+    "a radius without end": (lambda: Settings(sharpness=math.inf),
+                             "sharpness is inf; it must be a finite number, 0 or more."),
     "less than no points": (lambda: swept(points=-1), "points is -1; it must be 0 or more."),
 }  # fmt: skip
 

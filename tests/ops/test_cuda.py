@@ -250,3 +250,26 @@ def test_a_compiled_step_is_the_eager_one(optimizer):
             compiled() if index and loop is loops[0] else loop.optimizer.step()  # the first step creates the state
     for mine, theirs in zip(loops[0].params, loops[1].params, strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+def test_sharpness_moves_as_on_the_cpu_and_does_not_wait(dtype):
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(2, *shape, generator=generator).to(dtype) for shape in FEW]
+    moved = {}
+    for device in ("cpu", "cuda"):
+        params = [torch.nn.Parameter(value.to(device)) for value, _ in drawn]
+        for param, (_, grad) in zip(params, drawn, strict=True):
+            param.grad = grad.to(device) * 1000
+        before = [param.detach().clone() for param in params]
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with ux.sharpness(params, 5.0):
+                moved[device] = [param.detach().clone() for param in params]
+                params[0].grad = torch.zeros_like(params[0])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert all(map(torch.equal, params, before))
+    for mine, expected in zip(moved["cuda"], moved["cpu"], strict=True):
+        torch.testing.assert_close(mine.cpu(), expected)

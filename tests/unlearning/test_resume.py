@@ -70,6 +70,7 @@ KINDS = {
         "settings": Settings(steps=4, batch_size=8, precision="bfloat16"),
         "augment": lambda images, draw: images.flip(-1) if draw % 2 else images,
     },
+    "sharpness": {"settings": Settings(steps=4, batch_size=8, precision="float16", sharpness=0.05)},
     "random masks": {"task": RandomMask(0.5, 4)},
     "own epsilons": {"epsilons": [0.3, 0.2]},
 }

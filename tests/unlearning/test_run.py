@@ -1,5 +1,6 @@
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,14 +26,48 @@ def parameters(model):
     return torch.cat([p.detach().flatten() for p in model.module.parameters()])
 
 
-@pytest.mark.parametrize("share", [0.8, 0.3])
-def test_epsilon_is_met_over_the_whole_forget_set(model, images, share):
+@pytest.mark.parametrize(("share", "sharpness"), [(0.8, 0.0), (0.3, 0.0), (0.3, 0.05)])
+def test_epsilon_is_met_over_the_whole_forget_set(model, images, share, sharpness):
     objectives = Objectives.freeze(model, *images, TASK)
     original, _ = objectives.evaluate(model.encode)
-    unlearned = ux.unlearn(model, *images, task=TASK, epsilon=share * original, settings=QUICK)
+    settings = replace(QUICK, sharpness=sharpness)
+    unlearned = ux.unlearn(model, *images, task=TASK, epsilon=share * original, settings=settings)
     f1, f2 = objectives.evaluate(unlearned.encode)
     assert f1 == pytest.approx(share * original, abs=0.01 * original)
     assert f2 < 1 - share
+
+
+def f1_around(model, objectives, rho):
+    """Return f1 of the model, and f1 of its worst neighbour, both over the whole forget set."""
+    batch = objectives.forget.batch(torch.arange(len(objectives.forget)))
+    objectives.f1(model.encode, batch).backward()
+    with ux.sharpness(model.encoder_parameters(), rho):
+        worst = objectives.f1(model.encode, batch)
+        worst.backward()
+    return objectives.evaluate_f1(model.encode), worst.item()
+
+
+def test_sharpness_lowers_f1_of_the_neighbours_at_the_same_f1(model, images):
+    objectives = Objectives.freeze(model, *images, TASK)
+    original, _ = objectives.evaluate(model.encode)
+    rises = []
+    for sharpness in (0.0, 0.2):
+        settings = replace(QUICK, steps=80, sharpness=sharpness)
+        unlearned = ux.unlearn(model, *images, task=TASK, epsilon=0.2 * original, settings=settings)
+        f1, worst = f1_around(unlearned, objectives, 0.2)
+        assert f1 == pytest.approx(0.2 * original, abs=0.01 * original)
+        rises.append(worst - f1)
+    assert rises[1] < 0.9 * rises[0]
+
+
+def test_the_history_has_f1_of_the_model_not_of_its_neighbour(model, images):
+    first = []
+    for sharpness in (0.0, 0.5):
+        settings, history = Settings(steps=1, batch_size=48, sharpness=sharpness, tolerance=1.0), History()
+        ux.unlearn(model, *images, task=TASK, epsilon=0.5, settings=settings, history=history)
+        first.append(next(history.rows()))
+    assert first[0][2] == first[1][2]  # f1
+    assert first[0][5] != first[1][5]  # λ, which depends on ∇f1
 
 
 def test_the_given_model_and_the_decoder_are_left_alone(model, images):

@@ -169,6 +169,7 @@ def _settings(training: Training, machine: Machine) -> Settings:
 
     given = {"steps": training.steps, "lr": training.lr, "batch_size": training.batch_size, "memory": machine.memory}
     typed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    typed["sharpness"] = training.sharpness
     return Settings(seed=training.seed, precision=machine.precision, compile=machine.compile, **typed)
 
 

@@ -102,6 +102,11 @@ class Training:
     ] = None  # fmt: skip
     batch_size: Annotated[int | None, _option("Training", "Images per minibatch, from each set.", min=1)] = None
     lr: Annotated[float | None, _option("Training", "Learning rate.")] = None
+    sharpness: Annotated[
+        float,
+        _option("Training", "Radius ρ in weight space within which forgetting is enforced, so that further training "
+                "brings back less. Start with 0.05; damage grows with ρ, and 0 is off.", min=0.0),
+    ] = 0.0  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from .adamw import EpsilonAdamW
 from .control import EpsilonGap, GradientNorm, StepStats
+from .neighbour import sharpness
 from .sgd import EpsilonSGD
 from .wrapper import EpsilonWrapper
 
-__all__ = ["EpsilonAdamW", "EpsilonGap", "EpsilonSGD", "EpsilonWrapper", "GradientNorm", "StepStats"]
+__all__ = ["EpsilonAdamW", "EpsilonGap", "EpsilonSGD", "EpsilonWrapper", "GradientNorm", "StepStats", "sharpness"]
 
 
 def __dir__() -> list[str]:

@@ -232,3 +232,33 @@ def _shard(tensor: Tensor | None, owner: Tensor, row: int) -> Tensor | None:
     local: Any = local_shard(sharded)
     part: Tensor = local.wait() if hasattr(local, "trigger_wait") else local  # a collective may still be running
     return part
+
+
+def local_shards(tensors: Sequence[Tensor], owners: Sequence[Tensor]) -> list[Tensor]:
+    """Return the local shard of each tensor, placed like its owner; tensors whose owner is plain are unchanged."""
+    pairs = zip(tensors, owners, strict=True)
+    return [_shard(tensor, owner, row) for row, (tensor, owner) in enumerate(pairs)]  # type: ignore[misc]
+
+
+def total_norm(norms: Sequence[Tensor], owners: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norm over all tensors and all shards, 0-d, the same in every process.
+
+    Args:
+        norms: norm of each owner's local shard, 0-d.
+        owners: plain tensors and DTensors; replicas, of tensors or of shards, count once.
+    """
+    rows: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
+    for norm, owner in zip(norms, owners, strict=True):
+        rows.setdefault(_sharding_groups(owner) if is_dtensor(owner) else (), []).append(norm)
+    squares = []
+    for groups, mine in rows.items():
+        square = torch.stack(mine).square().sum()
+        for group in groups:
+            dist.all_reduce(square, group=group)
+        squares.append(square)
+    return torch.stack(squares).sum().sqrt()
+
+
+def _sharding_groups(owner: Tensor) -> tuple[dist.ProcessGroup, ...]:
+    spec = placement_spec(owner)
+    return tuple(spec.mesh.get_group(d) for d, placement in enumerate(spec.placements) if not placement.is_replicate())

@@ -30,6 +30,9 @@ class Settings:
         rate: fraction of the gap f1 − ε that a step closes.
         tolerance: |f1 − ε| over the whole forget set up to which a run is not corrected, as a fraction of the
             unmodified model's f1.
+        sharpness: radius ρ around the encoder's parameters; ∇f1 is that of the worst neighbour, see
+            :func:`unlearn_ext.sharpness`, so that further training brings back less of the forgotten. 0: ∇f1 itself.
+            Baselines ignore it.
         seed: random seed of minibatches, noise images and augmentation.
         precision: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for torch's automatic mixed precision; with
             float16, losses are scaled.
@@ -45,6 +48,7 @@ class Settings:
     batch_size: int = 64
     rate: float = 0.1
     tolerance: float = 0.007
+    sharpness: float = 0.0
     seed: int = 0
     precision: str = "float32"
     compile: bool = False
@@ -67,6 +71,7 @@ _RULES = (
     ("batch_size", lambda size: size > 0, "a whole number, 1 or more"),
     ("rate", lambda rate: 0 < rate <= 1, "a number above 0, 1 at most"),
     ("tolerance", lambda tolerance: tolerance >= 0, "a number, 0 or more"),
+    ("sharpness", lambda rho: 0 <= rho < math.inf, "a finite number, 0 or more"),
     ("seed", lambda seed: 0 <= seed < 2**63, "a whole number, 0 or more and below 2**63"),
     ("memory", lambda memory: memory >= 0, "a number, 0 or more"),
 )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from ..models import I2IModel
-from ..optim import EpsilonAdamW, EpsilonGap, GradientNorm
+from ..optim import EpsilonAdamW, EpsilonGap, GradientNorm, sharpness
 from . import divergence
 from ._training_state import restore, training_state
+from .batches import Batch
 from .encoder import Encoder
 from .history import History
 from .journal import Journal
@@ -94,7 +97,7 @@ class Trainer:
         begin = len(self.history)
         self._resume(epsilon)
         for forget, retain in self._loop.minibatches(self.settings.lr, steps, taken=len(self.history) - begin):
-            f1 = self._loop.backward(self.objectives.f1(self._loop.encode, forget), forget)
+            f1 = self._constraint(forget)
             self.optimizer.hold_constraint(f1, scaler=self._loop.scaler)
             f2 = self._loop.backward(self.objectives.f2(self._loop.encode, retain), retain)
             self._loop.step()
@@ -108,6 +111,17 @@ class Trainer:
                 lambda: {"rows": self.history.since(begin), **training_state(self.optimizer, self._loop.scaler)}
             )
         self._journal.end_segment({"rows": self.history.since(begin)})
+
+    def _constraint(self, batch: Batch) -> torch.Tensor:
+        """Return f1 of a minibatch, 0-d, and add ∇f1 to ``p.grad``: at the worst neighbour, if the settings say so.
+
+        f1 is that of the model itself in both cases, because ε is.
+        """
+        f1 = self._loop.backward(self.objectives.f1(self._loop.encode, batch), batch)
+        if self.settings.sharpness:
+            with sharpness(self.optimizer.param_groups[0]["params"], self.settings.sharpness):
+                self._loop.backward(self.objectives.f1(self._loop.encode, batch), batch)
+        return f1
 
     def _resume(self, epsilon: float) -> None:
         """Restore what an earlier process did in this segment; for a finished segment, only the history."""
