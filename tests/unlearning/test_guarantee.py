@@ -92,7 +92,10 @@ def test_every_step_lowers_f1_as_asked(problem, name, amp):
         loop.scaler.step(optimizer)
         loop.scaler.update()
 
-    violated = loop.violations(lambda f1: optimizer.hold_constraint(f1, scaler=loop.scaler), step, lambda: optimizer.stats.psi)
+    def hold(f1: Tensor) -> None:
+        optimizer.hold_constraint(f1, scaler=loop.scaler)
+
+    violated = loop.violations(hold, step, lambda: optimizer.stats.psi)
     assert optimizer.skipped_steps.item() == 0
     assert violated == 0
 
