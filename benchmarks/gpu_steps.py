@@ -34,24 +34,28 @@ class Case:
         make: makes the contestant from a problem.
         elements: minimum of elements per parameter that a step reads and writes; its bandwidth counts these.
         free: torch's step without a constraint; its host time is measured too.
+        constraints: number of constraints.
     """
 
     name: str
     make: Callable[[Problem], Contestant]
     elements: int
     free: Callable[[Problem], Contestant]
+    constraints: int = 1
 
 
 #: The kinds of step that are timed: add a line here. Each is timed in float32 and bfloat16, at both sizes.
 CASES = [
     Case("sgd", partial(Ours, optimizer=ux.EpsilonSGD), 6, peers.TorchSGD),
     Case("adamw", partial(Ours, optimizer=ux.EpsilonAdamW), 13, peers.TorchAdamW),
+    Case("adamw averaged", partial(Ours, optimizer=ux.EpsilonAdamW, constraint_grad_ema=0.9), 16, peers.TorchAdamW),
+    Case("sgd K = 4", partial(Ours, optimizer=ux.EpsilonSGD), 12, peers.TorchSGD, constraints=4),
 ]
 
 
 def measure(case: Case, size: Size, dtype: torch.dtype, device: str = "cuda", rounds: int = ROUNDS) -> dict:
     """Return the times of a step, in seconds, in turn with one large copy."""
-    problem = Problem.random(size, dtype, device)
+    problem = Problem.random(size, dtype, device, constraints=case.constraints)
     copies = problem.copies()
     ours, copy = (entered(make, copies, device) for make in (case.make, peers.Copy))
     info = {**facts(size, dtype), "suite": "step", "device": device, "optimizer": case.name, "steps": 1}

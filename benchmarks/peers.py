@@ -1,4 +1,4 @@
-"""The implementations that are timed: our step, and other implementations of the same mathematics in torch.
+"""The implementations that are timed: our step, and others of the same mathematics in torch, for one constraint.
 
 ψ = α‖g1‖², so λ = max(α − ⟨g1,g2⟩/‖g1‖², 0), and no peer has to compute a control function. Of a contestant, ``step()``
 is timed and ``prepare()`` is not.
@@ -46,15 +46,17 @@ class Ours(Contestant):
     def __init__(self, problem: Problem, optimizer: Callable[..., torch.optim.Optimizer], **options) -> None:
         super().__init__(problem)
         self.params = [torch.nn.Parameter(t) for t in problem.params]
-        control = ux.GradientNorm(alpha=ALPHA)
+        controls = {str(i): ux.GradientNorm(alpha=ALPHA) for i, _ in enumerate(problem.constraint_grads)}
+        control = controls if len(controls) > 1 else controls["0"]
         self.optimizer = optimizer(self.params, lr=LR, control=control, fused=True, **options)
         self.f1 = torch.ones((), device=problem.params[0].device)
 
     def prepare(self) -> None:
-        """Hold the constraint's gradients and set those of the objective."""
-        for param, grad in zip(self.params, self.problem.constraint_grads, strict=True):
-            param.grad = grad
-        self.optimizer.hold_constraint(self.f1)
+        """Hold the gradients of each constraint and set those of the objective."""
+        for index, grads in enumerate(self.problem.constraint_grads):
+            for param, grad in zip(self.params, grads, strict=True):
+                param.grad = grad
+            self.optimizer.hold_constraint(self.f1, str(index) if len(self.problem.constraint_grads) > 1 else None)
         for param, grad in zip(self.params, self.problem.grads, strict=True):
             param.grad = grad
 
@@ -82,7 +84,7 @@ class Flattened(Contestant):
     def step(self) -> None:
         """Take one step."""
         p = self.problem
-        g1, g2 = torch.cat(p.constraint_grads), torch.cat(p.grads)
+        g1, g2 = torch.cat(p.constraint_grad), torch.cat(p.grads)
         g = g2 + multiplier(torch.dot(g1, g2), torch.dot(g1, g1)) * g1
         for param, part in zip(p.params, g.split([t.numel() for t in p.params]), strict=True):
             param.sub_(LR * part)
@@ -94,9 +96,9 @@ class Loop(Contestant):
     def step(self) -> None:
         """Take one step."""
         p = self.problem
-        dot = sum((g1 * g2).sum() for g1, g2 in zip(p.constraint_grads, p.grads, strict=True))
-        lam = multiplier(dot, sum(g1.square().sum() for g1 in p.constraint_grads))
-        for param, g2, g1 in zip(p.params, p.grads, p.constraint_grads, strict=True):
+        dot = sum((g1 * g2).sum() for g1, g2 in zip(p.constraint_grad, p.grads, strict=True))
+        lam = multiplier(dot, sum(g1.square().sum() for g1 in p.constraint_grad))
+        for param, g2, g1 in zip(p.params, p.grads, p.constraint_grad, strict=True):
             param.sub_(LR * (g2 + lam * g1))
 
 
@@ -106,9 +108,9 @@ class LoopOfDots(Contestant):
     def step(self) -> None:
         """Take one step."""
         p = self.problem
-        dot = sum(torch.dot(g1, g2) for g1, g2 in zip(p.constraint_grads, p.grads, strict=True))
-        factor = multiplier(dot, sum(torch.dot(g1, g1) for g1 in p.constraint_grads)) * -LR
-        for param, g2, g1 in zip(p.params, p.grads, p.constraint_grads, strict=True):
+        dot = sum(torch.dot(g1, g2) for g1, g2 in zip(p.constraint_grad, p.grads, strict=True))
+        factor = multiplier(dot, sum(torch.dot(g1, g1) for g1 in p.constraint_grad)) * -LR
+        for param, g2, g1 in zip(p.params, p.grads, p.constraint_grad, strict=True):
             param.add_(g2, alpha=-LR).addcmul_(g1, factor)
 
 
@@ -119,13 +121,13 @@ class Foreach(Contestant):
         """Take one step."""
         p = self.problem
         torch._foreach_add_(p.params, p.grads, alpha=-LR)
-        add_scaled_(p.params, p.constraint_grads, foreach_multiplier(p) * -LR)
+        add_scaled_(p.params, p.constraint_grad, foreach_multiplier(p) * -LR)
 
 
 def foreach_multiplier(p: Problem) -> Tensor:
     """Return λ, computed by multi-tensor kernels."""
-    dot = torch.stack([t.sum() for t in torch._foreach_mul(p.constraint_grads, p.grads)]).sum()
-    return multiplier(dot, torch.stack(torch._foreach_norm(p.constraint_grads)).square().sum())
+    dot = torch.stack([t.sum() for t in torch._foreach_mul(p.constraint_grad, p.grads)]).sum()
+    return multiplier(dot, torch.stack(torch._foreach_norm(p.constraint_grad)).square().sum())
 
 
 @torch.compile(dynamic=False)
@@ -142,7 +144,7 @@ class Compiled(Contestant):
 
     def step(self) -> None:
         """Take one step."""
-        compiled_loop(self.problem.params, self.problem.grads, self.problem.constraint_grads)
+        compiled_loop(self.problem.params, self.problem.grads, self.problem.constraint_grad)
 
 
 class ForeachProjection(Contestant):
@@ -151,7 +153,7 @@ class ForeachProjection(Contestant):
     def step(self) -> None:
         """Project the gradients."""
         p = self.problem
-        add_scaled_(p.grads, p.constraint_grads, foreach_multiplier(p))
+        add_scaled_(p.grads, p.constraint_grad, foreach_multiplier(p))
 
 
 class FlattenedProjection(Contestant):
@@ -160,7 +162,7 @@ class FlattenedProjection(Contestant):
     def step(self) -> None:
         """Project the gradients."""
         p = self.problem
-        g1, g2 = torch.cat(p.constraint_grads), torch.cat(p.grads)
+        g1, g2 = torch.cat(p.constraint_grad), torch.cat(p.grads)
         g = g2 + multiplier(torch.dot(g1, g2), torch.dot(g1, g1)) * g1
         for grad, part in zip(p.grads, g.split([t.numel() for t in p.grads]), strict=True):
             grad.copy_(part)
@@ -171,12 +173,12 @@ class OurProjection(Contestant):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        g1 = torch.cat([t.double() for t in problem.constraint_grads])
+        g1 = torch.cat([t.double() for t in problem.constraint_grad])
         self.psi = ALPHA * torch.dot(g1, g1)
 
     def step(self) -> None:
         """Project the gradients."""
-        torch.ops.unlearn_ext.halfspace_project_(self.problem.grads, self.problem.constraint_grads, self.psi)
+        torch.ops.unlearn_ext.halfspace_project_(self.problem.grads, self.problem.constraint_grad, self.psi)
 
 
 class TorchFused(Contestant):

@@ -1,5 +1,6 @@
 """The sizes that are timed, and random tensors of these sizes."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -29,25 +30,31 @@ class Size:
 
 @dataclass
 class Problem:
-    """Parameters θ, gradients g2 of the objective and g1 of the constraint, each a list of 1-d tensors."""
+    """Parameters θ, gradients g2 of the objective, and of each constraint; each is a list of 1-d tensors."""
 
     params: list[Tensor]
     grads: list[Tensor]
-    constraint_grads: list[Tensor]
+    constraint_grads: list[list[Tensor]]
 
     @classmethod
-    def random(cls, size: Size, dtype: torch.dtype, device: str, seed: int = 0) -> "Problem":
+    def random(cls, size: Size, dtype: torch.dtype, device: str, seed: int = 0, constraints: int = 1) -> "Problem":
         """Return a problem with normally distributed values."""
         generator = torch.Generator(device).manual_seed(seed)
 
         def draw() -> list[Tensor]:
             return [torch.randn(n, generator=generator, device=device).to(dtype) for n in size.lengths()]
 
-        return cls(draw(), draw(), draw())
+        return cls(draw(), draw(), [draw() for _ in range(constraints)])
+
+    @property
+    def constraint_grad(self) -> list[Tensor]:
+        """The gradients g1 of the only constraint."""
+        (only,) = self.constraint_grads
+        return only
 
     def clone(self) -> "Problem":
         """Return a copy with its own tensors."""
-        return Problem(*([t.clone() for t in tensors] for tensors in vars(self).values()))
+        return copy.deepcopy(self)
 
     def copies(self) -> list["Problem"]:
         """Return the problem itself and, on a GPU, two copies."""

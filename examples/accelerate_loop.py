@@ -41,7 +41,7 @@ def main():
                 f1 = model(images).square().mean()
                 accelerator.backward(f1)  # divides by MICRO_BATCHES; averages over processes in the last micro-batch
                 value = value + f1.detach() / MICRO_BATCHES
-        optimizer.hold_constraint(value, accelerator.scaler)  # once, after all micro-batches
+        optimizer.hold_constraint(value, scaler=accelerator.scaler)  # once, after all micro-batches
         for images in retain_group:
             with accelerator.accumulate(model):
                 accelerator.backward((model(images) - frozen(images).detach()).square().mean())

@@ -29,7 +29,7 @@ def main():
         with torch.autocast(device, dtype=torch.float16):
             f1 = (model(forget).float() - 1).square().mean()
         scaler.scale(f1).backward()
-        optimizer.hold_constraint(f1, scaler)  # f1 is not scaled; its gradient is unscaled here
+        optimizer.hold_constraint(f1, scaler=scaler)  # f1 is not scaled; its gradient is unscaled here
         with torch.autocast(device, dtype=torch.float16):
             f2 = (model(retain).float() - kept).square().mean()
         scaler.scale(f2).backward()

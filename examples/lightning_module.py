@@ -33,7 +33,7 @@ class Unlearning(lightning.LightningModule):
         optimizer = self.optimizers()
         f1 = self.encoder(forget).square().mean()
         self.manual_backward(f1)
-        optimizer.hold_constraint(f1)  # precision="16-mixed": (f1, self.trainer.precision_plugin.scaler)
+        optimizer.hold_constraint(f1)  # precision="16-mixed": (f1, scaler=self.trainer.precision_plugin.scaler)
         f2 = (self.encoder(retain) - self.frozen(retain)).square().mean()
         self.manual_backward(f2)
         optimizer.step()

@@ -19,8 +19,9 @@ ROOT = Path(__file__).parents[2]
 def test_the_smallest_problem_of_each_suite(tmp_path):
     pytest.importorskip("pytest_benchmark")
     results = tmp_path / "results.json"
-    suites = ["benchmarks/test_step.py", "benchmarks/test_projection.py"]
-    options = ["-k", "cpu-19.2k/300", "--benchmark-max-time=0.01", f"--benchmark-json={results}", "-q"]
+    suites = [f"benchmarks/test_{name}.py" for name in ("step", "projection", "several", "averaged")]
+    smallest = "cpu-19.2k/300 and not (sgd-2 or sgd-8)"  # compiling the step of each number of constraints takes long
+    options = ["-k", smallest, "--benchmark-max-time=0.01", f"--benchmark-json={results}", "-q"]
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *suites, *options],
@@ -33,6 +34,8 @@ def test_the_smallest_problem_of_each_suite(tmp_path):
     if "No module named 'rich'" in table.stderr:
         pytest.skip("rich is not installed: the table was not printed")
     assert "foreach + fused AdamW" in table.stdout, table.stderr
+    assert "in one matrix" in table.stdout
+    assert "not averaged" in table.stdout
 
 
 def test_the_noise_suite_meets_epsilon_without_noise(tmp_path):

@@ -7,15 +7,27 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from training import CONTROL, OPTIMIZERS, alone, batches, forget_loss, network, retain_loss, share, train, whole
+from training import (
+    CONTROL,
+    CONTROLS,
+    OPTIMIZERS,
+    alone,
+    batches,
+    forget_loss,
+    network,
+    retain_loss,
+    share,
+    train,
+    whole,
+)
 
 import unlearn_ext as ux
 
 
 def drift(results):
-    """Return the largest difference between the replicas."""
-    first, second = (parameters for parameters, _ in results)
-    return max((a - b).abs().max().item() for a, b in zip(first, second, strict=True))
+    """Return the largest difference between the first replica and another."""
+    first, *others = (parameters for parameters, _ in results)
+    return max((a - b).abs().max().item() for other in others for a, b in zip(first, other, strict=True))
 
 
 def replicated(name, ddp_options, **options):
@@ -34,6 +46,20 @@ def test_two_processes_equal_one_with_the_joined_batch(processes, name, bucket_v
     assert drift(results) == 0
     torch.testing.assert_close(results[0][0], parameters, rtol=1e-5, atol=1e-6)
     assert results[0][1] == results[1][1] == pytest.approx(multipliers, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("constraints", "decay"), [(1, 0.9), (3, 0.0), (3, 0.9)])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_several_constraints_and_averages(processes, name, constraints, decay, size):
+    options = {"control": CONTROLS[constraints], "constraint_grad_ema": decay}
+    results = processes.run(size, replicated, name, {}, **options)
+    parameters, multipliers = alone(name, **options)
+    assert all(max(multipliers[i::constraints]) > 0 for i in range(constraints))  # each constraint was active
+    assert drift(results) == 0
+    for mine, lam in results:
+        torch.testing.assert_close(mine, parameters, rtol=1e-5, atol=1e-6)
+        assert lam == results[0][1] == pytest.approx(multipliers, rel=1e-4)
 
 
 def test_without_averaging_f1_the_replicas_drift_apart(processes):
@@ -119,29 +145,6 @@ def test_holding_every_micro_batch(processes):
     torch.testing.assert_close(results[0][0], alone("sgd")[0], rtol=1e-5, atol=1e-6)
 
 
-def projected():
-    model = network()
-    projection = ux.EpsilonProjection(model.parameters(), CONTROL, lr=0.05)
-    sgd = torch.optim.SGD(model.parameters(), lr=0.05)
-    ddp = DistributedDataParallel(model) if dist.is_initialized() else model
-    for forget, retain in batches():
-        mine = share if dist.is_initialized() else (lambda images: images)
-        f1 = forget_loss(ddp, mine(forget))
-        f1.backward()
-        projection.hold_constraint(f1)
-        retain_loss(ddp, mine(retain)).backward()
-        projection.project_()
-        sgd.step()
-        sgd.zero_grad()
-    return whole(model), []
-
-
-def test_the_projection_alone(processes):
-    results = processes.run(2, projected)
-    assert drift(results) == 0
-    torch.testing.assert_close(results[0][0], projected()[0], rtol=1e-5, atol=1e-6)
-
-
 def subgroups():
     """Return the averaged f1; ranks 0 and 1 are replicas, as are ranks 2 and 3, and f1 is 1, 2, 3, 4."""
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
@@ -157,20 +160,23 @@ def test_f1_is_averaged_over_the_given_group(processes):
     assert processes.run(4, subgroups) == [1.5, 1.5, 3.5, 3.5]
 
 
-def f1_is_nan_on_the_last_rank():
+def one_is_nan_on_the_last_rank(control, bad):
     p = nn.Parameter(torch.ones(4))
-    optimizer = OPTIMIZERS["adamw"]([p])
-    p.sum().backward()
-    optimizer.hold_constraint(torch.tensor(float("nan") if dist.get_rank() == 1 else 1.0))
+    optimizer = OPTIMIZERS["adamw"]([p], control=control, constraint_grad_ema=0.9)
+    for name in control if isinstance(control, dict) else [None]:
+        p.sum().backward()
+        last = dist.get_rank() == dist.get_world_size() - 1
+        optimizer.hold_constraint(torch.tensor(float("nan") if last and name == bad else 1.0), name)
     p.sum().backward()
     optimizer.step()
     state = optimizer.state[p]
-    untouched = p.tolist() == [1] * 4 and not state["exp_avg"].any() and not state["step"].any()
+    untouched = p.tolist() == [1] * 4 and not any(value.any() for value in state.values())
     return optimizer.skipped_steps.item(), untouched
 
 
-def test_one_bad_f1_skips_the_step_everywhere(processes):
-    assert processes.run(2, f1_is_nan_on_the_last_rank) == [(1, True)] * 2
+@pytest.mark.parametrize(("constraints", "bad"), [(1, None), (3, "along 1"), (3, "along 0")])
+def test_one_bad_value_skips_the_step_everywhere(processes, constraints, bad):
+    assert processes.run(4, one_is_nan_on_the_last_rank, CONTROLS[constraints], bad) == [(1, True)] * 4
 
 
 @pytest.mark.parametrize("wrong", ["all", -100, 3.5])

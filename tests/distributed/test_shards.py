@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from training import CONTROL, OPTIMIZERS, alone, divide, network, share, train, whole
+from training import CONTROL, CONTROLS, OPTIMIZERS, alone, divide, every_stats, network, share, train, whole
 
 import unlearn_ext as ux
 
@@ -37,6 +37,19 @@ def test_fully_shard_equals_one_process_with_the_joined_batch(processes, name, m
     assert any(empty for _, _, empty in results)  # some process had an empty shard
 
 
+@pytest.mark.parametrize("mesh_shape", [(2,), (4,), (2, 2)])
+@pytest.mark.parametrize(("constraints", "decay"), [(1, 0.9), (3, 0.0), (3, 0.9)])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_several_constraints_and_averages(processes, name, constraints, decay, mesh_shape):
+    options = {"control": CONTROLS[constraints], "constraint_grad_ema": decay}
+    results = processes.run(4 if mesh_shape != (2,) else 2, sharded, name, mesh_shape, **options)
+    parameters, multipliers = alone(name, **options)
+    for mine, lam, _ in results:
+        torch.testing.assert_close(mine, parameters, rtol=1e-5, atol=1e-6)
+        assert lam == results[0][1] == pytest.approx(multipliers, rel=1e-4)
+    assert all(max(multipliers[i::constraints]) > 0 for i in range(constraints))  # each constraint was active
+
+
 def own_psi(stats):
     return 5 * (stats.constraint - 0.05)
 
@@ -64,71 +77,71 @@ def placed(tensors):
     ]
 
 
-def mixed(name, f1_by_rank):
+def hold_all(optimizer, parameters, seed, f1, poison=lambda name, placement, grad: None):
+    """Hold random gradients for every constraint of the optimizer; the values are f1, f1 + 1, …"""
+    names = optimizer.control if isinstance(optimizer.control, dict) else [None]
+    for index, name in enumerate(names):
+        for placement, parameter, grad in zip(SHAPES, parameters, placed(values(seed + 100 * index)), strict=True):
+            poison(name, placement, getattr(grad, "_local_tensor", grad))
+            parameter.grad = grad
+        optimizer.hold_constraint(torch.tensor(f1 + index), name)
+
+
+def mixed(name, f1_by_rank, **options):
     """Train two parameter groups on given gradients; the second group mixes the placements."""
     parameters = [nn.Parameter(tensor) for tensor in placed(values(0))]
-    optimizer = OPTIMIZERS[name]([{"params": parameters[:1], "lr": 0.03}, {"params": parameters[1:]}])
+    groups = [{"params": parameters[:1], "lr": 0.03}, {"params": parameters[1:]}]
+    optimizer = OPTIMIZERS[name](groups, **options)
     rank = dist.get_rank() if dist.is_initialized() else 0
     for step in range(3):
-        for parameter, grad in zip(parameters, placed(values(10 + step)), strict=True):
-            parameter.grad = grad
-        optimizer.hold_constraint(torch.tensor(f1_by_rank[rank] + step))
+        hold_all(optimizer, parameters, 10 + step, f1_by_rank[rank] + step)
         for parameter, grad in zip(parameters, placed(values(20 + step)), strict=True):
             parameter.grad = grad
         optimizer.step()
-    stats = torch.stack([value.double() for value in optimizer.stats])
+    stats = torch.stack([value.double() for stats in every_stats(optimizer) for value in stats])
     return [getattr(p, "full_tensor", lambda p=p: p)().detach() for p in parameters], stats
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+@pytest.mark.parametrize("constraints", [1, 3])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_all_placements_at_once(processes, name):
-    expected, expected_stats = mixed(name, [2.5])
-    for parameters, stats in processes.run(4, mixed, name, [1.0, 2.0, 3.0, 4.0]):
+def test_all_placements_at_once(processes, name, constraints, decay):
+    options = {"control": CONTROLS[constraints], "constraint_grad_ema": decay}
+    expected, expected_stats = mixed(name, [2.5], **options)
+    for parameters, stats in processes.run(4, mixed, name, [1.0, 2.0, 3.0, 4.0], **options):
         torch.testing.assert_close(parameters, expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(stats, expected_stats, rtol=1e-5, atol=0)
+        torch.testing.assert_close(stats, expected_stats, rtol=1e-5, atol=1e-6)
     assert expected_stats[2] > 0
 
 
-def projected():
+def nan_on_one_rank(poisoned, bad=None, **options):
+    """Step with NaN on the last rank: in f1, or in its shard of a gradient with the placement ``poisoned``.
+
+    ``bad`` is the name of the constraint whose gradient has it; ``"f2"`` for the objective's.
+    """
     parameters = [nn.Parameter(tensor) for tensor in placed(values(0))]
-    projection = ux.EpsilonProjection(parameters, CONTROL)
-    for seed in (1, 2):
-        for parameter, grad in zip(parameters, placed(values(seed)), strict=True):
-            parameter.grad = grad
-        if seed == 1:
-            projection.hold_constraint(torch.tensor(50.0))
-    projection.project_()
-    return [getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for p in parameters]
-
-
-def test_the_projection_alone(processes):
-    expected = projected()
-    assert not torch.equal(expected[0], values(2)[0])
-    for grads in processes.run(4, projected):
-        torch.testing.assert_close(grads, expected, rtol=1e-5, atol=1e-6)
-
-
-def nan_on_one_rank(poisoned):
-    """Step with NaN on the last rank: in f1, or in its shard of the gradient with the placement ``poisoned``."""
-    parameters = [nn.Parameter(tensor) for tensor in placed(values(0))]
-    optimizer = OPTIMIZERS["adamw"](parameters)
+    optimizer = OPTIMIZERS["adamw"](parameters, **options)
     last = dist.get_rank() == 3
-    for parameter, grad in zip(parameters, placed(values(1)), strict=True):
-        parameter.grad = grad
-    optimizer.hold_constraint(torch.tensor(float("nan") if last and poisoned == "f1" else 1.0))
+
+    def poison(name, placement, grad):
+        if last and (name, placement) == (bad, poisoned):
+            grad[0] = float("nan")
+
+    hold_all(optimizer, parameters, 1, float("nan") if last and poisoned == "f1" else 1.0, poison)
     for placement, parameter, grad in zip(SHAPES, parameters, placed(values(2)), strict=True):
         parameter.grad = grad
-        if last and poisoned == placement:
-            getattr(grad, "_local_tensor", grad)[0] = float("nan")
+        poison("f2", placement, getattr(grad, "_local_tensor", grad))
     optimizer.step()
-    written = any(optimizer.state[p]["exp_avg"].abs().sum().item() or optimizer.state[p]["step"] for p in parameters)
+    written = any(value.abs().sum().item() for p in parameters for value in optimizer.state[p].values())
     unchanged = [getattr(p, "full_tensor", lambda p=p: p)().detach() for p in parameters]
     return optimizer.skipped_steps.item(), bool(written), unchanged
 
 
+@pytest.mark.parametrize(("constraints", "bad"), [(1, "f2"), (3, "f2"), (3, "along 0")])
 @pytest.mark.parametrize("poisoned", ["RS", "SS", "RR", "plain", "f1"])
-def test_a_bad_value_on_one_process_skips_the_step_on_all(processes, poisoned):
-    for skipped, written, parameters in processes.run(4, nan_on_one_rank, poisoned):
+def test_a_bad_value_on_one_process_skips_the_step_on_all(processes, poisoned, constraints, bad):
+    options = {"control": CONTROLS[constraints], "constraint_grad_ema": 0.9}
+    for skipped, written, parameters in processes.run(4, nan_on_one_rank, poisoned, bad, **options):
         assert (skipped, written) == (1, False)
         assert all(map(torch.equal, parameters, values(0)))
 

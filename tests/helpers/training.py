@@ -11,6 +11,15 @@ from torch import Tensor, nn
 import unlearn_ext as ux
 
 CONTROL = ux.EpsilonGap(epsilon=0.05, rate=0.2)
+#: Controls for one constraint without a name, and for three with names.
+CONTROLS = {
+    1: CONTROL,
+    3: {
+        "one": ux.EpsilonGap(0.1, rate=0.05),
+        "along 0": ux.EpsilonGap(0.9, rate=0.1),
+        "along 1": ux.EpsilonGap(0.9, rate=0.1),
+    },
+}
 OPTIMIZERS = {
     "sgd": lambda params, **options: ux.EpsilonSGD(
         params, **{"lr": 0.05, "momentum": 0.9, "control": CONTROL, **options}
@@ -56,6 +65,14 @@ def forget_loss(model: nn.Module, images: Tensor) -> Tensor:
     return (model(images) - 1).square().mean()
 
 
+#: The constraints by name; the values of each differ between the halves of the forget images.
+LOSSES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "one": forget_loss,
+    "along 0": lambda model, images: (model(images) - images[:, :1].sign()).square().mean(),
+    "along 1": lambda model, images: (model(images) - images[:, 1:2].sign()).square().mean(),
+}
+
+
 def retain_loss(model: nn.Module, images: Tensor) -> Tensor:
     return (model(images) - images[:, :1].sin()).square().mean()
 
@@ -67,17 +84,23 @@ def train(
     start: int = 0,
     steps: int = STEPS,
 ) -> list[float]:
-    """Train and return λ of every step."""
+    """Train and return λ of every step; with several constraints, those of one step after the other."""
     multipliers = []
     for forget, retain in batches(start, steps):
-        f1 = forget_loss(model, share(forget))
-        f1.backward()
-        optimizer.hold_constraint(f1)
+        for name in optimizer.control if isinstance(optimizer.control, dict) else [None]:
+            f1 = LOSSES[name or "one"](model, share(forget))
+            f1.backward()
+            optimizer.hold_constraint(f1, name)
         retain_loss(model, share(retain)).backward()
         optimizer.step()
         optimizer.zero_grad()
-        multipliers.append(optimizer.stats.lam.item())
+        multipliers += [stats.lam.item() for stats in every_stats(optimizer)]
     return multipliers
+
+
+def every_stats(optimizer: ux.EpsilonSGD | ux.EpsilonAdamW) -> list[ux.StepStats]:
+    """Return the stats of each constraint."""
+    return list(optimizer.stats.values()) if isinstance(optimizer.control, dict) else [optimizer.stats]
 
 
 def train_without_constraint(model: nn.Module, optimizer: torch.optim.Optimizer, share: Callable = lambda x: x) -> None:

@@ -22,7 +22,7 @@ class MGDA(Method):
 
     def weights(self, loss: torch.Tensor, g1: Gradient, g2: Gradient) -> Weights:
         """Return a and 1 − a."""
-        dot, square1, square2 = halfspace_stats(g2, g1)
+        square2, dot, square1 = halfspace_stats(g2, g1)
         apart = square1 + square2 - 2 * dot
         a = torch.where(apart > 0, (square2 - dot) / apart, 0.5).clamp(0, 1)  # equal gradients: any a gives the same
         return a, 1 - a

@@ -49,8 +49,8 @@ class PCD(Method):
     def weights(self, loss: torch.Tensor, g1: Gradient, g2: Gradient) -> Weights:
         """Return the weights of ∇f1 and ∇f2 in ‖∇f2‖·d/‖d‖, and update the averages."""
         tau = self._knob_value
-        dot, *norms = halfspace_stats(g2, g1)
-        squares = torch.stack(norms)
+        square2, dot, square1 = halfspace_stats(g2, g1)
+        squares = torch.stack((square1, square2))
         finite = squares.isfinite().all()
         self._steps = steps = self._steps + finite.to(squares.dtype)  # on the device: no synchronisation
         averages = torch.where(finite, DECAY * self._squares + (1 - DECAY) * squares, self._squares)

@@ -21,7 +21,7 @@ class PCGrad(Method):
 
     def weights(self, loss: torch.Tensor, g1: Gradient, g2: Gradient) -> Weights:
         """Return the weights of ∇f1 and ∇f2 in g."""
-        dot, square1, square2 = halfspace_stats(g2, g1)
+        square2, dot, square1 = halfspace_stats(g2, g1)
         conflict = dot.clamp(max=0)
         # If a gradient is 0, there is no conflict, so the 0 / 0 is not used.
         a, b = (torch.where(conflict < 0, 1 - conflict / square, 1.0) for square in (square1, square2))

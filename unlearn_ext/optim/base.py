@@ -19,7 +19,7 @@ from .._torch_internals import disable_dynamo, global_post_hooks, global_pre_hoo
 from ..ops.layout import Operands, Rule
 from . import _compiled, _distributed
 from ._amp import refuse_unscaled, unscale_
-from ._constraints import Constraints, Controls, key
+from ._constraints import Constraints, Controls, key, named
 from ._held import Held, HeldGradients
 
 __all__ = ["KEPT", "EpsilonOptimizer", "States", "not_negative"]
@@ -429,7 +429,9 @@ class EpsilonOptimizer(Optimizer):
             params, grads, groups = [params[i] for i in rows], [grads[i] for i in rows], [groups[i] for i in rows]
             held = [[column[i] for i in rows] for column in held]
         firsts, seconds, steps = self._state_of(params, groups)
-        averages = [self._averages(name, params) for name in names]
+        # Also for constraints that are not held: torch loads a checkpoint into the state of a step that holds nothing.
+        every = {name: self._averages(name, params) for name in (*named(self.control), *names)}
+        averages = [every[name] for name in names]
         return Operands(params, grads, firsts, seconds, steps, groups, held, averages)
 
     @abstractmethod
