@@ -33,7 +33,7 @@ def named(control: Controls) -> dict[str, ControlFunction]:
     for name in control:
         if not isinstance(name, str) or not name:
             raise ValueError(f"control: the constraint's name {name!r} must be a string that is not empty")
-    return dict(sorted(control.items()))
+    return {name: control[name] for name in sorted(control)}  # torch.compile cannot sort the items
 
 
 def key(prefix: str, name: str) -> str:
