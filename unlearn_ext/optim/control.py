@@ -4,7 +4,7 @@ A control is one of the two classes below, or any callable ``(StepStats) -> 0-d 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite, nan
 from typing import NamedTuple, TypeVar
 
@@ -77,6 +77,7 @@ class EpsilonGap:
             ±|ε|/k (anti-windup). It removes the offset that gradient noise or curvature causes.
         cap: β of the dynamic barrier's cap ψ ≤ β‖g1‖² (Gong, Liu, Liu, NeurIPS 2021); ``None``: uncapped. If no
             parameters reach ε, steps without a cap grow, and f1 may even rise.
+        equality: require ⟨∇c, g⟩ = ψ, so that every step also raises an f1 below ε at this rate.
     """
 
     epsilon: float | Tensor
@@ -85,6 +86,7 @@ class EpsilonGap:
     alpha: float | Tensor | None = None
     integral: float = 0.0
     cap: float | None = None
+    equality: bool = field(default=False, kw_only=True)
 
     def coefficients(self) -> tuple[float | Tensor, ...]:
         """Return the entries KIND … CAP of the control block; raise ``ValueError`` for values out of range."""
