@@ -142,3 +142,21 @@ def written(rule: Rule, operands: Operands) -> list[Tensor]:
     """Return the tensors that a step writes, without its counters."""
     lists = operands.lists()
     return [t for column in operands.written(rule)[:-1] for t in lists[column] if t is not None]
+
+
+def assert_kernels_close(rule: Rule, operands: Operands, psi: float | Sequence[float]) -> None:
+    """Check that the kernel's result is the float64 result rounded once to the dtype, within float32's rounding."""
+    exact, fused = cloned(operands, torch.float64), cloned(operands)
+    oracle = run_step(rule, exact, psi, fused=False)
+    step = run_step(rule, fused, psi, fused=True)
+    scale = oracle.sums.abs().max()
+    torch.testing.assert_close(step.sums, oracle.sums, rtol=1e-5, atol=float(1e-6 * scale) + 1e-30)
+    columns = [Report.LAMBDA, Report.AVERAGE_WEIGHT]
+    torch.testing.assert_close(step.report[1:, columns], oracle.report[1:, columns], rtol=2e-5, atol=1e-7)
+    for got, want in zip(written(rule, fused), written(rule, exact), strict=True):
+        ulp = torch.finfo(got.dtype).eps
+        magnitude = 1 + want.abs().max().item() if want.numel() else 1
+        atol = 2e-5 * magnitude if got.dtype == torch.float32 else ulp
+        torch.testing.assert_close(got.double(), want, rtol=ulp, atol=atol)
+    for mine, theirs in zip(fused.steps, exact.steps, strict=True):
+        assert mine is None or mine.item() == theirs.item() == 4

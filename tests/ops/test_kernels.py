@@ -4,11 +4,21 @@ import itertools
 
 import pytest
 import torch
-from steps import cloned, control_of, control_row, needs_kernels, operands_like, report_of, run_step, written
+from steps import (
+    assert_kernels_close,
+    cloned,
+    control_of,
+    control_row,
+    needs_kernels,
+    operands_like,
+    report_of,
+    run_step,
+    written,
+)
 
 from unlearn_ext import ops
 from unlearn_ext.ops import extension, layout
-from unlearn_ext.ops.layout import Hyper, Report, Rule, StepReport
+from unlearn_ext.ops.layout import Hyper, Rule, StepReport
 
 pytestmark = needs_kernels
 
@@ -32,31 +42,15 @@ SIZES = {
 }
 
 
-def assert_close(rule, operands, psi):
-    """Check that the kernel's result is the float64 result rounded once to the dtype, within float32's rounding."""
-    exact, fused = cloned(operands, torch.float64), cloned(operands)
-    oracle = run_step(rule, exact, psi, fused=False)
-    step = run_step(rule, fused, psi, fused=True)
-    scale = oracle.sums.abs().max()
-    torch.testing.assert_close(step.sums, oracle.sums, rtol=1e-5, atol=float(1e-6 * scale) + 1e-30)
-    torch.testing.assert_close(step.report[1, Report.LAMBDA], oracle.report[1, Report.LAMBDA], rtol=2e-5, atol=1e-7)
-    for got, want in zip(written(rule, fused), written(rule, exact), strict=True):
-        ulp = torch.finfo(got.dtype).eps
-        magnitude = 1 + want.abs().max().item() if want.numel() else 1
-        torch.testing.assert_close(got.double(), want, rtol=ulp, atol=2e-5 * magnitude if got.dtype == F32 else ulp)
-    for mine, theirs in zip(fused.steps, exact.steps, strict=True):
-        assert mine is None or mine.item() == theirs.item() == 4
-
-
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("sizes", SIZES)
 def test_sizes(rule, sizes):
-    assert_close(rule, operands_like(rule, [torch.empty(s) for s in SIZES[sizes]], (F32,) * 5, seed=1), psi=0.5)
+    assert_kernels_close(rule, operands_like(rule, [torch.empty(s) for s in SIZES[sizes]], (F32,) * 5, seed=1), psi=0.5)
 
 
 @pytest.mark.parametrize(("rule", "mix"), list(itertools.product(RULES, MIXES)))
 def test_dtype_mixes(rule, mix):
-    assert_close(rule, operands_like(rule, [torch.empty(s) for s in SIZES["odd"]], mix, seed=2), psi=0.5)
+    assert_kernels_close(rule, operands_like(rule, [torch.empty(s) for s in SIZES["odd"]], mix, seed=2), psi=0.5)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -79,7 +73,7 @@ def test_misaligned_views(rule, dtype):
 def test_strides(rule):
     dense = torch.empty(33, 65).t()
     channels_last = torch.empty(2, 3, 8, 8).to(memory_format=torch.channels_last)
-    assert_close(rule, operands_like(rule, [dense, channels_last], (F32,) * 5, seed=4), psi=0.5)
+    assert_kernels_close(rule, operands_like(rule, [dense, channels_last], (F32,) * 5, seed=4), psi=0.5)
 
 
 @pytest.mark.parametrize("rule", RULES)
