@@ -574,6 +574,16 @@ def test_one_without_a_name_has_none():
         loop.optimizer.hold_constraint(torch.tensor(1.0), torch.amp.GradScaler("cpu"))
 
 
+@pytest.mark.parametrize("name", [None, "a"])
+def test_an_empty_dict_has_no_constraints(name):
+    loop = Loop(control={})
+    loop.step(0, "")
+    assert loop.optimizer.stats == {}
+    put(loop.params, numbers(1, 49))
+    with pytest.raises(ValueError, match="control is an empty dict, which has no constraints"):
+        loop.optimizer.hold_constraint(torch.tensor(1.0), name)
+
+
 @pytest.mark.parametrize("name", ["", None, 3, ("a",)])
 def test_names_must_be_strings(name):
     with pytest.raises(ValueError, match="must be a string that is not empty"):
@@ -814,6 +824,22 @@ def test_the_keys_of_a_checkpoint():
     assert set(saved["param_groups"][0]["constraint"]) == {"skipped_steps", "state.a", "state.b", "held.b"}
     moments = {"step", "exp_avg", "exp_avg_sq"}
     assert set(saved["state"][0]) == moments | {"constraint_ema.a", "constraint_ema.b", "constraint_grad.b"}
+
+
+def test_a_name_may_have_dots():
+    names = ["a.b", "a.c", "a"]
+    loop, twin = (Loop(names=names, constraint_grad_ema=0.5) for _ in range(2))
+    loop.step(0, names[:2])
+    loop.hold(1, "a.c")
+    twin.optimizer.load_state_dict(loop.optimizer.state_dict())
+    for mine, its in zip(twin.params, loop.params, strict=True):
+        mine.data.copy_(its.data)
+    for mine in (loop, twin):
+        mine.step(1, ["a"])
+        del mine.optimizer.control["a"]
+        mine.step(2, names[:2])
+    assert_equal(loop.everything(), twin.everything())
+    assert loop.optimizer.stats["a.c"].lam == twin.optimizer.stats["a.c"].lam != 0
 
 
 @each_path

@@ -254,7 +254,8 @@ def _stats_of(report: Tensor, row: int) -> StepStats:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return "the constraints are " + ", ".join(map(repr, names))
+    listed = ", ".join(map(repr, names))
+    return f"the constraints are {listed}" if listed else "control is an empty dict, which has no constraints"
 
 
 def _called(name: str) -> str:
