@@ -71,7 +71,7 @@ fuzz: $(STAMP)
 	$(CMAKE) -B build/fuzz -DUNLEARN_EXT_FUZZ=ON -DCMAKE_CXX_COMPILER=$(CLANG)
 	$(BIN)/cmake --build build/fuzz --target fuzz_step fuzz_qp
 	mkdir -p build/corpus build/corpus-qp
-	build/fuzz/fuzz_step -max_len=512 -runs=$(RUNS) build/corpus tests/faults/corpus
+	build/fuzz/fuzz_step -max_len=2048 -runs=$(RUNS) build/corpus tests/faults/corpus
 	build/fuzz/fuzz_qp -max_len=256 -runs=$(RUNS) build/corpus-qp
 	UNLEARN_EXT_FUZZ=10000 $(BIN)/python -m pytest tests/faults/test_fuzz_ops.py tests/faults/test_kills.py
 

@@ -1,5 +1,5 @@
 // For libFuzzer: builds a dual QP from bytes, solves it and checks the conditions of optimality.
-// Without libFuzzer, random_inputs.cpp runs the same function on random bytes.
+// Without libFuzzer, inputs.cpp runs the same function on random bytes.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -122,7 +122,7 @@ void check_optimality(const Problem& problem, const QpSolution& solution, const 
         const double tolerance = 2 * kMinPivot * (demand + magnitude);  // of demands that the active ones imply
         const double rounding = 1e-11 * (demand + magnitude);           // of the conditions at active ones
         const double shortfall = problem.is_equality(i) ? std::fabs(shortfalls[i]) : shortfalls[i];
-        const double smallest = kShortfall * std::fmax(demand, std::sqrt(std::fmax(sq_step, 0.0)));
+        const double smallest = kReportedShortfall * std::fmax(demand, std::sqrt(std::fmax(sq_step, 0.0)));
         const bool is_short = (solution.short_of >> i) & 1;
         CHECK(is_short ? shortfall > 0.999 * smallest : shortfall <= 1.001 * smallest + 1e-9 * (demand + magnitude));
         const auto optimal = [&](double residual, double unmet_tolerance) {

@@ -1,16 +1,18 @@
 // For libFuzzer: builds a job from bytes, runs both phases on every instruction set, and compares with a scalar step.
-// Without libFuzzer, replay.cpp runs the same function on files. Single-threaded; two_trainers.cpp tests threads.
+// Without libFuzzer, inputs.cpp runs the same function on files or random bytes. Single-threaded; two_trainers.cpp tests threads.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <numeric>
 #include <vector>
 
+#include "../../csrc/control.h"
 #include "../../csrc/cpu/half.h"
 #include "../../csrc/cpu/kernels.h"
 #include "../../csrc/rows.h"
-#include "../../csrc/rules.h"
 
 using namespace ux;
 
@@ -89,6 +91,14 @@ struct Outcome {
     }
 };
 
+// A row of the table with the buffers of its operands, null if absent; the last is the step counter.
+struct Operands {
+    std::array<const Buffer*, kMaxOperands + 1> of{};
+
+    float original(int o, int64_t i) const { return of[o] ? of[o]->original(i) : 0.0f; }
+    const Buffer* step() const { return of[kMaxOperands]; }
+};
+
 class Case {
   public:
     explicit Case(Bytes& bytes) {
@@ -96,10 +106,12 @@ class Case {
         n_groups_ = 1 + bytes.below(3);
         const int64_t chunk = int64_t(1) << bytes.below(13);
         for (int64_t i = 0; i < n_groups_ * kHyper; ++i) hyper_.push_back(bytes.number());
-        control_ = {double(bytes.below(4)), bytes.number(), bytes.number(), bytes.number(), bytes.number(),
-            bytes.number(), INFINITY, INFINITY, INFINITY, bytes.number()};
-        if (const int limit = bytes.below(8); limit < 3) control_[kCap + limit] = std::fabs(bytes.number());
-        f1_ = std::make_unique<Buffer>(bytes, DType(bytes.below(3)), 1);
+        n_constraints_ = bytes.below(2) ? bytes.below(2) : bytes.below(kMaxConstraints + 1);
+        n_controls_ = n_constraints_ + bytes.below(3);
+        has_averages_ = bytes.below(2);
+        while (slots_ < n_constraints_) slots_ *= 2;
+        rows_.clear(slots_);
+        add_controls(bytes);
         const int n_rows = bytes.below(9);
         for (int r = 0, group = 0; r < n_rows; ++r)
             add_row(bytes, group = std::min<int>(n_groups_ - 1, group + bytes.below(2)));
@@ -113,9 +125,16 @@ class Case {
         const auto available = cpu::available();
         cpu::chosen() = available.front();
         const Outcome first = run();
-        check_sums(first);
-        check_lambda(first);
-        check_step(first);
+        check_report(first);
+        visit(rule_, [&](auto type) {
+            visit_slots(slots_, [&](auto slots) {
+                using R = typename decltype(type)::type;
+                constexpr int K = decltype(slots)::value;
+                check_sums<R, K>(first);
+                check_lambda<K>(first);
+                check_step<R, K>(first);
+            });
+        });
         for (size_t i = 1; i < available.size(); ++i) {
             cpu::chosen() = available[i];
             CHECK(run() == first);
@@ -123,90 +142,174 @@ class Case {
     }
 
   private:
+    void add_controls(Bytes& bytes) {
+        control_.resize((1 + n_controls_) * kControl), report_.resize((1 + n_controls_) * kReport);
+        control_[kMaxNorm] = limit(bytes);
+        std::vector<int> order(n_controls_);
+        std::iota(order.begin(), order.end(), 0);
+        if (n_controls_) std::rotate(order.begin(), order.begin() + bytes.below(n_controls_), order.end());
+        for (int i = 0; i < n_controls_; ++i) {
+            double* control = &control_[(1 + i) * kControl];
+            for (int column = kEpsilon; column <= kGivenPsi; ++column) control[column] = bytes.number();
+            control[kKind] = bytes.below(3), control[kEquality] = bytes.below(6) == 0;
+            control[kCap] = limit(bytes), control[kLambdaMax] = limit(bytes);
+            control[kDecay] = has_averages_ && bytes.below(4) ? bytes.number() : 0.0;
+            double* report = &report_[(1 + i) * kReport];
+            report[kConstraint] = bytes.number(), report[kPsi] = 7;  // of an earlier step
+            report[kIntegral] = bytes.number(), report[kAverageWeight] = bytes.below(5) / 4.0;
+        }
+        for (int i = 0; i < n_constraints_; ++i) {
+            control_row_[i] = order[i];
+            if (bytes.below(4)) values_[i] = std::make_unique<Buffer>(bytes, DType(bytes.below(3)), 1);
+        }
+    }
+
+    static double limit(Bytes& bytes) { return bytes.below(8) ? INFINITY : std::fabs(bytes.number()); }
+
     void add_row(Bytes& bytes, int group) {
-        Row row{};
-        const int size = bytes.next();
-        row.numel = size < 240 ? size % 60 : (size - 240) * 97;
-        const int absent = bytes.next(), owner = rule_ == Rule::project ? kGrad : kParam;
-        std::vector<int> indices(kOperands + 1, -1);
+        const int size = bytes.next(), absent = bytes.next(), owner = rule_ == Rule::project ? kGrad : kParam;
+        const int without_grad = bytes.next(), without_average = has_averages_ ? bytes.next() : ~0;
+        rows_.append();
+        const int64_t r = rows_.size() - 1;
+        RowHead& row = rows_[r];
+        row.numel = size < 240 ? size % 60 : (size - 240) * 97, row.group = group;
+        Operands operands;
         const auto add = [&](int o, DType dtype, int64_t numel) {
-            indices[o] = int(buffers_.size());
             buffers_.push_back(std::make_unique<Buffer>(bytes, dtype, numel));
+            operands.of[o] = buffers_.back().get();
             return reinterpret_cast<int64_t>(buffers_.back()->data());
         };
-        for (int o = 0; o < kOperands; ++o) {
-            if (o != owner && ((absent >> o) & 1)) continue;
+        const auto is_absent = [&](int o) {
+            if (o < kStateOperands) return o != owner && ((absent >> o) & 1);
+            const int i = (o - kStateOperands) / 2;
+            return i >= n_constraints_ || (((o == held(i) ? without_grad : without_average) >> i) & 1);
+        };
+        for (int o = 0; o < rows_.operands(); ++o) {
+            if (is_absent(o)) continue;
             const auto dtype = DType(bytes.below(3));
-            row.tags |= int64_t(dtype) << (4 * o);
-            row.data[o] = add(o, dtype, row.numel);
+            row.tags |= int64_t(dtype) << (2 * o);
+            rows_.data(r)[o] = add(o, dtype, row.numel);
         }
-        if (rule_ != Rule::project && (absent & 32)) row.step = add(kOperands, DType::f32, 1);
-        row.tags |= int64_t(bytes.below(8)) << 24 | int64_t(group) << 32;
-        rows_.push_back(row);
-        buffer_indices_.push_back(indices);
+        if (rule_ != Rule::project && (absent & 32)) row.step = add(kMaxOperands, DType::f32, 1);
+        row.tags |= int64_t(bytes.below(8)) << 40;
+        operands_.push_back(operands);
     }
 
     // Sets a group that may be out of order, beyond n_groups or negative.
-    static void set_random_group(Row& row, Bytes& bytes) {
+    static void set_random_group(RowHead& row, Bytes& bytes) {
         const int64_t group = bytes.below(4) ? bytes.below(5) : (int64_t(bytes.next()) << 23 | bytes.next());
-        row.tags = (row.tags & 0xffffffff) | (bytes.below(8) ? group : -group) * (int64_t(1) << 32);
+        row.group = bytes.below(8) ? group : -group;
     }
 
     bool groups_are_in_order() const {
-        std::vector<int> groups{0};
-        for (const Row& row : rows_) groups.push_back(row.group());
-        groups.push_back(int(n_groups_) - 1);
+        std::vector<int64_t> groups{0};
+        for (int64_t r = 0; r < rows_.size(); ++r) groups.push_back(rows_[r].group);
+        groups.push_back(n_groups_ - 1);
         return std::is_sorted(groups.begin(), groups.end());
+    }
+
+    int n_sums() const { return Sums{slots_}.count(); }
+
+    Job job_on(double* partials, double* sums, double* report) const {
+        Job job{};
+        job.rule = rule_, job.slots = slots_, job.n_constraints = n_constraints_, job.n_controls = n_controls_;
+        job.averages = has_averages_, job.solve = true, job.counts_steps = true;
+        job.n_rows = rows_.size(), job.n_tiles = partition_.tiles, job.chunk = partition_.chunk;
+        job.n_groups = n_groups_;
+        for (int i = 0; i < n_constraints_; ++i) {
+            job.control_row[i] = control_row_[i];
+            if (values_[i]) job.value[i] = values_[i]->data(), job.value_dtype[i] = values_[i]->dtype;
+        }
+        job.hyper = hyper_.data(), job.control = control_.data();
+        job.partials = partials, job.sums = sums, job.report = report;
+        return job;
     }
 
     Outcome run() {
         for (auto& buffer : buffers_) buffer->reset();
-        std::vector<double> partials(partition_.tiles * kSums), sums(n_groups_ * kSums), report(kReport);
-        const Job job{rule_, f1_->dtype, true, true, int64_t(rows_.size()), partition_.tiles, partition_.chunk,
-            n_groups_, f1_->data(), hyper_.data(), control_.data(), partials.data(), sums.data(), report.data()};
-        cpu::run_stats(rows_.data(), job, 1);
+        std::vector<double> partials(partition_.tiles * n_sums()), sums(n_groups_ * n_sums()), report = report_;
+        const Job job = job_on(partials.data(), sums.data(), report.data());
+        cpu::run_stats(rows_, job, 1);
         for (auto& buffer : buffers_) CHECK(buffer->unchanged());
-        cpu::run_apply(rows_.data(), job, 1);
+        cpu::run_apply(rows_, job, 1);
         Outcome outcome{sums, report, {}};
         for (auto& buffer : buffers_) {
             CHECK(buffer->guard_intact());
-            CHECK(report[kSkipped] == 0 || buffer->unchanged());
+            CHECK(report[kSkipped] == 0 || restores(rule_) || buffer->unchanged());
             for (int64_t i = 0; i < buffer->numel; ++i) outcome.values.push_back(buffer->current(i));
         }
         return outcome;
     }
 
-    // Calls body(row, buffers of the row, rule) for each row.
-    template <class R, class Body> void for_each_row_as(Body body) {
-        for (size_t r = 0; r < rows_.size(); ++r) {
-            const Row& row = rows_[r];
-            const Buffer* operands[kOperands + 1] = {};
-            for (int o = 0; o <= kOperands; ++o)
-                if (buffer_indices_[r][o] >= 0) operands[o] = buffers_[buffer_indices_[r][o]].get();
-            const float t = row.step ? operands[kOperands]->original(0) + 1.0f : 0.0f;
-            body(row, operands, R(hyper_.data() + row.group() * kHyper, row.data[kFirstMoment] != 0, t));
+    // Checks what holds for any step: which values persist, and the values of the constraints that take no part.
+    void check_report(const Outcome& outcome) const {
+        const auto& report = outcome.report;
+        const bool skipped = report[kSkipped] != 0;
+        CHECK(report[kSkippedSteps] == report[kSkipped]);
+        CHECK(skipped || report[kScale] <= 1);
+        for (int row = 0; row < n_controls_; ++row) {
+            const bool takes_part = std::count(control_row_, control_row_ + n_constraints_, row);
+            const double *mine = &report[(1 + row) * kReport], *before = &report_[(1 + row) * kReport];
+            for (int column = kPsi; column < kIntegral && !takes_part; ++column) CHECK(mine[column] == 0);
+            const double decay = control_[(1 + row) * kControl + kDecay], weight = before[kAverageWeight];
+            const bool keeps = skipped || !takes_part;
+            CHECK(!keeps || same(mine[kIntegral], before[kIntegral]));
+            CHECK(same(mine[kAverageWeight], keeps ? weight : weight * decay + (1 - decay)));
         }
     }
-    template <class Body> void for_each_row(Body body) {
-        visit(rule_, [&](auto type) { for_each_row_as<typename decltype(type)::type>(body); });
-    }
-    static void read(const Buffer* const* operands, unsigned reads, int64_t i, float* x) {
-        for (int o = 0; o < kOperands; ++o) x[o] = operands[o] && (reads & bit(o)) ? operands[o]->original(i) : 0.0f;
+
+    // Calls body(row, operands, rule) for each row.
+    template <class R, class Body> void for_each_row(Body body) {
+        for (int64_t r = 0; r < rows_.size(); ++r) {
+            const RowHead& row = rows_[r];
+            const float t = row.step ? operands_[r].step()->original(0) + 1.0f : 0.0f;
+            const bool has_first = rows_.data(r)[kFirstMoment] != 0;
+            body(row, operands_[r], R(hyper_.data() + row.group * kHyper, has_first, t));
+        }
     }
 
-    void check_sums(const Outcome& outcome) {
-        std::vector<double> sums(n_groups_ * kSums), magnitudes(n_groups_ * kSums);
-        bool has_nonfinite = control_[kKind] != kUnconstrained && !std::isfinite(f1_->original(0));
-        for_each_row([&](const Row& row, const Buffer* const* operands, const auto& rule) {
+    // The operands of one element, and what the step uses of each ∇c.
+    template <int K> struct Point {
+        float x[operands_of(K)], held_grads[K], a[K];
+    };
+    template <int K>
+    Point<K> point(const Operands& operands, unsigned reads, int64_t i, const Average* averages) const {
+        Point<K> p;
+        for (int o = 0; o < operands_of(K); ++o)
+            p.x[o] = o >= kStateOperands || (reads & bit(o)) ? operands.original(o, i) : 0.0f;
+        for (int k = 0; k < K; ++k) {
+            p.held_grads[k] = p.a[k] = p.x[held(k)];
+            if (K == 1 && !has_averages_) continue;
+            p.x[average(k)] = averages[k].next(p.x[average(k)], p.held_grads[k]);
+            p.a[k] = averages[k].corrected(p.x[average(k)]);
+        }
+        return p;
+    }
+    template <int K> void averages_of(const Job& job, bool solved, Average* averages) const {
+        for (int k = 0; k < K; ++k) averages[k] = average_of(job, k, solved);
+    }
+
+    template <class R, int K> void check_sums(const Outcome& outcome) {
+        constexpr int kSums = Sums{K}.count();
+        std::vector<double> sums(n_groups_ * kSums), magnitudes(n_groups_ * kSums), report = report_;
+        bool has_nonfinite = false;
+        for (int i = 0; i < n_constraints_; ++i) {
+            const double kept = report_[(1 + control_row_[i]) * kReport + kConstraint];
+            has_nonfinite |= !std::isfinite(values_[i] ? values_[i]->original(0) : kept);
+        }
+        Average averages[K];
+        averages_of<K>(job_on(nullptr, nullptr, report.data()), false, averages);
+        for_each_row<R>([&](const RowHead& row, const Operands& operands, const R& rule) {
             for (int64_t i = 0; i < row.numel; ++i) {
-                float x[kOperands], terms[kSums] = {};
-                read(operands, rule.stats_reads(), i, x);
-                has_nonfinite |= !std::isfinite(x[kGrad]) || !std::isfinite(x[kConstraintGrad]);
-                const auto e = rule.element(x);
-                accumulate(e, x[kGrad], x[kConstraintGrad], terms);
+                Point<K> p = point<K>(operands, rule.stats_reads(), i, averages);
+                has_nonfinite |= !std::isfinite(p.x[kGrad]);
+                for (const float grad : p.held_grads) has_nonfinite |= !std::isfinite(grad);
+                float terms[kSums] = {};
+                const auto e = rule.template element<K>(p.x, p.a);
+                accumulate<float, K>(e, p.x[kGrad], p.held_grads, p.a, terms);
                 for (int s = 0; s < kSums; ++s) {
-                    sums[row.group() * kSums + s] += terms[s];
-                    magnitudes[row.group() * kSums + s] += std::fabs(terms[s]);
+                    sums[row.group * kSums + s] += terms[s];
+                    magnitudes[row.group * kSums + s] += std::fabs(terms[s]);
                 }
             }
         });
@@ -216,76 +319,101 @@ class Case {
             if (magnitudes[s] < 1e38) CHECK(std::fabs(outcome.sums[s] - sums[s]) <= rounding * magnitudes[s]);
     }
 
-    // If ψ is given, checks the inequality: Σμ⟨g1,d⟩ + λ Σμ⟨g1,P⁻¹g1⟩ ≥ Ψ, with equality unless λ = 0.
-    void check_lambda(const Outcome& outcome) const {
-        const auto& report = outcome.report;
-        CHECK(report[kSkipped] + report[kSkippedSteps] == 2 * report[kSkipped]);
-        if (report[kSkipped] != 0) return;
-        CHECK(report[kLambda] >= 0 && std::isfinite(report[kLambda]));
-        CHECK(report[kScale] <= 1);
-        if (control_[kKind] != kGiven || control_[kCap] != INFINITY || control_[kLambdaMax] != INFINITY) return;
-        const Totals t(outcome.sums.data(), hyper_.data(), n_groups_);
-        if (!(t.lr_sq_constraint > 0)) return;
-        const double psi = t.mean_lr * control_[kGivenPsi], gain = report[kLambda] * t.lr_sq_constraint;
-        const double slack = t.lr_dot + gain - psi;
-        const double rounding = 1e-12 * (std::fabs(psi) + std::fabs(t.lr_dot) + gain) + 1e-300;
-        CHECK(slack >= -rounding);
-        CHECK(report[kLambda] == 0 || slack <= rounding);
+    // Checks the signs and limits of λ, and that what is missing of Σμ⟨a_i,g⟩ ≥ Ψ_i is the reported shortfall.
+    template <int K> void check_lambda(const Outcome& outcome) const {
+        if (outcome.report[kSkipped] != 0) return;
+        std::vector<double> sums = outcome.sums, report = outcome.report;
+        const Job job = job_on(nullptr, sums.data(), report.data());
+        const Totals<K> t(job);
+        for (int i = 0; i < n_constraints_; ++i) {
+            const double* control = &control_[(1 + control_row_[i]) * kControl];
+            const double* mine = &report[(1 + control_row_[i]) * kReport];
+            const double lambda = mine[kLambda], mu = t.mean_lr[i];
+            CHECK(std::isfinite(lambda));
+            CHECK(control[kEquality] != 0 || lambda >= 0);
+            CHECK(!(std::fabs(lambda) > control[kLambdaMax]));
+            double reached = t.lr_dot[i], size = std::fabs(t.lr_dot[i]);
+            for (int j = 0; j < n_constraints_; ++j) {
+                const double gain = report[(1 + control_row_[j]) * kReport + kLambda] * t.lr_gram[i][j];
+                reached += gain, size += std::fabs(gain);
+            }
+            if (!(mu > 0) || !std::isfinite(mu * mine[kPsi])) continue;
+            const double psi = mu * mine[kPsi], missing = psi - report[kScale] * reached;
+            const double rounding = 1e-12 * (std::fabs(psi) + size) + 1e-300;
+            CHECK(!(missing > mu * std::fmax(mine[kShortfall], 0.0) + rounding));
+            const bool is_free = control[kLambdaMax] == INFINITY && report[kScale] == 1 && t.lr_gram[i][i] > 0;
+            if (K > 1 || !is_free) continue;
+            CHECK(missing <= rounding);  // one constraint is met, with equality unless λ = 0
+            CHECK((lambda == 0 && control[kEquality] == 0) || missing >= -rounding);
+        }
     }
 
     // Repeats the step with the kernels' arithmetic, element by element; the results must be bitwise identical.
-    void check_step(const Outcome& outcome) {
-        if (outcome.report[kSkipped] != 0) return;
-        const float lambda = float(outcome.report[kLambda]), scale = float(outcome.report[kScale]);
-        for_each_row([&](const Row& row, const Buffer* const* operands, const auto& rule) {
+    template <class R, int K> void check_step(const Outcome& outcome) {
+        const bool skipped = outcome.report[kSkipped] != 0;
+        if (skipped && !restores(rule_)) return;
+        std::vector<double> report = outcome.report;
+        Average averages[K];
+        averages_of<K>(job_on(nullptr, nullptr, report.data()), true, averages);
+        float lambda[K] = {};
+        for (int i = 0; i < n_constraints_; ++i) lambda[i] = float(report[(1 + control_row_[i]) * kReport + kLambda]);
+        unsigned writes = R::kWrites;
+        for (int i = 0; i < K; ++i) writes |= bit(average(i));
+        for_each_row<R>([&](const RowHead& row, const Operands& operands, const R& rule) {
             for (int64_t i = 0; i < row.numel; ++i) {
-                float x[kOperands];
-                read(operands, rule.kReads, i, x);
-                const auto e = rule.element(x);
-                rule.step(x, e, lambda, scale);
-                for (int o = 0; o < kOperands; ++o)
-                    if (operands[o]) {
-                        const float expected =
-                            rule.kWrites & bit(o) ? operands[o]->rounded(x[o]) : operands[o]->original(i);
-                        CHECK(same(operands[o]->current(i), expected));
-                    }
+                Point<K> p = point<K>(operands, R::kReads, i, averages);
+                if (!skipped) rule.step(p.x, rule.template element<K>(p.x, p.a), lambda, float(report[kScale]));
+                for (int o = 0; o < operands_of(K); ++o) {
+                    if (!operands.of[o]) continue;
+                    float expected = operands.of[o]->original(i);
+                    if (skipped && o == kParam) expected = operands.of[o]->rounded(operands.original(kFirstMoment, i));
+                    if (!skipped && (writes & bit(o))) expected = operands.of[o]->rounded(p.x[o]);
+                    CHECK(same(operands.of[o]->current(i), expected));
+                }
             }
-            if (row.step) CHECK(same(operands[kOperands]->current(0), operands[kOperands]->original(0) + 1.0f));
+            if (!row.step) return;
+            const float steps = operands.step()->original(0);
+            CHECK(same(operands.step()->current(0), skipped ? steps : steps + 1.0f));
         });
     }
 
     Rule rule_;
     int64_t n_groups_;
-    std::vector<double> hyper_, control_;
-    std::unique_ptr<Buffer> f1_;
+    int n_constraints_, n_controls_, slots_ = 1;
+    bool has_averages_;
+    int control_row_[kMaxConstraints];
+    std::vector<double> hyper_, control_, report_;  // the report before the step
+    std::unique_ptr<Buffer> values_[kMaxConstraints];
     std::vector<std::unique_ptr<Buffer>> buffers_;
-    std::vector<Row> rows_;
-    std::vector<std::vector<int>> buffer_indices_;  // per row, the index in buffers_ of each operand, or -1
+    RowTable rows_;
+    std::vector<Operands> operands_;
     Partition partition_;
 };
 
 // Compares has_aliasing() with a test of all pairs of spans. The addresses are arbitrary and never read.
 void check_has_aliasing(Bytes& bytes) {
     const Rule rule = Rule(bytes.below(kRules));
-    const unsigned writes = visit(rule, [](auto type) { return decltype(type)::type::kWrites; });
+    const int slots = 1 << bytes.below(4), spread = 1 << bytes.below(6);
+    unsigned writes = visit(rule, [](auto type) { return decltype(type)::type::kWrites; });
+    for (int i = 0; i < slots; ++i) writes |= bit(average(i));
     struct Span {
         int64_t begin, end, row;
         bool written;
     };
-    std::vector<Row> rows(bytes.below(5));
+    RowTable rows;
+    rows.clear(slots);
     std::vector<Span> spans;
-    for (size_t r = 0; r < rows.size(); ++r) {
+    for (int n = bytes.below(5), r = 0; r < n; ++r) {
+        rows.append();
         rows[r].numel = bytes.below(6);
-        for (int o = 0; o < kOperands; ++o) {
-            rows[r].data[o] = bytes.next();
-            rows[r].tags |= int64_t(bytes.below(3)) << (4 * o);
+        for (int o = 0; o < rows.operands(); ++o) {
+            const int64_t address = rows.data(r)[o] = bytes.next() * spread;
+            rows[r].tags |= int64_t(bytes.below(3)) << (2 * o);
             const int64_t size = rows[r].numel * (rows[r].dtype(o) == DType::f32 ? 4 : 2);
-            const bool written = writes & bit(o);
-            if (rows[r].data[o] && size)
-                spans.push_back({rows[r].data[o], rows[r].data[o] + size, int64_t(r), written});
+            if (address && size) spans.push_back({address, address + size, r, (writes & bit(o)) != 0});
         }
-        rows[r].step = bytes.next();
-        if (rows[r].step) spans.push_back({rows[r].step, rows[r].step + 4, int64_t(r), true});
+        rows[r].step = bytes.next() * spread;
+        if (rows[r].step) spans.push_back({rows[r].step, rows[r].step + 4, r, true});
     }
     bool aliases = false;
     for (size_t a = 0; a < spans.size(); ++a)

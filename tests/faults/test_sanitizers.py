@@ -37,6 +37,10 @@ def test_the_corpus_under_address_and_undefined_behaviour_sanitizers():
     assert run(built("fuzz_step", "address,undefined"), *corpus) == f"{len(corpus)} inputs without a finding\n"
 
 
+def test_ten_thousand_random_steps_under_the_same_sanitizers():
+    assert run(built("fuzz_step", "address,undefined"), "10000") == "10000 inputs without a finding\n"
+
+
 def test_a_hundred_thousand_quadratic_programs_under_the_same_sanitizers():
     assert run(built("fuzz_qp", "address,undefined"), "100000") == "100000 inputs without a finding\n"
 

@@ -27,13 +27,16 @@ def several_threads():
 
 
 def train(seed: int, steps: int = 5) -> Tensor:
-    """Train a new parameter for a few steps and return it."""
+    """Train a new parameter for a few steps and return it: with one constraint, or three if the seed is even."""
     generator = torch.Generator().manual_seed(seed)
     param = nn.Parameter(torch.randn(NUMEL, generator=generator))
-    optimizer = ux.EpsilonAdamW([param], lr=0.01, control=ux.EpsilonGap(0.3), fused=True)
+    names = [None] if seed % 2 else ["a", "b", "c"]
+    control = ux.EpsilonGap(0.3) if seed % 2 else {name: ux.EpsilonGap(0.3) for name in names}
+    optimizer = ux.EpsilonAdamW([param], lr=0.01, control=control, constraint_grad_ema=0.5, fused=True)
     for _ in range(steps):
-        param.grad = DATA[0].clone()
-        optimizer.hold_constraint(torch.tensor(1.0))
+        for shift, name in enumerate(names):
+            param.grad = DATA[0].roll(shift)
+            optimizer.hold_constraint(torch.tensor(1.0), name)
         param.grad = DATA[1].clone()
         optimizer.step()
     return param.detach()

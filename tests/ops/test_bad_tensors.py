@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from steps import needs_kernels, run_step
+from steps import control_of, control_row, needs_kernels, report_of, run_step
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import unlearn_ext as ux
-from unlearn_ext import ops
 from unlearn_ext.ops import _reference, extension
 from unlearn_ext.ops.layout import Operands, Rule
 
@@ -17,7 +16,7 @@ PSI = torch.tensor(5.0)
 BUFFER = ones(8)
 PROJECTIONS = {
     "no tensors": ([], [], ValueError, "at least one"),
-    "lists of unlike length": ([ones(3)], [], ValueError, "as many constraint gradients as directions"),
+    "lists of unlike length": ([ones(3)], [], ValueError, "for each constraint as many gradients as directions"),
     "unlike shapes": ([ones(3)], [ones(4)], ValueError, r"shape \(3,\) but a .*gradient.* of shape \(4,\)"),
     "integers": ([ones(3, dtype=torch.int32)], [ones(3)], RuntimeError, "only real floating-point"),
     "booleans": ([ones(3) > 0], [ones(3)], RuntimeError, "only real floating-point"),
@@ -85,7 +84,7 @@ def test_a_frozen_parameter_is_refused_by_the_reference_before_anything_is_writt
     with torch.inference_mode():
         frozen = ones(3)
     params, none = [ones(3), frozen], [None] * 2
-    operands = Operands(params, [ones(3)] * 2, none, none, none, none, [0, 0])
+    operands = Operands(params, [ones(3)] * 2, none, none, none, [0, 0])
     with pytest.raises(RuntimeError, match=r"tensor 1 was made in inference mode .* clone\(\) it"):
         run_step(Rule.SGD, operands, psi=0.0, fused=False)
     assert torch.equal(params[0], ones(3))
@@ -166,7 +165,7 @@ def test_an_f1_that_is_a_whole_number():
 def test_a_complex_f1():
     param = nn.Parameter(ones(3))
     param.grad = ones(3)
-    with pytest.raises(ValueError, match="f1 must be a real tensor"):
+    with pytest.raises(ValueError, match="the value must be a real tensor"):
         ux.EpsilonSGD([param], lr=0.1, control=ux.EpsilonGap(0.3)).hold_constraint(torch.tensor(1 + 2j))
 
 
@@ -179,7 +178,7 @@ def test_an_f1_without_memory():
     optimizer = ux.EpsilonSGD([param], lr=0.1, control=ux.EpsilonGap(0.3), fused=True)
     optimizer.hold_constraint(f1)
     param.grad = ones(3)
-    with pytest.raises(RuntimeError, match="f1 of tensor 0 has no memory"):
+    with pytest.raises(RuntimeError, match="the constraint's value has no memory"):
         optimizer.step()
 
 
@@ -219,10 +218,11 @@ STEP = {
     "constraint_grads": [ones(3)],
     "momentum_buffers": [ones(3)],
     "steps": [torch.tensor(1.0)],
+    "averages": [],
     "groups": [0],
     "hyper": torch.zeros(1, 8, dtype=torch.float64),
-    "control": torch.tensor(ops.control_block(ops.GIVEN_PSI), dtype=torch.float64),
-    "report": torch.zeros(10, dtype=torch.float64),
+    "control": control_of(control_row()),
+    "report": report_of(1),
 }
 BLOCKS = {
     "a group beyond hyper": ({"groups": [1_000_000]}, ValueError, "stay below the 1 rows of hyper"),
@@ -234,7 +234,28 @@ BLOCKS = {
     ),
     "a negative group": ({"groups": [-1]}, ValueError, "groups must ascend"),
     "hyper in float32": ({"hyper": torch.zeros(1, 8)}, ValueError, "hyper must be a contiguous torch.float64 tensor"),
-    "a short report": ({"report": torch.zeros(3, dtype=torch.float64)}, ValueError, r"report must be .* shape \(10,\)"),
+    "a short report": (
+        {"report": torch.zeros(2, 3, dtype=torch.float64)},
+        ValueError,
+        r"report must be .* shape \(2, 9\)",
+    ),
+    "a report without a row": ({"report": report_of(0)}, ValueError, r"have 2 and 1 rows; 1 constraints need 2"),
+    "more constraints than rows": ({"constraint_grads": [ones(3)] * 2}, ValueError, r"2 constraints need 3"),
+    "gradients that are no lists of one length": (
+        {"params": [ones(3), ones(3)], "grads": [None] * 2, "constraint_grads": [ones(3)] * 3},
+        ValueError,
+        "3 constraint gradients cannot be divided into lists of 2",
+    ),
+    "averages of another number": (
+        {
+            "constraint_grads": [ones(3)] * 2,
+            "averages": [ones(3)],
+            "control": control_of(*[control_row()] * 2),
+            "report": report_of(2),
+        },
+        ValueError,
+        "2 constraints need as many lists of averages, not 1",
+    ),
     "no control": ({"control": None}, TypeError, "must be tensors"),
     "momentum without steps": ({"steps": []}, ValueError, "1 momentum buffers need as many steps, not 0"),
     "a meta gradient": ({"grads": [ones(3, device="meta")]}, RuntimeError, "cpu and meta; move them to one device"),
@@ -250,19 +271,27 @@ def test_functional_step(name):
 
 def test_the_reference_refuses_several_devices():
     none = [None]
-    operands = Operands(none, [ones(3)], [ones(3, device="meta")], none, none, none, [0])
+    operands = Operands(none, [ones(3)], none, none, none, [0], [[ones(3, device="meta")]])
     with pytest.raises(RuntimeError, match="cpu and meta; move them to one device"):
         _reference.check(Rule.PROJECT, operands)
 
 
 @pytest.mark.parametrize("psi", [torch.tensor(1j), ones(4), ones((), device="meta"), None])
 def test_psi_that_is_no_real_number(psi):
-    with pytest.raises((ValueError, RuntimeError), match=r"must be a real 0-d tensor|move them to one device"):
+    with pytest.raises((ValueError, RuntimeError), match=r"must be a real tensor of shape|move them to one device"):
         torch.ops.unlearn_ext.halfspace_project_([ones(3)], [ones(3)], psi)
 
 
 @pytest.mark.parametrize("name", ["params", "steps", "groups"])
 def test_operands_must_be_lists(name):
-    columns = {key: [None] for key in ("params", "grads", "constraint_grads", "firsts", "seconds", "steps")}
+    columns = {key: [None] for key in ("params", "grads", "firsts", "seconds", "steps")}
     with pytest.raises(TypeError, match=f"{name} must be a list, not a tuple"):
         Operands(**{**columns, "groups": [0], name: (None,)})
+
+
+@pytest.mark.parametrize("name", ["constraint_grads", "averages"])
+def test_operands_of_every_constraint_must_be_lists(name):
+    columns = {key: [None] for key in ("params", "grads", "firsts", "seconds", "steps")}
+    lists = {"constraint_grads": [[None]], "averages": [[None]], name: [(None,)]}
+    with pytest.raises(TypeError, match=f"{name} must be a list, not a tuple"):
+        Operands(**columns, groups=[0], **lists)

@@ -4,11 +4,22 @@ import itertools
 
 import pytest
 import torch
-from steps import cloned, emulated_marks, needs_kernels, operands_like, run_step, written
+from steps import (
+    assert_kernels_close,
+    cloned,
+    control_of,
+    control_row,
+    emulated_marks,
+    needs_kernels,
+    operands_like,
+    report_of,
+    run_step,
+    written,
+)
 
 from unlearn_ext import ops
 from unlearn_ext.ops import extension, layout
-from unlearn_ext.ops.layout import Hyper, Report, Rule
+from unlearn_ext.ops.layout import Hyper, Rule, StepReport
 
 pytestmark = needs_kernels
 
@@ -38,38 +49,22 @@ SIZES = {
 }
 
 
-def assert_close(rule, operands, psi):
-    """Check that the kernel's result is the float64 result rounded once to the dtype, within float32's rounding."""
-    exact, fused = cloned(operands, torch.float64), cloned(operands)
-    oracle = run_step(rule, exact, psi, fused=False)
-    step = run_step(rule, fused, psi, fused=True)
-    scale = oracle.sums.abs().max()
-    torch.testing.assert_close(step.sums, oracle.sums, rtol=1e-5, atol=float(1e-6 * scale) + 1e-30)
-    torch.testing.assert_close(step.report[Report.LAMBDA], oracle.report[Report.LAMBDA], rtol=2e-5, atol=1e-7)
-    for got, want in zip(written(rule, fused), written(rule, exact), strict=True):
-        ulp = torch.finfo(got.dtype).eps
-        magnitude = 1 + want.abs().max().item() if want.numel() else 1
-        torch.testing.assert_close(got.double(), want, rtol=ulp, atol=2e-5 * magnitude if got.dtype == F32 else ulp)
-    for mine, theirs in zip(fused.steps, exact.steps, strict=True):
-        assert mine is None or mine.item() == theirs.item() == 4
-
-
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("sizes", SIZES)
 def test_sizes(rule, sizes):
-    assert_close(rule, operands_like(rule, [torch.empty(s) for s in SIZES[sizes]], (F32,) * 5, seed=1), psi=0.5)
+    assert_kernels_close(rule, operands_like(rule, [torch.empty(s) for s in SIZES[sizes]], (F32,) * 5, seed=1), psi=0.5)
 
 
 @pytest.mark.parametrize(("rule", "mix"), list(itertools.product(RULES, MIXES)))
 def test_dtype_mixes(rule, mix):
-    assert_close(rule, operands_like(rule, [torch.empty(s) for s in SIZES["odd"]], mix, seed=2), psi=0.5)
+    assert_kernels_close(rule, operands_like(rule, [torch.empty(s) for s in SIZES["odd"]], mix, seed=2), psi=0.5)
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])
 def test_misaligned_views(rule, dtype):
     operands = operands_like(rule, [torch.empty(1001)], (dtype,) * 5, seed=3)
-    for values in (operands.params, operands.grads, operands.constraint_grads, operands.firsts, operands.seconds):
+    for values in operands.lists()[:-1]:
         if values[0] is not None:
             values[0] = torch.cat([values[0][:1], values[0]])[1:]
     assert written(rule, operands)[0].data_ptr() % 16
@@ -85,7 +80,7 @@ def test_misaligned_views(rule, dtype):
 def test_strides(rule):
     dense = torch.empty(33, 65).t()
     channels_last = torch.empty(2, 3, 8, 8).to(memory_format=torch.channels_last)
-    assert_close(rule, operands_like(rule, [dense, channels_last], (F32,) * 5, seed=4), psi=0.5)
+    assert_kernels_close(rule, operands_like(rule, [dense, channels_last], (F32,) * 5, seed=4), psi=0.5)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -95,7 +90,8 @@ def test_non_contiguous_and_unlike_strides(rule):
     plain = cloned(operands)
     target = operands.grads if rule is Rule.PROJECT else operands.params
     target[0] = torch.empty(40, 30)[::2, ::3].copy_(target[0])
-    operands.constraint_grads[0] = operands.constraint_grads[0].t().contiguous().t()
+    held = operands.constraint_grads[0]
+    held[0] = held[0].t().contiguous().t()
     assert target[0].stride() == gaps.stride()
     run_step(rule, operands, 0.5, fused=True)
     run_step(rule, plain, 0.5, fused=True)
@@ -103,13 +99,13 @@ def test_non_contiguous_and_unlike_strides(rule):
         assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("rule", [Rule.SGD, Rule.ADAMW])
+@pytest.mark.parametrize("rule", [Rule.SGD, Rule.ADAMW, Rule.WRAP])
 @pytest.mark.parametrize("missing", ["grads", "constraint_grads"])
 def test_an_absent_gradient_reads_as_zero(rule, missing):
     operands = operands_like(rule, [torch.empty(777), torch.empty(5)], (F32,) * 5, seed=6)
     zeros = cloned(operands)
-    getattr(operands, missing)[0] = None
-    getattr(zeros, missing)[0].zero_()
+    for mine, value in ((operands, None), (zeros, torch.zeros(777))):
+        (mine.grads if missing == "grads" else mine.constraint_grads[0])[0] = value
     run_step(rule, operands, 0.5, fused=True)
     run_step(rule, zeros, 0.5, fused=True)
     for got, want in zip(written(rule, operands), written(rule, zeros), strict=True):
@@ -178,17 +174,17 @@ def test_any_number_is_rounded_as_torch_rounds_it(dtype):
     numbers = numbers[numbers.abs() < (1e15 if dtype is BF16 else 60000)]  # no NaN; float32 sums of squares stay finite
     hyper = torch.zeros(1, len(Hyper), dtype=torch.float64)
     hyper[0, Hyper.LR] = 1
-    control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
     best = extension.kernels.cpu_isa()
     try:
         for isa in extension.kernels.cpu_isas():
             extension.kernels.use_cpu_isa(isa)
-            params, report = [torch.zeros_like(numbers, dtype=dtype)], torch.zeros(len(Report), dtype=torch.float64)
-            ops.sgd_step_(params, [-numbers], [None], [], [], [0], hyper, control, report, fused=True)
-            assert report[Report.SKIPPED] == 0
+            params, report = [torch.zeros_like(numbers, dtype=dtype)], report_of(0)
+            arguments = params, [-numbers], [], [], [], [], [0], hyper, control_of(), report
+            ops.sgd_step_(*arguments, fused=True)
+            assert report[0, StepReport.SKIPPED] == 0
             assert torch.equal(params[0], numbers.to(dtype)), isa
             params[0][::3] = torch.nan
-            ops.sgd_step_(params, [-numbers], [None], [], [], [0], hyper, control, report, fused=True)
+            ops.sgd_step_(*arguments, fused=True)
             assert torch.equal(params[0].isnan(), torch.arange(len(numbers)) % 3 == 0), isa
     finally:
         extension.kernels.use_cpu_isa(best)
@@ -209,8 +205,7 @@ def test_groups_keep_their_own_sums_and_rates():
 def two_group_step(operands, fused):
     step = ops.TwoPhase(torch.device("cpu"), groups=2, fused=fused)
     step.hyper[:, Hyper.LR] = torch.tensor([0.1, 0.003], dtype=torch.float64)
-    step.control.copy_(torch.tensor(ops.control_block(ops.GIVEN_PSI, max_norm=0.5, lambda_max=3.0)))
-    step.control[-1] = 0.7
+    step.control.copy_(control_of(control_row(psi=0.7, lambda_max=3.0), max_norm=0.5))
     step.begin(Rule.SGD, operands)
     step.stats()
     step.apply_()
@@ -219,5 +214,6 @@ def two_group_step(operands, fused):
 
 def test_layout_matches_the_binary():
     kernels = extension.kernels
-    sizes = [len(names) for names in (layout.Sum, layout.Hyper, layout.Control, layout.Report)]
-    assert sizes == [kernels.SUMS, kernels.HYPER, kernels.CONTROL, kernels.REPORT]
+    sizes = [len(names) for names in (layout.Hyper, layout.Control, layout.Report)]
+    assert sizes == [kernels.HYPER, kernels.CONTROL, kernels.REPORT]
+    assert kernels.MAX_CONSTRAINTS == layout.MAX_CONSTRAINTS

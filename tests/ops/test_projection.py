@@ -6,10 +6,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, minimize
-from steps import HYPER, PATHS, cloned, operands_like, run_step, written
+from steps import HYPER, PATHS, cloned, control_of, control_row, operands_like, report_of, run_step, written
 
 from unlearn_ext import ops
-from unlearn_ext.ops.layout import Hyper, Operands, Report, Rule
+from unlearn_ext.ops.layout import Hyper, Operands, Report, Rule, StepReport
 
 F64 = torch.float64
 SUBNORMAL = 5e-324  # the smallest positive float64
@@ -18,9 +18,9 @@ SUBNORMAL = 5e-324  # the smallest positive float64
 def project(d, g1, psi, fused=False):
     """Project in the metric I; return g, λ and the step."""
     none = [None] * len(d)
-    operands = Operands(none, [t.clone() for t in d], g1, none, none, none, [0] * len(d))
+    operands = Operands(none, [t.clone() for t in d], none, none, none, [0] * len(d), [g1])
     step = run_step(Rule.PROJECT, operands, psi, fused)
-    return operands.grads, step.report[Report.LAMBDA].item(), step
+    return operands.grads, step.report[1, Report.LAMBDA].item(), step
 
 
 vectors = st.integers(1, 12).flatmap(
@@ -53,19 +53,23 @@ def test_definition(pair, psi):
 
 def metric_of(rule, operands, row=0):
     """Return diag P, d and g1 of a step, from the formulas of the design and not from the code under test."""
-    theta, g2, g1 = operands.params[row], operands.grads[row], operands.constraint_grads[row]
+    theta, g2, g1 = operands.params[row], operands.grads[row], operands.constraint_grads[0][row]
     h = HYPER[rule]
     if rule is Rule.SGD:
         d = h[Hyper.BETA1] * operands.firsts[row] + (1 - h[Hyper.BETA2]) * (g2 + h[Hyper.WEIGHT_DECAY] * theta)
         return torch.ones_like(d), d, g1
     t = operands.steps[row].item() + 1
+    if rule is Rule.WRAP:
+        v = h[Hyper.BETA2] * operands.seconds[row] + (1 - h[Hyper.BETA2]) * g2**2
+        p = (v / (1 - h[Hyper.BETA2] ** t) + h[Hyper.CONSTRAINT_WEIGHT] * g1**2).sqrt() + h[Hyper.EPS]
+        return p, (operands.firsts[row] - theta) / h[Hyper.LR], g1
     m = h[Hyper.BETA1] * operands.firsts[row] + (1 - h[Hyper.BETA1]) * g2
     v = h[Hyper.BETA2] * operands.seconds[row] + (1 - h[Hyper.BETA2]) * (h[Hyper.CONSTRAINT_WEIGHT] * g1**2 + g2**2)
     p = (v / (1 - h[Hyper.BETA2] ** t)).sqrt() + h[Hyper.EPS]
     return p, m / (1 - h[Hyper.BETA1] ** t) / p + h[Hyper.WEIGHT_DECAY] * theta, g1
 
 
-@pytest.mark.parametrize("rule", [Rule.SGD, Rule.ADAMW])
+@pytest.mark.parametrize("rule", [Rule.SGD, Rule.ADAMW, Rule.WRAP])
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("psi", [-5.0, 0.0, 3.0, 40.0])
 def test_nearest_point_in_the_metric_against_an_independent_solver(rule, seed, psi):
@@ -73,7 +77,8 @@ def test_nearest_point_in_the_metric_against_an_independent_solver(rule, seed, p
     p, d, g1 = (x.numpy() for x in metric_of(rule, operands))
     after = cloned(operands)
     run_step(rule, after, psi, fused=False)
-    g = ((operands.params[0] - after.params[0]) / HYPER[rule][Hyper.LR]).numpy()
+    start = operands.firsts[0] if rule is Rule.WRAP else operands.params[0]
+    g = ((start - after.params[0]) / HYPER[rule][Hyper.LR]).numpy()
     solved = minimize(
         lambda x: 0.5 * np.sum(p * (x - d) ** 2),
         d,
@@ -141,11 +146,13 @@ def test_adversarial_directions(fused):
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 def test_nothing_is_written_when_anything_is_not_finite(fused, rule, where, poison):
     operands = operands_like(rule, [torch.empty(11), torch.empty(20_001)], (torch.float32,) * 5, seed=5)
-    getattr(operands, where)[1][12_345] = poison
+    (operands.grads if where == "grads" else operands.constraint_grads[0])[1][12_345] = poison
     before = cloned(operands)
     step = run_step(rule, operands, 0.5, fused)
-    assert step.report[Report.SKIPPED] == 1
-    assert step.report[Report.SKIPPED_STEPS] == 1
+    assert step.report[0, StepReport.SKIPPED] == 1
+    assert step.report[0, StepReport.SKIPPED_STEPS] == 1
+    if rule is Rule.WRAP:  # the other optimizer has stepped already; that is undone
+        before.params = before.firsts
     pairs = zip(written(rule, before), written(rule, operands), strict=True)
     assert all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in pairs)
     assert all(s is None or s == 3 for s in operands.steps)
@@ -156,7 +163,7 @@ def test_nothing_is_written_when_anything_is_not_finite(fused, rule, where, pois
 def test_a_psi_that_is_not_finite_skips_the_step(psi, fused):
     d = torch.ones(5)
     (g,), _, step = project([d], [torch.ones(5)], psi, fused)
-    assert step.report[Report.SKIPPED] == 1
+    assert step.report[0, StepReport.SKIPPED] == 1
     assert torch.equal(g, d)
 
 
@@ -169,7 +176,7 @@ def test_the_reference_runs_with_fused_false(monkeypatch):
 
 def test_functional_layer():
     d, g1 = [torch.randn(5), torch.randn(3, 2)], [torch.randn(5), torch.randn(3, 2)]
-    dot, sq1, sqd = ops.halfspace_stats(d, g1).tolist()
+    sqd, dot, sq1 = ops.halfspace_stats(d, g1).tolist()
     flat_d, flat_1 = torch.cat([t.flatten() for t in d]), torch.cat([t.flatten() for t in g1])
     assert dot == pytest.approx(torch.dot(flat_d, flat_1).item(), rel=1e-5)
     assert sq1 == pytest.approx(flat_1.square().sum().item(), rel=1e-5)
@@ -177,7 +184,7 @@ def test_functional_layer():
     lam, skipped = ops.halfspace_project_(d, g1, torch.tensor(dot + 1.0)).tolist()
     assert skipped == 0
     assert lam == pytest.approx(1 / sq1, rel=1e-5)
-    assert ops.halfspace_stats(d, g1)[0].item() == pytest.approx(dot + 1, rel=1e-5)
+    assert ops.halfspace_stats(d, g1)[1].item() == pytest.approx(dot + 1, rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # float64 has no kernel
@@ -185,10 +192,9 @@ def test_functional_layer():
 def test_autograd_detects_the_in_place_writes(op, dtype):
     inputs, kept, g1 = torch.randn(5, dtype=dtype, requires_grad=True), torch.ones(5, dtype=dtype), -torch.ones(5)
     hyper = torch.tensor([[0.1, 0, 0, 0, 0, 0, 0, 1]], dtype=torch.float64)
-    control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
     others = {
         "halfspace_project_": [torch.tensor(1.0)],
-        "sgd_step_": [[g1.to(dtype)], [], [], [0], hyper, control, torch.zeros(10, dtype=torch.float64)],
+        "sgd_step_": [[], [], [], [], [0], hyper, control_of(), report_of(0)],
     }
     outputs = (inputs * kept).sum()
     getattr(torch.ops.unlearn_ext, op)([kept], [g1.to(dtype)], *others[op])
@@ -201,8 +207,7 @@ def functional_step(op, fused, *states):
     """Take a functional step of θ = 1 with g2 = 2 and lr = 0.1, updating the states in place; return θ."""
     params, grads, g1 = ([torch.full((3,), value)] for value in (1.0, 2.0, 0.0))
     hyper = torch.tensor([[0.1, 0.9, 0.5, 1e-8, 0, 0, 0, 1]], dtype=torch.float64)
-    control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
-    op(params, grads, g1, *states, [0], hyper, control, torch.zeros(10, dtype=torch.float64), fused=fused)
+    op(params, grads, g1, *states, [], [0], hyper, control_of(control_row(psi=-1e9)), report_of(1), fused=fused)
     return params[0]
 
 
@@ -234,10 +239,9 @@ def test_functional_adamw_has_moments_and_counts_its_steps(fused):
 @pytest.mark.parametrize("fused", PATHS)
 def test_a_functional_step_of_no_tensors(fused):
     hyper = torch.zeros(1, 8, dtype=torch.float64)
-    control = torch.tensor(ops.control_block(ops.UNCONSTRAINED), dtype=torch.float64)
-    report = torch.zeros(10, dtype=torch.float64)
-    ops.sgd_step_([], [], [], [], [], [], hyper, control, report, fused=fused)
-    assert report[Report.SKIPPED] == 0
+    report = report_of(0)
+    ops.sgd_step_([], [], [], [], [], [], [], hyper, control_of(), report, fused=fused)
+    assert report[0, StepReport.SKIPPED] == 0
 
 
 def test_there_is_no_derivative_and_backward_raises():
@@ -246,7 +250,7 @@ def test_there_is_no_derivative_and_backward_raises():
     def both() -> torch.Tensor:
         doubled = d * 2
         lam, _ = ops.halfspace_project_([doubled], [g1], torch.tensor(100.0))
-        return ops.halfspace_stats([doubled], [g1])[0] + lam
+        return ops.halfspace_stats([doubled], [g1])[1] + lam
 
     value = both()
     dot, square = torch.dot(2 * d, g1).item(), torch.dot(g1, g1).item()

@@ -36,7 +36,7 @@ def scaled_step(net, optimizer, scaler, index, *, unscale_first=False, spoil=Non
     scaler.scale(f1).backward()
     if spoil == "g1":
         net[2].weight.grad[0, 3] = float("inf")
-    optimizer.hold_constraint(f1, scaler)
+    optimizer.hold_constraint(f1, scaler=scaler)
     scaler.scale(f2_of(net, batch(index + 100))).backward()
     if spoil == "g2":
         net[0].weight.grad[0, 3] = float("inf")
@@ -82,7 +82,7 @@ def test_gradients_are_unscaled_where_some_are_missing_and_some_are_half(cls, st
     optimizer = cls(params, lr=1.0, control=ux.EpsilonGap(0.5, alpha=1e-9))
     f1 = sum((p.float() + 1).sum() for p in (both, f1_alone, half))
     scaler.scale(f1).backward()
-    optimizer.hold_constraint(f1, scaler)
+    optimizer.hold_constraint(f1, scaler=scaler)
     scaler.scale(sum(p.float().sum() * 3 for p in (both, f2_alone, half))).backward()
     scaler.step(optimizer)
     stats = optimizer.stats
@@ -117,9 +117,9 @@ def test_a_later_micro_batch_without_a_gradient_adds_its_value_alone(cls):
     optimizer = cls(net.parameters(), lr=1e-2, control=ux.EpsilonGap(0.05))
     f1 = f1_of(net, batch(0))
     scaler.scale(f1).backward()
-    optimizer.hold_constraint(f1, scaler)
+    optimizer.hold_constraint(f1, scaler=scaler)
     optimizer.zero_grad()
-    optimizer.hold_constraint(torch.tensor(2.0), scaler)
+    optimizer.hold_constraint(torch.tensor(2.0), scaler=scaler)
     scaler.scale(f2_of(net, batch(1))).backward()
     scaler.step(optimizer)
     assert optimizer.stats.constraint.item() == pytest.approx(f1.item() + 2.0, rel=1e-6)
@@ -134,7 +134,7 @@ def test_a_constraint_held_without_the_scaler_is_refused():
     f1.backward()
     optimizer.hold_constraint(f1)
     scaler.scale(f2_of(net, batch(1))).backward()
-    with pytest.raises(RuntimeError, match=r"hold_constraint\(f1, scaler\)"):
+    with pytest.raises(RuntimeError, match=r"hold_constraint\(value, scaler=scaler\)"):
         scaler.step(optimizer)
 
 

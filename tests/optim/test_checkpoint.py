@@ -1,4 +1,4 @@
-"""What a checkpoint keeps besides torch's state: held gradients, f1, the integral, the skipped-step count, dtypes."""
+"""What a checkpoint keeps besides torch's state: held gradients, c, the integral, the skipped-step count, dtypes."""
 
 import torch
 from torch import nn
@@ -61,7 +61,7 @@ def test_the_count_and_the_integral_survive():
     second = optimizer_over(q)
     second.load_state_dict(first.state_dict())
     assert second.skipped_steps.item() == 1
-    integral = first.state_dict()["param_groups"][0]["constraint"]["integral"]
+    integral = first.state_dict()["param_groups"][0]["constraint"]["state"][0]
     assert integral.item() != 0
     q.data.copy_(p.data)
     for parameter, optimizer in ((p, first), (q, second)):
@@ -91,7 +91,7 @@ def test_the_averages_survive():
 
     def make(parameter: nn.Parameter) -> ux.EpsilonSGD:
         control = ux.EpsilonGap(1.0)
-        return ux.EpsilonSGD([parameter], lr=0.1, control=control, constraint_ema=0.9, constraint_grad_ema=0.5)
+        return ux.EpsilonSGD([parameter], lr=0.1, control=control, constraint_grad_ema=0.5)
 
     def steps(parameter: nn.Parameter, optimizer: ux.EpsilonSGD, count: int) -> None:
         for _ in range(count):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from steps import control_of, control_row, report_of
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import unlearn_ext as ux
-from unlearn_ext import ops
 from unlearn_ext.ops.layout import Hyper
 
 OPTIMIZERS = {
@@ -143,15 +143,19 @@ def step_arguments(rule: str) -> tuple:
     params, grads, constraint_grads, firsts = ([torch.randn(n, generator=generator) for n in (7, 33)] for _ in range(4))
     hyper = torch.zeros(1, len(Hyper), dtype=torch.float64)
     hyper[0, Hyper.LR], hyper[0, Hyper.BETA1], hyper[0, Hyper.BETA2], hyper[0, Hyper.EPS] = 0.1, 0.9, 0.99, 1e-8
-    control = torch.tensor(ops.control_block(ops.GIVEN_PSI), dtype=torch.float64)
-    report = torch.zeros(10, dtype=torch.float64)
-    counters = [torch.tensor(1.0) for _ in params]
-    moments = [firsts] if rule == "sgd" else [firsts, [t.square() for t in firsts]]
-    return (params, grads, constraint_grads, *moments, counters, [0, 0], hyper, control, report)
+    counters, seconds = [torch.tensor(1.0) for _ in params], [t.square() for t in firsts]
+    averages = [torch.zeros_like(t) for t in params]
+    control, report = control_of(control_row(decay=0.5)), report_of(1)
+    shared = (counters, averages, [0, 0], hyper, control, report)
+    return {
+        "sgd": (params, grads, constraint_grads, firsts, *shared),
+        "adamw": (params, grads, constraint_grads, firsts, seconds, *shared),
+        "wrap": (params, firsts, grads, constraint_grads, seconds, *shared),
+    }[rule]
 
 
 @pytest.mark.parametrize(
-    "name", ["halfspace_stats", "halfspace_project_", "sgd_step_", "adamw_step_", "optimizer_step_"]
+    "name", ["halfspace_stats", "halfspace_project_", "sgd_step_", "adamw_step_", "wrap_step_", "optimizer_step_"]
 )
 def test_opcheck(name):
     pytest.importorskip("expecttest", reason="torch's opcheck imports expecttest")
@@ -161,15 +165,16 @@ def test_opcheck(name):
     param.grad = torch.ones(2)
     optimizer = ux.EpsilonSGD([param], control=ux.EpsilonGap(0.1), momentum=0.9)
     optimizer.step()
-    params, grads, held, firsts, counters, groups, *blocks = step_arguments("sgd")
+    params, grads, held, firsts, counters, averages, groups, *blocks = step_arguments("sgd")
     arguments = {
-        "halfspace_stats": (directions, constraint_grads),
-        "halfspace_project_": (directions, constraint_grads, torch.tensor(0.5)),
+        "halfspace_stats": (directions, constraint_grads * 2),  # two constraints
+        "halfspace_project_": (directions, constraint_grads * 2, torch.full((2,), 0.5)),
         "sgd_step_": step_arguments("sgd"),
         "adamw_step_": step_arguments("adamw"),
+        "wrap_step_": step_arguments("wrap"),
         "optimizer_step_": (
-            optimizer._number, params, grads, held, firsts, [0, 1], [], [], counters, [0, 1], groups, torch.tensor(1.0),
-            *blocks,
+            optimizer._number, params, grads, firsts, [0, 1], [], [], counters, [0, 1], groups, held, averages,
+            [torch.tensor(1.0)], [0], *blocks,
         ),
     }[name]  # fmt: skip
     torch.library.opcheck(getattr(torch.ops.unlearn_ext, name).default, arguments)

@@ -218,7 +218,7 @@ def test_parameters_may_share_a_gradient(cls, scaled, share):
                 grads = share(torch.full((4,), 16.0 if scaled else 2.0))
                 for param, grad in zip(params, grads, strict=True):
                     param.grad = grad if shared else grad.clone()
-                optimizer.hold_constraint(torch.tensor(1.0), scaler)
+                optimizer.hold_constraint(torch.tensor(1.0), scaler=scaler)
             for param in params:
                 param.grad = torch.full((4,), 0.5)
             optimizer.step()
@@ -238,7 +238,7 @@ def test_a_shared_gradient_of_f2_is_unscaled_once(cls):
     scaler.scale(torch.zeros(()))
     for param in params:
         param.grad = torch.full((4,), 16.0)
-    optimizer.hold_constraint(torch.tensor(0.05), scaler)
+    optimizer.hold_constraint(torch.tensor(0.05), scaler=scaler)
     grad = torch.full((4,), 4.0)
     for param in params:
         param.grad = grad
@@ -252,4 +252,4 @@ def test_a_gradient_of_the_backward_pass_is_taken_without_a_copy():
     f1.backward()
     addresses = [p.grad.data_ptr() for p in loop.params]
     loop.optimizer.hold_constraint(f1)
-    assert [grad.data_ptr() for grad in loop.optimizer._constraint.held.grads] == addresses
+    assert [grad.data_ptr() for grad in loop.optimizer._constraints.held.by_name[""].grads] == addresses

@@ -81,8 +81,10 @@ def test_a_hook_before_loading_may_match_by_name(name, held, split, order):
         assert torch.equal(loading.state[theirs[n]][key], saving.state[p][key])
     if not held:
         return
-    grads = dict(zip(map(id, saving._constraint.held.params), saving._constraint.held.grads, strict=True))
-    loaded = dict(zip(map(id, loading._constraint.held.params), loading._constraint.held.grads, strict=True))
+    grads, loaded = (
+        dict(zip(map(id, held.params), held.grads, strict=True))
+        for held in (optimizer._constraints.held.by_name[""] for optimizer in (saving, loading))
+    )
     for n, p in first.named_parameters():
         assert torch.equal(loaded[id(theirs[n])], grads[id(p)])
 

@@ -18,8 +18,8 @@ def refuse_unscaled(optimizer: Optimizer, scaler: GradScaler) -> None:
     """
     if is_unscaled(scaler, optimizer):
         raise RuntimeError(
-            "hold_constraint: scaler.unscale_(optimizer) was called before, and hold_constraint(f1, scaler) would "
-            "divide ∇f1 by the scale again; call unscale_ after it, for ∇f2, or not at all"
+            "hold_constraint: scaler.unscale_(optimizer) was called before, and hold_constraint(value, scaler=scaler) "
+            "would divide ∇c by the scale again; call unscale_ after it, for ∇f2, or not at all"
         )
 
 

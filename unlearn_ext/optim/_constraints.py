@@ -36,7 +36,7 @@ def named(control: Controls) -> dict[str, ControlFunction]:
     for name in control:
         if not isinstance(name, str) or not name:
             raise ValueError(f"control: the constraint's name {name!r} must be a string that is not empty")
-    return dict(sorted(control.items()))
+    return {name: control[name] for name in sorted(control)}  # torch.compile cannot sort the items
 
 
 def key(prefix: str, name: str) -> str:
@@ -290,7 +290,8 @@ def _stats_of(report: Tensor, row: int) -> StepStats:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return "the constraints are " + ", ".join(map(repr, names))
+    listed = ", ".join(map(repr, names))
+    return f"the constraints are {listed}" if listed else "control is an empty dict, which has no constraints"
 
 
 def _called(name: str) -> str:

@@ -267,6 +267,8 @@ class EpsilonOptimizer(Optimizer):
 
     def _step(self) -> None:
         self._adopt()
+        if not self._constraints.is_ready(len(self._groups)):
+            self._forget_averages()
         operands = self._operands()
         if len(operands):
             self._unscale(operands.grads)
@@ -405,6 +407,13 @@ class EpsilonOptimizer(Optimizer):
             if entry not in state:
                 state[entry] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
         return [state[entry] for state in states]
+
+    def _forget_averages(self) -> None:
+        """Drop the averages of constraints that ``control`` no longer has; one of that name later is a new one."""
+        present = {key("constraint_ema", name) for name in named(self.control)}
+        for state in self.state.values():
+            for entry in [e for e in state if e.partition(".")[0] == "constraint_ema" and e not in present]:
+                del state[entry]
 
     def _params(self) -> list[Tensor]:
         return list(chain.from_iterable([group["params"] for group in self._groups]))

@@ -4,7 +4,7 @@ A control is one of the two classes below, or any callable ``(StepStats) -> 0-d 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite, nan
 from typing import NamedTuple, TypeVar
 
@@ -87,7 +87,7 @@ class EpsilonGap:
     delta: float = 1.0
     alpha: float | Tensor | None = None
     cap: float | None = None
-    equality: bool = False
+    equality: bool = field(default=False, kw_only=True)
 
     def coefficients(self) -> tuple[float | Tensor, ...]:
         """Return the entries KIND … CAP of the control block; raise ``ValueError`` for values out of range."""
