@@ -77,24 +77,29 @@ def placed(tensors):
     ]
 
 
-def hold_all(optimizer, parameters, seed, f1, poison=lambda name, placement, grad: None):
-    """Hold random gradients for every constraint of the optimizer; the values are f1, f1 + 1, …"""
+def hold_all(optimizer, parameters, seed, f1, poison=lambda name, placement, grad: None, without=None):
+    """Hold random gradients for every constraint but the one with index ``without``; the values are f1, f1 + 1, …"""
     names = optimizer.control if isinstance(optimizer.control, dict) else [None]
     for index, name in enumerate(names):
+        if index == without:
+            continue
         for placement, parameter, grad in zip(SHAPES, parameters, placed(values(seed + 100 * index)), strict=True):
             poison(name, placement, getattr(grad, "_local_tensor", grad))
             parameter.grad = grad
         optimizer.hold_constraint(torch.tensor(f1 + index), name)
 
 
-def mixed(name, f1_by_rank, **options):
-    """Train two parameter groups on given gradients; the second group mixes the placements."""
+def mixed(name, f1_by_rank, rotate=False, **options):
+    """Train two parameter groups on given gradients; the second group mixes the placements.
+
+    With ``rotate``, each step leaves out another constraint.
+    """
     parameters = [nn.Parameter(tensor) for tensor in placed(values(0))]
     groups = [{"params": parameters[:1], "lr": 0.03}, {"params": parameters[1:]}]
     optimizer = OPTIMIZERS[name](groups, **options)
     rank = dist.get_rank() if dist.is_initialized() else 0
     for step in range(3):
-        hold_all(optimizer, parameters, 10 + step, f1_by_rank[rank] + step)
+        hold_all(optimizer, parameters, 10 + step, f1_by_rank[rank] + step, without=step if rotate else None)
         for parameter, grad in zip(parameters, placed(values(20 + step)), strict=True):
             parameter.grad = grad
         optimizer.step()
@@ -112,6 +117,15 @@ def test_all_placements_at_once(processes, name, constraints, decay):
         torch.testing.assert_close(parameters, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(stats, expected_stats, rtol=1e-5, atol=1e-6)
     assert expected_stats[2] > 0
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_constraints_that_are_not_held_in_every_step(processes, name):
+    options = {"control": CONTROLS[3], "constraint_grad_ema": 0.9, "rotate": True}
+    expected, expected_stats = mixed(name, [2.5], **options)
+    for parameters, stats in processes.run(4, mixed, name, [1.0, 2.0, 3.0, 4.0], **options):
+        torch.testing.assert_close(parameters, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(stats, expected_stats, rtol=1e-5, atol=1e-6)
 
 
 def nan_on_one_rank(poisoned, bad=None, **options):
