@@ -28,7 +28,7 @@ def main():
     encoder = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 4))
     frozen = nn.Linear(8, 4).to(accelerator.device)
     sets = [TensorDataset(torch.randn(512, 8)) for _ in range(2)]
-    control = ux.EpsilonGap(epsilon=EPSILON, integral=0.1)
+    control = ux.EpsilonGap(epsilon=EPSILON)
     optimizer = ux.EpsilonAdamW(encoder.parameters(), lr=2e-3, weight_decay=0.0, control=control)
     loaders = [DataLoader(images, batch_size=32, shuffle=True) for images in sets]
     # `prepare` wraps the optimizer; use `hold_constraint` and `stats` of the original, `prepared.optimizer`.

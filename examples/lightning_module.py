@@ -24,7 +24,7 @@ class Unlearning(lightning.LightningModule):
 
     def configure_optimizers(self):
         """Return the optimizer."""
-        control = ux.EpsilonGap(epsilon=EPSILON, integral=0.1)
+        control = ux.EpsilonGap(epsilon=EPSILON)
         return ux.EpsilonAdamW(self.encoder.parameters(), lr=2e-3, weight_decay=0.0, control=control)
 
     def training_step(self, batch, batch_idx):

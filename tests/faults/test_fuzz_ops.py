@@ -163,7 +163,7 @@ def assert_solved(report: Tensor, solved: Tensor) -> None:
         terms = (sq_constraint * sq_direction).sqrt()
         assert (got[Report.DOT] - want[Report.DOT]).abs() <= 1e-5 * terms + 1e-30
         torch.testing.assert_close(got[Report.SQ_CONSTRAINT], sq_constraint, rtol=1e-5, atol=1e-30)
-        torch.testing.assert_close(got[Report.AVERAGE_WEIGHT], want[Report.AVERAGE_WEIGHT])
+        torch.testing.assert_close(got[Report.COUNT], want[Report.AVERAGE_WEIGHT])
         assert got[Report.LAMBDA].isfinite()
         if sq_constraint > 1e-30 and len(report) == 2:
             share = 1e-4 * (terms + want[Report.PSI].abs() + want[Report.LAMBDA] * sq_constraint) / sq_constraint
@@ -273,7 +273,7 @@ def test_steps(rule, data):
         law = [*draw(st.sampled_from(laws)), 0.5, float(draw(st.integers(0, 5)) == 0), torch.inf, decay]
         control = torch.cat([control, torch.tensor([law], dtype=torch.float64)])
         row[Report.CONSTRAINT] = draw(st.sampled_from([1.0, 0.3, 0.0, torch.nan, torch.inf]))
-        row[Report.AVERAGE_WEIGHT] = draw(st.sampled_from([0.0, 0.5]))
+        row[Report.COUNT] = draw(st.sampled_from([0.0, 0.5]))
     blocks = {"hyper": hyper, "control": control, "report": report}
     if draw(st.integers(0, 9)) == 0:
         spoilt = draw(st.sampled_from(sorted(blocks)))

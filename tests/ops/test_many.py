@@ -213,12 +213,12 @@ def test_a_value_of_any_constraint_that_is_not_finite_skips_the_step(rule, fused
             step.hyper[:, column] = value
         step.control.copy_(control_of(*(control_row(psi, decay=DECAY) for psi in given)))
         values = [torch.tensor(bad if where == "value" and i == constraint else 1.0) for i in range(count)]
-        kept = step.report[1:, Report.INTEGRAL :].clone()
+        kept = step.report[1:, layout.KEPT :].clone()
         step.begin(rule, operands, values)
         step.stats()
         step.apply_()
         assert step.report[0, StepReport.SKIPPED] == step.report[0, StepReport.SKIPPED_STEPS] == 1
-        assert torch.equal(step.report[1:, Report.INTEGRAL :], kept)
+        assert torch.equal(step.report[1:, layout.KEPT :], kept)
         if rule is Rule.WRAP:  # the other optimizer has stepped already; that is undone
             before.params = before.firsts
         for mine, was in zip(written(rule, operands), written(rule, before), strict=True):
@@ -236,16 +236,16 @@ def test_some_of_the_optimizers_constraints_in_any_rows(fused):
         step.hyper[:, column] = value
     step.control.copy_(control_of(*(control_row(psi, decay=DECAY) for psi in (9.0, 0.75, 9.0, 0.5))))
     step.report[1:, Report.PSI :] = 0.25
-    step.report[[2, 4], Report.AVERAGE_WEIGHT] = 0.0
+    step.report[[2, 4], Report.COUNT] = 0.0
     step.begin(Rule.SGD, operands, [torch.tensor(1.0), torch.tensor(1.0)], rows=[3, 1])
     step.stats()
     step.apply_()
     small = run_step(Rule.SGD, alone, [0.5, 0.75], fused)
     torch.testing.assert_close(operands.params[0], alone.params[0], rtol=0, atol=0)
-    columns = [Report.PSI, Report.LAMBDA, Report.DOT, Report.SQ_CONSTRAINT, Report.AVERAGE_WEIGHT]
+    columns = [Report.PSI, Report.LAMBDA, Report.DOT, Report.SQ_CONSTRAINT, Report.COUNT]
     assert torch.equal(step.report[[4, 2]][:, columns], small.report[1:, columns])
-    assert not step.report[[1, 3], Report.PSI : Report.INTEGRAL].any()
-    assert (step.report[[1, 3], Report.INTEGRAL :] == 0.25).all()
+    assert not step.report[[1, 3], Report.PSI : layout.KEPT].any()
+    assert (step.report[[1, 3], layout.KEPT :] == 0.25).all()
 
 
 @each_path

@@ -13,7 +13,7 @@ def held(optimizer: torch.optim.Optimizer, p: nn.Parameter, scale: float) -> Non
 
 
 def optimizer_over(p: nn.Parameter) -> ux.EpsilonAdamW:
-    return ux.EpsilonAdamW([p], lr=0.1, control=ux.EpsilonGap(1.0, integral=0.1))
+    return ux.EpsilonAdamW([p], lr=0.1, control=ux.EpsilonGap(1.0))
 
 
 def test_what_is_held_between_the_two_backward_passes_survives():

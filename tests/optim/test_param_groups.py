@@ -211,7 +211,7 @@ def test_parameters_and_state_may_be_swapped_temporarily(name):
     if swap is None:
         pytest.skip("this torch cannot exchange the parameters of an optimizer")
     cls, namesake, options = OPTIMIZERS[name]
-    ours = Problem(lambda groups: cls(groups, control=ux.EpsilonGap(0.5, integral=0.1), **options))
+    ours = Problem(lambda groups: cls(groups, control=ux.EpsilonGap(0.5), **options))
     theirs = Problem(lambda groups: namesake(groups, **options))
     for problem in (ours, theirs):
         problem.step()
