@@ -34,7 +34,7 @@ UX_HD void clear_absent(const Job& job) {
 // How the gradient of constraint i is averaged in this step; `solved`: in the apply phase, when solve() has changed what
 // the control remembers.
 UX_HD Average average_of(const Job& job, int i, bool solved) {
-    if (i >= job.n_constraints) return {};
+    if (!job.averages || i >= job.n_constraints) return {};
     const int64_t row = 1 + job.control_row[i];
     const double* report = job.report + row * kReport;
     const double fresh = solved ? report[kFresh] : fresh_weight(job.control + row * kControl, report);

@@ -35,7 +35,7 @@ def start(rule: Rule, operands: Operands, groups: int = 1, **hyper: float) -> Tw
     step = TwoPhase(torch.device("cpu"), groups, fused=True)
     for column, value in {**HYPER[rule], **{Hyper[name]: value for name, value in hyper.items()}}.items():
         step.hyper[:, column] = value
-    step.control.copy_(torch.tensor(ops.control_block(ops.GIVEN_PSI), dtype=torch.float64))
+    step.control.copy_(control_of(control_row()))
     step.control[-1] = 1000.0
     step.report[Report.CONSTRAINT] = 1.0
     step.begin(rule, operands)

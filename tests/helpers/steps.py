@@ -119,7 +119,7 @@ def control_row(
 
 def control_of(*rows: list[float], max_norm: float | None = None) -> Tensor:
     """Return ``control`` with these rows of constraints."""
-    return torch.tensor(ops.control_block(rows, max_norm), dtype=torch.float64)
+    return torch.tensor(ops.control_block(rows, max_norm), dtype=torch.float64).view(1 + len(rows), -1)
 
 
 def report_of(constraints: int) -> Tensor:
