@@ -39,7 +39,7 @@ class EpsilonWrapper(EpsilonOptimizer):
         beta2: decay of v.
         eps: added to the square root in P.
         constraint_weight: w, the share of ∇c in the metric.
-        lambda_max, fused, constraint_grad_ema, process_group: as in :class:`~unlearn_ext.EpsilonAdamW`.
+        lambda_max, fused, constraint_grad_ema, process_group, held_dtype: as in :class:`~unlearn_ext.EpsilonAdamW`.
 
     Attributes:
         optimizer: the wrapped optimizer.
@@ -64,6 +64,7 @@ class EpsilonWrapper(EpsilonOptimizer):
         fused: bool | None = None,
         constraint_grad_ema: float | None = None,
         process_group: Replicas = "default",
+        held_dtype: torch.dtype | None = None,
     ) -> None:
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, EpsilonOptimizer):
             raise TypeError(
@@ -73,7 +74,7 @@ class EpsilonWrapper(EpsilonOptimizer):
         if not 0 <= beta2 < 1:
             raise ValueError(f"EpsilonWrapper: beta2={beta2!r} must lie in [0, 1)")
         self._metric = beta2, eps, constraint_weight
-        constraints = Constraints(control, None, lambda_max, fused, constraint_grad_ema, process_group)
+        constraints = Constraints(control, None, lambda_max, fused, constraint_grad_ema, process_group, held_dtype)
         super().__init__(optimizer.param_groups, optimizer.defaults, constraints)
         self.optimizer = optimizer
         self._share_groups()
