@@ -73,15 +73,15 @@ def _close_gap(control: Numbers, m: Measured, state: Numbers) -> float:
         state[Report.MODEL] = m.value
         state[Report.INTEGRAL] = state[Report.SATURATED] = state[Report.FIRST_REACH] = 0.0
     cap = _largest_demand(control, m, rate, state)
-    if delta == 1:
+    _measure_gap(control, m, rate, state)
+    if delta == 1 and control[Control.INTEGRATES]:
         _measure_pull(m, rate, epsilon, cap, state)
-        _measure_gap(control, m, rate, state)
         decrease = _follow_model(control, m, rate, cap, state)
     else:
         gap = m.value - epsilon
-        decrease = min(rate * (-1.0 if gap < 0 else 1.0) * abs(gap) ** delta, cap)
-        if control[Control.EQUALITY]:
-            decrease = max(decrease, -cap)
+        demand = rate * (-1.0 if gap < 0 else 1.0) * abs(gap) ** delta
+        decrease = _clamp(demand, -cap, cap) if control[Control.EQUALITY] else min(demand, cap)
+        state[Report.MODEL], state[Report.SATURATED] = m.value, float(demand >= cap)
     state[Report.EPSILON_BEFORE] = epsilon
     return decrease
 
