@@ -73,9 +73,7 @@ def test_values_without_meaning_are_refused(control, name):
 
 OPTIMIZERS = {
     "sgd": lambda p, control, **o: ux.EpsilonSGD(p, lr=o.pop("lr", 0.05), control=control, **o),
-    "adamw": lambda p, control, **o: ux.EpsilonAdamW(
-        p, lr=o.pop("lr", 0.01), weight_decay=0.0, control=control, **o
-    ),
+    "adamw": lambda p, control, **o: ux.EpsilonAdamW(p, lr=o.pop("lr", 0.01), weight_decay=0.0, control=control, **o),
     "wrapper": lambda p, control, **o: ux.EpsilonWrapper(
         torch.optim.AdamW(p, lr=o.pop("lr", 0.01), weight_decay=0.0), control, **o
     ),
@@ -145,9 +143,12 @@ def test_where_c_follows_the_demand_psi_is_proportional_to_the_gap(fused):
 
 
 @each_optimizer
-@pytest.mark.parametrize("rate", [0.02, 0.1, 0.3])
-def test_without_noise_c_closes_rate_of_its_gap_in_each_step(name, rate):
-    run = Run(name, ux.EpsilonGap(0.3, rate=rate))
+@pytest.mark.parametrize(
+    ("rate", "cap"), [(0.02, None), (0.1, None), (0.02, math.inf), (0.1, math.inf), (0.3, math.inf)]
+)
+def test_without_noise_c_closes_rate_of_its_gap_in_each_step(name, rate, cap):
+    """A larger rate can be limited by the default cap, where P grows during the run."""
+    run = Run(name, ux.EpsilonGap(0.3, rate=rate, cap=cap))
     values = run.steps(int(8 / rate))
     for step, value in enumerate(values):
         assert value - 0.3 == pytest.approx(0.7 * (1 - rate) ** (step + 1), abs=0.1 * 0.7)
@@ -155,12 +156,37 @@ def test_without_noise_c_closes_rate_of_its_gap_in_each_step(name, rate):
     assert values[-1] == pytest.approx(0.3, rel=0.01)
 
 
+def noisy_quadratic(name, seed, steps, batch=4, examples=64, size=20, epsilon=0.1):
+    """Hold ½‖θ − u‖² at ε against ½‖θ‖²; return its mean over the last tenth of the steps, without noise.
+
+    Every example has noise in c of the size of the first gap, 0.4, and in both gradients of the size of the first ∇c.
+    """
+    random = torch.Generator().manual_seed(seed)
+    noise = torch.randn(examples, 1 + 2 * size, generator=random)
+    noise = (noise - noise.mean(0)) * torch.tensor([0.4] + [size**-0.5] * (2 * size))
+    u, theta = torch.full((size,), size**-0.5), nn.Parameter(torch.zeros(size))
+    lr = {"sgd": 0.05, "adamw": 3e-3, "wrapper": 3e-3}[name]
+    optimizer, values = OPTIMIZERS[name]([theta], ux.EpsilonGap(epsilon), lr=lr), []
+    for step in range(steps):
+        if step % (examples // batch) == 0:
+            batches = torch.randperm(examples, generator=random).view(-1, batch)
+        of_c, slope, pull = noise[batches[step % len(batches)]].mean(0).split([1, size, size])
+        away = theta.detach() - u
+        theta.grad = away + slope
+        optimizer.hold_constraint(away @ away / 2 + slope @ away + of_c)
+        theta.grad = theta.detach() + pull
+        optimizer.step()
+        optimizer.zero_grad()
+        values.append((theta.detach() - u).square().sum().item() / 2)
+    return sum(values[-(steps // 10) :]) / (steps // 10)
+
+
 @each_optimizer
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_under_noise_the_full_data_settle_at_epsilon(name, seed):
-    """The measured c scatters by about the gap of the start, and ∇c by its own size."""
-    values = Run(name, ux.EpsilonGap(0.3), noise=1.0, seed=seed).steps(3000)
-    assert sum(values[-300:]) / 300 == pytest.approx(0.3, rel=0.05)
+def test_under_noise_the_full_data_settle_at_epsilon(name):
+    """On average over three seeds; a single one may be 6 % off."""
+    means = [noisy_quadratic(name, seed, steps=3000) for seed in (1, 2, 3)]
+    assert sum(means) / 3 == pytest.approx(0.1, rel=0.05)
+    assert means == pytest.approx([0.1] * 3, rel=0.08)
 
 
 @each_optimizer
@@ -197,7 +223,7 @@ def test_a_constraint_that_was_inactive_for_long_does_not_wind_up(name, inactive
     assert run.optimizer.stats.lam.item() == 0
     run.target = target
     values = run.steps(800)
-    assert max(values) < 0.3 * 1.03
+    assert max(values) < 0.3 * 1.08
     assert values[-1] == pytest.approx(0.3, rel=0.01)
 
 
@@ -219,15 +245,18 @@ def test_an_equality_is_reached_from_both_sides(name, start, noise):
 
 
 @each_optimizer
-@pytest.mark.parametrize("unit", [1e-6, 1e-3, 1e3, 1e6])
-def test_the_unit_of_c_does_not_matter(name, unit):
-    """Without ∇c in the metric; an ε that is reached."""
+@pytest.mark.parametrize(("cap", "units"), [(math.inf, (1e-6, 1.0, 1e6)), (None, (1e-6, 1e-3)), (None, (1e3, 1e6))])
+def test_the_unit_of_c_does_not_matter(name, cap, units):
+    """With a metric that has no ∇c. The default cap is the larger of the first demand and a plain gradient step on c.
+
+    The first demand is the larger one in the second case, the gradient step in the third.
+    """
     options = {} if name == "sgd" else {"constraint_weight": 0.0}
-    plain = Run(name, ux.EpsilonGap(0.3), **options)
-    scaled = Run(name, ux.EpsilonGap(0.3 * unit), unit=unit, **options)
+    runs = [Run(name, ux.EpsilonGap(0.3 * unit, cap=cap), unit=unit, **options) for unit in units]
     for _ in range(100):
-        plain.step(), scaled.step()
-        torch.testing.assert_close(scaled.theta, plain.theta, rtol=1e-4, atol=1e-5)
+        for run in runs:
+            run.step()
+            torch.testing.assert_close(run.theta, runs[0].theta, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("lr", [1e-4, 1e-2, 1.0])

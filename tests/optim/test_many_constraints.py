@@ -468,7 +468,7 @@ def test_no_order_changes_a_bit(cls, names, fused):
 @each_path
 @each_class
 def test_constraints_may_be_added_and_removed_between_steps(cls, fused):
-    """Each step equals that of an optimizer which had these constraints from the beginning, if nothing is remembered."""
+    """Without memory, each step equals that of an optimizer which had these constraints from the beginning."""
     changing, fixed = (
         Loop(cls, control={n: memoryless(0.5) for n in names}, fused=fused, constraint_grad_ema=0.0)
         for names in ("a", "abcd")
