@@ -38,7 +38,7 @@ def control_block(
 
 _REST = (0.0,) * (len(Control) - 1)
 
-#: The coefficients, KIND … INTEGRATES, of a constraint whose ψ the caller writes to ``control[row, Control.GIVEN_PSI]``.
+#: The coefficients, KIND … INTEGRATES, of a constraint whose ψ the caller writes to ``Control.GIVEN_PSI``.
 GIVEN_PSI = (Kind.GIVEN, 0.0, nan, 0.0, 1.0, inf, False)
 
 
