@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import unlearn_ext as ux
 
 EPSILON, TOKENS, LENGTH = 0.1, 31, 8
-SMALL = GPT2Config(TOKENS, n_positions=LENGTH, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+SMALL = {"vocab_size": TOKENS, "n_positions": LENGTH, "n_embd": 32, "n_head": 2, "n_layer": 2}
 
 
 def sentences(step):
@@ -33,7 +33,7 @@ def probability(model, tokens):
 def main():
     """Train a small GPT-2 on two sets of sentences, forget one of them and print the result."""
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(SMALL)
+    model = GPT2LMHeadModel(GPT2Config(**SMALL))
     forget, retain = sentences(step=3), sentences(step=5)
     adam = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(300):

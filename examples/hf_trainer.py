@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 import unlearn_ext as ux
 
 EPSILON, TOKENS, LENGTH = 0.1, 31, 8
-SMALL = GPT2Config(TOKENS, n_positions=LENGTH, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+SMALL = {"vocab_size": TOKENS, "n_positions": LENGTH, "n_embd": 32, "n_head": 2, "n_layer": 2}
 
 
 def sentences(step):
@@ -41,7 +41,7 @@ class ConstrainedTrainer(Trainer):
 def main():
     """Train on synthetic sentences and print the result."""
     set_seed(0)
-    model = GPT2LMHeadModel(SMALL)
+    model = GPT2LMHeadModel(GPT2Config(**SMALL))
     private, public = sentences(step=3), torch.cat([sentences(step=3), sentences(step=5)])[torch.randperm(512)]
     data = [{"private": private[i % 256], "input_ids": public[i], "labels": public[i]} for i in range(512)]
     optimizer = ux.EpsilonAdamW(model.parameters(), lr=3e-3, control=ux.EpsilonGap(EPSILON))

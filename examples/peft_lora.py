@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import unlearn_ext as ux
 
 EPSILON, TOKENS, LENGTH = 0.1, 31, 8
-SMALL = GPT2Config(TOKENS, n_positions=LENGTH, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+SMALL = {"vocab_size": TOKENS, "n_positions": LENGTH, "n_embd": 32, "n_head": 2, "n_layer": 2}
 
 
 def sentences(step):
@@ -28,7 +28,7 @@ def probability(model, tokens):
 def main():
     """Train a small GPT-2 on two sets of sentences, forget one of them by adapters and print the result."""
     torch.manual_seed(0)
-    model, forget, retain = GPT2LMHeadModel(SMALL), sentences(step=3), sentences(step=5)
+    model, forget, retain = GPT2LMHeadModel(GPT2Config(**SMALL)), sentences(step=3), sentences(step=5)
     adam = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(300):
         loss(model, torch.cat([forget, retain])[torch.randint(512, (64,))]).backward()

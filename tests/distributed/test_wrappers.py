@@ -1,10 +1,13 @@
 """accelerate, ZeroRedundancyOptimizer and FSDP1: the result is right, or the error is one sentence."""
 
+import os
 import runpy
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from training import (
     CONTROL,
@@ -31,8 +34,11 @@ def under_fsdp2(work, *args):
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from accelerate.utils import DistributedType
 
+    variables = {"RANK": dist.get_rank(), "LOCAL_RANK": dist.get_rank(), "WORLD_SIZE": dist.get_world_size()}
+    variables |= {"MASTER_ADDR": "localhost", "MASTER_PORT": 0}  # not used: there is a process group already
     try:
-        accelerator = Accelerator(cpu=True)
+        with mock.patch.dict(os.environ, {name: str(value) for name, value in variables.items()}):
+            accelerator = Accelerator(cpu=True)
         # accelerate enables FSDP2 only on accelerators, but its code also works with gloo on CPUs.
         state = AcceleratorState._shared_state
         state["distributed_type"] = DistributedType.FSDP

@@ -11,6 +11,7 @@ def run(held_inside):
     optimizer = ux.EpsilonWrapper(torch.optim.SGD([theta], lr=0.1), control=ux.EpsilonGap(0.1))
 
     def hold():
+        optimizer.zero_grad()
         c = theta.square().sum()
         c.backward()
         optimizer.hold_constraint(c)
@@ -18,7 +19,6 @@ def run(held_inside):
     def closure():
         if held_inside:
             hold()
-        optimizer.zero_grad()
         loss = (theta - 2).square().sum()
         loss.backward()
         return loss
