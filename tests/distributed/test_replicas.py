@@ -125,6 +125,34 @@ def test_uneven_micro_batches_under_no_sync(processes, bucket_view):
     assert results[0][1] == pytest.approx(multipliers[-1], rel=1e-4)
 
 
+def interleaved(bucket_view):
+    model = network()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    ddp = DistributedDataParallel(model, gradient_as_bucket_view=bucket_view)
+    for pair in batches():
+        micro_batches = zip(*(share(images).split([3, 1]) for images in pair), strict=True)
+        for index, (forget, retain) in enumerate(micro_batches):
+            with ddp.no_sync() if index == 0 else nullcontext():
+                weight = len(forget) / 4
+                with optimizer.constraint() as hold:
+                    part = forget_loss(ddp, forget) * weight
+                    part.backward()
+                    hold(part)
+                (retain_loss(ddp, retain) * weight).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return whole(model), optimizer.stats.lam.item()
+
+
+@pytest.mark.parametrize("bucket_view", [False, True])
+def test_interleaved_micro_batches_under_no_sync(processes, bucket_view):
+    results = processes.run(2, interleaved, bucket_view)
+    parameters, multipliers = alone("adamw")
+    assert drift(results) == 0
+    torch.testing.assert_close(results[0][0], parameters, rtol=1e-5, atol=1e-6)
+    assert results[0][1] == pytest.approx(multipliers[-1], rel=1e-4)
+
+
 def held_per_micro_batch():
     model = network()
     optimizer = OPTIMIZERS["sgd"](model.parameters())

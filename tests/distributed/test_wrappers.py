@@ -1,7 +1,13 @@
 """accelerate, ZeroRedundancyOptimizer and FSDP1: the result is right, or the error is one sentence."""
 
+import os
+import runpy
+from pathlib import Path
+from unittest import mock
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from training import (
     CONTROL,
@@ -18,37 +24,52 @@ from training import (
 
 import unlearn_ext as ux
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "accelerate_fsdp2.py"
 NAMESAKES = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 
 
-def accelerated(name, constrained, namesake=False):
-    """Train under accelerate with FSDP2, which replaces the parameters in ``param_groups``."""
+def under_fsdp2(work, *args):
+    """Return ``work(accelerator, *args)`` with an accelerator that shards by FSDP2."""
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from accelerate.utils import DistributedType
 
+    variables = {"RANK": dist.get_rank(), "LOCAL_RANK": dist.get_rank(), "WORLD_SIZE": dist.get_world_size()}
+    variables |= {"MASTER_ADDR": "localhost", "MASTER_PORT": 0}  # not used: there is a process group already
     try:
-        accelerator = Accelerator(cpu=True)
+        with mock.patch.dict(os.environ, {name: str(value) for name, value in variables.items()}):
+            accelerator = Accelerator(cpu=True)
         # accelerate enables FSDP2 only on accelerators, but its code also works with gloo on CPUs.
         state = AcceleratorState._shared_state
         state["distributed_type"] = DistributedType.FSDP
         state["fsdp_plugin"] = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="NO_WRAP")
-        model = network()
-        optimizer = NAMESAKES[name](model.parameters(), lr=0.01) if namesake else made(name, model.parameters())
-        model, prepared = accelerator.prepare(model, optimizer)
-        for forget, retain in batches():
-            if constrained:
-                f1 = forget_loss(model, share(forget))
-                accelerator.backward(f1)
-                optimizer.hold_constraint(f1)
-            accelerator.backward(retain_loss(model, share(retain)))
-            prepared.step()
-            prepared.zero_grad()
-        sharded = all(hasattr(p, "full_tensor") for p in optimizer.param_groups[0]["params"])
-        return whole(model), sharded
+        return work(accelerator, *args)
     finally:
         for shared in (AcceleratorState, PartialState, GradientState):
             shared._reset_state()
+
+
+def accelerated(accelerator, name, constrained, namesake=False):
+    """Train under accelerate with FSDP2, which replaces the parameters in ``param_groups``."""
+    model = network()
+    optimizer = NAMESAKES[name](model.parameters(), lr=0.01) if namesake else made(name, model.parameters())
+    model, prepared = accelerator.prepare(model, optimizer)
+    for forget, retain in batches():
+        if constrained:
+            f1 = forget_loss(model, share(forget))
+            accelerator.backward(f1)
+            optimizer.hold_constraint(f1)
+        accelerator.backward(retain_loss(model, share(retain)))
+        prepared.step()
+        prepared.zero_grad()
+    sharded = all(hasattr(p, "full_tensor") for p in optimizer.param_groups[0]["params"])
+    return whole(model), sharded
+
+
+def example_with_shards(accelerator):
+    """Run the example; return the reached f1 and the number of its processes."""
+    example = runpy.run_path(str(EXAMPLE))
+    return example["train"](accelerator), accelerator.num_processes
 
 
 def made(name, params):
@@ -59,7 +80,7 @@ def made(name, params):
 @pytest.mark.parametrize("name", NAMESAKES)
 def test_accelerates_fsdp2_equals_torchs_optimizer(processes, name):
     pytest.importorskip("accelerate", reason="accelerate comes with the extra `examples`")
-    ours, theirs = (processes.run(2, accelerated, name, False, namesake)[0] for namesake in (False, True))
+    ours, theirs = (processes.run(2, under_fsdp2, accelerated, name, False, namesake)[0] for namesake in (False, True))
     assert ours[1]  # the optimizer has the sharded parameters
     assert theirs[1]
     start = whole(network())
@@ -70,11 +91,18 @@ def test_accelerates_fsdp2_equals_torchs_optimizer(processes, name):
 @pytest.mark.parametrize("name", NAMESAKES)
 def test_accelerates_fsdp2_equals_one_process(processes, name):
     pytest.importorskip("accelerate", reason="accelerate comes with the extra `examples`")
-    parameters, _ = processes.run(2, accelerated, name, True)[0]
+    parameters, _ = processes.run(2, under_fsdp2, accelerated, name, True)[0]
     model = network()
     optimizer = made(name, model.parameters())
     assert max(train(model, optimizer)) > 0
     torch.testing.assert_close(parameters, whole(model), rtol=1e-5, atol=1e-6)
+
+
+def test_the_example_of_fsdp2_settles_at_epsilon(processes):
+    pytest.importorskip("accelerate", reason="accelerate comes with the extra `examples`")
+    for f1, number in processes.run(2, under_fsdp2, example_with_shards):
+        assert number == 2
+        assert f1 == pytest.approx(0.1, rel=0.05)
 
 
 def divided_by_zero(name, **options):

@@ -60,6 +60,42 @@ def fit(module, **options):
     return module
 
 
+def sgd(params):
+    return ux.EpsilonSGD(params, lr=0.01, control=ux.EpsilonGap(0.01))
+
+
+def wrapped_sgd(params):
+    return ux.EpsilonWrapper(torch.optim.SGD(params, lr=0.01), control=ux.EpsilonGap(0.01))
+
+
+class Automatic(Plain):
+    """A constraint under automatic optimization; its micro-batches alternate with those of the objective."""
+
+    def training_step(self, batch, batch_idx):
+        with self.optimizers().constraint() as hold:
+            f1 = self.net(batch[0]).square().mean() / 2
+            f1.backward()
+            hold(f1)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("make", [sgd, wrapped_sgd])
+def test_automatic_optimization_with_accumulation_equals_a_plain_loop(make):
+    automatic, plain = fit(Automatic(make), accumulate_grad_batches=2), Plain(make)
+    optimizer = plain.configure_optimizers()
+    for _ in range(2):
+        for forget, retain in zip(*(side.split(16) for side in DATA), strict=True):
+            f1 = plain.net(forget).square().mean()
+            f1.backward()
+            optimizer.hold_constraint(f1)
+            plain.training_step((forget, retain), 0).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert optimizer.stats.lam.item() > 0
+    for mine, its in zip(automatic.net.parameters(), plain.net.parameters(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 @pytest.mark.parametrize("algorithm", ["norm", "value"])

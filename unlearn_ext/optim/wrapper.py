@@ -100,7 +100,7 @@ class EpsilonWrapper(EpsilonOptimizer):
         wrapped optimizer's own state has seen the gradient.
 
         Args:
-            closure: passed to the wrapped optimizer.
+            closure: passed to the wrapped optimizer; it may hold constraints.
 
         Returns:
             What the wrapped optimizer returns.
@@ -115,12 +115,13 @@ class EpsilonWrapper(EpsilonOptimizer):
         return self._wrapped_step(closure)
 
     def _wrapped_step(self, closure: Callable[[], T] | None) -> T | None:
-        if not self._constraints.held.names:
+        if closure is None and not self._constraints.held.names:
             return self._proposed(closure)
         self._before = {param: param.detach().clone() for param in self._params()}
         try:
             loss = self._proposed(closure)
-            self._step()
+            if self._constraints.held.names:  # also if the closure held it, as in Lightning's automatic optimization
+                self._step()
         finally:
             self._before = {}
         return loss
