@@ -181,6 +181,10 @@ class Constraints:
         self.held.consume(grads, held)
         self.held.release()
 
+    def prepare(self, device: torch.device, groups: int) -> None:
+        """Create what the constraints keep from step to step, so that a checkpoint can be loaded into it."""
+        self._phases_on(device, groups, list(named(self.control)))
+
     def rows_of(self, names: Iterable[str]) -> list[int]:
         """Return the index of each constraint among those of the last :meth:`run`."""
         return [self._names.index(name) for name in names]
