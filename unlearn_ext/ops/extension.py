@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .._version import __version__
+from .layout import MAX_CONSTRAINTS
 
 __all__ = ["build_info", "kernels", "missing", "why_not"]
 
@@ -64,7 +65,7 @@ def build_info() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "cpu_kernels": kernels is not None,
         "cpu_isa": kernels.cpu_isa() if kernels else "",
-        "max_constraints": kernels.MAX_CONSTRAINTS if kernels else 0,
+        "max_constraints": MAX_CONSTRAINTS if kernels else 0,
         "cuda_compiled": bool(kernels and kernels.CUDA_ARCHS),
         "cuda_archs": kernels.CUDA_ARCHS if kernels else "",
         "cuda_available": cuda,
