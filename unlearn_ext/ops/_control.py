@@ -92,7 +92,7 @@ def _approach(state: Numbers, mean: Report, value: float, weight: float) -> None
 
 def _power(x: float, p: float) -> float:
     try:
-        return x**p
+        return pow(x, p)
     except OverflowError:  # in C++ it is infinite, which skips the step
         return inf
 
