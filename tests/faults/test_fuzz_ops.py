@@ -166,7 +166,7 @@ def assert_solved(report: Tensor, solved: Tensor) -> None:
         torch.testing.assert_close(got[Report.FRESH], want[Report.FRESH])
         assert got[Report.LAMBDA].isfinite()
         if sq_constraint > 1e-30 and len(report) == 2:
-            share = 1e-4 * (terms + want[Report.PSI].abs() + want[Report.LAMBDA] * sq_constraint) / sq_constraint
+            share = 1e-4 * (terms + want[Report.PSI].abs() + want[Report.LAMBDA].abs() * sq_constraint) / sq_constraint
             assert (got[Report.LAMBDA] - want[Report.LAMBDA]).abs() <= share
 
 
