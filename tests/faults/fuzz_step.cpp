@@ -110,11 +110,11 @@ class Case {
         n_controls_ = n_constraints_ + bytes.below(3);
         has_averages_ = bytes.below(2);
         while (slots_ < n_constraints_) slots_ *= 2;
-        rows_.clear(slots_);
         add_controls(bytes);
         const int n_rows = bytes.below(9);
+        rows_.reset(slots_, n_rows);
         for (int r = 0, group = 0; r < n_rows; ++r)
-            add_row(bytes, group = std::min<int>(n_groups_ - 1, group + bytes.below(2)));
+            fill_row(r, bytes, group = std::min<int>(n_groups_ - 1, group + bytes.below(2)));
         if (n_rows && bytes.below(4) == 0) set_random_group(rows_[bytes.below(n_rows)], bytes);
         partition_ = partition(rows_, chunk);
     }
@@ -168,11 +168,9 @@ class Case {
 
     static double limit(Bytes& bytes) { return bytes.below(8) ? INFINITY : std::fabs(bytes.number()); }
 
-    void add_row(Bytes& bytes, int group) {
+    void fill_row(int64_t r, Bytes& bytes, int group) {
         const int size = bytes.next(), absent = bytes.next(), owner = rule_ == Rule::project ? kGrad : kParam;
         const int without_grad = bytes.next(), without_average = has_averages_ ? bytes.next() : ~0;
-        rows_.append();
-        const int64_t r = rows_.size() - 1;
         RowHead& row = rows_[r];
         row.numel = size < 240 ? size % 60 : (size - 240) * 97, row.group = group;
         Operands operands;
@@ -408,10 +406,9 @@ void check_has_aliasing(Bytes& bytes) {
         bool written;
     };
     RowTable rows;
-    rows.clear(slots);
+    rows.reset(slots, bytes.below(5));
     std::vector<Span> spans;
-    for (int n = bytes.below(5), r = 0; r < n; ++r) {
-        rows.append();
+    for (int64_t r = 0; r < rows.size(); ++r) {
         rows[r].numel = bytes.below(6);
         for (int o = 0; o < rows.operands(); ++o) {
             const int64_t address = rows.data(r)[o] = bytes.next() * spread;

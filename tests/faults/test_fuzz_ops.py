@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import unlearn_ext as ux
 from unlearn_ext import ops
 from unlearn_ext.ops import TwoPhase
-from unlearn_ext.ops.layout import Control, Hyper, Operands, Report, Rule, StepReport
+from unlearn_ext.ops.layout import Control, Hyper, Operands, Report, Rule, StepReport, written
 
 REFUSALS = (ValueError, TypeError, RuntimeError)  # torch's NotImplementedError is a RuntimeError
 USUAL = ["float32", "bfloat16", "float16", "gaps"]
@@ -137,7 +137,7 @@ def assert_stepped(rule: Rule, after: Operands, mine: dict, before: Operands) ->
     if solved[0, StepReport.SKIPPED]:
         return
     assert_solved(mine["report"], solved)
-    for column in before.written(rule):
+    for column in written(rule, before.constraints):
         rows = zip(after.lists()[column], before.lists()[column], *(lists[column] for lists in reached), strict=True)
         for got, was, want, plain, *single in rows:
             if got is not None and not got.is_floating_point():
@@ -166,7 +166,7 @@ def assert_solved(report: Tensor, solved: Tensor) -> None:
         torch.testing.assert_close(got[Report.FRESH], want[Report.FRESH])
         assert got[Report.LAMBDA].isfinite()
         if sq_constraint > 1e-30 and len(report) == 2:
-            share = 1e-4 * (terms + want[Report.PSI].abs() + want[Report.LAMBDA] * sq_constraint) / sq_constraint
+            share = 1e-4 * (terms + want[Report.PSI].abs() + want[Report.LAMBDA].abs() * sq_constraint) / sq_constraint
             assert (got[Report.LAMBDA] - want[Report.LAMBDA]).abs() <= share
 
 

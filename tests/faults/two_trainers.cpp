@@ -20,8 +20,7 @@ constexpr int kSteps = 5;
 template <int K> std::vector<float> train(int threads) {
     std::vector<float> values[operands_of(K)], step{0};
     RowTable rows;
-    rows.clear(K);
-    rows.append();
+    rows.reset(K, 1);
     rows[0].numel = kNumel;
     rows[0].step = reinterpret_cast<int64_t>(step.data());
     for (int o = 0; o < operands_of(K); ++o) {
@@ -36,8 +35,9 @@ template <int K> std::vector<float> train(int threads) {
     std::vector<double> partials(tiling.tiles * Sums{K}.count()), sums(Sums{K}.count());
     Job job{};
     for (int i = 0; i < K; ++i) {
-        const double row[kControl] = {kEpsilonGap, 0.3, NAN, 0.1, 1, NAN, 0, 0, INFINITY, NAN};
-        std::copy_n(row, kControl, control[1 + i]);
+        double* row = control[1 + i];
+        row[kKind] = kEpsilonGap, row[kEpsilon] = 0.3, row[kRate] = 0.1, row[kDelta] = 1;
+        row[kAlpha] = row[kCap] = row[kDecay] = NAN, row[kLambdaMax] = INFINITY;
         job.control_row[i] = i, job.value[i] = &f1, job.value_dtype[i] = DType::f64;
     }
     job.rule = Rule::adamw, job.slots = job.n_constraints = job.n_controls = K;
