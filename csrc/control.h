@@ -14,7 +14,8 @@ enum Control {
     kAlpha,  // NaN: kRate is used instead
     kRate,
     kDelta,
-    kCap,  // NaN: chosen by the first demand
+    kCap,         // NaN: chosen by the first demand
+    kIntegrates,  // whether noise is compensated; false: ψ is exactly the control function
     kGivenPsi,
     kEquality,
     kLambdaMax,
@@ -178,13 +179,14 @@ UX_HD double required_decrease(const double* control, const Measured& m, double*
         if (state[kCount] == 0)
             state[kModel] = m.value, state[kIntegral] = state[kSaturated] = state[kFirstReach] = 0;
         const double cap = largest_demand(control, m, rate, state);
-        if (control[kDelta] == 1) {
+        measure_gap(control, m, rate, state);
+        if (control[kDelta] == 1 && control[kIntegrates] != 0) {
             measure_pull(m, rate, control[kEpsilon], cap, state);
-            measure_gap(control, m, rate, state);
             decrease = follow_model(control, m, rate, cap, state);
         } else {
-            decrease = least(rate * signed_power(m.value - control[kEpsilon], control[kDelta]), cap);
-            if (control[kEquality] != 0) decrease = most(decrease, -cap);
+            const double demand = rate * signed_power(m.value - control[kEpsilon], control[kDelta]);
+            decrease = control[kEquality] != 0 ? clamp(demand, -cap, cap) : least(demand, cap);
+            state[kModel] = m.value, state[kSaturated] = demand >= cap ? 1 : 0;
         }
         state[kEpsilonBefore] = control[kEpsilon];
     }

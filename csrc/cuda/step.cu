@@ -241,10 +241,22 @@ template <class T> __device__ T sum_of_warp(T x) {
     return x;  // valid in lane 0
 }
 
+// Shared memory of a block, the same for every variant: not in a template, where tests/emulation could not give each block
+// memory of its own.
+struct Shared {
+    float tile_sums[2][kChunksPerTile][kMaxSums];
+    double group_sums[kChunksPerTile][kMaxSums];
+    Numbers numbers;
+};
+__device__ Shared& shared() {
+    __shared__ Shared memory;
+    return memory;
+}
+
 // Adds the warps' sums in order and writes those of the tile. Double buffering: one buffer is read while the next
 // tile's sums are written to the other.
 template <int kSums> __device__ void write_partials(const Job& job, int tile, const float* thread_sums, int buffer) {
-    __shared__ float warp_sums[2][kChunksPerTile][kSums];
+    auto& warp_sums = shared().tile_sums;
 #pragma unroll
     for (int s = 0; s < kSums; ++s) {
         const float sum = sum_of_warp(thread_sums[s]);
@@ -285,7 +297,7 @@ template <int K> __device__ int64_t first_tile_of_group(const Row<K>* rows, cons
 // Adds the partial sums of every group, in the same order for any number of blocks.
 template <int K> __device__ void combine(const Row<K>* rows, const Job& job) {
     constexpr int kSums = Sums{K}.count();
-    __shared__ double warp_sums[kChunksPerTile][kSums];
+    auto& warp_sums = shared().group_sums;
     for (int64_t group = 0, end = 0; group < job.n_groups; ++group) {
         const int64_t begin = end;
         end = group + 1 < job.n_groups ? first_tile_of_group(rows, job, group + 1) : job.n_tiles;
@@ -341,7 +353,7 @@ __device__ void store_numbers(const Job& job, const Numbers& numbers) {
 }
 
 template <int K> __device__ void finish(const Row<K>* rows, const Job& job) {
-    __shared__ Numbers numbers;
+    Numbers& numbers = shared().numbers;
     load_numbers(job, numbers);
     combine<K>(rows, job);
     if (threadIdx.x == 0 && job.solve) solve_once<K>(job, numbers);
@@ -351,7 +363,7 @@ template <int K> __device__ void finish(const Row<K>* rows, const Job& job) {
 
 // The values of c are in the report already, perhaps averaged over processes.
 template <int K> __global__ void solve_kernel(const __grid_constant__ Job job) {
-    __shared__ Numbers numbers;
+    Numbers& numbers = shared().numbers;
     load_numbers(job, numbers);
     __syncthreads();
     if (threadIdx.x == 0) solve_once<K>(job, numbers);

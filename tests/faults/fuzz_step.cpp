@@ -9,10 +9,10 @@
 #include <numeric>
 #include <vector>
 
-#include "../../csrc/control.h"
 #include "../../csrc/cpu/half.h"
 #include "../../csrc/cpu/kernels.h"
 #include "../../csrc/rows.h"
+#include "../../csrc/solve.h"
 
 using namespace ux;
 
@@ -152,11 +152,13 @@ class Case {
             double* control = &control_[(1 + i) * kControl];
             for (int column = kEpsilon; column <= kGivenPsi; ++column) control[column] = bytes.number();
             control[kKind] = bytes.below(3), control[kEquality] = bytes.below(6) == 0;
-            control[kCap] = limit(bytes), control[kLambdaMax] = limit(bytes);
+            control[kCap] = bytes.below(2) ? NAN : limit(bytes), control[kLambdaMax] = limit(bytes);
             control[kDecay] = has_averages_ && bytes.below(4) ? bytes.number() : 0.0;
             double* report = &report_[(1 + i) * kReport];
             report[kConstraint] = bytes.number(), report[kPsi] = 7;  // of an earlier step
-            report[kIntegral] = bytes.number(), report[kAverageWeight] = bytes.below(5) / 4.0;
+            for (int column = kKept; column < kReport; ++column)
+                report[column] = bytes.below(32) ? bytes.below(9) / 4.0 - 0.5 : bytes.number();
+            report[kCount] = bytes.below(4), report[kSignal] = (1 + bytes.below(8)) / 8.0;
         }
         for (int i = 0; i < n_constraints_; ++i) {
             control_row_[i] = order[i];
@@ -250,11 +252,14 @@ class Case {
         for (int row = 0; row < n_controls_; ++row) {
             const bool takes_part = std::count(control_row_, control_row_ + n_constraints_, row);
             const double *mine = &report[(1 + row) * kReport], *before = &report_[(1 + row) * kReport];
-            for (int column = kPsi; column < kIntegral && !takes_part; ++column) CHECK(mine[column] == 0);
-            const double decay = control_[(1 + row) * kControl + kDecay], weight = before[kAverageWeight];
-            const bool keeps = skipped || !takes_part;
-            CHECK(!keeps || same(mine[kIntegral], before[kIntegral]));
-            CHECK(same(mine[kAverageWeight], keeps ? weight : weight * decay + (1 - decay)));
+            for (int column = kPsi; column < kKept && !takes_part; ++column) CHECK(mine[column] == 0);
+            for (int column = kKept; column < kReport && (skipped || !takes_part); ++column)
+                CHECK(same(mine[column], before[column]));
+            if (!takes_part) continue;
+            CHECK(skipped || mine[kCount] == before[kCount] + 1);
+            const double decay = control_[(1 + row) * kControl + kDecay];
+            CHECK(!(decay >= 0 && decay < 1) || (mine[kFresh] > 0 && mine[kFresh] <= 1));
+            CHECK(decay == decay || (mine[kFresh] >= kMinSignal && mine[kFresh] <= 1));
         }
     }
 
@@ -270,7 +275,8 @@ class Case {
 
     // The operands of one element, and what the step uses of each ∇c.
     template <int K> struct Point {
-        float x[operands_of(K)], held_grads[K], a[K];
+        float x[operands_of(K)];
+        Gradients<float, K> of;
     };
     template <int K>
     Point<K> point(const Operands& operands, unsigned reads, int64_t i, const Average* averages) const {
@@ -278,10 +284,10 @@ class Case {
         for (int o = 0; o < operands_of(K); ++o)
             p.x[o] = o >= kStateOperands || (reads & bit(o)) ? operands.original(o, i) : 0.0f;
         for (int k = 0; k < K; ++k) {
-            p.held_grads[k] = p.a[k] = p.x[held(k)];
+            p.of.held[k] = p.of.a[k] = p.x[held(k)];
             if (K == 1 && !has_averages_) continue;
-            p.x[average(k)] = averages[k].next(p.x[average(k)], p.held_grads[k]);
-            p.a[k] = averages[k].corrected(p.x[average(k)]);
+            p.of.before[k] = p.x[average(k)];
+            p.of.a[k] = p.x[average(k)] = averages[k].next(p.of.before[k], p.of.held[k]);
         }
         return p;
     }
@@ -303,10 +309,11 @@ class Case {
             for (int64_t i = 0; i < row.numel; ++i) {
                 Point<K> p = point<K>(operands, rule.stats_reads(), i, averages);
                 has_nonfinite |= !std::isfinite(p.x[kGrad]);
-                for (const float grad : p.held_grads) has_nonfinite |= !std::isfinite(grad);
+                for (const float grad : p.of.held) has_nonfinite |= !std::isfinite(grad);
                 float terms[kSums] = {};
-                const auto e = rule.template element<K>(p.x, p.a);
-                accumulate<float, K>(e, p.x[kGrad], p.held_grads, p.a, terms);
+                const auto e = rule.template element<K>(p.x, p.of.a);
+                if (K > 1 || has_averages_) accumulate<float, K, true>(e, p.x[kGrad], p.of, terms);
+                else accumulate<float, K, false>(e, p.x[kGrad], p.of, terms);
                 for (int s = 0; s < kSums; ++s) {
                     sums[row.group * kSums + s] += terms[s];
                     magnitudes[row.group * kSums + s] += std::fabs(terms[s]);
@@ -362,7 +369,7 @@ class Case {
         for_each_row<R>([&](const RowHead& row, const Operands& operands, const R& rule) {
             for (int64_t i = 0; i < row.numel; ++i) {
                 Point<K> p = point<K>(operands, R::kReads, i, averages);
-                if (!skipped) rule.step(p.x, rule.template element<K>(p.x, p.a), lambda, float(report[kScale]));
+                if (!skipped) rule.step(p.x, rule.template element<K>(p.x, p.of.a), lambda, float(report[kScale]));
                 for (int o = 0; o < operands_of(K); ++o) {
                     if (!operands.of[o]) continue;
                     float expected = operands.of[o]->original(i);

@@ -163,7 +163,7 @@ def assert_solved(report: Tensor, solved: Tensor) -> None:
         terms = (sq_constraint * sq_direction).sqrt()
         assert (got[Report.DOT] - want[Report.DOT]).abs() <= 1e-5 * terms + 1e-30
         torch.testing.assert_close(got[Report.SQ_CONSTRAINT], sq_constraint, rtol=1e-5, atol=1e-30)
-        torch.testing.assert_close(got[Report.COUNT], want[Report.AVERAGE_WEIGHT])
+        torch.testing.assert_close(got[Report.FRESH], want[Report.FRESH])
         assert got[Report.LAMBDA].isfinite()
         if sq_constraint > 1e-30 and len(report) == 2:
             share = 1e-4 * (terms + want[Report.PSI].abs() + want[Report.LAMBDA] * sq_constraint) / sq_constraint
@@ -268,12 +268,13 @@ def test_steps(rule, data):
     hyper = torch.tensor([[numbers.get(column, 0.0) for column in Hyper]] * n_groups, dtype=torch.float64)
     control, report = control_of(max_norm=draw(st.sampled_from([None, 1.0]))), report_of(count)
     laws = [ops.GIVEN_PSI, ux.EpsilonGap(0.3).coefficients(), ux.GradientNorm().coefficients()]
-    decay = draw(st.sampled_from([0.0, 0.5])) if averaged else 0.0
+    decay = draw(st.sampled_from([0.0, 0.5, torch.nan])) if averaged else 0.0
     for row in report[1:]:
         law = [*draw(st.sampled_from(laws)), 0.5, float(draw(st.integers(0, 5)) == 0), torch.inf, decay]
         control = torch.cat([control, torch.tensor([law], dtype=torch.float64)])
         row[Report.CONSTRAINT] = draw(st.sampled_from([1.0, 0.3, 0.0, torch.nan, torch.inf]))
-        row[Report.COUNT] = draw(st.sampled_from([0.0, 0.5]))
+        row[Report.COUNT], row[Report.SIGNAL] = draw(st.sampled_from([0.0, 1.0, 5.0])), 0.5
+        row[Report.MODEL], row[Report.REACH] = 0.7, 0.1  # what the steps before may have left
     blocks = {"hyper": hyper, "control": control, "report": report}
     if draw(st.integers(0, 9)) == 0:
         spoilt = draw(st.sampled_from(sorted(blocks)))

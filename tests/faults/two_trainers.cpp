@@ -5,9 +5,9 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/control.h"
 #include "../../csrc/cpu/kernels.h"
 #include "../../csrc/rows.h"
+#include "../../csrc/solve.h"
 
 using namespace ux;
 
@@ -36,7 +36,7 @@ template <int K> std::vector<float> train(int threads) {
     std::vector<double> partials(tiling.tiles * Sums{K}.count()), sums(Sums{K}.count());
     Job job{};
     for (int i = 0; i < K; ++i) {
-        const double row[kControl] = {kEpsilonGap, 0.3, NAN, 0.1, 1, 0, INFINITY, 0, 0, INFINITY, 0.9};
+        const double row[kControl] = {kEpsilonGap, 0.3, NAN, 0.1, 1, NAN, 0, 0, INFINITY, NAN};
         std::copy_n(row, kControl, control[1 + i]);
         job.control_row[i] = i, job.value[i] = &f1, job.value_dtype[i] = DType::f64;
     }

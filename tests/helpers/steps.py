@@ -36,8 +36,9 @@ HYPER = {
     },
     Rule.WRAP: {Hyper.LR: 0.05, Hyper.BETA2: 0.99, Hyper.EPS: 1e-8, Hyper.CONSTRAINT_WEIGHT: 0.3},
 }
-#: Decay of the moving averages of ∇c.
-DECAY = 0.8
+#: Decay of the moving averages of ∇c, the steps that they have seen, and the weight of the next ∇c.
+DECAY, COUNT = 0.8, 2.0
+FRESH = (1 - DECAY) / (1 - DECAY ** (COUNT + 1))
 
 
 def operands_like(
@@ -140,6 +141,7 @@ def run_step(
     rows = [control_row(value, decay=decay) for value, decay in zip(psis, decays, strict=True)]
     step.control.copy_(control_of(*rows))
     step.report[1:, Report.CONSTRAINT] = 1.0
+    step.report[1:, Report.COUNT] = COUNT
     step.begin(rule, operands)
     step.stats()
     step.apply_()

@@ -7,7 +7,9 @@ import pytest
 import torch
 from scipy.optimize import nnls
 from steps import (
+    COUNT,
     DECAY,
+    FRESH,
     HYPER,
     PATHS,
     assert_kernels_close,
@@ -22,7 +24,7 @@ from steps import (
 )
 
 from unlearn_ext import ops
-from unlearn_ext.ops import TwoPhase, extension
+from unlearn_ext.ops import TwoPhase, extension, layout
 from unlearn_ext.ops.layout import Hyper, Operands, Report, Rule, StepReport, Sums, slots_for
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
@@ -54,11 +56,8 @@ def formulas(rule, operands):
         for column in (operands.params, operands.grads, operands.firsts, operands.seconds)
     )
     a = [grads[0].numpy() for grads in operands.constraint_grads]
-    if operands.averages[0][0] is not None:  # the first gradient of an average that has no weight yet
-        plain = [
-            DECAY * averages[0].numpy() + (1 - DECAY) * g for averages, g in zip(operands.averages, a, strict=True)
-        ]
-        a = [average / (1 - DECAY) for average in plain]
+    if operands.averages[0][0] is not None:
+        a = [(1 - FRESH) * before[0].numpy() + FRESH * g for before, g in zip(operands.averages, a, strict=True)]
     if rule is Rule.PROJECT:
         return np.ones_like(g2), g2, a
     if rule is Rule.SGD:
@@ -236,7 +235,7 @@ def test_some_of_the_optimizers_constraints_in_any_rows(fused):
         step.hyper[:, column] = value
     step.control.copy_(control_of(*(control_row(psi, decay=DECAY) for psi in (9.0, 0.75, 9.0, 0.5))))
     step.report[1:, Report.PSI :] = 0.25
-    step.report[[2, 4], Report.COUNT] = 0.0
+    step.report[[2, 4], Report.COUNT] = COUNT
     step.begin(Rule.SGD, operands, [torch.tensor(1.0), torch.tensor(1.0)], rows=[3, 1])
     step.stats()
     step.apply_()
@@ -350,7 +349,7 @@ def test_columns_of_the_sums():
     for slots in (1, 2, 4, 8):
         columns = Sums(slots)
         pairs = [columns.gram(i, j) for i in range(slots) for j in range(i, slots)]
-        singles = [columns.dot(i) for i in range(slots)] + [columns.raw(i) for i in range(slots)]
+        singles = [of(i) for of in (columns.dot, columns.power, columns.aligned) for i in range(slots)]
         assert sorted([0, 1, *singles, *pairs]) == list(range(columns.count))
         assert columns.gram(slots - 1, 0) == columns.gram(0, slots - 1)
 
@@ -367,7 +366,7 @@ def test_functional_steps_of_several_constraints(fused):
             continue
         hyper = torch.tensor([[HYPER[Rule.ADAMW].get(column, 0.0) for column in Hyper]], dtype=F64)
         control, report = control_of(*(control_row(psi, decay=DECAY) for psi in psis(3))), report_of(3)
-        report[1:, Report.CONSTRAINT] = 1.0
+        report[1:, Report.CONSTRAINT], report[1:, Report.COUNT] = 1.0, COUNT
         lists = [[t for ts in columns for t in ts] for columns in (operands.constraint_grads, operands.averages)]
         ops.adamw_step_(
             operands.params, operands.grads, lists[0], operands.firsts, operands.seconds, operands.steps, lists[1],

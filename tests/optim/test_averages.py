@@ -1,6 +1,7 @@
-"""Moving averages of ∇c: bias-corrected, computed within the passes, and unchanged by skipped steps."""
+"""Moving averages of ∇c: fixed or adaptive, computed within the passes, and unchanged by skipped steps."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -61,11 +62,11 @@ class Loop:
 
 
 def textbook(gradients, decay):
-    """Return the averages of a list of vectors with and without bias correction, in float64."""
+    """Return the average of a list of vectors with bias correction, in float64."""
     average = np.zeros_like(gradients[0], dtype=np.float64)
     for grad in gradients:
         average = decay * average + (1 - decay) * np.asarray(grad, dtype=np.float64)
-    return average / (1 - decay ** len(gradients)), average
+    return average / (1 - decay ** len(gradients))
 
 
 def flat_numpy(tensors):
@@ -80,25 +81,26 @@ def test_the_average_is_the_textbooks(name, fused, dtype):
     for index in range(6):
         loop.step(index)
         seen.append(flat_numpy(loop.gradients(index, 1)))
-        corrected, plain = textbook(seen, DECAY)
+        average = textbook(seen, DECAY)
         tolerance = 1e-6 if dtype is torch.float32 else (index + 1) * 2**-8  # every step rounds to the state's dtype
-        np.testing.assert_allclose(loop.state().double().numpy(), plain, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(loop.state().double().numpy(), average, rtol=tolerance, atol=tolerance)
         if name == "sgd":  # ‖a‖² in the metric I
             sq = loop.optimizer.stats.sq_constraint.item()
-            assert sq == pytest.approx(corrected @ corrected, rel=2e-6 if dtype is torch.float32 else 2e-2)
+            assert sq == pytest.approx(average @ average, rel=2e-6 if dtype is torch.float32 else 2e-2)
     assert loop.optimizer.stats.constraint.item() == pytest.approx(1.1)  # c itself is not averaged
 
 
 @each_path
 def test_the_step_uses_the_average(fused):
-    """The step is θ − μ(g2 + λa), with λ = (ψ − ⟨a, g2⟩)/‖a‖² of the corrected average a."""
-    loop, seen, lr = Loop("sgd", fused), [], 0.05
+    """The step is θ − μ(g2 + λa), with λ = (ψ − ⟨a, g2⟩)/‖a‖² of the average a."""
+    control = ux.EpsilonGap(0.2, rate=0.3, delta=2.0, cap=INF)  # ψ depends on the step alone
+    loop, seen, lr = Loop("sgd", fused, control=control), [], 0.05
     for index in range(5):
         before = flat_numpy([p.detach() for p in loop.params])
         loop.step(index)
         seen.append(flat_numpy(loop.gradients(index, 1)))
-        a, g2 = textbook(seen, DECAY)[0], flat_numpy(loop.gradients(index))
-        psi = 0.3 / lr * (1.1 - 0.2)
+        a, g2 = textbook(seen, DECAY), flat_numpy(loop.gradients(index))
+        psi = 0.3 / lr * (1.1 - 0.2) ** 2
         lam = max(0.0, (psi - a @ g2) / (a @ a))
         np.testing.assert_allclose(loop.flat().numpy(), before - lr * (g2 + lam * a), rtol=2e-5, atol=2e-6)
         assert loop.optimizer.stats.lam.item() == pytest.approx(lam, rel=1e-5)
@@ -106,9 +108,10 @@ def test_the_step_uses_the_average(fused):
 
 @needs_kernels
 @each_optimizer
+@pytest.mark.parametrize("decay", [DECAY, None])
 @pytest.mark.parametrize("names", [None, ["a", "b"], ["a", "b", "c"], [*"abcdefgh"]])
-def test_kernels_and_reference_are_equal(name, names):
-    kernels, reference = Loop(name, True, names=names), Loop(name, False, names=names)
+def test_kernels_and_reference_are_equal(name, names, decay):
+    kernels, reference = (Loop(name, fused, decay, names) for fused in (True, False))
     for index in range(8):
         for loop in (kernels, reference):
             loop.step(index, spoil=NAN if index == 3 else None)
@@ -118,12 +121,63 @@ def test_kernels_and_reference_are_equal(name, names):
         torch.testing.assert_close(kernels.state(key), reference.state(key), rtol=1e-5, atol=1e-6)
 
 
+def adaptive(name, fused, gradient_of, steps):
+    """Take steps with given ∇c and without an objective; return the averages after each, and the loop."""
+    loop, averages = Loop(name, fused, decay=None), []
+    for index in range(steps):
+        loop.put(gradient_of(loop, index))
+        loop.optimizer.hold_constraint(torch.tensor(1.0))
+        loop.optimizer.step()
+        averages.append(flat_numpy([loop.optimizer.state[p]["constraint_ema"] for p in loop.params]))
+    return np.array(averages), loop
+
+
+@each_path
+@each_optimizer
+def test_the_adaptive_average_of_a_constant_gradient_is_the_gradient(name, fused):
+    averages, loop = adaptive(name, fused, lambda loop, index: loop.gradients(0, 1), 20)
+    np.testing.assert_allclose(averages, np.tile(flat_numpy(loop.gradients(0, 1)), (20, 1)), rtol=1e-6, atol=1e-7)
+
+
+@each_path
+@each_optimizer
+def test_the_adaptive_average_follows_a_gradient_that_turns_slowly(name, fused):
+    """It is at most two steps late, so that a run without noise is that without an average."""
+
+    def turning(loop, index):
+        first, second = loop.gradients(0, 1), loop.gradients(1, 1)
+        return [x * math.cos(index / 50) + y * math.sin(index / 50) for x, y in zip(first, second, strict=True)]
+
+    averages, loop = adaptive(name, fused, turning, 100)
+    now = np.array([flat_numpy(turning(loop, index)) for index in range(100)])
+    late = np.linalg.norm(averages - now, axis=1) / np.linalg.norm(now, axis=1)
+    assert late.max() < 2 / 50
+
+
+@each_path
+@each_optimizer
+@pytest.mark.parametrize("signal", [0.0, 0.3])
+def test_the_adaptive_average_removes_noise(name, fused, signal):
+    """Of independent gradients it is over many steps: what is left of the noise's square is less than a fifth."""
+
+    def noisy(loop, index):
+        pairs = zip(loop.gradients(0, 1), loop.gradients(1 + index, 1), strict=True)
+        return [x * signal + noise for x, noise in pairs]
+
+    averages, loop = adaptive(name, fused, noisy, 200)
+    mean = signal * flat_numpy(loop.gradients(0, 1))
+    left = ((averages[100:] - mean) ** 2).sum(1).mean() / averages.shape[1]
+    assert left < 0.2
+    assert np.linalg.norm(averages[100:].mean(0) - mean) < 0.3 * np.sqrt(averages.shape[1])
+
+
 @each_path
 @each_optimizer
 @pytest.mark.parametrize("bad", [NAN, INF])
 @pytest.mark.parametrize("where", ["c", "∇c", "∇f2"])
-def test_a_skipped_step_leaves_no_trace(name, fused, bad, where):
-    disturbed, undisturbed = Loop(name, fused), Loop(name, fused)
+@pytest.mark.parametrize("decay", [DECAY, None])
+def test_a_skipped_step_leaves_no_trace(name, fused, bad, where, decay):
+    disturbed, undisturbed = Loop(name, fused, decay), Loop(name, fused, decay)
     for index in range(4):
         for loop in (disturbed, undisturbed):
             loop.step(index)
@@ -163,13 +217,13 @@ def test_every_constraint_has_its_own(name, fused):
             if n in names:
                 seen[n].append(flat_numpy(loop.gradients(index, salt)))
             if not seen[n]:
-                assert all(f"constraint_ema.{n}" not in loop.optimizer.state[p] for p in loop.params)
+                assert not loop.state(f"constraint_ema.{n}").any()
                 continue
-            corrected, plain = textbook(seen[n], DECAY)
-            np.testing.assert_allclose(loop.state(f"constraint_ema.{n}").numpy(), plain, rtol=1e-5, atol=1e-6)
+            average = textbook(seen[n], DECAY)
+            np.testing.assert_allclose(loop.state(f"constraint_ema.{n}").numpy(), average, rtol=1e-5, atol=1e-6)
             if name == "sgd" and n in names:
                 sq = loop.optimizer.stats[n].sq_constraint.item()
-                assert sq == pytest.approx(corrected @ corrected, rel=1e-5)
+                assert sq == pytest.approx(average @ average, rel=1e-5)
     assert "constraint_ema" not in loop.optimizer.state[loop.params[0]]
 
 
@@ -177,8 +231,9 @@ def test_every_constraint_has_its_own(name, fused):
 @each_optimizer
 @pytest.mark.parametrize("names", [None, ["a", "b", "c"]])
 @pytest.mark.parametrize("held", [False, True])
-def test_a_checkpoint_continues_to_the_same_bits(name, fused, names, held, tmp_path):
-    straight, resumed = Loop(name, fused, names=names), Loop(name, fused, names=names)
+@pytest.mark.parametrize("decay", [DECAY, None])
+def test_a_checkpoint_continues_to_the_same_bits(name, fused, names, held, decay, tmp_path):
+    straight, resumed = Loop(name, fused, decay, names), Loop(name, fused, decay, names)
     for index in range(5):
         straight.step(index)
     if held:
@@ -236,7 +291,8 @@ def test_a_parameter_without_a_gradient_decays_towards_zero():
     loop.optimizer.hold_constraint(torch.tensor(1.0))
     loop.put(loop.gradients(1))
     loop.optimizer.step()
-    torch.testing.assert_close(loop.optimizer.state[loop.params[1]]["constraint_ema"], before * DECAY)
+    fresh = (1 - DECAY) / (1 - DECAY**2)
+    torch.testing.assert_close(loop.optimizer.state[loop.params[1]]["constraint_ema"], before * (1 - fresh))
 
 
 def test_without_decay_nothing_is_kept():

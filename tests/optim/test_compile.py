@@ -1,5 +1,7 @@
 """torch.compile of the step: one graph, no recompilation, the eager result; opcheck of every operator."""
 
+import math
+
 import pytest
 import torch
 from steps import control_of, control_row, report_of
@@ -183,12 +185,13 @@ def test_opcheck(name):
 def test_numbers_that_are_tensors_are_read_by_every_step():
     p = nn.Parameter(torch.ones(3))
     epsilon, rate, lr = torch.tensor(0.5), torch.tensor(0.1), torch.tensor(0.01)
-    optimizer = ux.EpsilonSGD([p], lr=lr, control=ux.EpsilonGap(epsilon, rate=rate))
+    control = ux.EpsilonGap(epsilon, rate=rate, delta=2.0, cap=math.inf)  # ψ depends on the step alone
+    optimizer = ux.EpsilonSGD([p], lr=lr, control=control)
     for _ in range(2):
         epsilon.mul_(0.5), rate.mul_(2), lr.mul_(3)
         p.grad = torch.ones_like(p)
         optimizer.hold_constraint(torch.tensor(1.0))
         p.grad = torch.zeros_like(p)
         optimizer.step()
-        expected = rate.item() / lr.item() * (1.0 - epsilon.item())
+        expected = rate.item() / lr.item() * (1.0 - epsilon.item()) ** 2
         assert optimizer.stats.psi.item() == pytest.approx(expected, rel=1e-6)

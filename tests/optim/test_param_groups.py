@@ -150,6 +150,7 @@ def test_every_step_after_it_equals_torchs(operation, name, fused):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_constrained_step_after_it_equals_that_of_a_new_optimizer(operation, name, fused):
+    """The new optimizer has the parameters' state and what the control remembers."""
     cls, _, options = OPTIMIZERS[name]
     control = ux.EpsilonGap(0.5)
     changed = Problem(lambda groups: cls(groups, fused=fused, control=control, **options))
@@ -161,7 +162,10 @@ def test_a_constrained_step_after_it_equals_that_of_a_new_optimizer(operation, n
     anew = copy.deepcopy(changed)
     groups = [{k: v for k, v in g.items() if k != "constraint"} for g in anew.optimizer.param_groups]
     state = anew.optimizer.state
+    remembered = copy.deepcopy(changed.optimizer._constraints.kept)
     anew.optimizer = cls(groups, fused=fused, control=control, **options)
+    for group in anew.optimizer.param_groups:
+        group["constraint"] = remembered
     for group in groups:
         for param in group["params"]:
             if param in state:

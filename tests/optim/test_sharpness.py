@@ -203,7 +203,7 @@ def sharp_step(net, optimizer, index, *, rho=0.1, scaler=None, spoil=None, parts
     backward(1)
     with ux.sharpness(net.parameters(), rho):
         value = backward(2)
-    optimizer.hold_constraint(value, scaler)
+    optimizer.hold_constraint(value, scaler=scaler)
     scaler.scale(f2_of(net, batch(index + 100))).backward()
     scaler.step(optimizer)
     scaler.update()

@@ -1,7 +1,7 @@
 """The control functions ψ in plain Python: ``csrc/control.h``, whose comments explain what is remembered and why."""
 
 from dataclasses import dataclass
-from math import isnan, pow, sqrt
+from math import inf, isnan, pow, sqrt
 
 from .layout import Control, Kind, Report
 
@@ -58,7 +58,7 @@ def required_decrease(control: Numbers, m: Measured, state: Numbers) -> float:
         _measure_noise(m, state)
     decrease = m.mean_lr * control[Control.GIVEN_PSI]
     if control[Control.KIND] == Kind.GRADIENT_NORM:
-        decrease = m.mean_lr * control[Control.ALPHA] * m.sq_constraint ** (0.5 * control[Control.DELTA])
+        decrease = m.mean_lr * control[Control.ALPHA] * _power(m.sq_constraint, 0.5 * control[Control.DELTA])
         decrease = min(decrease, control[Control.CAP] * m.lr_sq_constraint)
     if control[Control.KIND] == Kind.EPSILON_GAP:
         decrease = _close_gap(control, m, state)
@@ -73,21 +73,28 @@ def _close_gap(control: Numbers, m: Measured, state: Numbers) -> float:
         state[Report.MODEL] = m.value
         state[Report.INTEGRAL] = state[Report.SATURATED] = state[Report.FIRST_REACH] = 0.0
     cap = _largest_demand(control, m, rate, state)
-    if delta == 1:
+    _measure_gap(control, m, rate, state)
+    if delta == 1 and control[Control.INTEGRATES]:
         _measure_pull(m, rate, epsilon, cap, state)
-        _measure_gap(control, m, rate, state)
         decrease = _follow_model(control, m, rate, cap, state)
     else:
         gap = m.value - epsilon
-        decrease = min(rate * (-1.0 if gap < 0 else 1.0) * abs(gap) ** delta, cap)
-        if control[Control.EQUALITY]:
-            decrease = max(decrease, -cap)
+        demand = rate * (-1.0 if gap < 0 else 1.0) * _power(abs(gap), delta)
+        decrease = _clamp(demand, -cap, cap) if control[Control.EQUALITY] else min(demand, cap)
+        state[Report.MODEL], state[Report.SATURATED] = m.value, float(demand >= cap)
     state[Report.EPSILON_BEFORE] = epsilon
     return decrease
 
 
 def _approach(state: Numbers, mean: Report, value: float, weight: float) -> None:
     state[mean] += weight * (value - state[mean])
+
+
+def _power(x: float, p: float) -> float:
+    try:
+        return x**p
+    except OverflowError:  # in C++ it is infinite, which skips the step
+        return inf
 
 
 def _clamp(x: float, low: float, high: float) -> float:

@@ -169,8 +169,8 @@ class Step:
         demands = [
             required_decrease(c, t.measured(i, s), s) for i, (c, s) in enumerate(zip(control, states, strict=True))
         ]
-        lam = self._multipliers(t, np.array(demands), control)
         with np.errstate(all="ignore"):
+            lam = self._multipliers(t, np.array(demands), control)
             sq_norm = t.sq_direction + 2 * lam @ t.dot + lam @ t.gram @ lam
             clipped = self.limits[StepControl.MAX_NORM].item() / (math.sqrt(max(sq_norm, 0.0)) + 1e-6)
             scale = clipped if clipped < 1 else 1.0

@@ -49,8 +49,9 @@ def build_info() -> dict[str, object]:
 
     Returns:
         dict with keys ``version``, ``python``, ``torch``, ``threads``, ``cpu_kernels`` (bool), ``cpu_isa``,
-        ``cuda_compiled`` (bool), ``cuda_archs``, ``cuda_available`` (torch sees a CUDA device) and ``why``: a list of
-        sentences, one for each kind of kernel that is not used.
+        ``max_constraints`` (of a step on kernels; a step with more is computed in plain torch), ``cuda_compiled``
+        (bool), ``cuda_archs``, ``cuda_available`` (torch sees a CUDA device) and ``why``: a list of sentences, one for
+        each kind of kernel that is not used.
     """
     cuda = torch.cuda.is_available()
     reasons = {"CPU kernels": why_not(torch.device("cpu")), "CUDA kernels": why_not(torch.device("cuda"))}
@@ -63,6 +64,7 @@ def build_info() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "cpu_kernels": kernels is not None,
         "cpu_isa": kernels.cpu_isa() if kernels else "",
+        "max_constraints": kernels.MAX_CONSTRAINTS if kernels else 0,
         "cuda_compiled": bool(kernels and kernels.CUDA_ARCHS),
         "cuda_archs": kernels.CUDA_ARCHS if kernels else "",
         "cuda_available": cuda,

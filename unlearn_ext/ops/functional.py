@@ -38,8 +38,8 @@ def control_block(
 
 _REST = (0.0,) * (len(Control) - 1)
 
-#: The coefficients, KIND … CAP, of a constraint whose ψ the caller writes to ``control[row, Control.GIVEN_PSI]``.
-GIVEN_PSI = (Kind.GIVEN, 0.0, nan, 0.0, 1.0, inf)
+#: The coefficients, KIND … INTEGRATES, of a constraint whose ψ the caller writes to ``Control.GIVEN_PSI``.
+GIVEN_PSI = (Kind.GIVEN, 0.0, nan, 0.0, 1.0, inf, False)
 
 
 def _columns(tensors: Lists, rows: int, what: str) -> list[Lists]:
@@ -160,7 +160,7 @@ def sgd_step_(
         averages: moving averages of ∇c, as many as ``constraint_grads``, or empty.
         groups: index of the row of ``hyper`` for each tensor, ascending.
         hyper: float64 ``[groups, 8]``, columns as in ``layout.Hyper``.
-        control: float64 ``[1 + K, 10]``, see :func:`control_block`.
+        control: float64 ``[1 + K, 11]``, see :func:`control_block`.
         report: float64 ``[1 + K, 26]``; the input is c at ``layout.Report.CONSTRAINT``, the rest is output.
         fused: as in :class:`TwoPhase`.
     """

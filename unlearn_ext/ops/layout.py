@@ -101,9 +101,10 @@ class StepControl(IntEnum):
 
 
 class Control(IntEnum):
-    """Columns of ``control``, float64 ``[1 + constraints, 10]``, in the row of a constraint, 1 or later.
+    """Columns of ``control``, float64 ``[1 + constraints, 11]``, in the row of a constraint, 1 or later.
 
-    If ALPHA is NaN, RATE is used instead. CAP is NaN if the first demand determines it. DECAY is that of the moving
+    If ALPHA is NaN, RATE is used instead. CAP is NaN if the first demand determines it. INTEGRATES: whether
+    noise is compensated. DECAY is that of the moving
     average of ∇c: 0 for none, NaN if the measured noise determines it.
     """
 
@@ -113,10 +114,11 @@ class Control(IntEnum):
     RATE = 3
     DELTA = 4
     CAP = 5
-    GIVEN_PSI = 6
-    EQUALITY = 7
-    LAMBDA_MAX = 8
-    DECAY = 9
+    INTEGRATES = 6
+    GIVEN_PSI = 7
+    EQUALITY = 8
+    LAMBDA_MAX = 9
+    DECAY = 10
 
 
 class Kind(IntEnum):

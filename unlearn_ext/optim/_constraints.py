@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, repeat
@@ -22,6 +23,9 @@ from .control import EpsilonGap, GradientNorm, StepStats
 
 ControlFunction = GradientNorm | EpsilonGap | Callable[[StepStats], Tensor]
 Controls = ControlFunction | dict[str, ControlFunction] | None
+
+_TIMES_TO_SETTLE = 20  # in units of 1/rate steps, the time constant of the control
+_READS_PER_CHECK = 100  # of `stats` on a GPU, since a check synchronises
 
 #: The name of the only constraint of an optimizer whose ``control`` is not a dict.
 UNNAMED = ""
@@ -54,6 +58,7 @@ class Constraints:
         fused: as in :class:`~unlearn_ext.ops.TwoPhase`.
         grad_decay: decay of the moving average of every ∇c; 0 for none, ``None``: chosen by the measured noise.
         process_group: the processes that have replicas.
+        held_dtype: dtype in which ∇c and its averages are kept; ``None``: the gradients' own.
 
     Attributes:
         held: c and ∇c of the constraints that take part in the next step.
@@ -69,6 +74,7 @@ class Constraints:
         fused: bool | None,
         grad_decay: float | None,
         process_group: Replicas,
+        held_dtype: torch.dtype | None = None,
     ) -> None:
         for name, limit in (("max_norm", max_norm), ("lambda_max", lambda_max)):
             if limit is not None and not limit > 0:
@@ -82,11 +88,15 @@ class Constraints:
         self.control, self.max_norm, self.lambda_max, self.fused = control, max_norm, lambda_max, fused
         self.grad_decay = nan if grad_decay is None else grad_decay
         self.process_group = _distributed.checked(process_group)
-        self.held = HeldGradients()
+        if held_dtype is not None and not held_dtype.is_floating_point:
+            raise ValueError(f"held_dtype={held_dtype!r} must be a floating-point dtype, such as torch.bfloat16")
+        self.held = HeldGradients(held_dtype)
         self.phases: TwoPhase | None = None
         self.kept: dict[str, Tensor] = {"skipped_steps": torch.zeros((), dtype=torch.float64)}
         self._names: list[str] = []  # of the rows of the phases' report
         self._written_to: Tensor | None = None
+        self._reads = 0
+        self._warned: set[str] = set()
 
     def hold(self, value: Tensor, name: str | None, params: list[Tensor], scaler: GradScaler | None = None) -> None:
         """Hold c and every ``p.grad`` for the next step; see :meth:`HeldGradients.hold`."""
@@ -171,6 +181,10 @@ class Constraints:
         self.held.consume(grads, held)
         self.held.release()
 
+    def prepare(self, device: torch.device, groups: int) -> None:
+        """Create what the constraints keep from step to step, so that a checkpoint can be loaded into it."""
+        self._phases_on(device, groups, list(named(self.control)))
+
     def rows_of(self, names: Iterable[str]) -> list[int]:
         """Return the index of each constraint among those of the last :meth:`run`."""
         return [self._names.index(name) for name in names]
@@ -184,9 +198,34 @@ class Constraints:
         if self.phases is None:
             raise RuntimeError("stats: no step has been taken yet")
         report = self.phases.report.clone()
+        self._reads += 1
+        if report.device.type == "cpu" or self._reads % _READS_PER_CHECK == 0:
+            self._warn_if_unsettled(report)
         if isinstance(self.control, dict):
             return {name: _stats_of(report, row) for row, name in enumerate(self._names)}
         return _stats_of(report, 0)
+
+    def _warn_if_unsettled(self, report: Tensor) -> None:
+        """Warn, once for each constraint, if c has stayed away from ε for long; reads the report."""
+        controls = named(self.control)
+        for row, name in enumerate(self._names):
+            control = controls.get(name)
+            if name in self._warned or not isinstance(control, EpsilonGap) or control.alpha is not None:
+                continue
+            numbers = report[1 + row].tolist()
+            if numbers[Report.UNSETTLED] < _TIMES_TO_SETTLE / float(control.rate):
+                continue
+            self._warned.add(name)
+            remedy = (
+                "a step on the constraint alone gains little: raise epsilon or the learning rate, or set cap=math.inf"
+                if numbers[Report.SATURATED]
+                else "use larger minibatches, or a smaller learning rate"
+            )
+            warnings.warn(
+                f"{_called(name)} has stayed {numbers[Report.GAP]:+.3g} from its epsilon of "
+                f"{float(control.epsilon):.3g} for {numbers[Report.UNSETTLED]:.0f} steps; {remedy}",
+                stacklevel=4,
+            )
 
     def adopt(self, kept: dict[str, Tensor] | None) -> None:
         """Use the persistent values of a parameter group from now on, if they are not in use already."""

@@ -44,9 +44,9 @@ class HeldGradients:
         under_zero: whether ``ZeroRedundancyOptimizer`` made the optimizer on a part of the parameters.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
         self.under_zero = False
-        self.dtype: torch.dtype | None = None
+        self.dtype = dtype
         self.by_name: dict[str, Held] = {}
         self._consumed: tuple[weakref.ref[Tensor], int] | None = None
 

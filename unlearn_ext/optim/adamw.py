@@ -37,6 +37,8 @@ class EpsilonAdamW(EpsilonOptimizer):
         process_group: the processes that have replicas of plain parameters, over which f1 is averaged. ``"default"``:
             all, once ``torch.distributed`` is initialised. ``None``: no averaging, for independent optimizers. DTensor
             parameters bring their own process groups.
+        held_dtype: dtype in which ∇c is held until the step, and in which its average is kept, such as
+            ``torch.bfloat16`` to save memory; ``None``: that of the gradients.
 
     Raises:
         ValueError: an argument is out of range, or this process is not a member of ``process_group``.
@@ -60,6 +62,7 @@ class EpsilonAdamW(EpsilonOptimizer):
         fused: bool | None = None,
         constraint_grad_ema: float | None = None,
         process_group: Replicas = "default",
+        held_dtype: torch.dtype | None = None,
     ) -> None:
         not_negative("EpsilonAdamW", lr=lr, eps=eps, weight_decay=weight_decay, constraint_weight=constraint_weight)
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
@@ -72,7 +75,7 @@ class EpsilonAdamW(EpsilonOptimizer):
             "maximize": maximize,
             "constraint_weight": constraint_weight,
         }
-        constraints = Constraints(control, max_norm, lambda_max, fused, constraint_grad_ema, process_group)
+        constraints = Constraints(control, max_norm, lambda_max, fused, constraint_grad_ema, process_group, held_dtype)
         super().__init__(params, defaults, constraints)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -53,11 +53,19 @@ class GradientNorm:
     cap: float | None = None
 
     def coefficients(self) -> tuple[float | Tensor, ...]:
-        """Return the entries KIND … CAP of the control block; raise ``ValueError`` for values out of range."""
+        """Return the entries KIND … INTEGRATES of the control block; raise ``ValueError`` for values out of range."""
         _check("alpha", self.alpha, lambda alpha: alpha > 0)
         _check("delta", self.delta, lambda delta: delta >= 0)
         _check("cap", self.cap, lambda cap: cap is None or cap > 0)
-        return (float(Kind.GRADIENT_NORM), 0.0, self.alpha, 0.0, self.delta, inf if self.cap is None else self.cap)
+        return (
+            float(Kind.GRADIENT_NORM),
+            0.0,
+            self.alpha,
+            0.0,
+            self.delta,
+            inf if self.cap is None else self.cap,
+            False,
+        )
 
 
 @dataclass
@@ -79,6 +87,8 @@ class EpsilonGap:
         cap: β of the dynamic barrier's cap ψ ≤ β⟨∇c,P⁻¹∇c⟩ (Gong, Liu, Liu, NeurIPS 2021); ``math.inf`` for none.
             ``None``: no step is longer along P⁻¹∇c than the first one or a plain gradient step on c, and shorter ones
             while c oscillates; so an ε that no parameters reach costs nothing but time.
+        integral: whether ψ is corrected for noise (δ = 1 only). False: ψ is exactly the formula above, as in the paper,
+            for runs that measure c over all data at the end and correct ε themselves.
         equality: whether c = ε is required rather than c ≤ ε: steps then also prevent c from falling below ε.
     """
 
@@ -87,17 +97,18 @@ class EpsilonGap:
     delta: float = 1.0
     alpha: float | Tensor | None = None
     cap: float | None = None
+    integral: bool = True
     equality: bool = field(default=False, kw_only=True)
 
     def coefficients(self) -> tuple[float | Tensor, ...]:
-        """Return the entries KIND … CAP of the control block; raise ``ValueError`` for values out of range."""
+        """Return the entries KIND … INTEGRATES of the control block; raise ``ValueError`` for values out of range."""
         _check("epsilon", self.epsilon, isfinite)
         _check("rate", self.rate, lambda rate: 0 < rate <= 1)
         _check("delta", self.delta, lambda delta: delta > 0)
         _check("alpha", self.alpha, lambda alpha: alpha is None or alpha > 0)
         _check("cap", self.cap, lambda cap: cap is None or cap > 0)
         alpha, cap = nan if self.alpha is None else self.alpha, nan if self.cap is None else self.cap
-        return (float(Kind.EPSILON_GAP), self.epsilon, alpha, self.rate, self.delta, cap)
+        return (float(Kind.EPSILON_GAP), self.epsilon, alpha, self.rate, self.delta, cap, self.integral)
 
 
 def _check(name: str, value: T | Tensor, good: Callable[[T], bool]) -> None:

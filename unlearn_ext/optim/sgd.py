@@ -34,6 +34,8 @@ class EpsilonSGD(EpsilonOptimizer):
         process_group: the processes that have replicas of plain parameters, over which f1 is averaged. ``"default"``:
             all, once ``torch.distributed`` is initialised. ``None``: no averaging, for independent optimizers. DTensor
             parameters bring their own process groups.
+        held_dtype: dtype in which ∇c is held until the step, and in which its average is kept, such as
+            ``torch.bfloat16`` to save memory; ``None``: that of the gradients.
 
     Raises:
         ValueError: an argument is out of range, or this process is not a member of ``process_group``.
@@ -58,6 +60,7 @@ class EpsilonSGD(EpsilonOptimizer):
         fused: bool | None = None,
         constraint_grad_ema: float | None = None,
         process_group: Replicas = "default",
+        held_dtype: torch.dtype | None = None,
     ) -> None:
         not_negative("EpsilonSGD", lr=lr, momentum=momentum, weight_decay=weight_decay)
         if nesterov and (momentum <= 0 or dampening != 0):
@@ -70,7 +73,7 @@ class EpsilonSGD(EpsilonOptimizer):
             "nesterov": nesterov,
             "maximize": maximize,
         }
-        constraints = Constraints(control, max_norm, lambda_max, fused, constraint_grad_ema, process_group)
+        constraints = Constraints(control, max_norm, lambda_max, fused, constraint_grad_ema, process_group, held_dtype)
         super().__init__(params, defaults, constraints)
 
     def _hyper(self, group: dict[str, Any]) -> list[float | Tensor]:

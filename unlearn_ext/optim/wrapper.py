@@ -1,6 +1,6 @@
 """A wrapper that makes the step of any torch optimizer satisfy constraints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..ops.layout import Rule
-from ._constraints import Constraints, Controls
+from ._constraints import Constraints, Controls, named
 from ._distributed import Replicas
 from .base import KEPT, EpsilonOptimizer, States, not_negative
 
@@ -22,10 +22,10 @@ _OWN = ("epsilon_", "constraint_")  # how the keys begin of what the wrapper add
 class EpsilonWrapper(EpsilonOptimizer):
     """Any torch optimizer, whose step Δ = θ_before − θ becomes the nearest one that satisfies ⟨∇c_i, Δ'⟩ ≥ Ψ_i.
 
-    Δ' = Δ + Σ λ_i P⁻¹∇c_i, with P = diag(√(v̂ + w·Σ∇c_i²) + eps) and v the moving average of ∇f2², which the wrapper
-    keeps itself. Where all λ are zero the step is exactly that of the wrapped optimizer, and so is a step without a
-    held constraint. The step is projected, not the gradient: an optimizer that rescales a projected gradient, as Adam
-    does, misses ε by 20 to 60 %.
+    Δ' = Δ + μ Σ λ_i P⁻¹∇c_i, with the learning rate μ, P = diag(√(v̂ + w·Σ∇c_i²) + eps) and v the moving average of
+    ∇f2², which the wrapper keeps itself. Where all λ are zero the step is exactly that of the wrapped optimizer, and so
+    is a step without a held constraint. The step is projected, not the gradient: an optimizer that rescales a projected
+    gradient, as Adam does, misses ε by 20 to 60 %.
 
     Parameter groups, their options and the schedulers are those of the wrapped optimizer: both objects have the same
     ``param_groups``. A state dict has the state of both; a state dict of the wrapped optimizer alone loads too. Hold
@@ -39,7 +39,7 @@ class EpsilonWrapper(EpsilonOptimizer):
         beta2: decay of v.
         eps: added to the square root in P.
         constraint_weight: w, the share of ∇c in the metric.
-        lambda_max, fused, constraint_grad_ema, process_group: as in :class:`~unlearn_ext.EpsilonAdamW`.
+        lambda_max, fused, constraint_grad_ema, process_group, held_dtype: as in :class:`~unlearn_ext.EpsilonAdamW`.
 
     Attributes:
         optimizer: the wrapped optimizer.
@@ -50,7 +50,6 @@ class EpsilonWrapper(EpsilonOptimizer):
     """
 
     _rule = Rule.WRAP
-    _step_supports_amp_scaling = False  # GradScaler unscales and skips, since the wrapped optimizer may not
 
     def __init__(
         self,
@@ -64,6 +63,7 @@ class EpsilonWrapper(EpsilonOptimizer):
         fused: bool | None = None,
         constraint_grad_ema: float | None = None,
         process_group: Replicas = "default",
+        held_dtype: torch.dtype | None = None,
     ) -> None:
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, EpsilonOptimizer):
             raise TypeError(
@@ -73,8 +73,8 @@ class EpsilonWrapper(EpsilonOptimizer):
         if not 0 <= beta2 < 1:
             raise ValueError(f"EpsilonWrapper: beta2={beta2!r} must lie in [0, 1)")
         self._metric = beta2, eps, constraint_weight
-        constraints = Constraints(control, None, lambda_max, fused, constraint_grad_ema, process_group)
-        super().__init__(optimizer.param_groups, optimizer.defaults, constraints)
+        constraints = Constraints(control, None, lambda_max, fused, constraint_grad_ema, process_group, held_dtype)
+        super().__init__(optimizer.param_groups, dict(optimizer.defaults), constraints)
         self.optimizer = optimizer
         self._share_groups()
 
@@ -114,16 +114,26 @@ class EpsilonWrapper(EpsilonOptimizer):
         return self._wrapped_step(closure)
 
     def _wrapped_step(self, closure: Callable[[], T] | None) -> T | None:
-        if closure is None and not self._constraints.held.names:
-            return self._proposed(closure)
+        super()._unscale([param.grad for param in self._params()])
+        overflow = bool(getattr(self, "found_inf", False))  # set by GradScaler; it reads it too for torch's optimizers
+        held = self._constraints.held
+        if closure is None and not overflow and not held.names:
+            loss = self._proposed(closure)
+            self._prepare()
+            return loss
         self._before = {param: param.detach().clone() for param in self._params()}
         try:
-            loss = self._proposed(closure)
-            if self._constraints.held.names:  # also if the closure held it, as in Lightning's automatic optimization
-                self._step()
+            loss = None if overflow else self._proposed(closure)
+            if overflow or held.names:  # the closure may have held it, as in Lightning's automatic optimization
+                self._step()  # after an overflow it counts the skipped step and drops what was held
+            else:
+                self._prepare()
         finally:
             self._before = {}
         return loss
+
+    def _unscale(self, grads: Sequence[Tensor | None]) -> None:
+        """Do nothing, since the gradients were unscaled for the wrapped optimizer."""
 
     def _proposed(self, closure: Callable[[], T] | None) -> T | None:
         """Take the wrapped optimizer's step."""
@@ -135,13 +145,29 @@ class EpsilonWrapper(EpsilonOptimizer):
         return [1.0 if lr is None else lr, 0.0, beta2, eps, 0.0, False, False, weight]
 
     def _state_of(self, params: list[Tensor], groups: list[int]) -> States:
+        self._create_states(params)
         states = self._states(params)
-        for param, state in zip(params, states, strict=True):
+        before: list[Tensor | None] = [self._before[param] for param in params]
+        return before, [s["epsilon_avg_sq"] for s in states], [s["epsilon_step"] for s in states]
+
+    def _prepare(self) -> None:
+        """Create what a constrained step creates.
+
+        torch.distributed.checkpoint loads only what exists after a step that holds nothing, which it takes itself.
+        """
+        params = [param for param in self._params() if param.grad is not None]
+        if params:
+            self._adopt()
+            self._create_states(params)
+            self._constraints.prepare(params[0].device, len(self._groups))
+
+    def _create_states(self, params: list[Tensor]) -> None:
+        for param, state in zip(params, self._states(params), strict=True):
             if "epsilon_avg_sq" not in state:
                 state["epsilon_step"] = torch.zeros((), dtype=torch.float32, device=param.device)
                 state["epsilon_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        before: list[Tensor | None] = [self._before[param] for param in params]
-        return before, [s["epsilon_avg_sq"] for s in states], [s["epsilon_step"] for s in states]
+        for name in named(self.control):
+            self._averages(name, params)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped optimizer's state dict, extended by the wrapper's state and that of the constraints."""
@@ -164,6 +190,7 @@ class EpsilonWrapper(EpsilonOptimizer):
         super().load_state_dict(own)
         self.optimizer.load_state_dict(wrapped)
         self._share_groups()
+        self._create_states([param for param in self._params() if param in self.optimizer.state])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "optimizer": self.optimizer, "_metric": self._metric}
