@@ -278,6 +278,35 @@ def test_a_closure():
     assert_equal(net, other)
 
 
+def with_closure(held_inside):
+    theta = nn.Parameter(torch.ones(3))
+    optimizer = ux.EpsilonWrapper(torch.optim.SGD([theta], lr=0.1), control=ux.EpsilonGap(0.1))
+
+    def hold():
+        optimizer.zero_grad()
+        c = theta.square().sum()
+        c.backward()
+        optimizer.hold_constraint(c)
+
+    def closure():
+        if held_inside:
+            hold()
+        loss = (theta - 2).square().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(4):
+        if not held_inside:
+            hold()
+        assert optimizer.step(closure) is not None
+        assert optimizer.stats.lam.item() > 0
+    return theta
+
+
+def test_a_closure_may_hold_the_constraint():
+    assert torch.equal(with_closure(held_inside=True), with_closure(held_inside=False))
+
+
 @pytest.mark.parametrize("wrong", ["an optimizer with constraints", "a model"])
 def test_what_cannot_be_wrapped(wrong):
     net = network()
