@@ -23,7 +23,7 @@ help:
 	@echo "make test-all  run all tests; about 12 minutes"
 	@echo "make true-size  one step of a 256-pixel VQ-GAN, a ViT-B MAE and a 62 M U-Net: what it takes; 25 minutes"
 	@echo "make fuzz     throw anything at the operators and the kernels, and kill 50 sweeps; about an hour, and clang++ is needed"
-	@echo "make sanitize  run the core's tests with the kernels under g++'s sanitizers; about 5 minutes"
+	@echo "make sanitize  run the core's tests with the kernels under g++'s sanitizers, and with faults put into them; 20 minutes"
 	@echo "make bench    time the step against its peers on this CPU (and GPU); about 10 minutes"
 	@echo "make bench-control  measure whether constraints settle at ε under noise; about 10 minutes"
 	@echo "make gpu-check  with a GPU, CUDA and torch, and no network: build, CUDA tests, step times, sanitizers; at most 7 minutes"
@@ -92,6 +92,7 @@ sanitize: $(STAMP)
 	  UNLEARN_EXT_EMULATED=$$(ls emulated/_C.*so) $(abspath $(BIN))/pytest \
 	  -p no:cacheprovider ../../tests/ops ../../tests/optim ../../tests/emulation/test_emulated_kernels.py \
 	  --ignore=../../tests/optim/test_compile.py $(addprefix ../../tests/faults/,test_fuzz_ops.py test_threads_and_forks.py)
+	UNLEARN_EXT_MUTATIONS=1 $(BIN)/python -m pytest -q tests/emulation/test_mutations.py
 
 RESULTS ?= benchmarks/results/$(shell date +%F)-$(shell uname -m).json
 

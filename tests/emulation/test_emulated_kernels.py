@@ -5,7 +5,6 @@ import torch
 from emulated import ORDERS, cuda_kernels, needs_compiler
 from steps import DECAY, HYPER, cloned, control_of, control_row, needs_kernels, operands_like, run_step, written
 
-from unlearn_ext import ops
 from unlearn_ext.ops import TwoPhase
 from unlearn_ext.ops.layout import Hyper, Operands, Report, Rule, StepReport
 

@@ -11,7 +11,14 @@ import pytest
 from emulated import ROOT, build, needs_compiler, sanitized_environment
 from steps import needs_kernels
 
-pytestmark = [needs_kernels, needs_compiler, pytest.mark.slow]
+pytestmark = [
+    needs_kernels,
+    needs_compiler,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        "UNLEARN_EXT_MUTATIONS" not in os.environ, reason="every fault is a build of its own: make sanitize runs them"
+    ),
+]
 
 SOURCE = (ROOT / "csrc/cuda/step.cu").read_text()
 BARRIERS = [match.start() for match in re.finditer(r"__syncthreads\(\);", SOURCE)]

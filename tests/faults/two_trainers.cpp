@@ -37,7 +37,7 @@ template <int K> std::vector<float> train(int threads) {
     for (int i = 0; i < K; ++i) {
         double* row = control[1 + i];
         row[kKind] = kEpsilonGap, row[kEpsilon] = 0.3, row[kRate] = 0.1, row[kDelta] = 1;
-        row[kAlpha] = row[kCap] = row[kDecay] = NAN, row[kLambdaMax] = INFINITY;
+        row[kAlpha] = row[kCap] = row[kDecay] = NAN, row[kLambdaMax] = INFINITY, row[kIntegrates] = 1;
         job.control_row[i] = i, job.value[i] = &f1, job.value_dtype[i] = DType::f64;
     }
     job.rule = Rule::adamw, job.slots = job.n_constraints = job.n_controls = K;
