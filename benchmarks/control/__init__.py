@@ -1,1 +1,1 @@
-"""Does the constraint settle at ε? Noise suite and infeasible suite, with default settings."""
+"""Does the constraint settle at ε? Noise suite, infeasible suite and known optima, with default settings."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import infeasible
+from . import infeasible, known
 from .problem import Problem
 from .run import Outcome, run
 from .suite import BATCHES, OPTIMIZERS, PROBLEMS
@@ -36,9 +36,9 @@ def noise_line(problem: str, optimizer: str, row: dict[str, Outcome]) -> str:
 
 
 def main() -> None:
-    """Measure whether the constraint settles at ε, and what an infeasible ε does, with default settings."""
+    """Measure whether c settles at ε, what an infeasible ε does, and how soon an optimum is reached, by default."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.control", description=main.__doc__)
-    parser.add_argument("--only", default="", help="run only problems whose name contains this")
+    parser.add_argument("--only", default="", help="run only problems, or 'known optima', whose name contains this")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the minibatches")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/control.json"), help="file to write")
     arguments = parser.parse_args()
@@ -64,7 +64,16 @@ def main() -> None:
             harm[f"{problem}, {optimizer}"] = asdict(found)
             cells = "".join(f"{value:11.4g}" for value in (found.start, found.highest, found.end, found.infimum))
             print(f"{problem:24s}{optimizer:14s}{cells}{found.largest_lam:12.3g}{'' if found.harmless else '!'}")
-    arguments.json.write_text(json.dumps({"noise": noise, "infeasible": harm}, indent=1) + "\n")
+    print(f"\nknown optima: steps until |x − x*| stays below {known.NEAR:g}; else its end after {known.STEPS} steps, !")
+    print(f"{'problem':22s}" + "".join(f"{name:>15s} " for name in (*known.OURS, *known.COOPER)))
+    optima = {}
+    for problem, build in known.KNOWN.items() if arguments.only in "known optima" else ():
+        arrivals = known.rows(build())
+        optima[problem] = {name: asdict(found) for name, found in arrivals.items()}
+        cells = "".join(f"{found.steps:15d} " if found.steps else f"{found.end:15.2g}!" for found in arrivals.values())
+        print(f"{problem:22s}{cells}", flush=True)
+    results = {"noise": noise, "infeasible": harm, "known": optima}
+    arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
