@@ -26,7 +26,7 @@ class StepStats(NamedTuple):
 
     constraint: Tensor  #: c as passed to ``hold_constraint``; with several processes, their mean
     psi: Tensor  #: ψ, the required ⟨∇c, g⟩
-    lam: Tensor  #: the multiplier of the Lagrangian f2 + Σ lam·c; zero if d satisfies the constraint
+    lam: Tensor  #: the multiplier of the Lagrangian f2 + Σ lam·c, in the wrapper's metric under EpsilonWrapper
     dot: Tensor  #: ⟨∇c, d⟩
     sq_constraint: Tensor  #: ⟨∇c, P⁻¹∇c⟩
     shortfall: Tensor  #: ψ − ⟨∇c, g⟩ if the constraints contradict each other or a limit applies; else about 0
