@@ -105,7 +105,8 @@ PYBIND11_MODULE(_C, m) {
         .def_property_readonly("absent", &Table::absent)
         .def_property_readonly("tiles", [](const Table& table) { return table.partition().tiles; })
         .def_property_readonly("slots", [](const Table& table) { return table.rows().slots(); })
-        .def_property_readonly("bytes", [](const Table& table) { return table.rows().words().size() * sizeof(int64_t); })
+        .def_property_readonly(
+            "bytes", [](const Table& table) { return table.rows().words().size() * sizeof(int64_t); })
         .def("__len__", [](const Table& table) { return table.rows().size(); });
     py::class_<Job>(m, "Job").def(py::init(&make_job));
     m.def(
@@ -116,8 +117,7 @@ PYBIND11_MODULE(_C, m) {
         },
         py::call_guard<py::gil_scoped_release>());
     m.def(
-        "apply",
-        [](const Table& table, const Job& job, int threads) { cpu::run_apply(table.rows(), job, threads); },
+        "apply", [](const Table& table, const Job& job, int threads) { cpu::run_apply(table.rows(), job, threads); },
         py::call_guard<py::gil_scoped_release>());
     m.def("solve", &cpu::run_solve);
 
@@ -133,9 +133,8 @@ PYBIND11_MODULE(_C, m) {
         job.solve = solve;
         cuda::run_stats(pointer<const void>(rows), job, pointer<uint32_t>(counter), device, pointer<void>(stream));
     });
-    m.def("cuda_solve", [](const Job& job, int device, Address stream) {
-        cuda::run_solve(job, device, pointer<void>(stream));
-    });
+    m.def("cuda_solve",
+        [](const Job& job, int device, Address stream) { cuda::run_solve(job, device, pointer<void>(stream)); });
     m.def("cuda_apply", [](const Job& job, Address rows, Address counter, int device, Address stream) {
         cuda::run_apply(pointer<const void>(rows), job, pointer<uint32_t>(counter), device, pointer<void>(stream));
     });

@@ -60,12 +60,12 @@ constexpr int kKept = kCount;
 
 // What one step measures of a constraint; sums are over all groups, weighted by the learning rates μ_k where it says so.
 struct Measured {
-    double value;                // c
-    double mean_lr;              // the μ of Ψ = μψ
-    double sq_constraint;        // ⟨a,P⁻¹a⟩
-    double lr_sq_constraint;     // Σμ⟨a,P⁻¹a⟩
-    double lr_dot;               // Σμ⟨a,d⟩
-    double lr_aligned, lr_power; // Σμ⟨∇c,P⁻¹a₋⟩ with the a₋ of the step before, Σμ⟨∇c,P⁻¹∇c⟩
+    double value;                 // c
+    double mean_lr;               // the μ of Ψ = μψ
+    double sq_constraint;         // ⟨a,P⁻¹a⟩
+    double lr_sq_constraint;      // Σμ⟨a,P⁻¹a⟩
+    double lr_dot;                // Σμ⟨a,d⟩
+    double lr_aligned, lr_power;  // Σμ⟨∇c,P⁻¹a₋⟩ with the a₋ of the step before, Σμ⟨∇c,P⁻¹∇c⟩
 };
 
 UX_HD double clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
@@ -146,7 +146,7 @@ UX_HD double follow_model(const double* control, const Measured& m, double rate,
     const double swing = cap - (equality ? fabs(base) : base);
     if (fabs(rate * lag) <= swing && base == closing + state[kIntegral])
         return rate * (m.value - epsilon) + state[kIntegral];  // the same, without the rounding of r
-    return base + clamp(rate * lag, -swing, swing);  // symmetric, so that noise is not rectified
+    return base + clamp(rate * lag, -swing, swing);            // symmetric, so that noise is not rectified
 }
 
 // The running mean of the gap, and for how long it has been too large.
@@ -176,8 +176,7 @@ UX_HD double required_decrease(const double* control, const Measured& m, double*
     }
     if (control[kKind] == kEpsilonGap) {
         const double rate = is_nan(control[kAlpha]) ? control[kRate] : m.mean_lr * control[kAlpha];
-        if (state[kCount] == 0)
-            state[kModel] = m.value, state[kIntegral] = state[kSaturated] = state[kFirstReach] = 0;
+        if (state[kCount] == 0) state[kModel] = m.value, state[kIntegral] = state[kSaturated] = state[kFirstReach] = 0;
         const double cap = largest_demand(control, m, rate, state);
         measure_gap(control, m, rate, state);
         if (control[kDelta] == 1 && control[kIntegrates] != 0) {

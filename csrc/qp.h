@@ -26,7 +26,7 @@ constexpr double kMinPivot = 1e-6;
 // Price ρ of a slack. Contradicting demands have λ up to ρ, and their terms λ_i a_i cancel in float32: at 1e4 the error
 // is 6e-8 · 1e4 = 6e-4 of a demand at most. A lower price would give up demands that a step can meet.
 constexpr double kSlackPrice = 1e4;
-constexpr double kReportedShortfall = 1e-3;           // smallest reported shortfall, relative to the demand or the step
+constexpr double kReportedShortfall = 1e-3;   // smallest reported shortfall, relative to the demand or the step
 constexpr double kQpRounding = 1e-14;         // smallest violation that is not rounding error
 constexpr int kIterationsPerConstraint = 32;  // prevents endless cycles by rounding; tests needed 24 in all
 
@@ -209,8 +209,8 @@ UX_HD double solve_one(double gram, double b, bool is_equality) {
 // Solves for λ. Reads gram[i][j] for j ≤ i; `equalities` has bit i set if constraint i is an equality.
 // If an input is NaN or infinite, every λ is NaN. For finite input no λ is NaN; it is infinite if it overflows.
 // A constraint without gradient (G_ii = 0) has λ = 0 and is short if it demands something.
-UX_HD QpSolution solve_dual(int n, const double (*gram)[kMaxConstraints], const double* b, unsigned equalities,
-    double* lambda) {
+UX_HD QpSolution solve_dual(
+    int n, const double (*gram)[kMaxConstraints], const double* b, unsigned equalities, double* lambda) {
     bool all_finite = true;
     for (int i = 0; i < n; ++i) {
         all_finite = all_finite && b[i] - b[i] == 0;

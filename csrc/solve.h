@@ -26,8 +26,7 @@ UX_HD void clear_absent(const Job& job) {
     for (int row = 0; row < job.n_controls; ++row) {
         bool takes_part = false;
         for (int i = 0; i < job.n_constraints; ++i) takes_part = takes_part || job.control_row[i] == row;
-        for (int column = kPsi; column < kKept && !takes_part; ++column)
-            job.report[(1 + row) * kReport + column] = 0;
+        for (int column = kPsi; column < kKept && !takes_part; ++column) job.report[(1 + row) * kReport + column] = 0;
     }
 }
 
@@ -81,7 +80,8 @@ template <int K> struct Totals {
 
 // Solves for λ, each limited to ±λ_max.
 template <int K>
-UX_HD void solve_qp(const Job& job, const Totals<K>& t, const double* decrease, const Numbers& numbers, double* lambda) {
+UX_HD void solve_qp(
+    const Job& job, const Totals<K>& t, const double* decrease, const Numbers& numbers, double* lambda) {
     const int n = job.n_constraints;
     double gram[kMaxConstraints][kMaxConstraints], violation[K];
     unsigned equalities = 0;

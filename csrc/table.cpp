@@ -196,7 +196,8 @@ std::pair<const void*, DType> Table::scalar(py::handle tensor, const char* what,
     const auto dtype = dtype_of(t);
     if (numel(t) != 1 || !dtype)
         throw py::value_error(
-            "step: the constraint's value and step counters must have one element, and be float64, float32, bfloat16 or "
+            "step: the constraint's value and step counters must have one element, and be float64, float32, bfloat16 "
+            "or "
             "float16");
     check_memory(t, what, index);
     return {t.data, *dtype};

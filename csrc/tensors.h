@@ -104,12 +104,12 @@ class RowTable {
 // Arguments of one phase of a step, except the rows, which are passed separately. Rows are sorted by group.
 struct Job {
     Rule rule;
-    int slots;           // constraints that the kernel is compiled for: 1, 2, 4 or 8
-    int n_constraints;   // constraints that take part in this step, at most `slots`
-    int n_controls;      // constraints of the optimizer; `control` and `report` have one row more
-    bool averages;       // whether ∇c of any constraint has a moving average
-    bool solve;          // stats also solves the QP; false if an all-reduce or a callable ψ comes first
-    bool counts_steps;   // whether any row has a step counter
+    int slots;          // constraints that the kernel is compiled for: 1, 2, 4 or 8
+    int n_constraints;  // constraints that take part in this step, at most `slots`
+    int n_controls;     // constraints of the optimizer; `control` and `report` have one row more
+    bool averages;      // whether ∇c of any constraint has a moving average
+    bool solve;         // stats also solves the QP; false if an all-reduce or a callable ψ comes first
+    bool counts_steps;  // whether any row has a step counter
     int64_t n_rows;
     int64_t n_tiles;
     int64_t chunk;  // elements per chunk

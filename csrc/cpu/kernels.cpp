@@ -292,7 +292,8 @@ template <class V> void apply_of(const RowTable& table, const Job& job, int64_t 
     using Rule = typename V::Rule;
     const Row<V::K>* rows = table.rows<V::K>();
     float lambda[V::K] = {};
-    for (int i = 0; i < job.n_constraints; ++i) lambda[i] = float(job.report[(1 + job.control_row[i]) * kReport + kLambda]);
+    for (int i = 0; i < job.n_constraints; ++i)
+        lambda[i] = float(job.report[(1 + job.control_row[i]) * kReport + kLambda]);
     const float scale = float(job.report[kScale]);
     const bool restore = kRestores<Rule> && job.report[kSkipped] != 0;
     RuleCache<Rule> rule_cache(job);

@@ -119,7 +119,8 @@ struct ChunkOperand {
         } else if (loads == Loads::floats || (loads == Loads::mixed && dtype == DType::f32)) {
             auto* out = reinterpret_cast<float4*>(base + 4 * i);
 #pragma unroll
-            for (int k = 0; k < kPack / 4; ++k) out[k] = make_float4(x[4 * k], x[4 * k + 1], x[4 * k + 2], x[4 * k + 3]);
+            for (int k = 0; k < kPack / 4; ++k)
+                out[k] = make_float4(x[4 * k], x[4 * k + 1], x[4 * k + 2], x[4 * k + 3]);
         } else if (kPack == 8) {
             *reinterpret_cast<uint4*>(base + 2 * i) = make_uint4(
                 to_halves(x, dtype), to_halves(x + 2, dtype), to_halves(x + 4, dtype), to_halves(x + 6, dtype));

@@ -181,8 +181,7 @@ template <class V> struct Chunk {
                     }
 #pragma unroll
             for (int a = 0; a < kPacksInFlight; ++a)
-                if (first + a * kStride + kPack <= end)
-                    process_pack<kind>(first + a * kStride, words[a], writes, body);
+                if (first + a * kStride + kPack <= end) process_pack<kind>(first + a * kStride, words[a], writes, body);
         }
     }
 
@@ -342,8 +341,8 @@ __device__ void load_numbers(const Job& job, Numbers& numbers) {
     for (int i = threadIdx.x; i < n_rows * kReport; i += blockDim.x) {
         const int row = i / kReport, column = i % kReport;
         const void* value = row && column == kConstraint ? job.value[row - 1] : nullptr;
-        numbers.report[row][column] = value ? value_of(value, job.value_dtype[row - 1])
-                                            : job.report[row_of_numbers(job, row) * kReport + column];
+        numbers.report[row][column] =
+            value ? value_of(value, job.value_dtype[row - 1]) : job.report[row_of_numbers(job, row) * kReport + column];
     }
 }
 

@@ -77,5 +77,5 @@ def test_no_finding_under_the_sanitizers_but_a_fault_that_is_put_in(tmp_path):
     sanitized = Copy(tmp_path, "-DUNLEARN_EXT_SANITIZE=address,undefined", **sanitized_environment())
     result = sanitized.test(SOURCE)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-    result = sanitized.test(replaced("n - n_single + lane;", "n - n_single + lane + 1;"))
+    result = sanitized.test(replaced("n - n_single + k;", "n - n_single + k + 1;"))
     assert "heap-buffer-overflow" in result.stderr, result.stdout[-2000:] + result.stderr[-2000:]
