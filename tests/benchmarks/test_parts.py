@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def test_a_part_is_cut_at_its_limit_and_the_others_run(report, tmp_path, capsys)
     assert time.monotonic() - begin < 10
     assert outcomes(report) == {"sleeps": "cut", "next": "passed"}
     assert "begun" in report.content["parts"][0]["output"]
-    assert "── sleeps: cut at 2 s: its limit is 2 s" in capsys.readouterr().out
+    assert re.search(r"── sleeps: cut at \d+ s: its limit is 2 s", capsys.readouterr().out)
 
 
 def test_a_cut_part_that_ends_with_status_0_did_not_pass(report, tmp_path):
@@ -100,7 +101,8 @@ time.sleep(60)
         assert until(lambda pid=pid: not alive(pid))
 
 
-def test_a_cut_pytest_still_prints_its_failures(report, tmp_path):
+def test_a_cut_pytest_still_prints_its_failures(report, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "GRACE", 30.0)  # a busy machine is slow at printing
     tests = tmp_path / "test_it.py"
     tests.write_text(
         "import time\ndef test_a(): assert 1 == 2, 'the reason'\n"
