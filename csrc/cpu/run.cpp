@@ -15,7 +15,9 @@ namespace ux::cpu {
 
 namespace baseline { extern const Kernels kernels; }
 #if defined(UX_X86)
+#if defined(UX_AVX2)
 namespace avx2 { extern const Kernels kernels; }
+#endif
 namespace avx512 { extern const Kernels kernels; }
 #endif
 
@@ -25,8 +27,10 @@ std::vector<const Kernels*> available() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq"))
         found.push_back(&avx512::kernels);
+#if defined(UX_AVX2)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))  // all of these also have F16C
         found.push_back(&avx2::kernels);
+#endif
 #endif
     found.push_back(&baseline::kernels);
     return found;
