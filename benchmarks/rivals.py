@@ -6,6 +6,7 @@ Both are optional (``pip install "unlearn-ext[bench]"``).
 from __future__ import annotations
 
 import importlib.util
+from abc import abstractmethod
 
 import torch
 from peers import ALPHA, LR, Contestant
@@ -32,9 +33,9 @@ class Jacobians(Contestant):
         self.optimizer = torch.optim.SGD(self.params, lr=LR, fused=True)
         self.aggregator = self.make()
 
+    @abstractmethod
     def make(self) -> torch.nn.Module:
         """Return the aggregator."""
-        raise NotImplementedError
 
     def prepare(self) -> None:
         """Set the Jacobians and drop the gradients."""

@@ -114,7 +114,8 @@ UX_HD double largest_demand(const double* control, const Measured& m, double rat
     return state[kReach] * m.sq_constraint;
 }
 
-// Running means of what λ reacts to: without noise it never integrates below zero, with noise as far as noise needs it.
+// Running means of what λ reacts to. They limit how far the integral may fall below zero: not at all without noise, and
+// with noise as far as the noise requires.
 UX_HD void measure_pull(const Measured& m, double rate, double epsilon, double cap, double* state) {
     const double pull = rate * (m.value - epsilon) - m.lr_dot;
     if (state[kCount] == 0) {

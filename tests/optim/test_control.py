@@ -61,6 +61,7 @@ def test_epsilon_may_change_between_steps(fused):
         (ux.EpsilonGap(0.1, delta=0), "delta"),
         (ux.EpsilonGap(0.1, alpha=-1), "alpha"),
         (ux.EpsilonGap(0.1, cap=0), "cap"),
+        (ux.EpsilonGap(0.1, integral=0.1), "integral"),  # a number once, with another meaning
         (ux.GradientNorm(alpha=0), "alpha"),
     ],
 )

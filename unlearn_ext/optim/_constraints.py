@@ -115,7 +115,7 @@ class Constraints:
         before = self.held.by_name.get(name)
         try:
             self.held.put_back(name, params, scaler)
-            yield lambda value: values.append(value.detach())
+            yield values.append
             if not values:
                 raise RuntimeError("constraint: call the function that `with` returns, with the value of c")
             self.held.hold(sum(values[1:], values[0]), name, params, scaler)

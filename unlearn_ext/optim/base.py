@@ -54,13 +54,11 @@ def _keep_adapted(optimizer: "EpsilonOptimizer", state_dict: dict[str, Any]) -> 
 def upgraded(kept: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a checkpoint's ``"constraint"`` in today's form.
 
-    Until version 0.3 it had the integral of one constraint in ``integral``, which today's control cannot continue: it
+    Before there were several constraints, it had an integral and averages that today's control cannot continue: it
     starts anew.
     """
-    return {key: value for key, value in kept.items() if key not in ("integral", *_FORMER_AVERAGES)}
-
-
-_FORMER_AVERAGES = ("smoothed_steps", "smoothed_constraint")
+    former = ("integral", "smoothed_steps", "smoothed_constraint")
+    return {entry: value for entry, value in kept.items() if entry not in former}
 
 
 def _as_saved(value: Tensor | float | None, device: torch.device) -> Tensor | None:

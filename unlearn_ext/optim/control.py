@@ -107,6 +107,7 @@ class EpsilonGap:
         _check("delta", self.delta, lambda delta: delta > 0)
         _check("alpha", self.alpha, lambda alpha: alpha is None or alpha > 0)
         _check("cap", self.cap, lambda cap: cap is None or cap > 0)
+        _check("integral", self.integral, lambda integral: isinstance(integral, bool))  # it was a number once
         alpha, cap = nan if self.alpha is None else self.alpha, nan if self.cap is None else self.cap
         return (float(Kind.EPSILON_GAP), self.epsilon, alpha, self.rate, self.delta, cap, self.integral)
 
