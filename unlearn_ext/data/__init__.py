@@ -4,12 +4,13 @@ from .builtin import BUILT_IN, SIDE, labelled, load
 from .columns import load_dataset_columns
 from .folders import load_class_folders, load_folders
 from .opening import open_dataset
-from .sets import ForgetRetain, divide
+from .sets import ForgetRetain, NamedImage, divide
 
 __all__ = [
     "BUILT_IN",
     "SIDE",
     "ForgetRetain",
+    "NamedImage",
     "divide",
     "labelled",
     "load",
