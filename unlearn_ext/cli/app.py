@@ -14,7 +14,9 @@ from .._utils.distributed import FirstFailed, first_alone
 from .._utils.hub import expanded
 from ..errors import UserError
 from . import commands
-from .inputs import Prepared, built_in, describe, keep_apart, prepare
+from .asked import asked_epsilons, folders_to_forget, request_names, typed_epsilons
+from .images import built_in, describe
+from .inputs import Prepared, keep_apart, prepare
 from .options import Device, Family, Machine, Seed, Small, Sources, Training, unfolded
 from .place import Place
 from .terminal import Watch, err, facts_table, out, plain_warnings, together
@@ -92,7 +94,24 @@ Force = Annotated[
     bool,
     typer.Option("--force", help="Replace an earlier run in the folder: remove only the files that it wrote."),
 ]
-Epsilon = Annotated[float, typer.Option(min=0.0, help="What may be left of the forgotten (f1); smaller forgets more.")]
+Epsilon = Annotated[
+    list[str],
+    typer.Option(
+        metavar="[NAME=]VALUE",
+        help="What may be left of the forgotten (f1), as a number or as a share of the unmodified model's, such as "
+        "12%; smaller forgets more. Of several requests each by its name.",
+    ),
+]
+After = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN",
+        help="Earlier run to continue, or the folder of one of a sweep's models: start from its model and keep its "
+        "requests within their ε.",
+        show_default="none",
+        callback=lambda place: None if place is None else expanded(place),
+    ),
+]
 
 
 @app.callback()
@@ -186,6 +205,10 @@ def sweep(
 
     - `torchrun --nproc-per-node 2 -m unlearn_ext sweep` splits every minibatch between two processes.
     """
+    if len(folders_to_forget(sources)) > 1:
+        raise typer.BadParameter(
+            "a front has one ε, so `sweep` takes one request: use `run`, with an ε for each request."
+        )
     keep_apart(out_, sources)
     place = Place.of_sweep(out_, points, resume, force)
     with together():
@@ -203,6 +226,7 @@ def run(
     training: Training,
     machine: Machine,
     epsilon: Epsilon,
+    after: After = None,
     out_: Out = Path("runs/run"),
     resume: Resume = False,
     force: Force = False,
@@ -213,27 +237,38 @@ def run(
 
     - `unlearn-ext run --epsilon 0.3 --data mnist --forget-classes 3,8`
 
+    - `unlearn-ext run --forget ana=ours/ --epsilon ana=12% --retain theirs/ --validation 0 --model checkpoint/`
+
+    - `unlearn-ext run --forget ben=more/ --epsilon ben=12% --after runs/run --out runs/second`
+
     - `unlearn-ext run --epsilon 0.1 --forget ours/ --retain theirs/ --model checkpoint/ --out runs/mine`
 
     - `torchrun --nproc-per-node 2 -m unlearn_ext run --epsilon 0.3` splits every minibatch between two processes.
     """
-    keep_apart(out_, sources)
-    place = Place.of_run(out_, epsilon, resume, force)
+    from ..unlearning.earlier import read_earlier
+
+    keep_apart(out_, sources, after)
+    earlier = None if after is None else read_earlier(after)
+    epsilons = asked_epsilons(epsilon, list(request_names(sources, earlier).values()))
+    place = Place.of_run(out_, epsilons, resume, force)
     with together():
         with Watch() as watch:
             with first_alone():
-                prepared = prepare(sources, training, machine, watch, place)
-            tables = commands.unlearn_to(place, prepared, epsilon, watch)
-        for table in tables:
-            out.print(table)
-        out.print(f"Model: {escape(str(place.result))}", soft_wrap=True)
+                prepared = prepare(sources, training, machine, watch, place, earlier)
+            commands.unlearn_to(place, prepared, epsilons, watch)
+        commands.show_run(out_, prepared.sources)
 
 
 @app.command()
 def dial(
     run: Annotated[Path, typer.Argument(help="Folder that `sweep` or `demo` wrote.", callback=expanded)],
     epsilon: Annotated[
-        list[float], typer.Option(min=0.0, help="What may be left of the forgotten (f1). Can be repeated.")
+        list[str],
+        typer.Option(
+            metavar="VALUE",
+            help="What may be left of the forgotten (f1), as a number or as a share of the unmodified model's, such as "
+            "12%. Can be repeated.",
+        ),
     ],
 ) -> None:
     """Add a model at any other ε to a sweep and its report, in seconds.
@@ -243,7 +278,7 @@ def dial(
 
     Example: `unlearn-ext dial runs/demo --epsilon 0.35`
     """
-    commands.dial_to(run, epsilon)
+    commands.dial_to(run, typed_epsilons(epsilon))
 
 
 @app.command()

@@ -62,8 +62,8 @@ def load(
             f"forget at least one and at most nine of the classes 0 to 9 of {name}, not {list(forget_classes)}."
         )
     named = [f"{label}/{index}" for index, label in enumerate(labels.tolist())]
-    names = tuple([named[row] for row in side.nonzero().flatten().tolist()] for side in (chosen, ~chosen))
-    return divide(name, images[chosen], images[~chosen], validation=validation, seed=seed, names=names)
+    forget, retain = ([named[row] for row in side.nonzero().flatten().tolist()] for side in (chosen, ~chosen))
+    return divide(name, images[chosen], images[~chosen], validation=validation, seed=seed, names=(forget, retain))
 
 
 def labelled(name: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,7 +24,7 @@ _APPLE_LITTER = "._"  # prefix of the files that macOS creates beside others
 
 def load_folders(
     forget: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
-    retain: str | os.PathLike[str],
+    retain: str | os.PathLike[str] | None,
     *,
     size: int,
     channels: int,
@@ -43,7 +43,7 @@ def load_folders(
     Args:
         forget: folder of the images to forget, or a dict of such folders by the name of the request; ``~`` is the home
             folder.
-        retain: folder of the images to retain.
+        retain: folder of the images to retain; None: that set is empty, and is joined with others later.
         size: height and width in pixels of the model's images; images are resized to it with antialiasing, without
             keeping the aspect ratio.
         channels: 1 for grey, 3 for RGB.
@@ -57,22 +57,23 @@ def load_folders(
             ten), or the same image, at the model's size, is in both sets.
     """
     named = forget if isinstance(forget, Mapping) else {FORGET: forget}
-    folders = [_folder(place) for place in (*named.values(), retain)]
+    folders = [_folder(place) for place in (*named.values(), *([] if retain is None else [retain]))]
     sides = [_find(folder) for folder in folders]
     for folder, found in zip(folders, sides, strict=True):
         _check_some(folder, found)
         _mention_left_out(folder, found.left_out)
-    *to_forget, to_retain = (_sources(found.images) for found in sides)
+    sources = [_sources(found.images) for found in sides]
     return read(
         " / ".join(folder.name for folder in folders),
-        dict(zip(named, to_forget, strict=True)),
-        to_retain,
+        dict(zip(named, sources, strict=False)),
+        [] if retain is None else sources[-1],
         size=size,
         channels=channels,
         validation=validation,
         seed=seed,
         skip_bad=skip_bad,
         memory=memory,
+        partial=retain is None or not named,
     )
 
 

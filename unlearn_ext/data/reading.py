@@ -63,6 +63,7 @@ def read(
     seed: int,
     skip_bad: bool,
     memory: float,
+    partial: bool = False,
 ) -> ForgetRetain:
     """Decode both sets in threads, and split each into training and validation images.
 
@@ -79,6 +80,7 @@ def read(
         seed: random seed of the split into training and validation images.
         skip_bad: skip images that cannot be decoded, instead of raising.
         memory: limit in GiB; a larger set is stored in a file instead of memory.
+        partial: allow empty sets, such as those of images to be joined with others.
 
     Raises:
         UserError: an image cannot be decoded, the guessed ranges differ, an image is in both sets, or a set has too few
@@ -106,6 +108,7 @@ def read(
         names=([result.name for result in good[0]], [result.name for result in good[1]]),
         sha256=([result.sha256 for result in good[0]], [result.sha256 for result in good[1]]),
         memory=memory,
+        partial=partial,
     )
     _mention_copies("forget", good[0])
     _mention_copies("retain", good[1])

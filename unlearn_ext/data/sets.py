@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,8 +21,9 @@ __all__ = [
     "ForgetRetain",
     "NamedImage",
     "check_validation",
-    "divide",
     "digests",
+    "divide",
+    "unnamed",
 ]
 
 FORGET, RETAIN = "forget", "retain"  # sets; the first is also the name of a request without a name
@@ -85,20 +86,32 @@ class ForgetRetain:
         return parts if all(map(len, parts)) else None
 
     def to_forget(self, use: str = TRAINING) -> dict[str, torch.Tensor]:
-        """Return the images to forget of each request, for training or for validation."""
+        """Return the images to forget of each request that has some, for training or for validation."""
         images = self.forget if use == TRAINING else self.forget_validation
         if not self.listed:
             return {FORGET: images}
         counts = [len(self.files(request, use)) for request in self.requests]
-        return dict(zip(self.requests, images.split(counts), strict=True))
+        return {name: part for name, part in zip(self.requests, images.split(counts), strict=True) if len(part)}
 
     def files(self, request: str, use: str = TRAINING) -> list[str]:
         """Return the files of a request's images, in the order of :meth:`to_forget`."""
         return [i.file for i in self.listed if (i.set, i.request, i.used_as) == (FORGET, request, use)]
 
-    def count(self, side: str, use: str) -> int:
-        """Return the number of images of a set with a use."""
-        return sum((image.set, image.used_as) == (side, use) for image in self.listed)
+    def count(self, side: str, use: str, request: str | None = None) -> int:
+        """Return the number of images of a set with a use, of one request or of all."""
+        found = [image for image in self.listed if (image.set, image.used_as) == (side, use)]
+        return sum(request is None or image.request == request for image in found)
+
+    def renamed(self, names: Mapping[str, str]) -> ForgetRetain:
+        """Return the same images with other names of requests, by their present names."""
+        return replace(
+            self, listed=tuple(replace(i, request=names[i.request]) if i.set == FORGET else i for i in self.listed)
+        )
+
+    def without_retain(self) -> ForgetRetain:
+        """Return the images to forget alone."""
+        listed = tuple(image for image in self.listed if image.set == FORGET)
+        return replace(self, retain=self.retain[:0], retain_validation=self.retain_validation[:0], listed=listed)
 
 
 def divide(
@@ -112,6 +125,7 @@ def divide(
     names: tuple[Sequence[str], Sequence[str]] | None = None,
     sha256: tuple[Sequence[str], Sequence[str]] | None = None,
     memory: float = math.inf,
+    partial: bool = False,
 ) -> ForgetRetain:
     """Hold out a random fraction of each set, and of each request, for validation.
 
@@ -127,14 +141,15 @@ def divide(
         names: names of the N and the M images; by default their positions.
         sha256: SHA-256 of the N and the M images; by default of their pixels.
         memory: limit in GiB; a larger part is stored in a file instead of memory.
+        partial: allow empty sets, such as those of images to be joined with others.
 
     Raises:
         UserError: ``validation`` is out of range, a set or request has too few images, or an image with the same pixels
             is in both sets.
     """
     check_validation(validation)
-    requests = requests or {FORGET: len(forget)}
-    if min(*requests.values(), len(retain)) < (2 if validation else 1):
+    requests = {FORGET: len(forget)} if requests is None else requests
+    if not partial and min(*requests.values(), len(retain)) < (2 if validation else 1):
         raise UserError(
             "both sets need at least two images, and so does each request: one to train on and one to validate with "
             "(without validation, one is enough: --validation 0)."
@@ -161,6 +176,30 @@ def divide(
     return ForgetRetain(name, forget, retain, forget_validation, retain_validation, tuple(listed))
 
 
+def unnamed(
+    forget: Mapping[str, torch.Tensor],
+    retain: torch.Tensor,
+    held_out: tuple[Mapping[str, torch.Tensor], torch.Tensor] | None,
+) -> tuple[NamedImage, ...]:
+    """Return the list of images that have no names: each is named by its position, such as ``forget[0]``.
+
+    Args:
+        forget: training images of each request.
+        retain: training images to retain.
+        held_out: the same for validation, if there are any.
+    """
+    listed = []
+    for use, (to_forget, to_retain) in ((TRAINING, (forget, retain)), (VALIDATION, held_out or ({}, retain[:0]))):
+        sets = [(FORGET, request, request, images) for request, images in to_forget.items()]
+        for side, request, name, images in [*sets, (RETAIN, "", RETAIN, to_retain)]:
+            name = name if use == TRAINING else f"{name}_validation"
+            listed += [
+                NamedImage(side, request, f"{name}[{number}]", digest, use)
+                for number, digest in enumerate(digests(images))
+            ]
+    return tuple(listed)
+
+
 def check_validation(validation: float) -> None:
     """Raise ``UserError`` if the fraction of images to hold out is not in [0, 1)."""
     if not 0 <= validation < 1:
@@ -174,14 +213,12 @@ def digests(images: torch.Tensor) -> Iterator[str]:
     return (hashlib.sha256(image.cpu().numpy().tobytes()).hexdigest() for image in images)
 
 
-def _drawn(
-    groups: Mapping[str, int], validation: float, generator: torch.Generator
-) -> dict[str, dict[str, list[int]]]:
+def _drawn(groups: Mapping[str, int], validation: float, generator: torch.Generator) -> dict[str, dict[str, list[int]]]:
     """Return the rows of each group, shuffled: those for training and those held out."""
     rows, start = {}, 0
     for group, count in groups.items():
         order = (start + torch.randperm(count, generator=generator)).tolist()
-        held_out = min(max(round(validation * count), 1), count - 1) if validation else 0
+        held_out = min(max(round(validation * count), 1), count - 1) if validation and count else 0
         rows[group] = {TRAINING: order[held_out:], VALIDATION: order[:held_out]}
         start += count
     return rows
