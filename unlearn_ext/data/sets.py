@@ -108,6 +108,23 @@ class ForgetRetain:
             self, listed=tuple(replace(i, request=names[i.request]) if i.set == FORGET else i for i in self.listed)
         )
 
+    def some(self, share: float, reason: str) -> ForgetRetain:
+        """Return the first images of each part, and leave out the others for a reason."""
+        parts = {
+            (FORGET, TRAINING): self.forget, (FORGET, VALIDATION): self.forget_validation,
+            (RETAIN, TRAINING): self.retain, (RETAIN, VALIDATION): self.retain_validation,
+        }  # fmt: skip
+        fewer = {part: images[: round(share * len(images))] for part, images in parts.items()}
+        left = {part: len(images) for part, images in fewer.items()}
+        listed = []
+        for image in self.listed:
+            part = image.set, image.used_as
+            is_out = part in left and left[part] == 0
+            listed.append(replace(image, used_as=LEFT_OUT, reason=reason) if is_out else image)
+            left[part] = max(left.get(part, 0) - 1, 0)
+        forget, forget_validation, retain, retain_validation = fewer.values()
+        return ForgetRetain(self.name, forget, retain, forget_validation, retain_validation, tuple(listed))
+
     def without_retain(self) -> ForgetRetain:
         """Return the images to forget alone."""
         listed = tuple(image for image in self.listed if image.set == FORGET)
