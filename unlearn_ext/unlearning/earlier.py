@@ -10,9 +10,9 @@ from typing import Any
 from ..errors import UserError
 from ..models import I2IModel, load
 from .run_folder import RunFolder, read_run
-from .tables import RequestRow
+from .tables import REQUESTS, RequestRow, read_rows
 
-__all__ = ["Earlier", "chain", "read_earlier"]
+__all__ = ["Earlier", "chain", "f1_then", "read_earlier"]
 
 METRICS = "metrics.json"
 
@@ -99,13 +99,32 @@ def chain(folder: Path) -> list[Path]:
     Raises:
         UserError: a run's ``metrics.json`` cannot be read.
     """
-    folders: list[Path] = []
-    following: Path | None = folder
-    while following is not None and (following / METRICS).is_file() and following.resolve() not in folders:
-        folders.append(following.resolve())
+    return [path for path, _ in _links(folder)]
+
+
+def f1_then(earlier: Earlier) -> dict[str, float]:
+    """Return f1 of each request at the end of the run that it comes from, as far as the folders are there."""
+    then: dict[str, float] = {}
+    point = earlier.point
+    for folder, point_before in _links(earlier.folder):
+        rows = [row for row in read_rows(folder / REQUESTS, RequestRow) if row.point == point]
+        then |= {row.request: row.f1 for row in rows if not row.since}
+        point = point_before
+    return then
+
+
+def _links(folder: Path) -> list[tuple[Path, str]]:
+    """Return the folders of a chain, each with the model of the next one that it started from."""
+    links: list[tuple[Path, str]] = []
+    following: Path | None = folder.resolve()
+    while following is not None and (following / METRICS).is_file():
         try:
-            after = json.loads((following / METRICS).read_text(encoding="utf-8")).get("after")
+            metrics = json.loads((following / METRICS).read_text(encoding="utf-8"))
+            after, point = metrics.get("after"), str(metrics.get("after_point") or "")
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"{following / METRICS} cannot be read: {error}.") from error
+        links.append((following, point))
         following = Path(after) if isinstance(after, str) else None
-    return folders
+        if following in [path for path, _ in links]:
+            break
+    return links
