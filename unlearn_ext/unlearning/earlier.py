@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import UserError
 from ..models import I2IModel, load
+from .identity import weights_digest
 from .run_folder import RunFolder, read_run
 from .tables import REQUESTS, RequestRow, read_rows
 
@@ -46,23 +50,28 @@ class Earlier:
         """The unit of f1 and f2 of the run."""
         return float(self.run.metrics["units"]["variance"])
 
-    @property
-    def original(self) -> str:
-        """Digest of the weights of the unmodified model."""
-        return str(self.run.metrics["units"]["model"])
-
     def since(self, request: str) -> str:
         """Return the name of the folder of the run that a request comes from; empty for another request."""
         found = next((row for row in self.requests if row.request == request), None)
         return "" if found is None else found.since or self.folder.name
 
-    def model(self) -> I2IModel:
-        """Load the model.
+    @torch.no_grad()
+    def model(self, original: I2IModel) -> I2IModel:
+        """Return a copy of the unmodified model with the encoder of the earlier run's model.
 
         Raises:
-            UserError: it cannot be loaded.
+            UserError: the earlier model cannot be loaded, or ``original`` is not the model that the run started from.
         """
-        return load(self.run.metrics["family"], self.folder / self.point)
+        if weights_digest(original) != self.run.metrics["units"]["model"]:
+            raise UserError(
+                f"the model is not the one that {self.folder} started from, so its f1 and f2 cannot be continued: give "
+                "the unmodified model of that run."
+            )
+        start = copy.deepcopy(original)
+        trained = load(original.family, self.folder / self.point)
+        for mine, its in zip(start.encoder_parameters(), trained.encoder_parameters(), strict=True):
+            mine.copy_(its)
+        return start
 
     def identity(self) -> dict[str, Any]:
         """Return what a run's result depends on, see :mod:`unlearn_ext.unlearning.identity`."""

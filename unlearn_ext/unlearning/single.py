@@ -114,12 +114,11 @@ def unlearn(
     sets = _sets(to_forget, retain, validation)
     for name, images in sets.items():
         check_images(name, images, model)
-    start = model if after is None else after.model()
+    start = model if after is None else after.model(model)
     run: dict[str, Any] = {}
     if out is not None:
         asked: dict[str, Any] = {"epsilon": given if isinstance(epsilon, Mapping) else epsilon}
         if after is not None:
-            _check_original(model, after)
             asked |= {"model to start from": weights_digest(start), **after.identity()}
         run = identity(model, sets, task, augment, settings, **asked)
     with journal(out, OUTPUTS, run, resume=resume, force=force) as kept:
@@ -186,15 +185,6 @@ def _sets(
         if len(retained):
             sets["retain validation"] = retained
     return sets
-
-
-def _check_original(model: I2IModel, after: Earlier) -> None:
-    """Raise ``UserError`` if a model is not the one that the earlier run unlearned."""
-    if weights_digest(model) != after.original:
-        raise UserError(
-            f"the model is not the one that {after.folder} started from, so its f1 and f2 cannot be continued: give "
-            "the unmodified model of that run."
-        )
 
 
 def _requests(
