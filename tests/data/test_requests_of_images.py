@@ -48,7 +48,7 @@ def test_one_image_of_each_is_enough_without_validation(folders):
     (folders / "one").mkdir()
     shutil.copy(folders / "ana" / "0.png", folders / "one")
     assert len(load(folders, ["one"], validation=0).forget) == 1
-    with pytest.raises(UserError, match=r"at least two images.*\(without validation, one is enough: --validation 0\)"):
+    with pytest.raises(UserError, match=r"both sets need at least two images.*With --validation 0, one is enough"):
         load(folders, ["one"])
 
 

@@ -206,7 +206,8 @@ FILES = {
     "one image": (
         lambda p: [f.unlink() for f in (p / "ours").iterdir() if f.name != "0.png"],
         RUN,
-        "both sets need at least two images: one to train on and one to validate with.",
+        "both sets need at least two images: one to train on and one to validate with; so does each request. With "
+        "--validation 0, one is enough.",
     ),
     "no classes": (
         nothing,

@@ -168,8 +168,8 @@ def divide(
     requests = {FORGET: len(forget)} if requests is None else requests
     if not partial and min(*requests.values(), len(retain)) < (2 if validation else 1):
         raise UserError(
-            "both sets need at least two images, and so does each request: one to train on and one to validate with "
-            "(without validation, one is enough: --validation 0)."
+            "both sets need at least two images: one to train on and one to validate with; so does each request. With "
+            "--validation 0, one is enough."
             if validation
             else "both sets, and each request, need at least one image."
         )
