@@ -17,6 +17,7 @@ from .optim import EpsilonAdamW, EpsilonGap, EpsilonSGD, EpsilonWrapper, Gradien
 
 if TYPE_CHECKING:
     from . import baselines, data, metrics, models, pretrain, report, reproduction, tasks
+    from .unlearning.earlier import read_earlier
     from .unlearning.history import History
     from .unlearning.pareto import ParetoFront
     from .unlearning.phases import sweep
@@ -43,6 +44,7 @@ __all__ = [
     "ops",
     "optim",
     "pretrain",
+    "read_earlier",
     "report",
     "reproduction",
     "sharpness",
@@ -56,6 +58,7 @@ _MODULE_OF = {
     "History": "unlearning.history",
     "ParetoFront": "unlearning.pareto",
     "Settings": "unlearning.settings",
+    "read_earlier": "unlearning.earlier",
     "sweep": "unlearning.phases",
     "unlearn": "unlearning.single",
 }
