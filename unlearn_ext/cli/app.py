@@ -14,6 +14,7 @@ from .._utils.distributed import FirstFailed, first_alone
 from .._utils.hub import expanded
 from ..errors import UserError
 from . import commands
+from .evidence import Evidence, add_commands
 from .inputs import Prepared, built_in, describe, keep_apart, prepare
 from .options import Device, Family, Machine, Seed, Small, Sources, Training, unfolded
 from .place import Place
@@ -124,7 +125,8 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
     - `unlearn-ext demo --family diffusion --out runs/diffusion`
     """
     from .. import demo as chosen
-    from ..models import check_family
+    from ..evidence.record import Before
+    from ..models import check_family, load
     from ..unlearning.identity import known
 
     check_family(family)
@@ -134,12 +136,14 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
         with Watch() as watch:
             with first_alone():
                 place.check(known(family, choice.settings))
-                model, images = chosen.prepare(family, watch)
+                folder, images = chosen.cached(family, watch)
             description = describe(images.name, chosen.FORGET_CLASSES)
-            prepared = Prepared(model, images, chosen.TASK, description, choice.settings)
+            model, images = load(family, folder), chosen.some(images, choice.share)
+            before = Before(folder.name, folder)
+            prepared = Prepared(model, images, chosen.TASK, description, choice.settings, before=before)
             commands.sweep_to(place, prepared, choice.points, watch)
         classes = ",".join(map(str, chosen.FORGET_CLASSES))
-        commands.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family))
+        commands.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family), prepared)
 
 
 @app.command()
@@ -167,6 +171,7 @@ def sweep(
     sources: Sources,
     training: Training,
     machine: Machine,
+    evidence: Evidence,
     out_: Out = Path("runs/sweep"),
     points: Wanted = 9,
     resume: Resume = False,
@@ -189,11 +194,12 @@ def sweep(
     keep_apart(out_, sources)
     place = Place.of_sweep(out_, points, resume, force)
     with together():
+        sign = evidence.signer()
         with Watch() as watch:
             with first_alone():
                 prepared = prepare(sources, training, machine, watch, place)
             commands.sweep_to(place, prepared, points, watch)
-        commands.show_run(out_, sources)
+        commands.show_run(out_, sources, prepared, evidence, sign)
 
 
 @app.command()
@@ -317,3 +323,6 @@ def info() -> None:
     import unlearn_ext
 
     out.print(facts_table("unlearn_ext", unlearn_ext.build_info()))
+
+
+add_commands(app)

@@ -13,6 +13,7 @@ from rich.table import Table
 from .._utils.atomic_io import save_folder
 from .._utils.distributed import is_first
 from ..report import require_drawing
+from .evidence import Evidence, leave
 from .inputs import Prepared, device_named, prepare
 from .options import Machine, Sources, Training
 from .place import Place
@@ -20,6 +21,7 @@ from .sources_file import keep, kept
 from .terminal import Watch, front_table, metric_tables, out, outcome_table, standings_table
 
 if TYPE_CHECKING:
+    from ..evidence.record import Sign
     from ..unlearning.progress import Callback
 
 __all__ = ["dial_to", "evaluate_run", "reproduce_to", "show_run", "sweep_to", "unlearn_to"]
@@ -39,19 +41,26 @@ def sweep_to(place: Place, prepared: Prepared, points: int, progress: Callback) 
     )  # fmt: skip
 
 
-def show_run(folder: Path, sources: Sources) -> None:
-    """Write the report and print a table of the ε asked and the f1 reached; only the first process does.
+def show_run(
+    folder: Path, sources: Sources, prepared: Prepared, evidence: Evidence | None = None, sign: Sign | None = None
+) -> None:
+    """Write the report and the evidence, and print a table of ε asked and f1 reached; only the first process does.
 
     Args:
         folder: folder of the run.
         sources: the options that were typed for the run; they are saved in the folder.
+        prepared: model and images of the run.
+        evidence: the options that were typed for the evidence.
+        sign: function that signs the evidence.
     """
     from ..report import write_report
     from ..unlearning.run_folder import read_run
 
     if is_first():
         keep(sources, folder)
+        _list_images(folder, sources, prepared)
         page = write_report(folder)
+        leave(folder, prepared.before, evidence, sign)
         out.print(front_table(read_run(folder)))
         out.print(f"Report: {escape(str(page))}", soft_wrap=True)
 
@@ -73,7 +82,15 @@ def dial_to(run: Path, epsilons: Sequence[float]) -> None:
             held_out=(images.forget_validation, images.retain_validation), augment=prepared.augment, settings=settings,
             progress=watch,
         )  # fmt: skip
-    show_run(run, kept(run))
+    show_run(run, kept(run), prepared)
+
+
+def _list_images(folder: Path, sources: Sources, prepared: Prepared) -> None:
+    from ..evidence.interim import write_images
+
+    folders = (sources.forget, sources.retain) if sources.forget and sources.retain else None
+    classes = (sources.data_dir, sources.forget_classes or "") if sources.data_dir else None
+    write_images(folder, prepared.images, folders, classes)
 
 
 def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:

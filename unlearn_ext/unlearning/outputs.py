@@ -12,7 +12,9 @@ from .._utils.atomic_io import saved_files
 from ..errors import UserError
 from .pareto import ParetoFront
 
-__all__ = ["Outputs", "one_model", "refuse_foreign", "refuse_other_commands"]
+__all__ = ["EVIDENCE", "PAGE", "SIGNATURE", "Outputs", "one_model", "refuse_foreign", "refuse_other_commands"]
+
+EVIDENCE, SIGNATURE, PAGE = "evidence.json", "evidence.json.sig", "evidence.html"  # of a finished run
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Outputs:
 
 
 def one_model(command: str, name: str) -> Outputs:
-    """Return the outputs of a command that writes only the folder of one model."""
-    return Outputs(command, name, models=re.escape(name))
+    """Return the outputs of a command that writes the folder of one model and its evidence."""
+    return Outputs(command, name, models=re.escape(name), files=(EVIDENCE, SIGNATURE, PAGE))
 
 
 def refuse_other_commands(folder: Path, command: str) -> None:

@@ -26,7 +26,7 @@ from .history import History
 from .identity import identity
 from .journal import Journal, journal
 from .objectives import Objectives
-from .outputs import Outputs
+from .outputs import EVIDENCE, PAGE, SIGNATURE, Outputs
 from .pareto import ANCHOR, EPSILON, LEAST_FORGOTTEN, MOST_FORGOTTEN, TRAINED, ParetoFront, point_name
 from .progress import Callback
 from .recorder import Recorder
@@ -47,7 +47,8 @@ OUTPUTS = Outputs(
     # The sweep writes the first line; the command line, the evaluation and the report write the second.
     files=(
         FRONT, "history.csv", "samples.npz", "metrics.json",
-        "sources.json", "metrics.csv", "report.html", *(f"figures/{name}" for name in _FIGURES),
+        "sources.json", "images.csv", "metrics.csv", "report.html", *(f"figures/{name}" for name in _FIGURES),
+        EVIDENCE, SIGNATURE, PAGE,
     ),
 )  # fmt: skip
 _HELD_OUT = ("forget_validation", "retain_validation")
