@@ -116,11 +116,11 @@ def verify(
     run: _Run,
     model_before: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of the model before, if it was moved.", callback=expanded),
+        typer.Option(metavar="DIR", help="Folder of the model before, if it was moved."),
     ] = None,
     public_key: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Ed25519 public key in PEM, to check the signature.", callback=expanded),
+        typer.Option(metavar="FILE", help="Ed25519 public key in PEM, to check the signature."),
     ] = None,
 ) -> None:
     """Verify a run: compare `evidence.json` with all files, compute f1 and f2 again, and say line by line what holds.
@@ -137,9 +137,8 @@ def verify(
     from ..evidence.checks import CONTRADICTS, verify
 
     contradictions = 0
-    lines = verify(
-        run, model_before=model_before, public_key=public_key, load=lambda: _images(run), device=_device_of(run)
-    )
+    before, key = (given and given.expanduser() for given in (model_before, public_key))
+    lines = verify(run, model_before=before, public_key=key, load=lambda: _images(run), device=_device_of(run))
     for line in lines:
         contradictions += line.status == CONTRADICTS
         status = "CONTRADICTS" if line.status == CONTRADICTS else line.status

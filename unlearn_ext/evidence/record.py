@@ -92,8 +92,11 @@ def write_evidence(
         "date": _first(metrics.get("finished"), earlier and earlier["request"]["date"], _now()),
         "purpose": PURPOSE,
     }
-    content = {**known, "format": FORMAT, "request": request, "made_with": made_with, "models": models}
-    return _save(run, {**content, "not_promised": list(NOT_PROMISED)}, sign)
+    content = {
+        "format": FORMAT, "request": request, **known, "models": models, "made_with": made_with,
+        "not_promised": list(NOT_PROMISED),
+    }  # fmt: skip
+    return _save(run, content, sign)
 
 
 def refresh(run: str | Path, labels: Labels | None = None, sign: Sign | None = None) -> Path | None:
