@@ -97,9 +97,7 @@ def test_it_states_what_was_asked_and_reached_and_by_what(run: Path) -> None:
     assert {"unlearn_ext", "torch", "python", "diffusers", "transformers", "device"} <= evidence["made_with"].keys()
 
 
-def test_it_says_nothing_about_the_users_machine_that_was_not_typed(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_says_nothing_about_the_users_machine_that_was_not_typed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("USER", "LOGNAME", "USERNAME"):
         monkeypatch.setenv(variable, "somebody-by-name")
     evidence = content(run)

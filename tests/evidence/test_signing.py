@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+pytest.importorskip("cryptography")
+
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from unlearn_ext import UserError
@@ -61,7 +63,7 @@ def test_keys_that_cannot_be_used(tmp_path: Path) -> None:
         is_signed_by(key, b"", MESSAGE)
     with pytest.raises(UserError, match=r"public\.pem cannot be used to sign: it is no private key"):
         signer(public, no_password)
-    with pytest.raises(UserError, match="the key .* cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"the key .* cannot be read: No such file"):
         signer(tmp_path / "nothing", no_password)
 
 

@@ -77,7 +77,19 @@ def write_run(place: Path, **metrics: Any) -> tuple[Path, Before]:
     first = dict(zip(columns, table[0], strict=True))
     write_table(
         run / "front.csv",
-        ("name", "role", "epsilon", "f1", "f2", "f1_validation", "f2_validation", "steps", "seconds", "made_of", "dominated"),
+        (
+            "name",
+            "role",
+            "epsilon",
+            "f1",
+            "f2",
+            "f1_validation",
+            "f2_validation",
+            "steps",
+            "seconds",
+            "made_of",
+            "dominated",
+        ),
         [(POINT, "epsilon", first["epsilon"], first["f1"], f2, first["f1_validation"], f2, 1, 0.1, "trained", 0)],
     )
     written = {
@@ -115,9 +127,7 @@ def edit(table: Path, column: str, value: str) -> None:
 def _rows(place: Path, side: str, request: str, folder: str) -> list[tuple[str, ...]]:
     uses = ["training"] * IMAGES + ["validation"]
     names = [f"{folder}/{index}.png" for index in (3, *(i for i in range(IMAGES + 1) if i != 3))]
-    return [
-        (side, request, name, file_sha256(place / name), use, "") for name, use in zip(names, uses, strict=True)
-    ]
+    return [(side, request, name, file_sha256(place / name), use, "") for name, use in zip(names, uses, strict=True)]
 
 
 def _stack(place: Path, rows: Sequence[tuple[str, ...]], request: str) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,11 +78,17 @@ def render(run: Path, content: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": _number, "percent": _percent}
+    environment.filters |= {"number": _number, "percent": _percent, "moment": _moment}
+    requests = _requests(content)
+    limits = [
+        row.holds for rows in requests.values() for row in rows if row.role == "epsilon" and row.holds is not None
+    ]
     uses = Counter((row["set"], row["request"], row["used_as"]) for row in content["images"])
     return environment.get_template("evidence_page.html").render(
         evidence=content,
-        requests=_requests(content),
+        requests=requests,
+        asked=len(limits),
+        kept=sum(limits),
         since={row["request"]: row["since"] for row in content["requests"] if row["since"]},
         uses=uses,
         groups=list(dict.fromkeys((row["set"], row["request"]) for row in content["images"])),
@@ -146,4 +153,9 @@ def _number(value: float | None, places: int = 4) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.3g} %"
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _moment(text: str) -> str:
+    """Return an ISO 8601 time for people: ``2026-01-31T10:05:00Z`` becomes ``2026-01-31 10:05 UTC``."""
+    return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(\.\d+)?(Z|\+00:00)$", r"\1 \2 UTC", text)
