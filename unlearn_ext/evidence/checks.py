@@ -7,7 +7,6 @@ import importlib.resources
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from ..models import I2IModel
 from . import machine, record, tables
 from .hashing import digest_of, file_sha256, folder_files
 from .page import render
-from .places import find_image, has_files, model_place, roots, sources_of
+from .places import earlier_of, find_image, has_files, model_place, roots, sources_of
 from .recompute import Measured, Meter, Sets
 from .signing import is_signed_by
 
@@ -181,11 +180,8 @@ def _after(run: Path, content: Mapping[str, Any]) -> Iterator[Line]:
     """Compare the evidence of the earlier run, which this one continues, with the digest recorded here."""
     if not (after := content["after"]):
         return
-    places = [run.parent / after["run"]]
-    with suppress(UserError):
-        places.append(Path(tables.metrics_of(run).get("after") or ""))
-    earlier = next((place for place in places if (place / record.EVIDENCE).is_file()), None)
-    if earlier is None:
+    earlier = earlier_of(run)
+    if earlier is None or not (earlier / record.EVIDENCE).is_file():
         yield Line(NOT_AT_HAND, f"the evidence of the earlier run {after['run']}.")
     elif after["evidence_sha256"] is None:
         yield Line(NOTE, f"the evidence of the earlier run {after['run']} was written after this one.")
@@ -297,7 +293,7 @@ class _Checked:
         Its result is the file or the pixels, or None and whether the image is changed (False) or not at hand (None).
         """
         if has_files(self._sources):
-            folders = roots(self._sources)
+            folders = roots(self._run)
 
             def find_file(row: Mapping[str, Any]) -> tuple[Path | None, bool | None]:
                 if not row["sha256"]:  # it could not be read

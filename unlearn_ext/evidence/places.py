@@ -12,9 +12,9 @@ from .._utils.cache import cache_folder
 from .._utils.hub import expanded
 from ..errors import UserError, require
 from .hashing import file_sha256
-from .tables import SOURCES
+from .tables import SOURCES, metrics_of
 
-__all__ = ["find_image", "has_files", "model_place", "roots", "sources_of"]
+__all__ = ["earlier_of", "find_image", "has_files", "model_place", "roots", "sources_of"]
 
 _FOLDERS = ("data_dir", "forget", "retain")  # options whose images are files
 
@@ -33,12 +33,33 @@ def has_files(sources: Mapping[str, Any]) -> bool:
     return any(sources.get(name) for name in _FOLDERS)
 
 
-def roots(sources: Mapping[str, Any]) -> list[Path]:
-    """Return the folders that were given for images: each option's value, or the part behind ``NAME=``."""
-    values = [sources.get(name) for name in _FOLDERS]
+def roots(run: Path) -> list[Path]:
+    """Return the folders that were given for images, for a run and for those that it continues.
+
+    An option's value is a folder, or ``NAME=`` and a folder.
+    """
+    values = [sources_of(folder).get(name) for folder in _chain(run) for name in _FOLDERS]
     texts = [str(text) for value in values for text in (value if isinstance(value, list) else [value]) if text]
     given = [Path(part) for text in texts for part in (text, text.partition("=")[2]) if part]
     return [place.expanduser().resolve() for place in dict.fromkeys(given)]
+
+
+def earlier_of(run: Path) -> Path | None:
+    """Return the folder of the run that a run continues; None if there is none, or it is not at hand."""
+    try:
+        after = metrics_of(run).get("after")
+    except UserError:
+        return None
+    places = [Path(after), run.parent / Path(after).name] if after else []
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _chain(run: Path) -> list[Path]:
+    """Return a run and the runs that it continues."""
+    folders = [run]
+    while (earlier := earlier_of(folders[-1])) and earlier not in folders:
+        folders.append(earlier)
+    return folders
 
 
 def find_image(file: str, sha256: str, folders: Sequence[Path]) -> tuple[Path | None, bool]:

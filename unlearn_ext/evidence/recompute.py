@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -65,7 +65,10 @@ class Meter:
 
         def frozen(forget: torch.Tensor) -> Objectives:
             augmented = augment.parse(list(augmentations))
-            return Objectives.freeze(before, forget, sets.retain, task, augment=augmented, settings=settings)
+            objectives = Objectives.freeze(before, forget, sets.retain, task, augment=augmented, settings=settings)
+            # A run that continues another one keeps its units, although the images to retain may be others.
+            unit = command["variance"]
+            return replace(objectives, variance=torch.full_like(objectives.variance, unit)) if unit else objectives
 
         known = {request: images for request, images in sets.forget.items() if images is not None}
         self._objectives = {request: frozen(images) for request, images in known.items()}

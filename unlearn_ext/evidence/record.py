@@ -166,6 +166,7 @@ def from_tables(run: Path) -> dict[str, Any]:
         "argv": metrics.get("argv"),
         **{name: metrics.get(name) for name in ("started", "finished", "family", "dataset", "task", "seed")},
         "f1_unmodified": metrics.get("f1_original"),
+        "variance": (metrics.get("units") or {}).get("variance"),
         "settings": metrics.get("settings") or {},
     }
     return {

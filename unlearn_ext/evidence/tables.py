@@ -32,15 +32,16 @@ def _number(text: str) -> float | None:
     return finite(float(text)) if text.strip() else None
 
 
-def _whole(text: str) -> int | None:
-    return int(text) if text.strip() else None
+def _count(text: str) -> int | None:
+    """Return a number of images; -1 in a table means that it is not known."""
+    return int(text) if text.strip() and int(text) >= 0 else None
 
 
 _COLUMNS: dict[str, dict[str, Callable[[str], Any]]] = {
     IMAGES: dict.fromkeys(("set", "request", "file", "sha256", "used_as", "reason"), str),
     REQUESTS: {
         "point": str, "request": str, "epsilon": _number, "f1_unmodified": _number, "f1": _number,
-        "f1_validation": _number, "images": _whole, "worst_f1": _number, "worst_file": str, "above": _whole,
+        "f1_validation": _number, "images": _count, "worst_f1": _number, "worst_file": str, "above": _count,
         "held": str, "since": str,
     },
     AUDIT: {
