@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,20 @@ import tiny
 import torch
 from commands import call
 
-from unlearn_ext import data
+from unlearn_ext import data, report
 
 pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_report() -> Iterator[None]:
+    """Skip the report, which takes most of the time of a small sweep."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write_report", lambda folder: folder / "report.html")
+        yield
 
 
 @pytest.fixture(scope="module")

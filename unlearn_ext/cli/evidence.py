@@ -107,7 +107,7 @@ def evidence(run: _Run, evidence: Evidence) -> None:
         out.print(f"Evidence: {escape(str(path))}", soft_wrap=True)
         return
     sources = sources_of(run)
-    named = sources.get("model")
+    named = str(sources.get("model") or "")
     place = model_place(named, sources) if named else None
     leave(run, Before(Path(named).name, place) if place else None, evidence, sign)
 
@@ -134,7 +134,8 @@ def verify(
 
     - `unlearn-ext verify runs/mine --model-before checkpoint/ --public-key public.pem`
     """
-    from ..evidence.checks import CONTRADICTS, verify
+    from ..evidence.checks import verify
+    from ..evidence.lines import CONTRADICTS
 
     contradictions = 0
     before, key = (given and given.expanduser() for given in (model_before, public_key))
