@@ -12,14 +12,12 @@ from rich.markup import escape
 
 from .._utils.distributed import is_first
 from .._utils.hub import expanded
-from .inputs import device_named, prepare
+from .inputs import prepare
 from .options import Machine, Sources, Training, unfolded
 from .sources_file import kept
 from .terminal import Watch, out
 
 if TYPE_CHECKING:
-    import torch
-
     from ..data import ForgetRetain
     from ..evidence.record import Before, Sign
 
@@ -139,7 +137,7 @@ def verify(
 
     contradictions = 0
     before, key = (given and given.expanduser() for given in (model_before, public_key))
-    lines = verify(run, model_before=before, public_key=key, load=lambda: _images(run), device=_device_of(run))
+    lines = verify(run, model_before=before, public_key=key, load=lambda: _images(run))
     for line in lines:
         contradictions += line.status == CONTRADICTS
         status = "CONTRADICTS" if line.status == CONTRADICTS else line.status
@@ -163,14 +161,4 @@ def _images(run: Path) -> ForgetRetain:
 
     sources: Sources = kept(run)
     with Watch() as watch:
-        return prepare(sources, Training(seed=int(metrics_of(run)["seed"])), Machine(), watch).images
-
-
-def _device_of(run: Path) -> torch.device:
-    """Return a device of the kind that the run used if there is one here, else the CPU."""
-    import torch
-
-    from ..evidence.tables import metrics_of
-
-    kind = str(metrics_of(run).get("device", "cpu")).partition(":")[0]
-    return device_named(None) if kind == "cuda" and torch.cuda.is_available() else torch.device("cpu")
+        return prepare(sources, Training(seed=int(metrics_of(run).get("seed") or 0)), Machine(), watch).images

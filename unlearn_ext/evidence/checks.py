@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import UserError, require
 from . import machine, record, tables
 from .files import AtHand, Load
@@ -30,7 +28,6 @@ def verify(
     model_before: Path | None = None,
     public_key: Path | None = None,
     load: Load | None = None,
-    device: torch.device | None = None,
 ) -> Iterator[Line]:
     """Yield a line for each thing that the evidence of a run states and that can be checked.
 
@@ -39,7 +36,6 @@ def verify(
         model_before: folder of the model before, if it is not where it was.
         public_key: PEM file of an Ed25519 key, to check the signature.
         load: returns the images of built-in sets and of data sets, which are no files.
-        device: device to compute on; the CPU by default.
 
     Raises:
         UserError: there is no evidence to verify, or the public key cannot be used.
@@ -61,7 +57,7 @@ def verify(
         at_hand = AtHand(run, content, load)
         yield from at_hand.images()
         yield from at_hand.models(model_before)
-        yield from numbers(run, content, at_hand, device or torch.device("cpu"))
+        yield from numbers(run, content, at_hand)
     except (KeyError, TypeError, AttributeError) as error:  # only if it does not follow the schema
         yield Line(CONTRADICTS, f"{record.EVIDENCE} has no valid field: {type(error).__name__}: {error}.")
     except UserError as error:

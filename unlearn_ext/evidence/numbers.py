@@ -26,17 +26,18 @@ _TINY = 1e-7  # absolute tolerance
 Pair = tuple[str, float | None, float]  # name of a number, as recorded, as computed now
 
 
-def numbers(run: Path, content: Mapping[str, Any], at_hand: AtHand, device: torch.device) -> Iterator[Line]:
+def numbers(run: Path, content: Mapping[str, Any], at_hand: AtHand) -> Iterator[Line]:
     """Yield a line for the model before and for each model of the run that is at hand.
 
     Args:
         run: folder of the run.
         content: its evidence.
         at_hand: images and models, after they were compared.
-        device: device to compute on.
     """
     command, then = content["command"], content["made_with"]
-    differing = machine.differences(then, machine.conditions(str(device)))
+    on_gpu = then["device"].startswith("cuda") and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    differing = machine.differences(then, machine.conditions(then["device"] if on_gpu else "cpu"))
     if differing:
         yield Line(NOTE, f"the machine or its versions differ: {'; '.join(differing)}.")
     if at_hand.before is None:

@@ -113,7 +113,7 @@ def refresh(run: str | Path, labels: Labels | None = None, sign: Sign | None = N
         UserError: the evidence or ``audit.csv`` cannot be read, or a file cannot be written.
     """
     run, labels = Path(run), labels or Labels()
-    if not (run / EVIDENCE).exists():
+    if run.is_dir() and not (run / EVIDENCE).exists():
         return None
     content = read(run)
     given = {"id": labels.request_id, "operator": labels.operator}
@@ -131,6 +131,8 @@ def read(run: Path) -> dict[str, Any]:
         UserError: the file is absent, or is not evidence of this format.
     """
     path = run / EVIDENCE
+    if not run.is_dir():
+        raise UserError(f"there is no run folder at {run}.")
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
