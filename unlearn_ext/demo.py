@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from . import data, models
 from .pretrain import RECIPES, pretrained
@@ -11,7 +10,7 @@ from .tasks import CenterCrop, Task
 from .unlearning.progress import Callback
 from .unlearning.settings import Settings
 
-__all__ = ["CHOICES", "DATASET", "FORGET_CLASSES", "TASK", "Choice", "cached", "prepare", "retrained", "some"]
+__all__ = ["CHOICES", "DATASET", "FORGET_CLASSES", "TASK", "Choice", "prepare", "retrained"]
 
 DATASET = "mnist"
 FORGET_CLASSES = (0, 1)
@@ -58,20 +57,10 @@ def prepare(
     Raises:
         UserError: the family is unknown.
     """
-    folder, images = cached(family, progress, seed=seed, task=task)
-    return models.load(family, folder), some(images, CHOICES[family].share if share is None else share)
-
-
-def cached(
-    family: str, progress: Callback | None = None, *, seed: int = 0, task: Task = TASK
-) -> tuple[Path, data.ForgetRetain]:
-    """Return the folder of the small model of a family, and all of the demo's images.
-
-    Arguments and errors are as for :func:`prepare`.
-    """
     models.check_family(family)
     images = _images(family, seed)
-    return pretrained(family, images, task, seed=seed, progress=progress), images
+    model = models.load(family, pretrained(family, images, task, seed=seed, progress=progress))
+    return model, _some(images, CHOICES[family].share if share is None else share)
 
 
 def retrained(family: str, progress: Callback | None = None, *, seed: int = 0, task: Task = TASK) -> models.I2IModel:
@@ -89,7 +78,7 @@ def _images(family: str, seed: int) -> data.ForgetRetain:
     return data.load(DATASET, forget_classes=FORGET_CLASSES, size=RECIPES[family].size, seed=seed)
 
 
-def some(images: data.ForgetRetain, share: float) -> data.ForgetRetain:
+def _some(images: data.ForgetRetain, share: float) -> data.ForgetRetain:
     """Return the first images of each set."""
     sets = {name: part[: round(share * len(part))] for name, part in vars(images).items() if name != "name"}
     return data.ForgetRetain(images.name, **sets)

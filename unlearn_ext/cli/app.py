@@ -125,8 +125,7 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
     - `unlearn-ext demo --family diffusion --out runs/diffusion`
     """
     from .. import demo as chosen
-    from ..evidence.record import Before
-    from ..models import check_family, load
+    from ..models import check_family
     from ..unlearning.identity import known
 
     check_family(family)
@@ -136,14 +135,12 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
         with Watch() as watch:
             with first_alone():
                 place.check(known(family, choice.settings))
-                folder, images = chosen.cached(family, watch)
+                model, images = chosen.prepare(family, watch)
             description = describe(images.name, chosen.FORGET_CLASSES)
-            model, images = load(family, folder), chosen.some(images, choice.share)
-            before = Before(folder.name, folder)
-            prepared = Prepared(model, images, chosen.TASK, description, choice.settings, before=before)
+            prepared = Prepared(model, images, chosen.TASK, description, choice.settings)
             commands.sweep_to(place, prepared, choice.points, watch)
         classes = ",".join(map(str, chosen.FORGET_CLASSES))
-        commands.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family), prepared)
+        commands.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family), images)
 
 
 @app.command()
@@ -199,7 +196,7 @@ def sweep(
             with first_alone():
                 prepared = prepare(sources, training, machine, watch, place)
             commands.sweep_to(place, prepared, points, watch)
-        commands.show_run(out_, sources, prepared, evidence, sign)
+        commands.show_run(out_, sources, prepared.images, evidence, sign)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from .sources_file import keep, kept
 from .terminal import Watch, front_table, metric_tables, out, outcome_table, standings_table
 
 if TYPE_CHECKING:
+    from ..data import ForgetRetain
     from ..evidence.record import Sign
     from ..unlearning.progress import Callback
 
@@ -42,14 +43,14 @@ def sweep_to(place: Place, prepared: Prepared, points: int, progress: Callback) 
 
 
 def show_run(
-    folder: Path, sources: Sources, prepared: Prepared, evidence: Evidence | None = None, sign: Sign | None = None
+    folder: Path, sources: Sources, images: ForgetRetain, evidence: Evidence | None = None, sign: Sign | None = None
 ) -> None:
     """Write the report and the evidence, and print a table of ε asked and f1 reached; only the first process does.
 
     Args:
         folder: folder of the run.
         sources: the options that were typed for the run; they are saved in the folder.
-        prepared: model and images of the run.
+        images: images of the run.
         evidence: the options that were typed for the evidence.
         sign: function that signs the evidence.
     """
@@ -58,9 +59,9 @@ def show_run(
 
     if is_first():
         keep(sources, folder)
-        _list_images(folder, sources, prepared)
+        _list_images(folder, sources, images)
         page = write_report(folder)
-        leave(folder, prepared.before, evidence, sign)
+        leave(folder, sources, evidence, sign)
         out.print(front_table(read_run(folder)))
         out.print(f"Report: {escape(str(page))}", soft_wrap=True)
 
@@ -82,15 +83,15 @@ def dial_to(run: Path, epsilons: Sequence[float]) -> None:
             held_out=(images.forget_validation, images.retain_validation), augment=prepared.augment, settings=settings,
             progress=watch,
         )  # fmt: skip
-    show_run(run, kept(run), prepared)
+    show_run(run, kept(run), images)
 
 
-def _list_images(folder: Path, sources: Sources, prepared: Prepared) -> None:
+def _list_images(folder: Path, sources: Sources, images: ForgetRetain) -> None:
     from ..evidence.interim import write_images
 
     folders = (sources.forget, sources.retain) if sources.forget and sources.retain else None
     classes = (sources.data_dir, sources.forget_classes or "") if sources.data_dir else None
-    write_images(folder, prepared.images, folders, classes)
+    write_images(folder, images, folders, classes)
 
 
 def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:

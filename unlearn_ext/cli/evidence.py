@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from .._utils.distributed import is_first
 from .._utils.hub import expanded
-from .inputs import prepare
+from .inputs import built_in, prepare
 from .options import Machine, Sources, Training, unfolded
 from .sources_file import kept
 from .terminal import Watch, out
@@ -67,18 +67,19 @@ class Evidence:
         return signer(key, lambda: os.environ.get(PASSWORD) or typer.prompt(f"Password of {key}", hide_input=True))
 
 
-def leave(run: Path, before: Before | None, evidence: Evidence | None = None, sign: Sign | None = None) -> None:
+def leave(run: Path, sources: Sources, evidence: Evidence | None = None, sign: Sign | None = None) -> None:
     """Write the evidence of a finished run.
 
     Args:
         run: folder of the run.
-        before: the model before unlearning; None if the folder's earlier evidence says it.
+        sources: the options that name its model.
         evidence: the options that were typed.
         sign: what :meth:`Evidence.signer` returned.
     """
     from ..evidence import Labels, write_evidence
 
     evidence = evidence or Evidence()
+    before = _model_before(sources, _seed(run))
     path = write_evidence(run, before, Labels(evidence.request_id, evidence.operator), sign)
     out.print(f"Evidence: {escape(str(path))}", soft_wrap=True)
 
@@ -97,17 +98,12 @@ def evidence(run: _Run, evidence: Evidence) -> None:
     - `unlearn-ext evidence runs/mine --sign key.pem`
     """
     from ..evidence import Labels, refresh
-    from ..evidence.places import model_place, sources_of
-    from ..evidence.record import Before
 
     sign = evidence.signer()
     if path := refresh(run, Labels(evidence.request_id, evidence.operator), sign):
         out.print(f"Evidence: {escape(str(path))}", soft_wrap=True)
-        return
-    sources = sources_of(run)
-    named = str(sources.get("model") or "")
-    place = model_place(named, sources) if named else None
-    leave(run, Before(Path(named).name, place) if place else None, evidence, sign)
+    else:
+        leave(run, kept(run), evidence, sign)
 
 
 def verify(
@@ -157,8 +153,27 @@ def add_commands(app: typer.Typer) -> None:
 
 def _images(run: Path) -> ForgetRetain:
     """Return the images of a run again."""
+    with Watch() as watch:
+        return prepare(kept(run), Training(seed=_seed(run)), Machine(), watch).images
+
+
+def _model_before(sources: Sources, seed: int) -> Before | None:
+    """Return the model before unlearning, by its name only; a small model is found in the cache."""
+    from .. import tasks
+    from ..evidence.places import model_place
+    from ..evidence.record import Before
+    from ..pretrain import pretrained
+
+    if sources.model:
+        place = model_place(sources.model, {"model": sources.model})
+        local = Path(expanded(sources.model))
+        return Before(local.resolve().name if local.exists() else sources.model, place) if place else None
+    images, _ = built_in(sources, seed)
+    folder = pretrained(sources.family, images, tasks.parse(sources.task), seed=seed)
+    return Before(folder.name, folder)
+
+
+def _seed(run: Path) -> int:
     from ..evidence.tables import metrics_of
 
-    sources: Sources = kept(run)
-    with Watch() as watch:
-        return prepare(sources, Training(seed=int(metrics_of(run).get("seed") or 0)), Machine(), watch).images
+    return int(metrics_of(run).get("seed") or 0)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from ..data import ForgetRetain
     from ..data.augment import Augment
-    from ..evidence.record import Before
     from ..models import I2IModel
     from ..tasks import Task
     from ..unlearning.progress import Callback
@@ -30,11 +29,7 @@ __all__ = ["Prepared", "built_in", "describe", "device_named", "keep_apart", "pr
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model, its images to forget and to retain, its task, and the settings of its training.
-
-    Attributes:
-        before: name and place of the model, for the evidence.
-    """
+    """A model, its images to forget and to retain, its task, and the settings of its training."""
 
     model: I2IModel
     images: ForgetRetain
@@ -42,7 +37,6 @@ class Prepared:
     description: str
     settings: Settings
     augment: Augment | None = None
-    before: Before | None = None
 
 
 def prepare(
@@ -63,8 +57,6 @@ def prepare(
     """
     from .. import models, tasks
     from ..data import augment
-    from ..evidence.places import model_place
-    from ..evidence.record import Before
     from ..pretrain import pretrained
     from ..unlearning.identity import known, seen
     from ..unlearning.validation import check_model
@@ -78,15 +70,13 @@ def prepare(
         place.check(known(sources.family, settings))
     if sources.model:
         model = models.load(sources.family, sources.model)
-        place_before = model_place(sources.model, {"model": sources.model})
-        before = Before(sources.model, place_before) if place_before else None
         images, description = _images(sources, model.size, model.channels, settings)
     else:
         images, description = built_in(sources, settings.seed)
         if place:
             place.check(seen({"forget": images.forget, "retain": images.retain}, task, augmentation))
         folder = pretrained(sources.family, images, task, seed=settings.seed, progress=progress)
-        model, before = models.load(sources.family, folder), Before(folder.name, folder)
+        model = models.load(sources.family, folder)
     channels = images.forget.shape[1]
     if model.channels != channels:
         raise UserError(f"the model takes images of {model.channels} channels; those of {images.name} have {channels}.")
@@ -94,7 +84,7 @@ def prepare(
     _place(model, device, machine)
     count = sum(parameter.numel() for parameter in model.encoder_parameters())
     out.print(f"{model.family}: {count:,} parameters to train, on {model.device}, in {settings.precision}")
-    return Prepared(model, images, task, description, settings, augmentation, before)
+    return Prepared(model, images, task, description, settings, augmentation)
 
 
 def keep_apart(out: Path, sources: Sources) -> None:
