@@ -165,3 +165,37 @@ def test_verify_the_images_of_a_built_in_set(tmp_path: Path, monkeypatch: pytest
     code, said = call("verify", str(tmp_path / "run"))
     assert code == 1
     assert said.endswith("1 line contradicts the evidence.")
+
+
+def test_a_chain_of_two_requests(tmp_path: Path) -> None:
+    tiny.write_inputs(tmp_path, images=10)
+    (tmp_path / "more").mkdir()
+    for path in sorted((tmp_path / "theirs").iterdir())[:4]:
+        path.rename(tmp_path / "more" / path.name)
+    how = ["--model", str(tmp_path / "checkpoint"), "--steps", "2", "--validation", "0"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    request = ["--forget", f"ana={tmp_path / 'ours'}", "--retain", str(tmp_path / "theirs"), "--epsilon", "ana=60%"]
+    code, said = call("run", *how, *request, "--out", str(first), "--request-id", "DSR-1")
+    assert code == 0, said
+    request = ["--forget", f"ben={tmp_path / 'more'}", "--after", str(first), "--epsilon", "ben=60%"]
+    code, said = call("run", *how, *request, "--out", str(second), "--request-id", "DSR-2")
+    assert code == 0, said
+    recorded = json.loads((second / "evidence.json").read_bytes())
+    assert [(row["request"], row["since"], row["asked"]) for row in recorded["requests"]] == [
+        ("ben", "", "60%"), ("ana", "first", None),
+    ]  # fmt: skip
+    for run in (first, second):
+        code, said = call("verify", str(run))
+        assert code == 0, said
+        assert "f1 of the worst image" in said
+        assert said.count("the same bits") == 2
+    assert "the evidence of the earlier run first is as it was." in said
+    shutil.rmtree(tmp_path / "ours")
+    code, said = call("verify", str(second))
+    assert code == 0, said
+    assert "f1 of request ana was not computed again" in said
+    image = next((tmp_path / "more").iterdir())
+    image.write_bytes(image.read_bytes() + b"x")
+    code, said = call("verify", str(second))
+    assert code == 1
+    assert f"more/{image.name} was changed." in said

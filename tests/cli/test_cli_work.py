@@ -221,7 +221,7 @@ def test_without_a_checkpoint_every_family_has_a_small_model(quick: Path, tmp_pa
     for named in ([], ["--model", str(folder)]):
         code, said = call("run", *options, *named, "--out", str(tmp_path / f"run-{len(tables)}"))
         assert code == 0, said
-        tables.append(said[said.index("ε = 0 asked") : said.index("Model: ")])
+        tables.append(said[said.index("ε = 0 asked") : said.index("Report: ")])
     assert tables[0] == tables[1]
     assert list(quick.iterdir()) == [folder]
 
@@ -356,12 +356,16 @@ def test_the_demo_goes_on(quick: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_runs_at_several_epsilons_share_a_folder(place: Path, tmp_path: Path) -> None:
-    for epsilon in ("0.5", "0.6", "0.5"):
-        arguments = ["run", "--epsilon", epsilon, *options(place), "--out", str(tmp_path), "--steps", "2", "--resume"]
-        code, said = call(*arguments)
-        assert code == 0
-    assert "eps-0.5000 is finished" in said
+def test_a_run_at_another_epsilon_needs_another_folder(place: Path, tmp_path: Path) -> None:
+    arguments = [*options(place), "--out", str(tmp_path), "--steps", "2", "--resume"]
+    code, said = call("run", "--epsilon", "0.5", *arguments)
+    assert code == 0, said
+    code, said = call("run", "--epsilon", "0.6", *arguments)
+    assert code == 1
+    assert "that differs in: epsilon;" in said
+    code, said = call("run", "--epsilon", "0.5", *arguments)
+    assert code == 0, said
+    assert f"the run in {tmp_path} is finished" in said
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -411,10 +415,10 @@ REFUSED = {
     "a model": (SWEEP, RUN, OTHER.replace("{command}", "sweep")),
     "a model by force": (SWEEP, [*RUN, "--force"], OTHER.replace("{command}", "sweep")),
     "a comparison": (SWEEP, ["reproduce", "--quick"], OTHER.replace("{command}", "sweep")),
-    "the same model": (RUN, RUN, FRONT.replace("front.csv", "eps-0.5000")),
-    "a model of other settings": (RUN, [*RUN, "--batch-size", "4"], FRONT.replace("front.csv", "eps-0.5000")),
+    "the same model": (RUN, RUN, FRONT),
+    "a model of other settings": (RUN, [*RUN, "--batch-size", "4"], FRONT),
     "a model at nearly the same ε": (
-        RUN, [*RUN, "--epsilon", "0.50001", "--resume"],
+        RUN, ["run", "--epsilon", "0.50001", *RUN[3:], "--resume"],
         DIFFERS.replace("{names}", "epsilon"),
     ),
     "a sweep beside models": (RUN, SWEEP, OTHER.replace("{command}", "run")),

@@ -14,8 +14,10 @@ from .._utils.distributed import FirstFailed, first_alone
 from .._utils.hub import expanded
 from ..errors import UserError
 from . import commands
+from .asked import asked_epsilons, folders_to_forget, request_names, typed_epsilons
 from .evidence import Evidence, add_commands
-from .inputs import Prepared, built_in, describe, keep_apart, prepare
+from .images import built_in, describe
+from .inputs import Prepared, keep_apart, prepare
 from .options import Device, Family, Machine, Seed, Small, Sources, Training, unfolded
 from .place import Place
 from .terminal import Watch, err, facts_table, out, plain_warnings, together
@@ -93,7 +95,24 @@ Force = Annotated[
     bool,
     typer.Option("--force", help="Replace an earlier run in the folder: remove only the files that it wrote."),
 ]
-Epsilon = Annotated[float, typer.Option(min=0.0, help="What may be left of the forgotten (f1); smaller forgets more.")]
+Epsilon = Annotated[
+    list[str],
+    typer.Option(
+        metavar="[NAME=]VALUE",
+        help="What may be left of the forgotten (f1), as a number or as a share of the unmodified model's, such as "
+        "12%; smaller forgets more. Of several requests each by its name.",
+    ),
+]
+After = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN",
+        help="Earlier run to continue, or the folder of one of a sweep's models: start from its model and keep its "
+        "requests within their ε.",
+        show_default="none",
+        callback=lambda place: None if place is None else expanded(place),
+    ),
+]
 
 
 @app.callback()
@@ -140,7 +159,7 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
             prepared = Prepared(model, images, chosen.TASK, description, choice.settings)
             commands.sweep_to(place, prepared, choice.points, watch)
         classes = ",".join(map(str, chosen.FORGET_CLASSES))
-        commands.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family), images)
+        commands.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family))
 
 
 @app.command()
@@ -188,6 +207,10 @@ def sweep(
 
     - `torchrun --nproc-per-node 2 -m unlearn_ext sweep` splits every minibatch between two processes.
     """
+    if len(folders_to_forget(sources)) > 1:
+        raise typer.BadParameter(
+            "a front has one ε, so `sweep` takes one request: use `run`, with an ε for each request."
+        )
     keep_apart(out_, sources)
     place = Place.of_sweep(out_, points, resume, force)
     with together():
@@ -196,7 +219,7 @@ def sweep(
             with first_alone():
                 prepared = prepare(sources, training, machine, watch, place)
             commands.sweep_to(place, prepared, points, watch)
-        commands.show_run(out_, sources, prepared.images, evidence, sign)
+        commands.show_run(out_, sources, evidence, sign)
 
 
 @app.command()
@@ -205,7 +228,9 @@ def run(
     sources: Sources,
     training: Training,
     machine: Machine,
+    evidence: Evidence,
     epsilon: Epsilon,
+    after: After = None,
     out_: Out = Path("runs/run"),
     resume: Resume = False,
     force: Force = False,
@@ -216,27 +241,39 @@ def run(
 
     - `unlearn-ext run --epsilon 0.3 --data mnist --forget-classes 3,8`
 
+    - `unlearn-ext run --forget ana=ours/ --epsilon ana=12% --retain theirs/ --validation 0 --model checkpoint/`
+
+    - `unlearn-ext run --forget ben=more/ --epsilon ben=12% --after runs/run --out runs/second`
+
     - `unlearn-ext run --epsilon 0.1 --forget ours/ --retain theirs/ --model checkpoint/ --out runs/mine`
 
     - `torchrun --nproc-per-node 2 -m unlearn_ext run --epsilon 0.3` splits every minibatch between two processes.
     """
-    keep_apart(out_, sources)
-    place = Place.of_run(out_, epsilon, resume, force)
+    from ..unlearning.earlier import read_earlier
+
+    keep_apart(out_, sources, after)
+    earlier = None if after is None else read_earlier(after)
+    epsilons = asked_epsilons(epsilon, list(request_names(sources, earlier).values()))
+    place = Place.of_run(out_, epsilons, resume, force)
     with together():
+        sign = evidence.signer()
         with Watch() as watch:
             with first_alone():
-                prepared = prepare(sources, training, machine, watch, place)
-            tables = commands.unlearn_to(place, prepared, epsilon, watch)
-        for table in tables:
-            out.print(table)
-        out.print(f"Model: {escape(str(place.result))}", soft_wrap=True)
+                prepared = prepare(sources, training, machine, watch, place, earlier)
+            commands.unlearn_to(place, prepared, epsilons, watch)
+        commands.show_run(out_, prepared.sources, evidence, sign)
 
 
 @app.command()
 def dial(
     run: Annotated[Path, typer.Argument(help="Folder that `sweep` or `demo` wrote.", callback=expanded)],
     epsilon: Annotated[
-        list[float], typer.Option(min=0.0, help="What may be left of the forgotten (f1). Can be repeated.")
+        list[str],
+        typer.Option(
+            metavar="VALUE",
+            help="What may be left of the forgotten (f1), as a number or as a share of the unmodified model's, such as "
+            "12%. Can be repeated.",
+        ),
     ],
 ) -> None:
     """Add a model at any other ε to a sweep and its report, in seconds.
@@ -246,7 +283,7 @@ def dial(
 
     Example: `unlearn-ext dial runs/demo --epsilon 0.35`
     """
-    commands.dial_to(run, epsilon)
+    commands.dial_to(run, typed_epsilons(epsilon))
 
 
 @app.command()

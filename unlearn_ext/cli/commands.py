@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
-from rich.table import Table
 
-from .._utils.atomic_io import save_folder
 from .._utils.distributed import is_first
 from ..report import require_drawing
 from .evidence import Evidence, leave
-from .inputs import Prepared, device_named, prepare
-from .options import Machine, Sources, Training
+from .inputs import Prepared, device_named, prepared_of
+from .options import Machine, Sources
+from .outcome import outcome_lines
 from .place import Place
 from .sources_file import keep, kept
-from .terminal import Watch, front_table, metric_tables, out, outcome_table, standings_table
+from .terminal import Watch, front_table, metric_tables, out, standings_table
 
 if TYPE_CHECKING:
-    from ..data import ForgetRetain
     from ..evidence.record import Sign
+    from ..unlearning.epsilons import Epsilon
     from ..unlearning.progress import Callback
 
-__all__ = ["dial_to", "evaluate_run", "reproduce_to", "show_run", "sweep_to", "unlearn_to"]
+__all__ = ["dial_to", "evaluate_run", "prepared_of", "reproduce_to", "show_run", "sweep_to", "unlearn_to"]
 
 
 def sweep_to(place: Place, prepared: Prepared, points: int, progress: Callback) -> None:
@@ -36,21 +35,18 @@ def sweep_to(place: Place, prepared: Prepared, points: int, progress: Callback) 
     images = prepared.images
     sweep(
         prepared.model, images.forget, images.retain, task=prepared.task, points=points,
-        augment=prepared.augment,
-        held_out=(images.forget_validation, images.retain_validation), out=place.folder, dataset=prepared.description,
-        settings=prepared.settings, progress=progress, resume=place.resume, force=place.force,
+        augment=prepared.augment, held_out=images.held_out, out=place.folder, dataset=prepared.description,
+        listed=images.listed, argv=sys.argv, settings=prepared.settings, progress=progress, resume=place.resume,
+        force=place.force,
     )  # fmt: skip
 
 
-def show_run(
-    folder: Path, sources: Sources, images: ForgetRetain, evidence: Evidence | None = None, sign: Sign | None = None
-) -> None:
+def show_run(folder: Path, sources: Sources, evidence: Evidence | None = None, sign: Sign | None = None) -> None:
     """Write the report and the evidence, and print a table of ε asked and f1 reached; only the first process does.
 
     Args:
         folder: folder of the run.
         sources: the options that were typed for the run; they are saved in the folder.
-        images: images of the run.
         evidence: the options that were typed for the evidence.
         sign: function that signs the evidence.
     """
@@ -59,39 +55,32 @@ def show_run(
 
     if is_first():
         keep(sources, folder)
-        _list_images(folder, sources, images)
-        page = write_report(folder)
-        leave(folder, sources, evidence, sign)
-        out.print(front_table(read_run(folder)))
+        page, run = write_report(folder), read_run(folder)
+        if run.is_sweep:
+            out.print(front_table(run))
+        for line in outcome_lines(run):
+            out.print(line, soft_wrap=True)
         out.print(f"Report: {escape(str(page))}", soft_wrap=True)
+        if not run.is_sweep:
+            out.print(f"Model: {escape(str(folder / run.points[0].name))}", soft_wrap=True)
+        leave(folder, sources, evidence, sign)
 
 
-def dial_to(run: Path, epsilons: Sequence[float]) -> None:
+def dial_to(run: Path, epsilons: Sequence[Epsilon]) -> None:
     """Add models at other ε to a run and draw its report again."""
-    from ..unlearning.phases import add_points
+    from ..unlearning.phases import add_points, refuse_run
     from ..unlearning.run_folder import read_run
-    from ..unlearning.settings import Settings
 
     require_drawing()
-    metrics = read_run(run).metrics
-    settings = Settings(**metrics["settings"])
+    refuse_run(read_run(run))
     with Watch() as watch:
-        prepared = prepare(kept(run), Training(seed=settings.seed), Machine(), watch)
+        prepared = prepared_of(run, Machine(), watch)
         images = prepared.images
         add_points(
             run, prepared.model, images.forget, images.retain, task=prepared.task, epsilons=epsilons,
-            held_out=(images.forget_validation, images.retain_validation), augment=prepared.augment, settings=settings,
-            progress=watch,
+            held_out=images.held_out, augment=prepared.augment, settings=prepared.settings, progress=watch,
         )  # fmt: skip
-    show_run(run, kept(run), images)
-
-
-def _list_images(folder: Path, sources: Sources, images: ForgetRetain) -> None:
-    from ..evidence.interim import write_images
-
-    folders = (sources.forget, sources.retain) if sources.forget and sources.retain else None
-    classes = (sources.data_dir, sources.forget_classes or "") if sources.data_dir else None
-    write_images(folder, images, folders, classes)
+    show_run(run, kept(run))
 
 
 def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
@@ -99,11 +88,11 @@ def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
     from ..metrics import evaluate, load_extractor
     from ..unlearning.run_folder import read_run
 
-    training = Training(seed=read_run(run).metrics["seed"])
+    read_run(run)  # fail now rather than after the extractors are loaded
     with out.status("extractors", spinner="line"):
         extractors = [load_extractor(name) for name in names]
     with Watch() as watch:
-        prepared = prepare(kept(run), training, Machine(), watch)
+        prepared = prepared_of(run, Machine(), watch)
     with out.status("", spinner="line") as status:
         rows = evaluate(
             run, prepared.model, prepared.images, task=prepared.task, extractors=extractors, limit=limit,
@@ -137,31 +126,17 @@ def reproduce_to(
     out.print(f"Report: {escape(str(write_reproduction(folder)))}", soft_wrap=True)
 
 
-def unlearn_to(place: Place, prepared: Prepared, epsilon: float, progress: Callback) -> list[Table]:
-    """Train one model at one ε and write it; return a table of what it reached, or no table if the run was finished."""
-    from ..unlearning.encoder import Encoder
-    from ..unlearning.identity import identity
-    from ..unlearning.journal import journal
-    from ..unlearning.objectives import Objectives
-    from ..unlearning.single import reach
+def unlearn_to(place: Place, prepared: Prepared, epsilons: Mapping[str, Epsilon], progress: Callback) -> None:
+    """Train one model to the ε of each request, and write it to a folder."""
+    from ..data.sets import VALIDATION
+    from ..unlearning.single import unlearn
 
-    images, settings = prepared.images, prepared.settings
-    sets = {"forget": images.forget, "retain": images.retain}
-    run = identity(prepared.model, sets, prepared.task, prepared.augment, settings, **place.asked)
-    with journal(place.folder, place.outputs, run, resume=place.resume, force=place.force) as kept:
-        if kept.finished:
-            warnings.warn(f"the run in {place.result} is finished: nothing is left to do.", stacklevel=2)
-            return []
-        training = Objectives.freeze(
-            prepared.model, images.forget, images.retain, prepared.task, augment=prepared.augment, settings=settings
-        )
-        validation = training.held_out(images.forget_validation, images.retain_validation)
-        unlearned = reach(epsilon, prepared.model, training, progress=progress, journal=kept)
-        encode = Encoder(unlearned, settings)
-        before, after = (
-            {"training": training.evaluate(e), "validation": validation.evaluate(e)} for e in (training.frozen, encode)
-        )
-        if is_first():
-            save_folder(place.result, unlearned.save_pretrained, replace=True)
-        kept.finish()
-    return [outcome_table(epsilon, before, after)]
+    require_drawing()  # fail now rather than at the end
+    images = prepared.images
+    held_out = (images.to_forget(VALIDATION), images.retain_validation) if images.held_out else None
+    unlearn(
+        prepared.model, images.to_forget(), images.retain, task=prepared.task, epsilon=epsilons,
+        after=prepared.earlier, held_out=held_out, augment=prepared.augment, out=place.folder,
+        dataset=prepared.description, listed=images.listed, argv=sys.argv, settings=prepared.settings,
+        progress=progress, resume=place.resume, force=place.force,
+    )  # fmt: skip

@@ -12,8 +12,9 @@ from rich.markup import escape
 
 from .._utils.distributed import is_first
 from .._utils.hub import expanded
-from .inputs import built_in, prepare
-from .options import Machine, Sources, Training, unfolded
+from .images import built_in
+from .inputs import prepared_of
+from .options import Machine, Sources, unfolded
 from .sources_file import kept
 from .terminal import Watch, out
 
@@ -154,7 +155,7 @@ def add_commands(app: typer.Typer) -> None:
 def _images(run: Path) -> ForgetRetain:
     """Return the images of a run again."""
     with Watch() as watch:
-        return prepare(kept(run), Training(seed=_seed(run)), Machine(), watch).images
+        return prepared_of(run, Machine(), watch).images
 
 
 def _model_before(sources: Sources, seed: int) -> Before | None:
@@ -168,7 +169,7 @@ def _model_before(sources: Sources, seed: int) -> Before | None:
         place = model_place(sources.model, {"model": sources.model})
         local = Path(expanded(sources.model))
         return Before(local.resolve().name if local.exists() else sources.model, place) if place else None
-    images, _ = built_in(sources, seed)
+    images, _ = built_in(sources, seed, validation=sources.validation)
     folder = pretrained(sources.family, images, tasks.parse(sources.task), seed=seed)
     return Before(folder.name, folder)
 

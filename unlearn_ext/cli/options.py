@@ -60,8 +60,17 @@ class Sources(Small):
     """Options for images, task and model."""
 
     data_dir: Annotated[Path | None, _option("Images", "Folder of your own images, a sub-folder per class.")] = None
-    forget: Annotated[Path | None, _option("Images", "Folder of your own images to forget.")] = None
+    forget: Annotated[
+        list[str],
+        _option("Images", "Folder of your own images to forget; several requests as NAME=DIR, repeated.",
+                metavar="[NAME=]DIR", show_default="none"),
+    ] = field(default_factory=list)  # fmt: skip
     retain: Annotated[Path | None, _option("Images", "Folder of your own images to retain.")] = None
+    validation: Annotated[
+        float,
+        _option("Images", "Fraction of the images of each set that is held out for validation; 0 trains on all.",
+                metavar="F"),
+    ] = 0.2  # fmt: skip
     dataset: Annotated[
         str | None,
         _option(

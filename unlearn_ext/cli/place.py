@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .._utils.distributed import is_first
 
 if TYPE_CHECKING:
+    from ..unlearning.epsilons import Epsilon
     from ..unlearning.outputs import Outputs
 
 __all__ = ["Place"]
@@ -41,23 +42,11 @@ class Place:
         return cls(folder, OUTPUTS, wanted(points, None), resume, force)
 
     @classmethod
-    def of_run(cls, folder: Path, epsilon: float, resume: bool, force: bool) -> Place:
-        """Return the output folder of one model at one ε; the model goes into a sub-folder.
+    def of_run(cls, folder: Path, epsilons: Mapping[str, Epsilon], resume: bool, force: bool) -> Place:
+        """Return the output folder of a run to the ε of one or several requests, by their names."""
+        from ..unlearning.single import OUTPUTS
 
-        Raises:
-            UserError: ε is not a finite number.
-        """
-        from ..unlearning.outputs import one_model
-        from ..unlearning.pareto import point_name
-        from ..unlearning.validation import check_epsilon
-
-        check_epsilon(epsilon)
-        return cls(folder, one_model("run", point_name(epsilon)), {"epsilon": epsilon}, resume, force)
-
-    @property
-    def result(self) -> Path:
-        """The path that the command writes last."""
-        return self.folder / self.outputs.result
+        return cls(folder, OUTPUTS, {"epsilon": dict(epsilons)}, resume, force)
 
     def check(self, known: Mapping[str, Any]) -> None:
         """Check that the run may be written here; only the first process checks.

@@ -86,11 +86,5 @@ class Meter:
         """Return the values of a model."""
         encode = Encoder(model, self._settings)
         f1 = {name: objectives.evaluate_f1(encode) for name, objectives in self._objectives.items()}
-        worst = {name: _worst_f1(objectives, encode) for name, objectives in self._objectives.items()}
+        worst = {name: objectives.per_image(encode).max().item() for name, objectives in self._objectives.items()}
         return Measured(f1, worst, self._f2.evaluate_f2(encode))
-
-
-@torch.no_grad()
-def _worst_f1(objectives: Objectives, encode: Encoder) -> float:
-    side = objectives.forget
-    return max(objectives.f1(encode, batch).item() for batch in side.batches(torch.arange(len(side)), 1))
