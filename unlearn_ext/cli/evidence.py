@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -152,8 +153,9 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def _images(run: Path) -> ForgetRetain:
-    """Return the images of a run again."""
-    with Watch() as watch:
+    """Return the images of a run again; `verify` itself says what has changed."""
+    with Watch() as watch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
         return prepare(kept(run), Training(seed=_seed(run)), Machine(), watch).images
 
 
