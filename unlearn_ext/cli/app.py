@@ -20,6 +20,7 @@ from .images import built_in, describe
 from .inputs import Prepared, keep_apart, prepare
 from .options import Device, Family, Machine, Seed, Small, Sources, Training, unfolded
 from .place import Place
+from .requests import requests
 from .terminal import Watch, err, facts_table, out, plain_warnings, together
 
 __all__ = [
@@ -284,6 +285,9 @@ def dial(
     Example: `unlearn-ext dial runs/demo --epsilon 0.35`
     """
     commands.dial_to(run, typed_epsilons(epsilon))
+
+
+app.command()(requests)
 
 
 @app.command()

@@ -133,7 +133,7 @@ def unlearn_to(place: Place, prepared: Prepared, epsilons: Mapping[str, Epsilon]
 
     require_drawing()  # fail now rather than at the end
     images = prepared.images
-    held_out = (images.to_forget(VALIDATION), images.retain_validation) if images.held_out else None
+    held_out = (images.to_forget(VALIDATION), images.retain_validation) if len(images.forget_validation) else None
     unlearn(
         prepared.model, images.to_forget(), images.retain, task=prepared.task, epsilon=epsilons,
         after=prepared.earlier, held_out=held_out, augment=prepared.augment, out=place.folder,

@@ -21,9 +21,8 @@ def outcome_lines(run: RunFolder) -> Iterator[RenderableType]:
     """Yield a table of f1 and f2 for a run to one ε, and for every run a sentence on the images of each request."""
     if not run.is_sweep:
         yield _table(run)
-    asked = {point.name for point in run.asked}
-    for row in run.requests:
-        if row.point in asked:
+    for point in run.asked:
+        for row in run.requests_of(point.name):
             yield escape(_sentence(row, run))
 
 

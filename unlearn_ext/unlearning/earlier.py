@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import UserError
 from ..models import I2IModel, load
+from .identity import weights_digest
 from .run_folder import RunFolder, read_run
-from .tables import RequestRow
+from .tables import REQUESTS, RequestRow, read_rows
 
-__all__ = ["Earlier", "chain", "read_earlier"]
+__all__ = ["Earlier", "chain", "f1_then", "read_earlier"]
 
 METRICS = "metrics.json"
 
@@ -46,23 +50,28 @@ class Earlier:
         """The unit of f1 and f2 of the run."""
         return float(self.run.metrics["units"]["variance"])
 
-    @property
-    def original(self) -> str:
-        """Digest of the weights of the unmodified model."""
-        return str(self.run.metrics["units"]["model"])
-
     def since(self, request: str) -> str:
         """Return the name of the folder of the run that a request comes from; empty for another request."""
         found = next((row for row in self.requests if row.request == request), None)
         return "" if found is None else found.since or self.folder.name
 
-    def model(self) -> I2IModel:
-        """Load the model.
+    @torch.no_grad()
+    def model(self, original: I2IModel) -> I2IModel:
+        """Return a copy of the unmodified model with the encoder of the earlier run's model.
 
         Raises:
-            UserError: it cannot be loaded.
+            UserError: the earlier model cannot be loaded, or ``original`` is not the model that the run started from.
         """
-        return load(self.run.metrics["family"], self.folder / self.point)
+        if weights_digest(original) != self.run.metrics["units"]["model"]:
+            raise UserError(
+                f"the model is not the one that {self.folder} started from, so its f1 and f2 cannot be continued: give "
+                "the unmodified model of that run."
+            )
+        start = copy.deepcopy(original)
+        trained = load(original.family, self.folder / self.point)
+        for mine, its in zip(start.encoder_parameters(), trained.encoder_parameters(), strict=True):
+            mine.copy_(its)
+        return start
 
     def identity(self) -> dict[str, Any]:
         """Return what a run's result depends on, see :mod:`unlearn_ext.unlearning.identity`."""
@@ -99,13 +108,32 @@ def chain(folder: Path) -> list[Path]:
     Raises:
         UserError: a run's ``metrics.json`` cannot be read.
     """
-    folders: list[Path] = []
-    following: Path | None = folder
-    while following is not None and (following / METRICS).is_file() and following.resolve() not in folders:
-        folders.append(following.resolve())
+    return [path for path, _ in _links(folder)]
+
+
+def f1_then(earlier: Earlier) -> dict[str, float]:
+    """Return f1 of each request at the end of the run that it comes from, as far as the folders are there."""
+    then: dict[str, float] = {}
+    point = earlier.point
+    for folder, point_before in _links(earlier.folder):
+        rows = [row for row in read_rows(folder / REQUESTS, RequestRow) if row.point == point]
+        then |= {row.request: row.f1 for row in rows if not row.since}
+        point = point_before
+    return then
+
+
+def _links(folder: Path) -> list[tuple[Path, str]]:
+    """Return the folders of a chain, each with the model of the next one that it started from."""
+    links: list[tuple[Path, str]] = []
+    following: Path | None = folder.resolve()
+    while following is not None and (following / METRICS).is_file():
         try:
-            after = json.loads((following / METRICS).read_text(encoding="utf-8")).get("after")
+            metrics = json.loads((following / METRICS).read_text(encoding="utf-8"))
+            after, point = metrics.get("after"), str(metrics.get("after_point") or "")
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"{following / METRICS} cannot be read: {error}.") from error
+        links.append((following, point))
         following = Path(after) if isinstance(after, str) else None
-    return folders
+        if following in [path for path, _ in links]:
+            break
+    return links

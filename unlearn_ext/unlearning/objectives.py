@@ -118,27 +118,26 @@ class Objectives:
         side, spread = self._like(replace(self.forget, images=forget, targets=None))
         return replace(self, forget=side, spread=spread)
 
-    def held_out(self, forget: torch.Tensor, retain: torch.Tensor) -> Objectives:
+    def held_out(self, forget: torch.Tensor, retain: torch.Tensor | None) -> Objectives:
         """Return the same objectives, with the same n̄ and s², over other images, without augmentation.
 
         Call it before training begins: the frozen encoder may be the model's own.
 
         Args:
             forget: held-out images to forget, as for :meth:`freeze`.
-            retain: held-out images to retain, as for :meth:`freeze`.
+            retain: held-out images to retain, as for :meth:`freeze`; None to keep the training images.
 
         Raises:
             UserError: the images are invalid.
         """
-        for name, images in (("held-out forget", forget), ("held-out retain", retain)):
-            check_images(name, images, self.forget.model)
-        forget_side, retain_side = (
-            replace(side, images=images, augment=None, targets=None)
-            for side, images in ((self.forget, forget), (self.retain, retain))
-        )
-        forget_side, spread = self._like(forget_side)
+        check_images("held-out forget", forget, self.forget.model)
+        side, spread = self._like(replace(self.forget, images=forget, augment=None, targets=None))
+        if retain is None:
+            return replace(self, forget=side, spread=spread)
+        check_images("held-out retain", retain, self.forget.model)
+        retain_side = replace(self.retain, images=retain, augment=None, targets=None)
         retain_side, _ = _with_latents(self.frozen, retain_side, self.retain.targets is None, self.settings)
-        return replace(self, forget=forget_side, retain=retain_side, spread=spread)
+        return replace(self, forget=side, retain=retain_side, spread=spread)
 
     def f1(self, encode: Encode, batch: Batch) -> torch.Tensor:
         """Return f1 of an encoder over a minibatch of forget images, 0-d."""

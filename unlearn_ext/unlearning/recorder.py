@@ -192,7 +192,8 @@ class Recorder:
         """
         encode, validation = Encoder(model, self._objectives.settings), self._first.validation
         each = [judge(request, encode, reached[request.name][1]) for request in self._requests]
-        f2_validation = math.nan if validation is None else validation.evaluate_f2(encode)
+        unseen = validation is not None and validation.retain is not self._objectives.retain
+        f2_validation = validation.evaluate_f2(encode) if validation and unseen else math.nan
         pictures = in_bytes(reconstruct(model, self._shown, self._task))
         if self._out is not None:
             save_folder(self._out / name, model.save_pretrained, replace=True)

@@ -84,7 +84,8 @@ def unlearn(
             :func:`unlearn_ext.unlearning.earlier.read_earlier`. ``model`` is still the unmodified one, and the units
             stay those of the earlier run. Its requests whose images are in ``forget`` under their names keep their ε;
             the others are recorded as not at hand.
-        held_out: forget and retain images for validation, which are not trained on.
+        held_out: forget and retain images for validation, which are not trained on. Requests may be missing, and the
+            retain images may be empty: then their validation columns are NaN.
         augment: augmentation of training images: one of :mod:`unlearn_ext.data.augment`, or any function of images and
             the number of the draw. The frozen encoder then runs at every step.
         out: folder for the model, the tables, ``metrics.json`` and ``samples.npz``, as for a sweep.
@@ -113,12 +114,11 @@ def unlearn(
     sets = _sets(to_forget, retain, validation)
     for name, images in sets.items():
         check_images(name, images, model)
-    start = model if after is None else after.model()
+    start = model if after is None else after.model(model)
     run: dict[str, Any] = {}
     if out is not None:
         asked: dict[str, Any] = {"epsilon": given if isinstance(epsilon, Mapping) else epsilon}
         if after is not None:
-            _check_original(model, after)
             asked |= {"model to start from": weights_digest(start), **after.identity()}
         run = identity(model, sets, task, augment, settings, **asked)
     with journal(out, OUTPUTS, run, resume=resume, force=force) as kept:
@@ -182,17 +182,9 @@ def _sets(
         held_out, retained = validation
         for name, images in held_out.items():
             sets["forget validation" if single else f"forget {name} validation"] = images
-        sets["retain validation"] = retained
+        if len(retained):
+            sets["retain validation"] = retained
     return sets
-
-
-def _check_original(model: I2IModel, after: Earlier) -> None:
-    """Raise ``UserError`` if a model is not the one that the earlier run unlearned."""
-    if weights_digest(model) != after.original:
-        raise UserError(
-            f"the model is not the one that {after.folder} started from, so its f1 and f2 cannot be continued: give "
-            "the unmodified model of that run."
-        )
 
 
 def _requests(
@@ -209,7 +201,8 @@ def _requests(
         goal = objectives.toward(images) if requests else objectives
         unseen = validation[0].get(name) if validation else None
         if validation is not None and unseen is not None:
-            held_out = held_out.toward(unseen) if held_out else objectives.held_out(unseen, validation[1])
+            retained = validation[1] if len(validation[1]) else None
+            held_out = held_out.toward(unseen) if held_out else objectives.held_out(unseen, retained)
         files = [i.file for i in listed if (i.set, i.request, i.used_as) == (FORGET, name, TRAINING)]
         since = after.since(name) if after else ""
         requests.append(Request(name, goal, held_out if unseen is not None else None, files, since))
