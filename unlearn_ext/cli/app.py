@@ -15,6 +15,7 @@ from .._utils.hub import expanded
 from ..errors import UserError
 from . import commands
 from .asked import asked_epsilons, folders_to_forget, request_names, typed_epsilons
+from .evidence import Evidence, add_commands
 from .images import built_in, describe
 from .inputs import Prepared, keep_apart, prepare
 from .options import Device, Family, Machine, Seed, Small, Sources, Training, unfolded
@@ -187,6 +188,7 @@ def sweep(
     sources: Sources,
     training: Training,
     machine: Machine,
+    evidence: Evidence,
     out_: Out = Path("runs/sweep"),
     points: Wanted = 9,
     resume: Resume = False,
@@ -213,11 +215,12 @@ def sweep(
     keep_apart(out_, sources)
     place = Place.of_sweep(out_, points, resume, force)
     with together():
+        sign = evidence.signer()
         with Watch() as watch:
             with first_alone():
                 prepared = prepare(sources, training, machine, watch, place)
             commands.sweep_to(place, prepared, points, watch)
-        commands.show_run(out_, sources)
+        commands.show_run(out_, sources, evidence, sign)
 
 
 @app.command()
@@ -226,6 +229,7 @@ def run(
     sources: Sources,
     training: Training,
     machine: Machine,
+    evidence: Evidence,
     epsilon: Epsilon,
     after: After = None,
     out_: Out = Path("runs/run"),
@@ -253,11 +257,12 @@ def run(
     epsilons = asked_epsilons(epsilon, list(request_names(sources, earlier).values()))
     place = Place.of_run(out_, epsilons, resume, force)
     with together():
+        sign = evidence.signer()
         with Watch() as watch:
             with first_alone():
                 prepared = prepare(sources, training, machine, watch, place, earlier)
             commands.unlearn_to(place, prepared, epsilons, watch)
-        commands.show_run(out_, prepared.sources)
+        commands.show_run(out_, prepared.sources, evidence, sign)
 
 
 @app.command()
@@ -356,3 +361,6 @@ def info() -> None:
     import unlearn_ext
 
     out.print(facts_table("unlearn_ext", unlearn_ext.build_info()))
+
+
+add_commands(app)

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from .._utils.distributed import is_first
 from ..report import require_drawing
+from .evidence import Evidence, leave
 from .inputs import Prepared, device_named, prepared_of
 from .options import Machine, Sources
 from .outcome import outcome_lines
@@ -19,6 +20,7 @@ from .sources_file import keep, kept
 from .terminal import Watch, front_table, metric_tables, out, standings_table
 
 if TYPE_CHECKING:
+    from ..evidence.record import Sign
     from ..unlearning.epsilons import Epsilon
     from ..unlearning.progress import Callback
 
@@ -39,12 +41,14 @@ def sweep_to(place: Place, prepared: Prepared, points: int, progress: Callback) 
     )  # fmt: skip
 
 
-def show_run(folder: Path, sources: Sources) -> None:
-    """Write the report and print a table of the ε asked and the f1 reached; only the first process does.
+def show_run(folder: Path, sources: Sources, evidence: Evidence | None = None, sign: Sign | None = None) -> None:
+    """Write the report and the evidence, and print a table of ε asked and f1 reached; only the first process does.
 
     Args:
         folder: folder of the run.
         sources: the options that were typed for the run; they are saved in the folder.
+        evidence: the options that were typed for the evidence.
+        sign: function that signs the evidence.
     """
     from ..report import write_report
     from ..unlearning.run_folder import read_run
@@ -59,6 +63,7 @@ def show_run(folder: Path, sources: Sources) -> None:
         out.print(f"Report: {escape(str(page))}", soft_wrap=True)
         if not run.is_sweep:
             out.print(f"Model: {escape(str(folder / run.points[0].name))}", soft_wrap=True)
+        leave(folder, sources, evidence, sign)
 
 
 def dial_to(run: Path, epsilons: Sequence[Epsilon]) -> None:

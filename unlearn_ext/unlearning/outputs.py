@@ -13,7 +13,9 @@ from .._utils.atomic_io import saved_files
 from ..errors import UserError
 from .pareto import ParetoFront
 
-__all__ = ["Outputs", "refuse_foreign", "refuse_other_commands"]
+__all__ = ["EVIDENCE", "PAGE", "SIGNATURE", "Outputs", "refuse_foreign", "refuse_other_commands"]
+
+EVIDENCE, SIGNATURE, PAGE = "evidence.json", "evidence.json.sig", "evidence.html"  # of a finished run
 
 
 @dataclass(frozen=True)

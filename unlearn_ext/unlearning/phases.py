@@ -28,7 +28,7 @@ from .history import History
 from .identity import identity
 from .journal import Journal, journal
 from .objectives import Objectives
-from .outputs import Outputs
+from .outputs import EVIDENCE, PAGE, SIGNATURE, Outputs
 from .pareto import ANCHOR, EPSILON, LEAST_FORGOTTEN, MOST_FORGOTTEN, TRAINED, ParetoFront, point_name
 from .progress import Callback
 from .recorder import About, Recorder
@@ -54,7 +54,7 @@ OUTPUTS = Outputs(
         FRONT, "history.csv", "samples.npz", "metrics.json",
         IMAGES, REQUESTS, PER_IMAGE,
         "sources.json", "metrics.csv", "report.html", *(f"figures/{name}" for name in _FIGURES),
-        "audit.csv", "evidence.json", "evidence.html",
+        "audit.csv", EVIDENCE, SIGNATURE, PAGE,
     ),
 )  # fmt: skip
 _HELD_OUT = ("forget_validation", "retain_validation")
