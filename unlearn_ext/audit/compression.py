@@ -68,8 +68,8 @@ def _compressed(model: I2IModel, change: Callable[[torch.Tensor], torch.Tensor])
 
 COMPRESSION = Audit(
     "compression",
-    "The weights of all linear and convolutional layers are rounded to 8 or 4 bits, or the smallest are set to 0. Zhang "
-    "et al. (2024) found that rounding language models to 4 bits brings back what unlearning removed; here, f1 would "
-    "rise and the error in the hole fall. Measured on training images. Biases and activations are not rounded.",
+    "The weights of all linear and convolutional layers are rounded to 8 or 4 bits, or the smallest are set to 0. "
+    "Zhang et al. (2024) found that rounding language models to 4 bits brings back what unlearning removed; here, f1 "
+    "would rise and the error in the hole fall. Measured on training images. Biases and activations are not rounded.",
     _findings,
 )

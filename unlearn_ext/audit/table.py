@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 from .._utils.atomic_io import write_table
 from ..errors import UserError
@@ -38,13 +39,17 @@ class AuditRow:
     note: str
 
 
+_NUMBERS = ("forget", "retain", "chance")
+_COLUMNS: dict[str, Any] = {name: float if name in _NUMBERS else str for name in AuditRow.__annotations__}
+
+
 def write_audit(run: Path, rows: Sequence[AuditRow]) -> None:
     """Write the table to the folder of a run.
 
     Raises:
         UserError: it cannot be written.
     """
-    write_table(run / FILE, [field.name for field in fields(AuditRow)], map(astuple, rows))
+    write_table(run / FILE, list(_COLUMNS), map(astuple, rows))
 
 
 def read_audit(run: Path) -> list[AuditRow]:
@@ -58,7 +63,8 @@ def read_audit(run: Path) -> list[AuditRow]:
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [AuditRow(**{**row, **{name: float(row[name]) for name in ("forget", "retain", "chance")}})
-                    for row in csv.DictReader(file)]  # fmt: skip
+            return [
+                AuditRow(**{name: kind(row[name]) for name, kind in _COLUMNS.items()}) for row in csv.DictReader(file)
+            ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read as the table of an audit: {error}.") from error
