@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, replace
 from functools import partial
@@ -24,14 +25,16 @@ from .canaries import CANARIES, read_canaries
 from .compression import COMPRESSION
 from .context import RETRAINED, UNMODIFIED, Context
 from .decoder import DECODER
+from .estimates import counted
 from .linear_reader import LINEAR_READER
 from .membership import MEMBERSHIP
 from .protocol import Audit, Finding
 from .relearning import RELEARNING
-from .table import AuditRow, write_audit
+from .table import FILE, AuditRow, write_audit
 
 __all__ = ["AUDITS", "audit", "default_points"]
 
+FEW = 30  # images to measure on below which a warning is given
 AUDITS = (LINEAR_READER, DECODER, RELEARNING, MEMBERSHIP, CANARIES, COMPRESSION)
 
 
@@ -75,6 +78,7 @@ def audit(
         given = None if canaries is None else read_canaries(canaries, unmodified)
         settings = Settings(**folder.metrics["settings"])
         context = Context.of(unmodified, images, task, settings, given)
+        _mention_few(context)
         origin = identity(unmodified, _sets(images), task, None, settings)
         rows = []
         for point, model in _models(folder, names, unmodified, retrained):
@@ -119,6 +123,16 @@ def _models(
             raise UserError(f"the model {place} takes images of {model.channels} channels, not {unmodified.channels}.")
         model.module.to(unmodified.device)
         yield name, model
+
+
+def _mention_few(context: Context) -> None:
+    """Warn if there are so few images to measure on that the intervals are wide."""
+    for part in (context.forget, context.retain):
+        there = len(part.held_out) or len(part.training) // 2
+        if there < FEW:
+            warnings.warn(
+                f"{counted(there)} to measure on in the {part.name} set: mind the intervals in {FILE}.", stacklevel=4
+            )
 
 
 def _sets(images: ForgetRetain) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from .._utils.distributed import FirstFailed, first_alone
 from .._utils.hub import expanded
 from ..errors import UserError
 from . import commands
+from .audit import audit
 from .inputs import Prepared, built_in, describe, keep_apart, prepare
 from .options import Device, Family, Machine, Seed, Small, Sources, Training, unfolded
 from .place import Place
@@ -279,6 +280,9 @@ def evaluate(
     Example: `unlearn-ext evaluate runs/demo --extractor mnist-cnn`
     """
     commands.evaluate_run(run, extractor, images)
+
+
+app.command()(audit)
 
 
 @app.command()
