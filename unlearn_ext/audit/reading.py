@@ -40,7 +40,8 @@ def linear_prediction(fitted: np.ndarray, asked: np.ndarray, fitted_to: np.ndarr
 
     centre = fitted.mean(0)
     scale = math.sqrt(np.square(fitted - centre).sum(1).mean()) or 1.0  # 0 if all latents are equal
-    reader = RidgeCV(PENALTIES).fit((fitted - centre) / scale, fitted_to)
+    with np.errstate(invalid="ignore"):  # 0/0 in the choice of the penalty if all latents are equal
+        reader = RidgeCV(PENALTIES).fit((fitted - centre) / scale, fitted_to)
     return reader.predict((asked - centre) / scale)
 
 
