@@ -180,7 +180,7 @@ def test_membership_is_found_where_there_is_some() -> None:
 def test_a_model_that_says_nothing_gives_no_membership_away() -> None:
     found = run("membership", context(sets(held_out=40), told=0.0))
     assert found["AUC: latents near those of noise"].forget == 0.5
-    assert found["AUC: change of the error from the unmodified model"].forget == 0.5
+    assert found["AUC: rise of the error since the unmodified model"].forget == 0.5
 
 
 def test_membership_needs_held_out_images() -> None:

@@ -2,63 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from ..models import I2IModel
-from .context import ENCODED, Context, ImageSet
-from .estimates import Estimate, auc
+from .context import Context, ImageSet
+from .estimates import auc
 from .protocol import Audit, Finding, NotRun
 from .reading import hole_errors
 
-__all__ = ["MEMBERSHIP"]
+__all__ = ["CHANCE", "MEMBERSHIP"]
 
-CHANCE = 0.5
+CHANCE = 0.5  # AUC of guessing
+_IMAGES = 512  # limit on the training images and on the held-out ones of a set
 
-_Scores = Callable[[torch.Tensor], np.ndarray]
+_Scores = tuple[np.ndarray, np.ndarray]  # of training images and of held-out images
 
 
 def _findings(context: Context) -> Iterator[Finding]:
-    def few_errors(images: torch.Tensor) -> np.ndarray:
-        return -_errors(context, images)
-
-    def more_errors_than_before(images: torch.Tensor) -> np.ndarray:
-        return _errors(context, images) - _errors(context, images, context.before)
-
-    def near_noise(images: torch.Tensor) -> np.ndarray:
-        return -_distances(context, images)
-
     if not len(context.forget.held_out):
         raise NotRun("there are no held-out images of the same classes to compare the training images with")
     if context.draws_quickly:
-        yield _attack(context, "loss-threshold attack (Yeom et al. 2018)", few_errors)
+        sets = [part for part in (context.forget, context.retain) if len(part.held_out)]
+        after = [_errors(context, context.model, part) for part in sets]
+        areas = [auc(-member, -other) for member, other in after]
+        yield Finding.of("AUC: loss-threshold attack (Yeom et al. 2018)", areas, chance=CHANCE)
         if context.model is not context.before:
-            yield _attack(context, "change of the error from the unmodified model", more_errors_than_before)
+            before = [_errors(context, context.before, part) for part in sets]
+            areas = [auc(now[0] - then[0], now[1] - then[1]) for now, then in zip(after, before, strict=True)]
+            yield Finding.of("AUC: rise of the error since the unmodified model", areas, chance=CHANCE)
     else:
         yield Finding.not_run("attacks on the error", "pictures of this family take minutes")
     if context.has_latents_of_before:
-        yield Finding.of("AUC: latents near those of noise", [_area(context.forget, near_noise)], chance=CHANCE)
+        member, other = (_distances(context, images) for images in _images(context.forget))
+        yield Finding.of("AUC: latents near those of noise", [auc(-member, -other)], chance=CHANCE)
 
 
-def _attack(context: Context, name: str, scores: _Scores) -> Finding:
-    """Return the AUC of scores that are higher for supposed members."""
-    sides = (_area(part, scores) for part in (context.forget, context.retain))
-    return Finding.of(f"AUC: {name}", sides, chance=CHANCE)
+def _images(part: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
+    return part.training[:_IMAGES], part.held_out[:_IMAGES]
 
 
-def _area(part: ImageSet, scores: _Scores) -> Estimate | None:
-    member, other = _both(part)
-    return auc(scores(member), scores(other)) if len(other) else None
-
-
-def _both(part: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
-    return part.training[:ENCODED], part.held_out[:ENCODED]
-
-
-def _errors(context: Context, images: torch.Tensor, model: I2IModel | None = None) -> np.ndarray:
-    return hole_errors(model or context.model, images, context.task)
+def _errors(context: Context, model: I2IModel, part: ImageSet) -> _Scores:
+    """Return the error in the hole of each training image and of each held-out image."""
+    member, other = (hole_errors(model, images, context.task) for images in _images(part))
+    return member, other
 
 
 def _distances(context: Context, images: torch.Tensor) -> np.ndarray:
