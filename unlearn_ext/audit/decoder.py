@@ -17,7 +17,7 @@ from .reading import hole, hole_errors
 
 __all__ = ["BATCH", "DECODER", "LR", "STEPS"]
 
-STEPS = 200
+STEPS = 100
 BATCH = 32
 LR = 1e-3  # of AdamW, falling linearly to 0
 
