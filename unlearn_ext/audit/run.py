@@ -137,7 +137,7 @@ def _mention_few(context: Context) -> None:
 
 def _sets(images: ForgetRetain) -> dict[str, torch.Tensor]:
     """Return the sets that are not empty, by name."""
-    return {name: part for name, part in vars(images).items() if name != "name" and len(part)}
+    return {name: part for name, part in vars(images).items() if isinstance(part, torch.Tensor) and len(part)}
 
 
 def _identity(context: Context, audit: Audit, origin: dict[str, Any]) -> dict[str, Any]:
