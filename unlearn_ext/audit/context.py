@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -103,14 +103,31 @@ class Context:
 
     @classmethod
     def of(
-        cls, before: I2IModel, images: ForgetRetain, task: Task, settings: Settings, canaries: Canaries | None = None
+        cls,
+        before: I2IModel,
+        images: ForgetRetain,
+        task: Task,
+        settings: Settings,
+        *,
+        variance: float | None = None,
+        canaries: Canaries | None = None,
     ) -> Context:
         """Return the context of the unmodified model; ``replace(context, point=…, model=…)`` is that of another one.
+
+        Args:
+            before: the unmodified model.
+            images: the images of the run; held-out images may be missing (empty tensors).
+            task: the task T.
+            settings: the settings of the run.
+            variance: s², the unit of f1 and f2 in the run; by default that of the latents of the images to retain.
+            canaries: see the class.
 
         Raises:
             UserError: the images cannot be used, see :meth:`unlearn_ext.unlearning.objectives.Objectives.freeze`.
         """
         objectives = Objectives.freeze(before, images.forget, images.retain, task, settings=settings)
+        if variance is not None:
+            objectives = replace(objectives, variance=torch.full_like(objectives.variance, variance))
         forget = ImageSet("forget", images.forget, images.forget_validation, settings.seed)
         retain = ImageSet("retain", images.retain, images.retain_validation, settings.seed)
         return cls(UNMODIFIED, before, before, forget, retain, task, objectives, canaries)

@@ -77,9 +77,10 @@ def audit(
         cache = Cache(folder.path)
         given = None if canaries is None else read_canaries(canaries, unmodified)
         settings = Settings(**folder.metrics["settings"])
-        context = Context.of(unmodified, images, task, settings, given)
+        variance = folder.metrics.get("units", {}).get("variance")  # a run after another one keeps the first one's
+        context = Context.of(unmodified, images, task, settings, variance=variance, canaries=given)
         _mention_few(context)
-        origin = identity(unmodified, _sets(images), task, None, settings)
+        origin = identity(unmodified, _sets(images), task, None, settings, variance=variance)
         rows = []
         for point, model in _models(folder, names, unmodified, retrained):
             audited = replace(context, point=point, model=model)

@@ -43,7 +43,6 @@ def audit(
         typer.Option(
             metavar="DIR",
             help="Folder with `in`, images known to be in the training set, and `out`, look-alikes that were not.",
-            callback=expanded,
         ),
     ] = None,
     device: Device = None,

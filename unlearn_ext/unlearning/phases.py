@@ -44,11 +44,10 @@ OUTPUTS = Outputs(
     FRONT,
     # Earlier versions used the names `boundary-*`; their runs may be replaced too.
     models=rf"{MOST_FORGOTTEN}|{LEAST_FORGOTTEN}|boundary-high|boundary-low|(anchor|eps)--?\d+\.\d{{4}}",
-    # The sweep writes the first line; the command line, the evaluation, the audit and the report write the others.
+    # The sweep writes the first line; the command line, the evaluation and the report write the second.
     files=(
         FRONT, "history.csv", "samples.npz", "metrics.json",
-        "sources.json", "metrics.csv", "audit.csv", ".audit.journal", "report.html",
-        *(f"figures/{name}" for name in _FIGURES),
+        "sources.json", "metrics.csv", "report.html", *(f"figures/{name}" for name in _FIGURES),
     ),
 )  # fmt: skip
 _HELD_OUT = ("forget_validation", "retain_validation")
