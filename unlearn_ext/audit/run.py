@@ -47,6 +47,7 @@ def audit(
     points: Sequence[str] | None = None,
     retrained: str | PathLike[str] | None = None,
     canaries: str | PathLike[str] | None = None,
+    audits: Sequence[Audit] = AUDITS,
     progress: Callable[[str], None] | None = None,
 ) -> list[AuditRow]:
     """Audit models of a run beside the unmodified one, and write ``audit.csv`` into the run's folder.
@@ -62,6 +63,7 @@ def audit(
         retrained: folder or hub id of a model of the same family that was trained without the images to forget.
         canaries: folder with images known to be in the training set, and look-alikes that were not, see
             :func:`~unlearn_ext.audit.canaries.read_canaries`.
+        audits: the audits to run; findings are stored under their names.
         progress: called with the names of the model and of the audit before each audit that has to be computed.
 
     Returns:
@@ -84,10 +86,10 @@ def audit(
         rows = []
         for point, model in _models(folder, names, unmodified, retrained):
             audited = replace(context, point=point, model=model)
-            for each in AUDITS:
+            for each in audits:
                 found = cache.recall(_identity(audited, each, origin), partial(_run, each, audited, progress))
                 rows += [AuditRow(point, each.name, *astuple(finding)) for finding in found]
-        order = [each.name for each in AUDITS]
+        order = [each.name for each in audits]
         rows.sort(key=lambda row: order.index(row.audit))
         write_audit(folder.path, rows)
     return rows
@@ -145,7 +147,8 @@ def _identity(context: Context, audit: Audit, origin: dict[str, Any]) -> dict[st
     """Return all that the findings of an audit depend on."""
     one = {"forget": context.forget.training[:1]}
     model = identity(context.model, one, context.task, None, context.settings)["model"]
-    said = {"audit": audit.name, "origin": origin, "model": model, "retrained": not context.has_latents_of_before}
+    role = context.point if context.point in (UNMODIFIED, RETRAINED) else "point"
+    said = {"audit": audit.name, "origin": origin, "model": model, "role": role}
     if audit is CANARIES and context.canaries is not None:
         said["canaries"] = seen(vars(context.canaries), context.task, None)
     return said
