@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import tiny
 
-for module in ("diffusers", "matplotlib", "sklearn", "PIL"):
-    pytest.importorskip(module)
+pytest.importorskip("diffusers")
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+pytest.importorskip("PIL")
 
 from commands import call
 
