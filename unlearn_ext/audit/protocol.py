@@ -80,8 +80,10 @@ class Audit:
     findings: Callable[[Context], Iterable[Finding]]
 
     def run(self, context: Context) -> list[Finding]:
-        """Measure one model; if that is not possible, return one finding with the reason."""
+        """Measure one model; if that is not possible, return a finding with the reason."""
+        found: list[Finding] = []
         try:
-            return list(self.findings(context))
+            found.extend(self.findings(context))
         except NotRun as why:
-            return [Finding.not_run(self.name, why)]
+            found.append(Finding.not_run(self.name, why))
+        return found

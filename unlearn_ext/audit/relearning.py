@@ -47,27 +47,25 @@ def relearn(model: I2IModel, images: torch.Tensor, task: Corruption, lr: float, 
 
 
 def _findings(context: Context) -> Iterator[Finding]:
+    forget, retain = context.forget.measured, context.retain.measured  # not trained on
+    objectives = context.objectives.held_out(forget, retain)
+
+    def measured(model: I2IModel, when: str) -> Iterator[Finding]:
+        if context.has_latents_of_before:
+            yield Finding.of(f"f1, f2 {when}", f1_and_f2(objectives, Encoder(model, context.settings)))
+        if context.draws_quickly:
+            errors = [mean(hole_errors(model, images, context.task)) for images in (forget, retain)]
+            yield Finding.of(f"error in the hole {when}", errors)
+
+    yield from measured(context.model, "before further training")
     few = context.forget.fitted[:FEW]
-    yield from _measured(context, context.model, "before further training")
-    trained_on = {"retained images": context.retain.fitted, f"{len(few)} forgotten images": few}
-    for what, images in trained_on.items():
+    for what, images in (("retained images", context.retain.fitted), (f"{len(few)} forgotten images", few)):
         model = copy.deepcopy(context.model)
         losses = relearn(model, images, context.task, LR, context.seed)
         for before, steps in itertools.pairwise((0, *STEPS)):
             for _ in range(before, steps):
                 next(losses)
-            yield from _measured(context, model, f"after {steps} steps on {what}")
-
-
-def _measured(context: Context, model: I2IModel, when: str) -> Iterator[Finding]:
-    """Yield the measures of a relearned model, on images that it was not trained on."""
-    forget, retain = context.forget.measured, context.retain.measured
-    if context.has_latents_of_before:
-        objectives = context.objectives.held_out(forget, retain)
-        yield Finding.of(f"f1, f2 {when}", f1_and_f2(objectives, Encoder(model, context.settings)))
-    if context.draws_quickly:
-        errors = (mean(hole_errors(model, images, context.task)) for images in (forget, retain))
-        yield Finding.of(f"error in the hole {when}", errors)
+            yield from measured(model, f"after {steps} steps on {what}")
 
 
 RELEARNING = Audit(
