@@ -47,6 +47,7 @@ _WAYS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def _findings(context: Context) -> Iterator[Finding]:
     forget, retain = context.forget.training, context.retain.training
     objectives = context.objectives.held_out(forget[:ENCODED], retain[:ENCODED])
+    yield from context.left_out()
     for what, change in _WAYS.items():
         model = _compressed(context.model, change)
         if context.has_latents_of_before:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,7 +17,7 @@ from ..unlearning.encoder import Encoder
 from ..unlearning.objectives import Objectives
 from ..unlearning.settings import Settings
 from .estimates import Estimate, mean
-from .protocol import NotRun
+from .protocol import Finding, NotRun
 
 __all__ = ["DECODED", "ENCODED", "RETRAINED", "UNMODIFIED", "Canaries", "Context", "ImageSet", "f1_and_f2"]
 
@@ -160,7 +161,18 @@ class Context:
     def need_pictures(self) -> None:
         """Raise ``NotRun`` if pictures take minutes."""
         if not self.draws_quickly:
-            raise NotRun(f"models of the family {self.model.family} sample pictures step by step, which takes minutes")
+            raise NotRun(self._slow)
+
+    def left_out(self) -> Iterator[Finding]:
+        """Yield what is not measured for this model, with the reason."""
+        if not self.has_latents_of_before:
+            yield Finding.not_run("f1, f2", "a model trained apart has other latents, so the distance has no meaning")
+        if not self.draws_quickly:
+            yield Finding.not_run("error in the hole", self._slow)
+
+    @property
+    def _slow(self) -> str:
+        return f"models of the family {self.model.family} sample pictures step by step, which takes minutes"
 
 
 def f1_and_f2(objectives: Objectives, encode: Encoder) -> tuple[Estimate, Estimate]:

@@ -57,6 +57,7 @@ def _findings(context: Context) -> Iterator[Finding]:
             errors = [mean(hole_errors(model, images, context.task)) for images in (forget, retain)]
             yield Finding.of(f"error in the hole {when}", errors)
 
+    yield from context.left_out()
     yield from measured(context.model, "before further training")
     few = context.forget.fitted[:FEW]
     for what, images in (("retained images", context.retain.fitted), (f"{len(few)} forgotten images", few)):
