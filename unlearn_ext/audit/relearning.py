@@ -15,6 +15,7 @@ from ..tasks import Corruption
 from ..unlearning.encoder import Encoder
 from .context import Context, f1_and_f2
 from .estimates import mean
+from .linear_reader import mean_image
 from .protocol import Audit, Finding
 from .reading import hole_errors
 
@@ -48,14 +49,14 @@ def relearn(model: I2IModel, images: torch.Tensor, task: Corruption, lr: float, 
 
 def _findings(context: Context) -> Iterator[Finding]:
     forget, retain = context.forget.measured, context.retain.measured  # not trained on
-    objectives = context.objectives.held_out(forget, retain)
+    objectives, chance = context.objectives.held_out(forget, retain), mean_image(context, context.forget).value
 
     def measured(model: I2IModel, when: str) -> Iterator[Finding]:
         if context.has_latents_of_before:
             yield Finding.of(f"f1, f2 {when}", f1_and_f2(objectives, Encoder(model, context.settings)))
         if context.draws_quickly:
             errors = [mean(hole_errors(model, images, context.task)) for images in (forget, retain)]
-            yield Finding.of(f"error in the hole {when}", errors)
+            yield Finding.of(f"error in the hole {when}", errors, chance=chance)
 
     yield from context.left_out()
     yield from measured(context.model, "before further training")

@@ -77,23 +77,29 @@ def audit(
             canaries=canaries, progress=say,
         )  # fmt: skip
     for each in AUDITS:
-        out.print(_table(each, [row for row in rows if row.audit == each.name]))
+        _show(each, [row for row in rows if row.audit == each.name])
     out.print(f"Intervals and numbers of images: {escape(str(run / 'audit.csv'))}", soft_wrap=True)
 
 
-def _table(audit: Audit, rows: Sequence[AuditRow]) -> Table:
-    """Return a table with a row per measure, and a column of forgotten / retained per model."""
-    table = Table(
-        title=f"{audit.name}: forgotten / retained", title_style="bold", title_justify="left",
-        caption="\n".join([audit.says, *_reasons(rows)]), caption_justify="left",
-        box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
-    )  # fmt: skip
+def _show(audit: Audit, rows: Sequence[AuditRow]) -> None:
+    """Print the numbers of an audit, what they say, and what was not run."""
     measured = [row for row in rows if not math.isnan(row.forget)]
-    points = list(dict.fromkeys(row.point for row in measured))
-    for heading in ("measure", *points, "chance"):
-        table.add_column(escape(heading), justify="left" if heading == "measure" else "right")
-    cells = {(row.measure, row.point): _cell(row.forget, row.retain) for row in measured}
-    for measure, chance in {row.measure: row.chance for row in measured}.items():
+    out.print(f"\n[bold]{audit.name}[/]" + (": forgotten / retained" if measured else ""))
+    if measured:
+        out.print(_table(measured))
+    for line in (audit.says, *_reasons(rows)):
+        out.print(f"[dim]{escape(line)}[/]")
+
+
+def _table(rows: Sequence[AuditRow]) -> Table:
+    """Return a table with a row per measure, and a column of forgotten / retained per model."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("measure")
+    points = list(dict.fromkeys(row.point for row in rows))
+    for heading in (*points, "chance"):
+        table.add_column(escape(heading), justify="right")
+    cells = {(row.measure, row.point): _cell(row.forget, row.retain) for row in rows}
+    for measure, chance in {row.measure: row.chance for row in rows}.items():
         table.add_row(escape(measure), *(cells.get((measure, point), "") for point in points), _cell(chance))
     return table
 
@@ -103,7 +109,7 @@ def _reasons(rows: Sequence[AuditRow]) -> Iterator[str]:
     notes = dict.fromkeys(row.note for row in rows if row.note.startswith("not run"))
     for note in notes:
         points = ", ".join(row.point for row in rows if row.note == note)
-        yield escape(f"{points}: {note}")
+        yield f"{points}: {note}"
 
 
 def _cell(*numbers: float) -> str:
