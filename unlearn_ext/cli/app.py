@@ -15,6 +15,7 @@ from .._utils.hub import expanded
 from ..errors import UserError
 from . import commands
 from .asked import asked_epsilons, folders_to_forget, request_names, typed_epsilons
+from .audit import audit
 from .evidence import Evidence, add_commands
 from .images import built_in, describe
 from .inputs import Prepared, keep_apart, prepare
@@ -323,6 +324,9 @@ def evaluate(
     Example: `unlearn-ext evaluate runs/demo --extractor mnist-cnn`
     """
     commands.evaluate_run(run, extractor, images)
+
+
+app.command()(audit)
 
 
 @app.command()
