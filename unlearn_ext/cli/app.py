@@ -14,9 +14,10 @@ from .._utils.distributed import FirstFailed, first_alone
 from .._utils.hub import expanded
 from ..errors import UserError
 from . import commands
-from .inputs import Prepared, built_in, describe, keep_apart, prepare
-from .options import Device, Family, Machine, Seed, Small, Sources, Training, unfolded
+from .inputs import Prepared, describe, keep_apart, prepare
+from .options import Device, Family, Machine, Sources, Training, unfolded
 from .place import Place
+from .pretraining import pretrain
 from .terminal import Watch, err, facts_table, out, plain_warnings, together
 
 __all__ = [
@@ -142,23 +143,7 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
         commands.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family))
 
 
-@app.command()
-@unfolded
-def pretrain(small: Small, seed: Seed = 0) -> None:
-    """Train a family's small model for built-in images in a few minutes, or find it in the cache.
-
-    Prints the model's folder, which can be given as `--model`. `sweep` and `run` without `--model` use the same model.
-
-    Example: `unlearn-ext pretrain --family mae --data fashion-mnist`
-    """
-    from ..pretrain import pretrained
-    from ..tasks import parse
-
-    with together():
-        with Watch() as watch, first_alone():
-            images, _ = built_in(small, seed)
-            folder = pretrained(small.family, images, parse(small.task), seed=seed, progress=watch)
-        out.print(f"Model: {escape(str(folder))}", soft_wrap=True)
+app.command()(pretrain)
 
 
 @app.command()

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from .._utils.distributed import is_first
 from ..errors import UserError
+from .ability import say_ability
 from .options import Machine, Small, Sources, Training
 from .place import Place
 from .terminal import out
@@ -84,6 +86,9 @@ def prepare(
     _place(model, device, machine)
     count = sum(parameter.numel() for parameter in model.encoder_parameters())
     out.print(f"{model.family}: {count:,} parameters to train, on {model.device}, in {settings.precision}")
+    if place and is_first():
+        sets = {"images to forget": images.forget, "images to retain": images.retain}
+        say_ability(model, task, sets, "unlearning them cannot show anything; see `unlearn-ext pretrain --help`")
     return Prepared(model, images, task, description, settings, augmentation)
 
 

@@ -21,7 +21,7 @@ from .decode import decode
 from .sets import ForgetRetain, divide
 from .storage import empty, gather
 
-__all__ = ["Source", "read"]
+__all__ = ["Source", "read", "read_all"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,17 @@ def read(
     _mention_copies("forget", good[0])
     _mention_copies("retain", good[1])
     return divided
+
+
+def read_all(sources: Sequence[Source], *, size: int, channels: int, skip_bad: bool, memory: float) -> torch.Tensor:
+    """Decode images into one set, uint8 [N, C, size, size], with the warnings and errors of :func:`read`."""
+    formats.pillow()  # before the threads start, which must not load plug-ins concurrently
+    results, pixels = _read_side(sources, size, channels, memory)
+    _report_bad([result for result in results if result.reason], skip_bad)
+    _mention_frames([result.name for result in results if result.several_frames])
+    _mention_guesses([result for result in results if result.guessed])
+    images, _ = _good(results, pixels, memory)
+    return images
 
 
 def _read_side(sources: Sequence[Source], size: int, channels: int, memory: float) -> tuple[list[_Read], torch.Tensor]:
