@@ -27,6 +27,7 @@ __all__ = ["dial_to", "evaluate_run", "reproduce_to", "show_run", "sweep_to", "u
 
 def sweep_to(place: Place, prepared: Prepared, points: int, progress: Callback) -> None:
     """Run a sweep with the given number of points between the boundaries, and write it to a folder."""
+    from ..unlearning.ability import write_hole
     from ..unlearning.phases import sweep
 
     require_drawing()  # fail now rather than after the last point
@@ -37,27 +38,33 @@ def sweep_to(place: Place, prepared: Prepared, points: int, progress: Callback) 
         held_out=(images.forget_validation, images.retain_validation), out=place.folder, dataset=prepared.description,
         settings=prepared.settings, progress=progress, resume=place.resume, force=place.force,
     )  # fmt: skip
+    if is_first():
+        write_hole(place.folder, prepared.model, images.forget, prepared.task)
 
 
 def show_run(folder: Path, sources: Sources) -> None:
-    """Write the report and print a table of the ε asked and the f1 reached; only the first process does.
+    """Write the report; print a table of ε asked and f1 reached, and the recommended ε; only the first process does.
 
     Args:
         folder: folder of the run.
         sources: the options that were typed for the run; they are saved in the folder.
     """
     from ..report import write_report
+    from ..unlearning.recommend import recommend
     from ..unlearning.run_folder import read_run
 
     if is_first():
         keep(sources, folder)
-        page = write_report(folder)
-        out.print(front_table(read_run(folder)))
+        page, run = write_report(folder), read_run(folder)
+        out.print(front_table(run))
+        best = recommend(run)
+        out.print(f"Recommended: {best.point} (ε = {best.epsilon:.4f}). {escape(best.reason)}", soft_wrap=True)
         out.print(f"Report: {escape(str(page))}", soft_wrap=True)
 
 
 def dial_to(run: Path, epsilons: Sequence[float]) -> None:
     """Add models at other ε to a run and draw its report again."""
+    from ..unlearning.ability import write_hole
     from ..unlearning.phases import add_points
     from ..unlearning.run_folder import read_run
     from ..unlearning.settings import Settings
@@ -73,6 +80,7 @@ def dial_to(run: Path, epsilons: Sequence[float]) -> None:
             held_out=(images.forget_validation, images.retain_validation), augment=prepared.augment, settings=settings,
             progress=watch,
         )  # fmt: skip
+    write_hole(run, prepared.model, images.forget, prepared.task)
     show_run(run, kept(run))
 
 

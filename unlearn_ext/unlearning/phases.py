@@ -47,7 +47,7 @@ OUTPUTS = Outputs(
     # The sweep writes the first line; the command line, the evaluation and the report write the second.
     files=(
         FRONT, "history.csv", "samples.npz", "metrics.json",
-        "sources.json", "metrics.csv", "report.html", *(f"figures/{name}" for name in _FIGURES),
+        "sources.json", "hole.csv", "metrics.csv", "report.html", *(f"figures/{name}" for name in _FIGURES),
     ),
 )  # fmt: skip
 _HELD_OUT = ("forget_validation", "retain_validation")
