@@ -68,7 +68,7 @@ def test_bad_input_is_one_sentence(
         (["frobnicate"], "No such command"),
         (["run"], "--epsilon"),
         (["sweep", "--points", "0"], "--points"),
-        (["evaluate", "runs/demo", "--images", "7"], "--images"),
+        (["evaluate", "runs/demo", "--images", "0"], "--images"),
         (["reproduce", "--seeds", "0"], "--seeds"),
         (["sweep", "--forget", "a"], "--retain"),
         (["sweep", "--forget", "a", "--retain", "b"], "--model"),

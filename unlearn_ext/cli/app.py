@@ -244,7 +244,7 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of the run.", callba
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder that `sweep` or `demo` wrote.", callback=expanded)],
+    run: Annotated[Path, typer.Argument(help="Folder that `sweep`, `run` or `demo` wrote.", callback=expanded)],
     extractor: Annotated[
         list[str],
         typer.Option(
@@ -253,17 +253,26 @@ def evaluate(
             "inception-v3[:FILE] or clip:FOLDER_OR_ID. Can be repeated.",
         ),
     ] = ["efficientnet-lite0"],  # noqa: B006  typer only reads it
+    part: Annotated[
+        str,
+        typer.Option(help="Images to evaluate: validation (held out) or training.", metavar="PART"),
+    ] = "validation",
     images: Annotated[
-        int | None, typer.Option(min=8, help="Validation images per set.", show_default="all of the smaller set")
+        int | None, typer.Option(min=1, help="Images per set, at most.", show_default="all of the smaller set")
     ] = None,
 ) -> None:
-    """Compute FID, KID, IS, cosine, PSNR and SSIM of every model of a run on validation images.
+    """Compute FID, KID, IS, cosine, PSNR and SSIM of every model of a run.
 
-    The numbers are printed and written to `metrics.csv` in the run's folder.
+    The numbers are printed and written to `metrics.csv` in the run's folder. With fewer than eight images of a set,
+    FID, KID and IS are left out.
 
-    Example: `unlearn-ext evaluate runs/demo --extractor mnist-cnn`
+    For example:
+
+    - `unlearn-ext evaluate runs/demo --extractor mnist-cnn`
+
+    - `unlearn-ext evaluate runs/mine --part training` if no images were held out
     """
-    commands.evaluate_run(run, extractor, images)
+    commands.evaluate_run(run, extractor, part, images)
 
 
 @app.command()

@@ -84,7 +84,7 @@ def dial_to(run: Path, epsilons: Sequence[float]) -> None:
     show_run(run, kept(run))
 
 
-def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
+def evaluate_run(run: Path, names: Sequence[str], part: str, limit: int | None) -> None:
     """Evaluate every model of a run with the named extractors, and print the results."""
     from ..metrics import evaluate, load_extractor
     from ..unlearning.run_folder import read_run
@@ -96,7 +96,7 @@ def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
         prepared = prepare(kept(run), training, Machine(), watch)
     with out.status("", spinner="line") as status:
         rows = evaluate(
-            run, prepared.model, prepared.images, task=prepared.task, extractors=extractors, limit=limit,
+            run, prepared.model, prepared.images, task=prepared.task, extractors=extractors, part=part, limit=limit,
             progress=status.update,
         )  # fmt: skip
     for table in metric_tables(rows):
