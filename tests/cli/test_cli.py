@@ -15,7 +15,7 @@ pytest.importorskip("rich")
 
 from commands import call
 
-COMMANDS = ("demo", "pretrain", "run", "sweep", "evaluate", "report", "reproduce", "info")
+COMMANDS = ("demo", "pretrain", "run", "sweep", "evaluate", "export", "report", "reproduce", "info")
 
 
 def test_help_names_every_command() -> None:
@@ -24,7 +24,7 @@ def test_help_names_every_command() -> None:
     assert all(command in said for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["demo", "pretrain", "run", "sweep", "evaluate", "report", "reproduce"])
+@pytest.mark.parametrize("command", ["demo", "pretrain", "run", "sweep", "evaluate", "export", "report", "reproduce"])
 def test_help_teaches_by_example(command: str) -> None:
     code, said = call(command, "--help")
     assert code == 0
@@ -42,6 +42,7 @@ def test_info_says_what_was_built() -> None:
     [
         (["report", "nowhere"], "no run folder at nowhere"),
         (["evaluate", "nowhere"], "no run folder at nowhere"),
+        (["export", "nowhere", "out"], "no run folder at nowhere"),
         (["sweep", "--data", "cifar"], "no built-in data set `cifar`"),
         (["sweep", "--task", "colour"], "no task `colour`"),
         (["sweep", "--family", "gan"], "no model family `gan`"),

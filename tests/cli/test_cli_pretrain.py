@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
+import torch
 from commands import call
 
 from unlearn_ext import models, pretrain
-from unlearn_ext.unlearning import ability
+from unlearn_ext.tasks import CenterCrop
+from unlearn_ext.unlearning.ability import ability
 
 diffusers = pytest.importorskip("diffusers")
 Image = pytest.importorskip("PIL.Image")
@@ -83,7 +86,7 @@ def test_a_model_is_replaced_only_by_force(people: Path, tmp_path: Path) -> None
     assert call(*command)[0] == 0
     code, said = call(*command)
     assert (code, said) == (
-        1, f"Error: {out} already contains a model: choose another --out, or give --force to replace it.",
+        1, f"Error: {out} already contains a model: choose another folder, or give --force to replace it.",
     )  # fmt: skip
     code, said = call(*command, "--force")
     assert code == 0, said
@@ -116,10 +119,16 @@ def test_channels_need_photographs() -> None:
 
 
 def test_slow_models_are_measured_on_few_images(
-    images: tuple, model: models.I2IModel, monkeypatch: pytest.MonkeyPatch
+    tiny_images: tuple[torch.Tensor, torch.Tensor], tiny_model: models.I2IModel
 ) -> None:
-    from unlearn_ext.tasks import CenterCrop
+    assert ability(tiny_model, tiny_images[0], CenterCrop(0.5)).images == 48
+    assert ability(tiny_model, tiny_images[0], CenterCrop(0.5), seconds=0.0).images == 1
 
-    assert ability.ability(model, images[0], CenterCrop(0.5)).images == len(images[0])
-    monkeypatch.setattr(ability, "SECONDS", 0.0)
-    assert ability.ability(model, images[0], CenterCrop(0.5)).images == 1
+
+def test_the_fill_is_the_best_single_colour(tiny_images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    task, images = CenterCrop(0.5), tiny_images[0]
+    hole = images[..., 2:6, 2:6]
+    psnr = 10 * torch.log10(4 / (hole - hole.mean()).square().mean((1, 2, 3)))
+    found = ability(tiny.model("vqgan"), images, task)
+    assert found.fill == pytest.approx(psnr.mean().item(), rel=1e-5)
+    assert not found.is_clear, "its weights are random"

@@ -14,6 +14,7 @@ from .._utils.distributed import FirstFailed, first_alone
 from .._utils.hub import expanded
 from ..errors import UserError
 from . import commands
+from .export import export
 from .inputs import Prepared, describe, keep_apart, prepare
 from .options import Device, Family, Machine, Sources, Training, unfolded
 from .place import Place
@@ -30,6 +31,7 @@ __all__ = [
     "demo",
     "dial",
     "evaluate",
+    "export",
     "info",
     "options",
     "pretrain",
@@ -240,6 +242,9 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of the run.", callba
     from ..report import write_report
 
     out.print(f"Report: {escape(str(write_report(run)))}", soft_wrap=True)
+
+
+app.command()(export)
 
 
 @app.command()

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from .._utils.atomic_io import check_encodable, save_folder, saved_files
+from .._utils.atomic_io import save_folder
 from .._utils.distributed import first_alone, is_first
 from .._utils.hub import expanded
-from ..errors import UserError
 from .ability import say_ability
 from .inputs import built_in
+from .model_folder import check_model_folder
 from .options import Seed, Small, unfolded
 from .terminal import Watch, out, together
 
@@ -85,7 +85,7 @@ def pretrain(
     """
     _check(small, photographs)
     if out_:
-        _check_out(out_, force)
+        check_model_folder(out_, force)
     with together():
         with Watch() as watch, first_alone():
             folder = _trained(small, photographs, seed, out_, watch)
@@ -104,18 +104,6 @@ def _check(small: Small, photographs: Photographs) -> None:
         raise typer.BadParameter("give one of --data and --data-dir.")
     if small.forget_classes:
         raise typer.BadParameter("a model is trained on all classes of --data-dir: leave out --forget-classes.")
-
-
-def _check_out(folder: Path, force: bool) -> None:
-    """Raise ``UserError`` if a folder holds a model already, or files that no model of ours has."""
-    check_encodable(folder)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    ours = (saved_files(folder) if folder.is_dir() else None) or set()
-    if any(path not in ours for path in folder.rglob("*") if not path.is_dir()) or not ours:
-        raise UserError(f"{folder} exists and contains other files than a model of ours: choose another --out.")
-    if not force:
-        raise UserError(f"{folder} already contains a model: choose another --out, or give --force to replace it.")
 
 
 def _trained(small: Small, photographs: Photographs, seed: int, out_: Path | None, progress: Callback) -> Path:
