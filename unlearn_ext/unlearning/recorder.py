@@ -83,7 +83,8 @@ class Recorder:
     def reporting(self, name: str) -> tuple[History, OnStep | None]:
         """Return the history and the progress callback of a point."""
         history = self.histories.setdefault(name, History())
-        return history, reporter(self._progress, name, len(self.points), self.stages)
+        mixed = max(self.stages - max(len(self.points) + 1, len(SCHEDULE.anchors)), 0)
+        return history, reporter(self._progress, name, len(self.points), self.stages, mixed)
 
     def record(self, name: str, role: str, epsilon: float, made: Unlearned, start: float) -> None:
         """Evaluate and save a model, and record it as a point.
