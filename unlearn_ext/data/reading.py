@@ -126,7 +126,7 @@ def _good(results: Sequence[_Read], pixels: torch.Tensor, memory: float) -> tupl
     rows = [row for row, result in enumerate(results) if not result.reason]
     if len(rows) == len(results):
         return pixels, list(results)
-    return gather(pixels, torch.tensor(rows), memory), [results[row] for row in rows]
+    return gather(pixels, torch.tensor(rows, dtype=torch.int64), memory), [results[row] for row in rows]
 
 
 def _reason(error: Exception) -> str:
