@@ -97,6 +97,16 @@ def test_a_model_is_replaced_only_by_force(people: Path, tmp_path: Path) -> None
     assert (out / "mine.txt").read_text() == "mine"
 
 
+def test_a_folder_that_cannot_be_written_stops_before_the_training(
+    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrain, "train", None)
+    (tmp_path / "file").write_text("mine")
+    code, said = call("pretrain", "--data-dir", str(people), "--out", str(tmp_path / "file" / "model"))
+    assert code == 1
+    assert "cannot be written: " in said
+
+
 @pytest.mark.parametrize(
     ("options", "code", "sentence"),
     [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
-from .._utils.atomic_io import check_encodable, saved_files
+from .._utils.atomic_io import check_encodable, saved_files, user_errors
 from ..errors import UserError
 
 __all__ = ["check_model_folder"]
@@ -14,9 +15,12 @@ def check_model_folder(folder: Path, force: bool) -> None:
     """Check that a model may be written to a folder: it is new or empty, or holds only a model of ours and ``force``.
 
     Raises:
-        UserError: the folder contains a model and ``force`` is false, or it contains other files.
+        UserError: the folder contains a model and ``force`` is false, it contains other files, or it cannot be written.
     """
     check_encodable(folder)
+    with user_errors(folder):  # now rather than after the training
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder.parent).close()
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     ours = (saved_files(folder) if folder.is_dir() else None) or set()
