@@ -127,7 +127,7 @@ def test_a_run_is_judged_from_anywhere(place: Path, tmp_path: Path, monkeypatch:
         "real images",
         "unmodified",
         "most-forgotten",
-        "validation images: 8 to forget, 8 to retain",
+        "validation: 8 to forget, 8 to retain",
         "fid",
         "psnr",
     ):
@@ -138,7 +138,7 @@ def test_a_run_is_judged_from_anywhere(place: Path, tmp_path: Path, monkeypatch:
     assert float(rows[2]["psnr"]) < float(rows[0]["psnr"]) == float("inf")
     code, said = call("evaluate", str(run), "--extractor", "pixels", "--part", "training", "--images", "5")
     assert code == 0, said
-    assert "training images: 5 to forget, 5 to retain" in said
+    assert "training: 5 to forget, 5 to retain" in said
     assert "FID, KID and IS are left out" in said
 
 

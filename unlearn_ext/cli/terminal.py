@@ -176,7 +176,7 @@ def metric_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     columns = [name.partition(":") for name in rows[0] if name not in known]
     counts = dict.fromkeys(f"{row['images']} to {row['set']}" for row in rows)
     for extractor in dict.fromkeys(extractor for *_, extractor in columns):
-        title = f"by {extractor}" if extractor else f"in the hole; {rows[0]['part']} images: {', '.join(counts)}"
+        title = f"by {extractor}" if extractor else f"in the hole; {rows[0]['part']}: {', '.join(counts)}"
         table = Table(title=escape(title), title_style="dim", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("model", no_wrap=True)
         table.add_column("set")

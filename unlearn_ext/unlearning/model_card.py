@@ -100,7 +100,7 @@ def _requests(run: RunFolder, point: ParetoPoint, names: bool) -> list[str]:
 
 def _numbers(run: RunFolder, point: ParetoPoint) -> Iterator[tuple[str, str]]:
     original, psnr = float(run.metrics["f1_original"]), read_hole(run.path)
-    yield "ε asked", f"{point.epsilon:.4f} ({100 * point.epsilon / original:.0f} % of the unmodified model's f1)"
+    yield "ε asked", f"{point.epsilon:.4f} ({100 * point.epsilon / original:.2g} % of the unmodified model's f1)"
     yield "what is left of the forgotten (f1)", f"{point.f1:.4f}"
     yield "the same, of the unmodified model", f"{original:.4f}"
     if not math.isnan(point.f1_validation):

@@ -56,7 +56,7 @@ def recommend(run: RunFolder) -> Recommendation:
         least = min(run.asked, key=lambda point: point.epsilon)
         return _of(least, "the front has no knee; this is the smallest ε that was asked for.")
     chosen = min(marks, key=lambda point: point.f1)
-    share = f"ε is {100 * chosen.epsilon / original:.0f} % of the unmodified model's f1. "
+    share = f"ε is {100 * chosen.epsilon / original:.2g} % of the unmodified model's f1. "
     return _of(chosen, share + " ".join([*_about_cost(chosen, cheap, front), *_about_hole(chosen, lost)]))
 
 
