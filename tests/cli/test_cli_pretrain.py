@@ -105,6 +105,9 @@ def test_a_folder_that_cannot_be_written_stops_before_the_training(
     code, said = call("pretrain", "--data-dir", str(people), "--out", str(tmp_path / "file" / "model"))
     assert code == 1
     assert "cannot be written: " in said
+    code, said = call("pretrain", "--data-dir", str(people), "--out", str(people / "model"))
+    assert code == 1
+    assert "the same folder or one contains the other" in said
 
 
 @pytest.mark.parametrize(

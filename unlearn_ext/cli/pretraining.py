@@ -13,9 +13,9 @@ from .._utils.atomic_io import save_folder
 from .._utils.distributed import first_alone, is_first
 from .._utils.hub import expanded
 from .ability import say_ability
-from .inputs import built_in
+from .inputs import built_in, keep_apart
 from .model_folder import check_model_folder
-from .options import Seed, Small, unfolded
+from .options import Seed, Small, Sources, unfolded
 from .terminal import Watch, out, together
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def pretrain(
     """
     _check(small, photographs)
     if out_:
+        keep_apart(out_, Sources(data_dir=photographs.data_dir))
         check_model_folder(out_, force)
     with together():
         with Watch() as watch, first_alone():
@@ -139,14 +140,14 @@ def _images(small: Small, photographs: Photographs, size: int, seed: int) -> tup
 
     if photographs.data_dir is None:
         images, _ = built_in(small, seed, size)
-        return torch.cat([images.forget, images.retain]), torch.cat(
-            [images.forget_validation, images.retain_validation]
-        )
+        held_out = torch.cat([images.forget_validation, images.retain_validation])
+        return torch.cat([images.forget, images.retain]), held_out
     photos = data.load_images(
         photographs.data_dir, size=size, channels=photographs.channels, skip_bad=photographs.skip_bad
     )
     order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(seed))
     taken = len(photos) - min(round(photographs.validation * len(photos)), len(photos) - 1)
     kinds = "grey" if photos.shape[1] == 1 else "RGB"
-    out.print(f"{photographs.data_dir}: {taken} {kinds} images to train on, {len(photos) - taken} held out")
+    where = escape(str(photographs.data_dir))
+    out.print(f"{where}: {taken} {kinds} images to train on, {len(photos) - taken} held out", soft_wrap=True)
     return photos[order[:taken]], photos[order[taken:]]
