@@ -15,7 +15,9 @@ pytest.importorskip("rich")
 
 from commands import call
 
-COMMANDS = ("demo", "pretrain", "run", "sweep", "evaluate", "report", "reproduce", "evidence", "verify", "info")
+COMMANDS = (
+    "demo", "pretrain", "run", "sweep", "evaluate", "export", "report", "reproduce", "evidence", "verify", "info",
+)  # fmt: skip
 
 
 def test_help_names_every_command() -> None:
@@ -25,7 +27,7 @@ def test_help_names_every_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "pretrain", "run", "sweep", "evaluate", "report", "reproduce", "evidence", "verify"]
+    "command", ["demo", "pretrain", "run", "sweep", "evaluate", "export", "report", "reproduce", "evidence", "verify"]
 )
 def test_help_teaches_by_example(command: str) -> None:
     code, said = call(command, "--help")
@@ -46,6 +48,7 @@ def test_info_says_what_was_built() -> None:
         (["evaluate", "nowhere"], "no run folder at nowhere"),
         (["verify", "nowhere"], "no run folder at nowhere"),
         (["evidence", "nowhere"], "no run folder at nowhere"),
+        (["export", "nowhere", "out"], "no run folder at nowhere"),
         (["sweep", "--data", "cifar"], "no built-in data set `cifar`"),
         (["sweep", "--task", "colour"], "no task `colour`"),
         (["sweep", "--family", "gan"], "no model family `gan`"),
@@ -72,7 +75,7 @@ def test_bad_input_is_one_sentence(
         (["frobnicate"], "No such command"),
         (["run"], "--epsilon"),
         (["sweep", "--points", "0"], "--points"),
-        (["evaluate", "runs/demo", "--images", "7"], "--images"),
+        (["evaluate", "runs/demo", "--images", "0"], "--images"),
         (["reproduce", "--seeds", "0"], "--seeds"),
         (["sweep", "--forget", "a"], "--retain"),
         (["sweep", "--forget", "a", "--retain", "b"], "--model"),

@@ -82,12 +82,16 @@ def test_the_dial_adds_a_model_to_a_run_and_its_report(place: Path, tmp_path: Pa
     run = tmp_path / "run"
     code, said = call("sweep", *options(place), "--out", str(run), "--points", "1", "--steps", "5")
     assert code == 0, said
+    assert (run / said.partition("Recommended: ")[2].split()[0] / "config.json").is_file()
     code, said = call("dial", str(run), "--epsilon", "0.4567", "--epsilon", "0.35")
     assert code == 0, said
     assert "0.4567" in said
     for name in ("eps-0.4567", "eps-0.3500"):
         assert (run / name / "config.json").is_file()
         assert name in (run / "report.html").read_text(encoding="utf-8")
+    with (run / "hole.csv").open(newline="", encoding="utf-8") as file:
+        measured = [row["point"] for row in csv.DictReader(file)]
+    assert sorted(measured) == sorted(["unmodified", *(path.parent.name for path in run.glob("*/config.json"))])
     code, said = call("dial", str(tmp_path / "nothing"), "--epsilon", "0.3")
     assert code == 1
     assert "there is no run folder at" in said
@@ -118,12 +122,24 @@ def test_a_run_is_judged_from_anywhere(place: Path, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     code, said = call("evaluate", str(run), "--extractor", "pixels")
     assert code == 0, said
-    for words in ("by pixels", "real images", "unmodified", "most-forgotten", "8 images each", "fid", "psnr"):
+    for words in (
+        "by pixels",
+        "real images",
+        "unmodified",
+        "most-forgotten",
+        "validation: 8 to forget, 8 to retain",
+        "fid",
+        "psnr",
+    ):
         assert words in said
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 16
     assert float(rows[2]["psnr"]) < float(rows[0]["psnr"]) == float("inf")
+    code, said = call("evaluate", str(run), "--extractor", "pixels", "--part", "training", "--images", "5")
+    assert code == 0, said
+    assert "training: 5 to forget, 5 to retain" in said
+    assert "FID, KID and IS are left out" in said
 
 
 def test_a_run_that_does_not_say_of_what_it_is_is_named(run_folder: Path) -> None:

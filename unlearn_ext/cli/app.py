@@ -17,10 +17,12 @@ from . import commands
 from .asked import asked_epsilons, folders_to_forget, request_names, typed_epsilons
 from .audit import audit
 from .evidence import Evidence, add_commands
-from .images import built_in, describe
+from .export import export
+from .images import describe
 from .inputs import Prepared, keep_apart, prepare
-from .options import Device, Family, Machine, Seed, Small, Sources, Training, unfolded
+from .options import Device, Family, Machine, Sources, Training, unfolded
 from .place import Place
+from .pretraining import pretrain
 from .requests import requests
 from .terminal import Watch, err, facts_table, out, plain_warnings, together
 
@@ -34,6 +36,7 @@ __all__ = [
     "demo",
     "dial",
     "evaluate",
+    "export",
     "info",
     "options",
     "pretrain",
@@ -164,23 +167,7 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
         commands.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family))
 
 
-@app.command()
-@unfolded
-def pretrain(small: Small, seed: Seed = 0) -> None:
-    """Train a family's small model for built-in images in a few minutes, or find it in the cache.
-
-    Prints the model's folder, which can be given as `--model`. `sweep` and `run` without `--model` use the same model.
-
-    Example: `unlearn-ext pretrain --family mae --data fashion-mnist`
-    """
-    from ..pretrain import pretrained
-    from ..tasks import parse
-
-    with together():
-        with Watch() as watch, first_alone():
-            images, _ = built_in(small, seed)
-            folder = pretrained(small.family, images, parse(small.task), seed=seed, progress=watch)
-        out.print(f"Model: {escape(str(folder))}", soft_wrap=True)
+app.command()(pretrain)
 
 
 @app.command()
@@ -302,9 +289,12 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of the run.", callba
     out.print(f"Report: {escape(str(write_report(run)))}", soft_wrap=True)
 
 
+app.command()(export)
+
+
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder that `sweep` or `demo` wrote.", callback=expanded)],
+    run: Annotated[Path, typer.Argument(help="Folder that `sweep`, `run` or `demo` wrote.", callback=expanded)],
     extractor: Annotated[
         list[str],
         typer.Option(
@@ -313,17 +303,26 @@ def evaluate(
             "inception-v3[:FILE] or clip:FOLDER_OR_ID. Can be repeated.",
         ),
     ] = ["efficientnet-lite0"],  # noqa: B006  typer only reads it
+    part: Annotated[
+        str,
+        typer.Option(help="Images to evaluate: validation (held out) or training.", metavar="PART"),
+    ] = "validation",
     images: Annotated[
-        int | None, typer.Option(min=8, help="Validation images per set.", show_default="all of the smaller set")
+        int | None, typer.Option(min=1, help="Images per set, at most.", show_default="all of the smaller set")
     ] = None,
 ) -> None:
-    """Compute FID, KID, IS, cosine, PSNR and SSIM of every model of a run on validation images.
+    """Compute FID, KID, IS, cosine, PSNR and SSIM of every model of a run.
 
-    The numbers are printed and written to `metrics.csv` in the run's folder.
+    The numbers are printed and written to `metrics.csv` in the run's folder. With fewer than eight images of a set,
+    FID, KID and IS are left out.
 
-    Example: `unlearn-ext evaluate runs/demo --extractor mnist-cnn`
+    For example:
+
+    - `unlearn-ext evaluate runs/demo --extractor mnist-cnn`
+
+    - `unlearn-ext evaluate runs/mine --part training` if no images were held out
     """
-    commands.evaluate_run(run, extractor, images)
+    commands.evaluate_run(run, extractor, part, images)
 
 
 app.command()(audit)

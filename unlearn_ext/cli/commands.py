@@ -29,6 +29,7 @@ __all__ = ["dial_to", "evaluate_run", "prepared_of", "reproduce_to", "show_run",
 
 def sweep_to(place: Place, prepared: Prepared, points: int, progress: Callback) -> None:
     """Run a sweep with the given number of points between the boundaries, and write it to a folder."""
+    from ..unlearning.ability import write_hole
     from ..unlearning.phases import sweep
 
     require_drawing()  # fail now rather than after the last point
@@ -39,10 +40,12 @@ def sweep_to(place: Place, prepared: Prepared, points: int, progress: Callback) 
         listed=images.listed, argv=sys.argv, settings=prepared.settings, progress=progress, resume=place.resume,
         force=place.force,
     )  # fmt: skip
+    if is_first():
+        write_hole(place.folder, prepared.model, images.forget, prepared.task)
 
 
 def show_run(folder: Path, sources: Sources, evidence: Evidence | None = None, sign: Sign | None = None) -> None:
-    """Write the report and the evidence, and print a table of ε asked and f1 reached; only the first process does.
+    """Write the report and the evidence; print what was asked and reached, and the recommended ε; only the first does.
 
     Args:
         folder: folder of the run.
@@ -51,6 +54,7 @@ def show_run(folder: Path, sources: Sources, evidence: Evidence | None = None, s
         sign: function that signs the evidence.
     """
     from ..report import write_report
+    from ..unlearning.recommend import recommend
     from ..unlearning.run_folder import read_run
 
     if is_first():
@@ -58,6 +62,8 @@ def show_run(folder: Path, sources: Sources, evidence: Evidence | None = None, s
         page, run = write_report(folder), read_run(folder)
         if run.is_sweep:
             out.print(front_table(run))
+            best = recommend(run)
+            out.print(f"Recommended: {best.point} (ε = {best.epsilon:.4f}). {escape(best.reason)}", soft_wrap=True)
         for line in outcome_lines(run):
             out.print(line, soft_wrap=True)
         out.print(f"Report: {escape(str(page))}", soft_wrap=True)
@@ -68,6 +74,7 @@ def show_run(folder: Path, sources: Sources, evidence: Evidence | None = None, s
 
 def dial_to(run: Path, epsilons: Sequence[Epsilon]) -> None:
     """Add models at other ε to a run and draw its report again."""
+    from ..unlearning.ability import write_hole
     from ..unlearning.phases import add_points, refuse_run
     from ..unlearning.run_folder import read_run
 
@@ -80,10 +87,11 @@ def dial_to(run: Path, epsilons: Sequence[Epsilon]) -> None:
             run, prepared.model, images.forget, images.retain, task=prepared.task, epsilons=epsilons,
             held_out=images.held_out, augment=prepared.augment, settings=prepared.settings, progress=watch,
         )  # fmt: skip
+    write_hole(run, prepared.model, images.forget, prepared.task)
     show_run(run, kept(run))
 
 
-def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
+def evaluate_run(run: Path, names: Sequence[str], part: str, limit: int | None) -> None:
     """Evaluate every model of a run with the named extractors, and print the results."""
     from ..metrics import evaluate, load_extractor
     from ..unlearning.run_folder import read_run
@@ -95,7 +103,7 @@ def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
         prepared = prepared_of(run, Machine(), watch)
     with out.status("", spinner="line") as status:
         rows = evaluate(
-            run, prepared.model, prepared.images, task=prepared.task, extractors=extractors, limit=limit,
+            run, prepared.model, prepared.images, task=prepared.task, extractors=extractors, part=part, limit=limit,
             progress=status.update,
         )  # fmt: skip
     for table in metric_tables(rows):

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from .._utils.distributed import is_first
 from ..errors import UserError
+from .ability import say_ability
 from .asked import folders_to_forget, request_names
 from .images import built_in, counts, named_images, recovered
 from .options import Machine, Sources, Training
@@ -122,6 +124,9 @@ def prepare(
     count = sum(parameter.numel() for parameter in model.encoder_parameters())
     out.print(f"{model.family}: {count:,} parameters to train, on {model.device}, in {settings.precision}")
     out.print(counts(images), soft_wrap=True)
+    if place and is_first():
+        sets = {"images to forget": images.forget, "images to retain": images.retain}
+        say_ability(model, task, sets, "unlearning them cannot show anything; see `unlearn-ext pretrain --help`")
     return Prepared(model, images, task, description, settings, augmentation, sources, earlier)
 
 

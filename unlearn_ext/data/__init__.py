@@ -2,7 +2,7 @@
 
 from .builtin import BUILT_IN, SIDE, labelled, load
 from .columns import load_dataset_columns
-from .folders import load_class_folders, load_folders
+from .folders import load_class_folders, load_folders, load_images
 from .joining import join, recover
 from .opening import open_dataset
 from .sets import ForgetRetain, NamedImage, divide
@@ -19,6 +19,7 @@ __all__ = [
     "load_class_folders",
     "load_dataset_columns",
     "load_folders",
+    "load_images",
     "open_dataset",
     "recover",
 ]

@@ -9,14 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from ..errors import UserError, first_ten
 from . import formats
 from .classes import Label, choose
-from .reading import Source, read
+from .reading import Source, read, read_all
 from .sets import FORGET, ForgetRetain
 from .storage import MEMORY
 
-__all__ = ["find_images", "load_class_folders", "load_folders"]
+__all__ = ["find_images", "load_class_folders", "load_folders", "load_images"]
 
 _LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # files that Windows creates in image folders
 _APPLE_LITTER = "._"  # prefix of the files that macOS creates beside others
@@ -133,6 +135,43 @@ def load_class_folders(
         skip_bad=skip_bad,
         memory=memory,
     )
+
+
+def load_images(
+    folder: str | os.PathLike[str],
+    *,
+    size: int,
+    channels: int | None = None,
+    skip_bad: bool = False,
+    memory: float = MEMORY,
+) -> torch.Tensor:
+    """Read all images below a folder into one set, to train a model on them.
+
+    Everything else is as in :func:`load_folders`.
+
+    Args:
+        folder: the folder; ``~`` is the home folder.
+        size: height and width in pixels of the result.
+        channels: 1 for grey, 3 for RGB; None: 3 if an image has a colour, else 1.
+        skip_bad: skip images that cannot be decoded, with a warning, instead of raising.
+        memory: limit in GiB; a larger set of pixels is stored in a file instead of memory.
+
+    Returns:
+        uint8 [N, C, size, size], sorted by path.
+
+    Raises:
+        UserError: the folder does not exist, has no image, or images cannot be decoded.
+    """
+    root = _folder(folder)
+    found = _find(root)
+    _check_some(root, found)
+    _mention_left_out(root, found.left_out)
+    sources = _sources(found.images)
+    images = read_all(sources, size=size, channels=channels or 3, skip_bad=skip_bad, memory=memory)
+    if not len(images):
+        raise UserError(f"the folder {root} holds no image that can be read.")
+    is_grey = channels is None and all(bool((image[:1] == image).all()) for image in images)
+    return images[:, :1].clone() if is_grey else images
 
 
 def find_images(folder: Path) -> list[Path]:

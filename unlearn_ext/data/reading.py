@@ -21,7 +21,7 @@ from .decode import decode
 from .sets import FORGET, LEFT_OUT, RETAIN, ForgetRetain, NamedImage, check_validation, divide
 from .storage import empty, gather
 
-__all__ = ["Source", "file_sha256", "read"]
+__all__ = ["Source", "file_sha256", "read", "read_all"]
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,17 @@ def _bad(side: str, requests: Sequence[str], results: Sequence[_Read]) -> list[N
         for request, result in zip(requests, results, strict=True)
         if result.reason
     ]
+
+
+def read_all(sources: Sequence[Source], *, size: int, channels: int, skip_bad: bool, memory: float) -> torch.Tensor:
+    """Decode images into one set, uint8 [N, C, size, size], with the warnings and errors of :func:`read`."""
+    formats.pillow()  # before the threads start, which must not load plug-ins concurrently
+    results, pixels = _read_side(sources, size, channels, memory)
+    _report_bad([result for result in results if result.reason], skip_bad)
+    _mention_frames([result.name for result in results if result.several_frames])
+    _mention_guesses([result for result in results if result.guessed])
+    images, _ = _good(results, pixels, memory)
+    return images
 
 
 def _read_side(sources: Sequence[Source], size: int, channels: int, memory: float) -> tuple[list[_Read], torch.Tensor]:

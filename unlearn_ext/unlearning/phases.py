@@ -53,7 +53,7 @@ OUTPUTS = Outputs(
     files=(
         FRONT, "history.csv", "samples.npz", "metrics.json",
         IMAGES, REQUESTS, PER_IMAGE,
-        "sources.json", "metrics.csv", "report.html", *(f"figures/{name}" for name in _FIGURES),
+        "sources.json", "hole.csv", "metrics.csv", "report.html", *(f"figures/{name}" for name in _FIGURES),
         "audit.csv", EVIDENCE, SIGNATURE, PAGE,
     ),
 )  # fmt: skip

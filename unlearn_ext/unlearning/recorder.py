@@ -127,7 +127,9 @@ class Recorder:
 
     def reporting(self, name: str) -> tuple[History, OnStep | None]:
         """Return the history of a point for the first request, and its progress callback."""
-        return self.history(name, self._first.name), reporter(self._progress, name, len(self.points), self.stages)
+        mixed = max(self.stages - max(len(self.points) + 1, len(SCHEDULE.anchors)), 0)
+        told = reporter(self._progress, name, len(self.points), self.stages, mixed)
+        return self.history(name, self._first.name), told
 
     def history(self, name: str, request: str) -> History:
         """Return the history of a point for a request."""
