@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["dial_to", "evaluate_run", "reproduce_to", "show_run", "sweep_to", "unlearn_to"]
 
 
-def sweep_to(place: Place, prepared: Prepared, points: int, progress: Callback) -> None:
+def sweep_to(place: Place, prepared: Prepared, points: int, pictures: str, progress: Callback) -> None:
     """Run a sweep with the given number of points between the boundaries, and write it to a folder."""
     from ..unlearning.phases import sweep
 
@@ -35,7 +35,7 @@ def sweep_to(place: Place, prepared: Prepared, points: int, progress: Callback) 
         prepared.model, images.forget, images.retain, task=prepared.task, points=points,
         augment=prepared.augment,
         held_out=(images.forget_validation, images.retain_validation), out=place.folder, dataset=prepared.description,
-        settings=prepared.settings, progress=progress, resume=place.resume, force=place.force,
+        settings=prepared.settings, progress=progress, pictures=pictures, resume=place.resume, force=place.force,
     )  # fmt: skip
 
 

@@ -9,14 +9,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .._utils.atomic_io import save_folder
 from .._utils.process_memory import peak_mb
 from .._version import __version__
-from ..models import I2IModel, reconstruct
-from .batches import in_bytes, pixels
+from ..models import I2IModel
 from .dial import Unlearned
 from .encoder import Encoder
 from .history import History
@@ -24,13 +22,14 @@ from .journal import Journal
 from .objectives import Objectives
 from .outcome import warn_if_skipped
 from .pareto import MOST_FORGOTTEN, ParetoFront, ParetoPoint
+from .pictures import BLURRED, Pictures
 from .progress import Callback, OnStep, reporter
-from .run_folder import steps_of, write_run
+from .run_folder import SAMPLES, VALIDATION, steps_of, write_run
 from .schedule import SCHEDULE, steps_per_anchor
 
 __all__ = ["Recorder"]
 
-SAMPLES = 6  # images of each side in samples.npz
+_TRAINING, _VALIDATION = 6, 3  # pictures of each side
 
 
 class Recorder:
@@ -43,12 +42,13 @@ class Recorder:
         out: folder to write to; None to write nothing.
         progress: called at most ten times per second.
         journal: provides the results of an earlier process.
+        pictures: which pictures to keep, one of :data:`unlearn_ext.unlearning.pictures.CHOICES`.
 
     Attributes:
         stages: number of points that the sweep will have, for progress reports.
         points: points recorded so far.
         histories: training history of each point, by name.
-        samples: pictures by name, for ``samples.npz``.
+        pictures: by name of their file, pictures of training images, and of held-out images if there are any.
         f1_original: f1 of the unmodified model.
         f2_original: f2 of the unmodified model; 0 unless targets are computed for each minibatch.
     """
@@ -61,6 +61,7 @@ class Recorder:
         out: str | PathLike[str] | None,
         progress: Callback | None,
         journal: Journal,
+        pictures: str = BLURRED,
     ) -> None:
         self._start, self._journal = time.monotonic(), journal
         self._original, self._objectives, self._progress = model, objectives, progress
@@ -70,15 +71,13 @@ class Recorder:
         self.histories: dict[str, History] = {}
         self.points: list[ParetoPoint] = []
         self.stages = 0
-        sides = [pixels(side.images[:SAMPLES]) for side in (objectives.forget, objectives.retain)]
-        self._shown, self._task = torch.cat(sides), objectives.forget.task
-        pictures = {
-            "original": self._shown,
-            "corrupted": self._task(self._shown),
-            "unmodified": reconstruct(model, self._shown, self._task),
-        }
-        self.samples = {"is_forget": np.repeat([True, False], [len(side) for side in sides])}
-        self.samples |= {name: in_bytes(images).numpy() for name, images in pictures.items()}
+        self._choice, task = pictures, objectives.forget.task
+        shown = {SAMPLES: (objectives.forget.images[:_TRAINING], objectives.retain.images[:_TRAINING])}
+        if held_out:
+            shown[VALIDATION] = (held_out[0][:_VALIDATION], held_out[1][:_VALIDATION])
+        self.pictures = {name: Pictures(*sides, task, pictures) for name, sides in shown.items()}
+        for kept in self.pictures.values():
+            kept.add("unmodified", kept.made_by(model))
 
     def reporting(self, name: str) -> tuple[History, OnStep | None]:
         """Return the history and the progress callback of a point."""
@@ -96,7 +95,8 @@ class Recorder:
             start: time at which work on it began, from ``time.monotonic``.
         """
         validation, pictures, seconds = self._journal.recall(lambda: self._judged_and_saved(name, made.model, start))
-        self.samples[name] = pictures.numpy()
+        for kept, made_by_it in zip(self.pictures.values(), pictures, strict=True):
+            kept.add(name, made_by_it)
         steps = len(self.histories.get(name, ()))
         self.points.append(
             ParetoPoint(name, role, epsilon, made.f1, made.f2, *validation, steps, seconds, made.made_of)
@@ -110,17 +110,18 @@ class Recorder:
             dataset: description of the images, for ``metrics.json``.
         """
         if self._out is not None:
-            write_run(self._out, front, steps_of(self.histories), self.samples, self._metrics(dataset))
+            pictures = {name: kept.samples for name, kept in self.pictures.items()}
+            write_run(self._out, front, steps_of(self.histories), pictures, self._metrics(dataset))
         warn_if_skipped(self.histories.values())
         self._journal.finish()
 
     def _judged_and_saved(
         self, name: str, model: I2IModel, start: float
-    ) -> tuple[tuple[float, float], torch.Tensor, float]:
-        """Save a model; return (f1, f2) for held-out images, the sample pictures, and the seconds since the start."""
+    ) -> tuple[tuple[float, float], list[torch.Tensor], float]:
+        """Save a model; return (f1, f2) for held-out images, its pictures, and the seconds since the start."""
         encode = Encoder(model, self._objectives.settings)
         validation = self._validation.evaluate(encode) if self._validation else (math.nan, math.nan)
-        pictures = in_bytes(reconstruct(model, self._shown, self._task))
+        pictures = [kept.made_by(model) for kept in self.pictures.values()]
         if self._out is not None:
             save_folder(self._out / name, model.save_pretrained, replace=True)
         return validation, pictures, time.monotonic() - start
@@ -131,7 +132,7 @@ class Recorder:
             "version": __version__,
             "family": self._original.family,
             "dataset": dataset,
-            "task": str(self._task),
+            "task": str(self._objectives.forget.task),
             "device": str(self._original.device),
             "seed": settings.seed,
             "settings": asdict(settings),
@@ -142,6 +143,7 @@ class Recorder:
             "anchors": SCHEDULE.anchors,
             "steps_per_anchor": steps_per_anchor(self._objectives),
             "samples_from": "training images",
+            "pictures": self._choice,
             "seconds": time.monotonic() - self._start,
             "peak_memory_mb": peak_mb(),
         }

@@ -1,11 +1,11 @@
-"""Write and read the folder of a sweep: its tables and pictures."""
+"""Write and read the folder of a run: its tables and pictures."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -16,11 +16,16 @@ from .._utils.atomic_io import write_arrays, write_table, write_text
 from ..errors import UserError
 from .history import History
 from .pareto import TRAINED, ParetoFront, ParetoPoint
+from .pictures import ALL, CHOICES, IS_FORGET
 
-__all__ = ["CURVES", "FILES", "FRONT", "STEPS", "RunFolder", "read_run", "read_steps", "steps_of", "write_run"]
+__all__ = [
+    "CURVES", "FILES", "FRONT", "SAMPLES", "STEPS", "VALIDATION", "RunFolder", "read_run", "read_steps", "steps_of",
+    "write_run",
+]  # fmt: skip
 
 FRONT = "front.csv"  # written last: if it exists, the run is complete
-FILES = (FRONT, "history.csv", "metrics.json", "samples.npz")
+SAMPLES, VALIDATION = "samples.npz", "validation.npz"  # pictures of training images, and of held-out images if any
+FILES = (FRONT, "history.csv", "metrics.json", SAMPLES)
 STEPS = ("point", "step", "epsilon", "f1", "f2", "psi", "lam", "skipped")  # columns of history.csv
 _METRICS: dict[type | tuple[type, ...], tuple[str, ...]] = {
     (int, float): ("f1_original", "f1_star", "f2_tolerance", "hypervolume", "seconds", "peak_memory_mb", "seed"),
@@ -33,13 +38,23 @@ CURVES = ("f1", "f2", "psi", "lam")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The content of a run folder: points from the most to the least forgotten, their histories and pictures."""
+    """The content of a run folder: points from the most to the least forgotten, their histories and pictures.
+
+    ``samples`` are pictures of training images, and ``validation`` of held-out images; the latter is empty if there are
+    none, as in the folders of earlier versions.
+    """
 
     path: Path
     metrics: dict[str, Any]
     front: ParetoFront
     history: dict[str, dict[str, np.ndarray]]
     samples: dict[str, np.ndarray]
+    validation: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def pictures(self) -> str:
+        """Which pictures the folder holds, one of ``CHOICES``; earlier versions kept all."""
+        return str(self.metrics.get("pictures", ALL))
 
     @property
     def points(self) -> tuple[ParetoPoint, ...]:
@@ -86,7 +101,7 @@ def write_run(
     folder: Path,
     front: ParetoFront,
     steps: Iterable[Sequence[object]],
-    samples: Mapping[str, np.ndarray],
+    pictures: Mapping[str, Mapping[str, np.ndarray]],
     metrics: Mapping[str, Any],
 ) -> None:
     """Write the tables and pictures of a sweep, the front last.
@@ -95,15 +110,16 @@ def write_run(
         folder: folder of the sweep.
         front: points of the sweep.
         steps: rows of ``history.csv``, with the columns ``STEPS``.
-        samples: ``"is_forget"`` (bool [N]), and pictures, uint8 [N, C, H, W], of every point and of the images that it
-            is compared with.
+        pictures: by name of the file, ``SAMPLES`` or ``VALIDATION``: ``"is_forget"`` (bool [N]), and pictures, uint8
+            [N, C, H, W], of every point and of the images that it is compared with.
         metrics: metrics of the sweep; those that follow from the points are added.
 
     Raises:
         UserError: a file cannot be written.
     """
     write_table(folder / "history.csv", STEPS, steps)
-    write_arrays(folder / "samples.npz", samples)
+    for name, samples in pictures.items():
+        write_arrays(folder / name, samples)
     text = json.dumps({**metrics, **_judgement(front, metrics)}, indent=2, ensure_ascii=False)
     write_text(folder / "metrics.json", f"{text}\n")
     front.to_csv(folder / FRONT)
@@ -149,15 +165,14 @@ def read_run(folder: str | Path) -> RunFolder:
     try:
         metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
         history = _history(path / "history.csv")
-        with np.load(path / "samples.npz", allow_pickle=False) as archive:
-            samples = {name: archive[name] for name in archive.files}
+        samples = _samples(path / SAMPLES)
+        validation = _samples(path / VALIDATION) if (path / VALIDATION).exists() else {}
         _check_metrics(metrics)
-        _check_samples(samples)
     except (ValueError, KeyError, OSError, BadZipFile) as error:
         raise UserError(f"{path} cannot be read as a run: {type(error).__name__}: {error}.") from error
     if not front.points:
         raise UserError(f"{path} is not a finished run: its front.csv lists no model.")
-    return RunFolder(path, metrics, front, history, samples)
+    return RunFolder(path, metrics, front, history, samples, validation)
 
 
 def _check_metrics(metrics: Any) -> None:
@@ -168,16 +183,21 @@ def _check_metrics(metrics: Any) -> None:
         for name in names:
             if not isinstance(metrics.get(name), kind):
                 raise ValueError(f"metrics.json has no valid {name}: {metrics.get(name)!r}")
+    if (pictures := metrics.get("pictures", ALL)) not in CHOICES:
+        raise ValueError(f"metrics.json has no valid pictures: {pictures!r}")
 
 
-def _check_samples(samples: dict[str, np.ndarray]) -> None:
-    """Raise ``ValueError`` if they are not pictures, or differ in number or shape from the originals."""
-    originals, is_forget = samples.get("original"), samples.get("is_forget")
+def _samples(path: Path) -> dict[str, np.ndarray]:
+    """Read pictures; raise ``ValueError`` if they differ in number or shape from the originals, or are no pictures."""
+    with np.load(path, allow_pickle=False) as archive:
+        samples = {name: archive[name] for name in archive.files}
+    originals, is_forget = samples.get("original"), samples.get(IS_FORGET)
     if originals is None or originals.ndim != 4 or is_forget is None or is_forget.shape != originals.shape[:1]:
-        raise ValueError("samples.npz has no valid arrays `original` and `is_forget`")
+        raise ValueError(f"{path.name} has no valid arrays `original` and `is_forget`")
     for name, pictures in samples.items():
-        if name != "is_forget" and (pictures.shape != originals.shape or pictures.dtype != np.uint8):
-            raise ValueError(f"the array {name} in samples.npz is not uint8, or differs in shape from `original`")
+        if name != IS_FORGET and (pictures.shape != originals.shape or pictures.dtype != np.uint8):
+            raise ValueError(f"the array {name} in {path.name} is not uint8, or differs in shape from `original`")
+    return samples
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
