@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ from .template import render
 __all__ = ["write_page"]
 
 Table = list[dict[str, str]]
+
+# The columns of requests.csv that the page shows.
+_REQUEST = (
+    "point", "request", "epsilon", "f1_unmodified", "f1", "f1_validation", "images", "worst_f1", "worst_file", "above",
+    "held", "since",
+)  # fmt: skip
 
 _FILES = {
     "front.csv": "the models: ε, f1, f2, and what each is made of",
@@ -47,7 +54,7 @@ def write_page(run_folder: str | Path, pictures: str | None) -> Path:
     run = read_run(run_folder)
     choice = _choice(run, pictures)
     strips = _strips(run, choice)
-    requests, audit = _table(run.path / "requests.csv"), _table(run.path / "audit.csv")
+    requests, audit = _table(run.path / "requests.csv", "requests", _REQUEST), _table(run.path / "audit.csv", "audits")
     single = len(run.points) == 1
     downloads = {name: content for name, content in _FILES.items() if (run.path / name).is_file()}
     plots = {"convergence": convergence(run)} | ({} if single else {"steering": steering(run)})
@@ -129,23 +136,32 @@ def _recommended(run: RunFolder) -> Any:
 
 def _worst(requests: Sequence[Mapping[str, str]]) -> Mapping[str, str] | None:
     """Return this run's request whose worst image has the largest f1; None if nothing is known about single images."""
-    mine = [row for row in requests if not row.get("since") and row.get("worst_f1")]
-    return max(mine, key=lambda row: float(row["worst_f1"]), default=None)
+    mine = {index: float(row.get("worst_f1") or "nan") for index, row in enumerate(requests) if not row.get("since")}
+    known = {index: worst for index, worst in mine.items() if not math.isnan(worst)}
+    return requests[max(known, key=lambda index: known[index])] if known else None
 
 
-def _table(path: Path) -> Table:
+def _table(path: Path, content: str, columns: Iterable[str] = ()) -> Table:
     """Return the rows of a CSV file; no rows if there is no file.
 
+    Args:
+        path: path of the file.
+        content: what its rows are, for messages.
+        columns: columns that it must have.
+
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or a column is missing.
     """
     if not path.exists():
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a table: {error}.") from error
+        raise UserError(f"{path} cannot be read as a table of {content}: {error}.") from error
+    if rows and (missing := set(columns) - set(rows[0])):
+        raise UserError(f"{path} cannot be read as a table of {content}: no column {', '.join(sorted(missing))}.")
+    return rows
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:

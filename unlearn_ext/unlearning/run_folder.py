@@ -28,9 +28,10 @@ SAMPLES, VALIDATION = "samples.npz", "validation.npz"  # pictures of training im
 FILES = (FRONT, "history.csv", "metrics.json", SAMPLES)
 STEPS = ("point", "step", "epsilon", "f1", "f2", "psi", "lam", "skipped")  # columns of history.csv
 _METRICS: dict[type | tuple[type, ...], tuple[str, ...]] = {
-    (int, float): ("f1_original", "f1_star", "f2_tolerance", "hypervolume", "seconds", "peak_memory_mb", "seed"),
+    (int, float): ("f1_original", "seconds", "peak_memory_mb", "seed"),
+    (int, float, type(None)): ("f1_star", "f2_tolerance", "hypervolume"),  # None for a single model
     str: ("version", "family", "dataset", "task", "device", "samples_from"),
-    list: ("reference_point",),
+    (list, type(None)): ("reference_point",),
     dict: ("settings",),
 }
 CURVES = ("f1", "f2", "psi", "lam")
