@@ -12,7 +12,9 @@ from run_folders import POINTS, write_audit, write_run, write_single
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+from playwright import sync_api
 
 from unlearn_ext.report import write_report
 

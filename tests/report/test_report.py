@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_folders import POINTS, write_audit, write_requests, write_run, write_single
@@ -15,6 +16,7 @@ pytest.importorskip("jinja2")
 
 from unlearn_ext.errors import UserError
 from unlearn_ext.report import write_report
+from unlearn_ext.report.saving import save_figures
 from unlearn_ext.report.template import short
 from unlearn_ext.unlearning.run_folder import read_run
 
@@ -155,7 +157,11 @@ def shown(run: Path, pictures: str | None) -> tuple[str, bool, set[str]]:
     return page, (run / "figures" / "strip.png").exists(), set(re.findall(r'alt="images to (\w+): ', page))
 
 
-def test_the_report_shows_what_was_chosen(run_folder: Path) -> None:
+def test_the_report_shows_what_was_chosen(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_strip(folder: Path, figures: dict[str, Any]) -> None:
+        save_figures(folder, {name: figure for name, figure in figures.items() if name == "strip"})
+
+    monkeypatch.setattr("unlearn_ext.report.page.save_figures", only_strip)
     whole, has_figure, sides = shown(run_folder, None)
     assert (has_figure, sides) == (True, {"forget", "retain"})
     blurred, _, sides = shown(run_folder, "blurred")

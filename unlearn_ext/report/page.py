@@ -113,8 +113,8 @@ def _choice(run: RunFolder, asked: str | None) -> str:
     shown = lower(asked, run.pictures)
     if shown != asked:
         warnings.warn(
-            f"the report shows the pictures `{shown}`, because this run saved no more; for `{asked}`, repeat the run with "
-            f"--pictures {asked}.",
+            f"the report shows the pictures `{shown}`, because this run saved no more; for `{asked}`, repeat the run "
+            f"with --pictures {asked}.",
             stacklevel=4,
         )
     return shown

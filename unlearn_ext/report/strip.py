@@ -33,7 +33,7 @@ class StripRow:
         name: name of the model or of the reference.
         label: displayed name.
         note: displayed detail, for example f1 and f2.
-        sides: tiles, [H, W, RGBA], of the images to ``"forget"`` and to ``"retain"``; a side without images is left out.
+        sides: tiles, [H, W, RGBA], of images to ``"forget"`` and to ``"retain"``; sides without images are left out.
     """
 
     name: str
@@ -72,8 +72,8 @@ def strip_figure(rows: list[StripRow]) -> Figure:
         assert isinstance(layout, ConstrainedLayoutEngine)  # set by style()
         layout.set(h_pad=0.015, w_pad=0.06, hspace=0, wspace=0.02)
         for line, row in zip(grid, rows, strict=True):
-            for axes, side in zip(line, row.sides.values(), strict=True):
-                axes.imshow(side, interpolation="nearest")
+            for axes, tiled in zip(line, row.sides.values(), strict=True):
+                axes.imshow(tiled, interpolation="nearest")
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
                 axes.grid(False)
