@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ pytest.importorskip("jinja2")
 from unlearn_ext.errors import UserError
 from unlearn_ext.report import write_report
 from unlearn_ext.report.saving import save_figures
-from unlearn_ext.report.template import short
+from unlearn_ext.report.template import rounded, short
 from unlearn_ext.unlearning.run_folder import read_run
 
 
@@ -197,3 +198,17 @@ def test_runs_of_earlier_versions_are_shown_blurred_and_without_validation_pictu
 @pytest.mark.parametrize(("cell", "text"), [("0.123456", "0.1235"), ("", "–"), ("nan", "–"), (None, "–"), ("a", "a")])
 def test_cells_are_short(cell: str | None, text: str) -> None:
     assert short(cell) == text
+
+
+def test_shares_are_short() -> None:
+    assert rounded("0.498201*anchor-0.0620 + 0.5018*unmodified") == "0.498*anchor-0.0620 + 0.502*unmodified"
+
+
+@pytest.mark.usefixtures("page_only")
+def test_a_recommended_model_is_shown_first(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = SimpleNamespace(point=POINTS[2][0], epsilon=0.6, reason="From here on <i>f2</i> hardly falls.")
+    monkeypatch.setattr("unlearn_ext.report.page._recommended", lambda run: best)
+    page = write_report(run_folder).read_text(encoding="utf-8")
+    assert "Recommended: ε = 0.6" in page
+    assert "&lt;i&gt;f2&lt;/i&gt; hardly falls" in page
+    assert f'data-start="{POINTS[2][0]}"' in page

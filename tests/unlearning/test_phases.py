@@ -236,7 +236,7 @@ def test_the_tables_are_complete(swept):
     expected = {
         "version", "family", "dataset", "task", "seed", "settings", "f1_original", "f2_original", "f1_star",
         "f2_tolerance", "anchors", "steps_per_anchor", "hypervolume", "reference_point", "max_epsilon_miss",
-        "samples_from", "seconds", "peak_memory_mb", "device",
+        "samples_from", "pictures", "seconds", "peak_memory_mb", "device",
     }  # fmt: skip
     assert set(metrics) == expected
     assert metrics["hypervolume"] == pytest.approx(front.hypervolume(tuple(metrics["reference_point"])))

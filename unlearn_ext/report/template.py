@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 
 from .style import data_uri, inline_svg, style
 
-__all__ = ["render", "short"]
+__all__ = ["render", "rounded", "short"]
 
 
 def render(name: str, plots: dict[str, Figure], **values: Any) -> str:
@@ -20,10 +21,15 @@ def render(name: str, plots: dict[str, Figure], **values: Any) -> str:
         loader=PackageLoader("unlearn_ext.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"data_uri": data_uri, "short": short}
+    environment.filters |= {"data_uri": data_uri, "rounded": rounded, "short": short}
     with style():
         drawn = {name: Markup(inline_svg(figure, name)) for name, figure in plots.items()}
     return environment.get_template(name).render(plots=drawn, **values)
+
+
+def rounded(made_of: str) -> str:
+    """Return what a model is made of, with shares of three decimals."""
+    return re.sub(r"\d+\.\d+(?=\*)", lambda share: f"{float(share[0]):.3f}", made_of)
 
 
 def short(cell: str | None) -> str:
