@@ -108,7 +108,7 @@ def test_debug_by_environment() -> None:
 
 
 def test_an_unforeseen_error_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("the [disk]\nis full")
 
     monkeypatch.setattr("unlearn_ext.report.write_report", fail)
@@ -116,7 +116,7 @@ def test_an_unforeseen_error_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_interruption_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(_: object) -> None:
+    def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("unlearn_ext.report.write_report", stop)

@@ -446,7 +446,7 @@ def test_what_every_target_makes_is_kept_and_drawn(folder):
     assert [row.label for row in strip] == [
         "original", "corrupted", "unmodified model", *(target for target in TARGETS for _ in SHARES),
     ]  # fmt: skip
-    assert len({row.forget.tobytes() for row in strip}) > 3
+    assert len({row.sides["forget"].tobytes() for row in strip}) > 3
     page = write_reproduction(folder).read_text(encoding="utf-8")
     for target in TARGETS:
         assert page.count(f"images to retain: {target}") == len(SHARES)

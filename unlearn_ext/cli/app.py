@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from .._utils.distributed import FirstFailed, first_alone
 from .._utils.hub import expanded
 from ..errors import UserError
+from ..unlearning.pictures import CHOICES
 from . import commands
 from .asked import asked_epsilons, folders_to_forget, request_names, typed_epsilons
 from .audit import audit
@@ -20,7 +21,7 @@ from .evidence import Evidence, add_commands
 from .export import export
 from .images import describe
 from .inputs import Prepared, keep_apart, prepare
-from .options import Device, Family, Machine, Sources, Training, unfolded
+from .options import Device, Family, Machine, Pictures, Sources, Training, unfolded
 from .place import Place
 from .pretraining import pretrain
 from .requests import requests
@@ -151,10 +152,11 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
     from .. import demo as chosen
     from ..models import check_family
     from ..unlearning.identity import known
+    from ..unlearning.pictures import ALL  # these images are public
 
     check_family(family)
     choice = chosen.CHOICES[family]
-    place = Place.of_sweep(out_, choice.points, resume, force)
+    place = Place.of_sweep(out_, choice.points, ALL, resume, force)
     with together():
         with Watch() as watch:
             with first_alone():
@@ -162,7 +164,7 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
                 model, images = chosen.prepare(family, watch)
             description = describe(images.name, chosen.FORGET_CLASSES)
             prepared = Prepared(model, images, chosen.TASK, description, choice.settings)
-            commands.sweep_to(place, prepared, choice.points, watch)
+            commands.sweep_to(place, prepared, choice.points, ALL, watch)
         classes = ",".join(map(str, chosen.FORGET_CLASSES))
         commands.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family))
 
@@ -179,6 +181,7 @@ def sweep(
     evidence: Evidence,
     out_: Out = Path("runs/sweep"),
     points: Wanted = 9,
+    pictures: Pictures = "blurred",
     resume: Resume = False,
     force: Force = False,
 ) -> None:
@@ -201,13 +204,13 @@ def sweep(
             "a front has one ε, so `sweep` takes one request: use `run`, with an ε for each request."
         )
     keep_apart(out_, sources)
-    place = Place.of_sweep(out_, points, resume, force)
+    place = Place.of_sweep(out_, points, pictures, resume, force)
     with together():
         sign = evidence.signer()
         with Watch() as watch:
             with first_alone():
                 prepared = prepare(sources, training, machine, watch, place)
-            commands.sweep_to(place, prepared, points, watch)
+            commands.sweep_to(place, prepared, points, pictures, watch)
         commands.show_run(out_, sources, evidence, sign)
 
 
@@ -279,14 +282,28 @@ app.command()(requests)
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Folder of the run.", callback=expanded)]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.", callback=expanded)],
+    pictures: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHOICE",
+            help=f"Pictures to show: {', '.join(CHOICES)}; never more than the run saved.",
+            show_default="as in the run",
+        ),
+    ] = None,
+) -> None:
     """Draw a run's report again: `report.html`, a single self-contained file, and `figures/`.
 
-    Example: `unlearn-ext report runs/demo`
+    For example:
+
+    - `unlearn-ext report runs/demo`
+
+    - `unlearn-ext report runs/mine --pictures none`
     """
     from ..report import write_report
 
-    out.print(f"Report: {escape(str(write_report(run)))}", soft_wrap=True)
+    out.print(f"Report: {escape(str(write_report(run, pictures)))}", soft_wrap=True)
 
 
 app.command()(export)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["dial_to", "evaluate_run", "prepared_of", "reproduce_to", "show_run", "sweep_to", "unlearn_to"]
 
 
-def sweep_to(place: Place, prepared: Prepared, points: int, progress: Callback) -> None:
+def sweep_to(place: Place, prepared: Prepared, points: int, pictures: str, progress: Callback) -> None:
     """Run a sweep with the given number of points between the boundaries, and write it to a folder."""
     from ..unlearning.ability import write_hole
     from ..unlearning.phases import sweep
@@ -37,8 +37,8 @@ def sweep_to(place: Place, prepared: Prepared, points: int, progress: Callback) 
     sweep(
         prepared.model, images.forget, images.retain, task=prepared.task, points=points,
         augment=prepared.augment, held_out=images.held_out, out=place.folder, dataset=prepared.description,
-        listed=images.listed, argv=sys.argv, settings=prepared.settings, progress=progress, resume=place.resume,
-        force=place.force,
+        listed=images.listed, argv=sys.argv, settings=prepared.settings, progress=progress, pictures=pictures,
+        resume=place.resume, force=place.force,
     )  # fmt: skip
     if is_first():
         write_hole(place.folder, prepared.model, images.forget, prepared.task)

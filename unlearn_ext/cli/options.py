@@ -12,9 +12,10 @@ import typer
 
 from ..data.augment import KNOWN as AUGMENTATIONS
 from ..models import FAMILIES
+from ..unlearning.pictures import CHOICES
 from ..unlearning.settings import PRECISIONS
 
-__all__ = ["Device", "Family", "Machine", "Seed", "Small", "Sources", "Training", "unfolded"]
+__all__ = ["Device", "Family", "Machine", "Pictures", "Seed", "Small", "Sources", "Training", "unfolded"]
 
 
 def _option(panel: str, help: str, *names: str, **more: Any) -> Any:
@@ -31,6 +32,13 @@ Device = Annotated[
     str | None,
     _option("Machine", "Device, as in torch: cpu, cuda, cuda:1, mps.", show_default="a GPU if there is one"),
 ]
+
+
+Pictures = Annotated[
+    str,
+    _option("Pictures", f"Pictures to save and to show: {', '.join(CHOICES)}. With blurred, images to forget are "
+            "blurred irreversibly; with retain, they are left out.", metavar="CHOICE"),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,17 @@ class Place:
     force: bool
 
     @classmethod
-    def of_sweep(cls, folder: Path, points: int, resume: bool, force: bool) -> Place:
-        """Return the output folder of a sweep."""
-        from ..unlearning.phases import OUTPUTS, wanted
+    def of_sweep(cls, folder: Path, points: int, pictures: str, resume: bool, force: bool) -> Place:
+        """Return the output folder of a sweep.
 
-        return cls(folder, OUTPUTS, wanted(points, None), resume, force)
+        Raises:
+            UserError: there is no such choice of pictures.
+        """
+        from ..unlearning.phases import OUTPUTS, wanted
+        from ..unlearning.pictures import check_choice
+
+        check_choice(pictures)
+        return cls(folder, OUTPUTS, wanted(points, None, pictures), resume, force)
 
     @classmethod
     def of_run(cls, folder: Path, epsilons: Mapping[str, Epsilon], resume: bool, force: bool) -> Place:

@@ -30,10 +30,11 @@ from .journal import Journal, journal
 from .objectives import Objectives
 from .outputs import EVIDENCE, PAGE, SIGNATURE, Outputs
 from .pareto import ANCHOR, EPSILON, LEAST_FORGOTTEN, MOST_FORGOTTEN, TRAINED, ParetoFront, point_name
+from .pictures import ALL, BLURRED, check_choice
 from .progress import Callback
 from .recorder import About, Recorder
 from .requests import Request
-from .run_folder import FRONT, RunFolder, read_run, read_steps, steps_of, write_run
+from .run_folder import FRONT, SAMPLES, VALIDATION, RunFolder, read_run, read_steps, steps_of, write_run
 from .schedule import SCHEDULE
 from .settings import Settings
 from .tables import IMAGES, PER_IMAGE, REQUESTS
@@ -51,7 +52,7 @@ OUTPUTS = Outputs(
     models=rf"{MOST_FORGOTTEN}|{LEAST_FORGOTTEN}|boundary-high|boundary-low|(anchor|eps)--?\d+\.\d{{4}}",
     # The sweep writes the first two lines; other commands write the rest.
     files=(
-        FRONT, "history.csv", "samples.npz", "metrics.json",
+        FRONT, "history.csv", SAMPLES, VALIDATION, "metrics.json",
         IMAGES, REQUESTS, PER_IMAGE,
         "sources.json", "hole.csv", "metrics.csv", "report.html", *(f"figures/{name}" for name in _FIGURES),
         "audit.csv", EVIDENCE, SIGNATURE, PAGE,
@@ -76,6 +77,7 @@ def sweep(
     argv: Sequence[str] = (),
     settings: Settings | None = None,
     progress: Callback | None = None,
+    pictures: str = BLURRED,
     resume: bool = False,
     force: bool = False,
 ) -> ParetoFront:
@@ -102,12 +104,14 @@ def sweep(
             columns are NaN.
         augment: augmentation of training images: one of :mod:`unlearn_ext.data.augment`, or any function of images and
             the number of the draw. The frozen encoder then runs at every step.
-        out: folder for the models, the tables, ``metrics.json`` and ``samples.npz``.
+        out: folder for the models, the tables, ``metrics.json``, ``samples.npz`` and ``validation.npz``.
         dataset: description of the images, for ``metrics.json``.
         listed: names, hashes and uses of all images, for ``images.csv``; by default images are named by position.
         argv: the command line, for ``metrics.json``.
         settings: training settings.
         progress: called at most ten times per second.
+        pictures: which pictures to save: ``"none"``, ``"retain"`` (images to retain), ``"blurred"`` (also images to
+            forget, blurred), or ``"all"``.
         resume: continue the sweep that an earlier process left in ``out``, with the same results as without the
             interruption; a finished sweep is returned, with a warning.
         force: replace an earlier sweep in ``out``, finished or not; only files that it wrote are removed.
@@ -126,25 +130,27 @@ def sweep(
         raise UserError(f"points is {points}; it must be 0 or more.")
     for epsilon in epsilons or ():
         check_epsilon(epsilon)
+    check_choice(pictures)
     check_model(model)
     check_task(task)
     sets = {"forget": forget, "retain": retain, **dict(zip(_HELD_OUT, held_out or (), strict=False))}
     for name, images in sets.items():
         check_images(name.replace("_", " "), images, model)
-    run = {} if out is None else identity(model, sets, task, augment, settings, **wanted(points, epsilons))
+    run = {} if out is None else identity(model, sets, task, augment, settings, **wanted(points, epsilons, pictures))
     freeze = partial(Objectives.freeze, model, forget, retain, task, augment=augment, settings=settings)
     with journal(out, OUTPUTS, run, resume=resume, force=force) as kept:
         if kept.finished:
             warnings.warn(f"the run in {out} is finished: nothing is left to do.", stacklevel=2)
             assert out is not None  # only a run with a folder can be finished
-            folder = Path(out)
-            front = ParetoFront.from_csv(folder / FRONT)
-            loaded = cache(lambda: read_dial(folder, front, model, freeze()))  # loads the models on first use
+            done = Path(out)
+            front = ParetoFront.from_csv(done / FRONT)
+            loaded = cache(lambda: read_dial(done, front, model, freeze()))  # loads the models on first use
             return replace(front, dial=lambda epsilon: loaded().at(epsilon))
         objectives = freeze()
         about = About("sweep", listed or unnamed({FORGET: forget}, retain, _named(held_out)), dataset, argv)
         request = _request(objectives, held_out, about.listed)
-        recorder = Recorder(model, [request], about, out if distributed.is_first() else None, progress, kept)
+        folder = Path(out) if out is not None and distributed.is_first() else None
+        recorder = Recorder(model, [request], about, folder, progress, kept, pictures)
         recorder.stages = len(SCHEDULE.anchors) + 1 + (points if epsilons is None else len(epsilons))
         dial = _train_anchors(model, objectives, recorder, kept)
         least = _record_least_forgotten(dial, recorder)
@@ -265,7 +271,8 @@ def add_points(
         refuse_run(before)
         objectives = Objectives.freeze(model, forget, retain, task, augment=augment, settings=settings)
         about = About("sweep", before.images or unnamed({FORGET: forget}, retain, _named(held_out)))
-        recorder = Recorder(model, [_request(objectives, held_out, about.listed)], about, out, progress, Journal())
+        request = _request(objectives, held_out, about.listed)
+        recorder = Recorder(model, [request], about, out, progress, Journal(), before.pictures)
         dial, recorder.stages = read_dial(out, before.front, model, objectives), len(epsilons)
         for epsilon in _distinct([in_f1(epsilon, recorder.f1_original) for epsilon in epsilons]):
             _record_epsilon(epsilon, dial, recorder, Journal())
@@ -273,12 +280,13 @@ def add_points(
         points = (*recorder.points, *(point for point in before.front if point.name not in new))
         front = ParetoFront(points, dial.at)
         steps = [row for row in read_steps(out) if row[0] not in new]
-        samples = {**before.samples, **recorder.samples}
+        saved = {SAMPLES: before.samples, VALIDATION: before.validation}
+        pictures = {name: {**saved[name], **added.samples} for name, added in recorder.pictures.items()}
         requests = [*recorder.requests, *(row for row in before.requests if row.point not in new)]
         per_image = [*(row for row in before.per_image if row.point not in new), *recorder.per_image]
         order = [point.name for point in front]
         write_run(
-            out, front, [*steps, *steps_of(recorder.histories)], samples, before.metrics, listed=about.listed,
+            out, front, [*steps, *steps_of(recorder.histories)], pictures, before.metrics, listed=about.listed,
             requests=sorted(requests, key=lambda row: order.index(row.point)), per_image=per_image,
         )  # fmt: skip
         return front
@@ -313,12 +321,15 @@ def read_dial(out: Path, front: ParetoFront, model: I2IModel, objectives: Object
     return Dial(model, objectives, objectives.evaluate_f1(objectives.frozen), anchors)
 
 
-def wanted(points: int, epsilons: Sequence[Epsilon] | None) -> dict[str, Any]:
-    """Return the requested points as part of a sweep's identity; the arguments are those of :func:`sweep`."""
+def wanted(points: int, epsilons: Sequence[Epsilon] | None, pictures: str) -> dict[str, Any]:
+    """Return what was asked for as part of a sweep's identity; the arguments are those of :func:`sweep`."""
     if epsilons is None:
-        return {"points": points}
-    shares = sorted({epsilon for epsilon in epsilons if isinstance(epsilon, str)})
-    return {"epsilons": [*_distinct([epsilon for epsilon in epsilons if not isinstance(epsilon, str)]), *shares]}
+        asked: dict[str, Any] = {"points": points}
+    else:
+        shares = sorted({epsilon for epsilon in epsilons if isinstance(epsilon, str)})
+        asked = {"epsilons": [*_distinct([epsilon for epsilon in epsilons if not isinstance(epsilon, str)]), *shares]}
+    # Earlier versions saved all pictures, and their journals do not say so.
+    return asked if pictures == ALL else {**asked, "pictures": pictures}
 
 
 def _distinct(epsilons: Sequence[float]) -> list[float]:

@@ -11,32 +11,33 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .._utils.atomic_io import save_folder
 from .._utils.process_memory import peak_mb
 from .._version import __version__
 from ..data.sets import NamedImage
-from ..models import I2IModel, reconstruct
-from .batches import in_bytes, pixels
+from ..models import I2IModel
+from .batches import pixels
 from .dial import Unlearned
 from .encoder import Encoder
 from .epsilons import Epsilon
 from .history import History
 from .identity import weights_digest
 from .journal import Journal
+from .objectives import Objectives
 from .outcome import warn_if_skipped
 from .pareto import EPSILON, MOST_FORGOTTEN, ParetoFront, ParetoPoint
+from .pictures import BLURRED, Pictures
 from .progress import Callback, OnStep, reporter
 from .requests import Absent, Judged, Request, judge
-from .run_folder import steps_of, write_run
+from .run_folder import SAMPLES, VALIDATION, steps_of, write_run
 from .schedule import SCHEDULE, steps_per_anchor
 from .tables import ImageF1, RequestRow
 
 __all__ = ["About", "Recorder"]
 
-SAMPLES = 6  # images of each side in samples.npz
+_TRAINING, _VALIDATION = 6, 3  # pictures of each side
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,13 @@ class Recorder:
         out: folder to write to; None to write nothing.
         progress: called at most ten times per second.
         journal: provides the results of an earlier process.
+        pictures: which pictures to keep, one of :data:`unlearn_ext.unlearning.pictures.CHOICES`.
 
     Attributes:
         stages: number of points that there will be, for progress reports.
         points: points recorded so far.
         histories: training history of each point and request, by their names.
-        samples: pictures by name, for ``samples.npz``.
+        pictures: by name of their file, pictures of training images, and of held-out images if there are any.
         requests: rows of ``requests.csv``.
         per_image: rows of ``per_image.csv``.
         f1_original: f1 of the unmodified model for the first request.
@@ -95,6 +97,7 @@ class Recorder:
         out: str | PathLike[str] | None,
         progress: Callback | None,
         journal: Journal,
+        pictures: str = BLURRED,
     ) -> None:
         self._start, self._journal = time.monotonic(), journal
         self._original, self._requests, self._about, self._progress = model, requests, about, progress
@@ -113,17 +116,10 @@ class Recorder:
         self.requests: list[RequestRow] = []
         self.per_image: list[ImageF1] = []
         self.stages = 0
-        each = math.ceil(SAMPLES / len(requests))
-        to_forget = torch.cat([pixels(request.objectives.forget.images[:each]) for request in requests])[:SAMPLES]
-        sides = [to_forget, pixels(objectives.retain.images[:SAMPLES])]
-        self._shown, self._task = torch.cat(sides), objectives.forget.task
-        pictures = {
-            "original": self._shown,
-            "corrupted": self._task(self._shown),
-            "unmodified": reconstruct(model, self._shown, self._task),
-        }
-        self.samples = {"is_forget": np.repeat([True, False], [len(side) for side in sides])}
-        self.samples |= {name: in_bytes(images).numpy() for name, images in pictures.items()}
+        self._choice, task = pictures, objectives.forget.task
+        self.pictures = {name: Pictures(*sides, task, pictures) for name, sides in _shown(requests).items()}
+        for kept in self.pictures.values():
+            kept.add("unmodified", kept.made_by(model))
 
     def reporting(self, name: str) -> tuple[History, OnStep | None]:
         """Return the history of a point for the first request, and its progress callback."""
@@ -164,7 +160,8 @@ class Recorder:
             if role == EPSILON:
                 self.per_image += Judged(*values).rows(request, name, unmodified)
         self.requests += [absent.row(name) for absent in self._about.absent]
-        self.samples[name] = pictures.numpy()
+        for kept, made_by_it in zip(self.pictures.values(), pictures, strict=True):
+            kept.add(name, made_by_it)
         steps = len(self.histories.get((name, self._first.name), ()))
         (_, f1_validation, _), *_ = judged
         self.points.append(
@@ -176,8 +173,9 @@ class Recorder:
     def finish(self, front: ParetoFront) -> None:
         """Write the tables and pictures of a finished run, if there is a folder to write to."""
         if self._out is not None:
+            pictures = {name: kept.samples for name, kept in self.pictures.items()}
             write_run(
-                self._out, front, steps_of(self.histories), self.samples, self._metrics(),
+                self._out, front, steps_of(self.histories), pictures, self._metrics(),
                 listed=self._about.listed, requests=self.requests, per_image=self.per_image,
             )  # fmt: skip
         warn_if_skipped(history for (_, request), history in self.histories.items() if request == self._first.name)
@@ -185,18 +183,18 @@ class Recorder:
 
     def _judged_and_saved(
         self, name: str, model: I2IModel, start: float, reached: Mapping[str, tuple[float, float]]
-    ) -> tuple[list[tuple[float, float, torch.Tensor]], float, torch.Tensor, float]:
+    ) -> tuple[list[tuple[float, float, torch.Tensor]], float, list[torch.Tensor], float]:
         """Save a model and evaluate it.
 
         Returns:
-            The values of :class:`Judged` for each request, f2 of held-out images, the sample pictures, and the seconds
+            The values of :class:`Judged` for each request, f2 of held-out images, the model's pictures, and the seconds
             since the start.
         """
         encode, validation = Encoder(model, self._objectives.settings), self._first.validation
         each = [judge(request, encode, reached[request.name][1]) for request in self._requests]
         unseen = validation is not None and validation.retain is not self._objectives.retain
         f2_validation = validation.evaluate_f2(encode) if validation and unseen else math.nan
-        pictures = in_bytes(reconstruct(model, self._shown, self._task))
+        pictures = [kept.made_by(model) for kept in self.pictures.values()]
         if self._out is not None:
             save_folder(self._out / name, model.save_pretrained, replace=True)
         judged = [(one.f1, one.f1_validation, one.images) for one in each]
@@ -213,7 +211,7 @@ class Recorder:
             "finished": _now(),
             "family": self._original.family,
             "dataset": about.dataset,
-            "task": str(self._task),
+            "task": str(self._objectives.forget.task),
             "device": str(self._original.device),
             "seed": settings.seed,
             "settings": asdict(settings),
@@ -228,6 +226,7 @@ class Recorder:
             "anchors": SCHEDULE.anchors if is_sweep else None,
             "steps_per_anchor": steps_per_anchor(self._objectives),
             "samples_from": "training images",
+            "pictures": self._choice,
             "seconds": time.monotonic() - self._start,
             "peak_memory_mb": peak_mb(),
         }
@@ -247,3 +246,21 @@ class Recorder:
 def _now() -> str:
     """Return the time, ISO 8601 in UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _shown(requests: Sequence[Request]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return the images whose pictures are saved, to forget and to retain, by the name of their file."""
+    trained = [request.objectives for request in requests]
+    shown = {SAMPLES: (_some_of_each(trained, _TRAINING), trained[0].retain.images[:_TRAINING])}
+    held_out = [request.validation for request in requests if request.validation is not None]
+    if held_out:
+        retained = held_out[0].retain
+        count = 0 if retained is trained[0].retain else _VALIDATION  # no images to retain were held out
+        shown[VALIDATION] = (_some_of_each(held_out, _VALIDATION), retained.images[:count])
+    return shown
+
+
+def _some_of_each(objectives: Sequence[Objectives], count: int) -> torch.Tensor:
+    """Return images to forget, about as many of each request, float in [-1, 1]."""
+    each = math.ceil(count / len(objectives))
+    return torch.cat([pixels(one.forget.images[:each]) for one in objectives])[:count]

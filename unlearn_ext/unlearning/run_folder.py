@@ -17,23 +17,17 @@ from ..data.sets import FORGET, NamedImage
 from ..errors import UserError
 from .history import History
 from .pareto import TRAINED, ParetoFront, ParetoPoint
+from .pictures import ALL, CHOICES, IS_FORGET
 from .tables import IMAGES, PER_IMAGE, REQUESTS, ImageF1, RequestRow, read_rows, write_rows
 
 __all__ = [
-    "CURVES",
-    "FILES",
-    "FRONT",
-    "STEPS",
-    "RunFolder",
-    "is_sweep",
-    "read_run",
-    "read_steps",
-    "steps_of",
-    "write_run",
-]
+    "CURVES", "FILES", "FRONT", "SAMPLES", "STEPS", "VALIDATION", "RunFolder", "is_sweep", "read_run", "read_steps",
+    "steps_of", "write_run",
+]  # fmt: skip
 
 FRONT = "front.csv"  # written last: if it exists, the run is complete
-FILES = (FRONT, "history.csv", "metrics.json", "samples.npz")
+SAMPLES, VALIDATION = "samples.npz", "validation.npz"  # pictures of training images, and of held-out images if any
+FILES = (FRONT, "history.csv", "metrics.json", SAMPLES)
 STEPS = ("point", "step", "epsilon", "f1", "f2", "psi", "lam", "skipped", "request")  # columns of history.csv
 _METRICS: dict[type | tuple[type, ...], tuple[str, ...]] = {
     (int, float): ("f1_original", "seconds", "peak_memory_mb", "seed"),
@@ -54,7 +48,8 @@ class RunFolder:
         metrics: content of ``metrics.json``.
         front: the points.
         history: columns of ``history.csv`` of each point that was trained, for the first request.
-        samples: pictures of each point and of the images that it is compared with.
+        samples: pictures of training images, by each point, and of what they are compared with.
+        validation: the same of held-out images; empty if there are none, as in the folders of earlier versions.
         images: every image that was named for the run; empty for runs of earlier versions, as the next two.
         requests: a row for each model and request.
         per_image: f1 of each training image to forget, for the models at a requested ε.
@@ -65,9 +60,15 @@ class RunFolder:
     front: ParetoFront
     history: dict[str, dict[str, np.ndarray]]
     samples: dict[str, np.ndarray]
+    validation: dict[str, np.ndarray] = field(default_factory=dict)
     images: list[NamedImage] = field(default_factory=list)
     requests: list[RequestRow] = field(default_factory=list)
     per_image: list[ImageF1] = field(default_factory=list)
+
+    @property
+    def pictures(self) -> str:
+        """Which pictures the folder holds, one of ``CHOICES``; earlier versions kept all."""
+        return str(self.metrics.get("pictures", ALL))
 
     @property
     def points(self) -> tuple[ParetoPoint, ...]:
@@ -131,7 +132,7 @@ def write_run(
     folder: Path,
     front: ParetoFront,
     steps: Iterable[Sequence[object]],
-    samples: Mapping[str, np.ndarray],
+    pictures: Mapping[str, Mapping[str, np.ndarray]],
     metrics: Mapping[str, Any],
     *,
     listed: Iterable[NamedImage],
@@ -144,8 +145,8 @@ def write_run(
         folder: folder of the run.
         front: points of the run.
         steps: rows of ``history.csv``, with the columns ``STEPS``.
-        samples: ``"is_forget"`` (bool [N]), and pictures, uint8 [N, C, H, W], of every point and of the images that it
-            is compared with.
+        pictures: by name of the file, ``SAMPLES`` or ``VALIDATION``: ``"is_forget"`` (bool [N]), and pictures, uint8
+            [N, C, H, W], of every point and of the images that it is compared with.
         metrics: metrics of the run; those that follow from the points are added.
         listed: rows of ``images.csv``.
         requests: rows of ``requests.csv``.
@@ -158,7 +159,8 @@ def write_run(
     write_rows(folder / REQUESTS, RequestRow, requests)
     write_rows(folder / PER_IMAGE, ImageF1, per_image)
     write_table(folder / "history.csv", STEPS, steps)
-    write_arrays(folder / "samples.npz", samples)
+    for name, samples in pictures.items():
+        write_arrays(folder / name, samples)
     text = json.dumps({**metrics, **_judgement(front, metrics)}, indent=2, ensure_ascii=False)
     write_text(folder / "metrics.json", f"{text}\n")
     front.to_csv(folder / FRONT)
@@ -209,17 +211,16 @@ def read_run(folder: str | Path) -> RunFolder:
     try:
         metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
         history = _history(path / "history.csv")
-        with np.load(path / "samples.npz", allow_pickle=False) as archive:
-            samples = {name: archive[name] for name in archive.files}
+        samples = _samples(path / SAMPLES)
+        validation = _samples(path / VALIDATION) if (path / VALIDATION).exists() else {}
         _check_metrics(metrics)
-        _check_samples(samples)
         images = read_rows(path / IMAGES, NamedImage)
         requests, per_image = read_rows(path / REQUESTS, RequestRow), read_rows(path / PER_IMAGE, ImageF1)
     except (ValueError, KeyError, OSError, BadZipFile) as error:
         raise UserError(f"{path} cannot be read as a run: {type(error).__name__}: {error}.") from error
     if not front.points:
         raise UserError(f"{path} is not a finished run: its front.csv lists no model.")
-    return RunFolder(path, metrics, front, history, samples, images, requests, per_image)
+    return RunFolder(path, metrics, front, history, samples, validation, images, requests, per_image)
 
 
 def _check_metrics(metrics: Any) -> None:
@@ -230,16 +231,21 @@ def _check_metrics(metrics: Any) -> None:
         for name in names:
             if not isinstance(metrics.get(name), kind):
                 raise ValueError(f"metrics.json has no valid {name}: {metrics.get(name)!r}")
+    if (pictures := metrics.get("pictures", ALL)) not in CHOICES:
+        raise ValueError(f"metrics.json has no valid pictures: {pictures!r}")
 
 
-def _check_samples(samples: dict[str, np.ndarray]) -> None:
-    """Raise ``ValueError`` if they are not pictures, or differ in number or shape from the originals."""
-    originals, is_forget = samples.get("original"), samples.get("is_forget")
+def _samples(path: Path) -> dict[str, np.ndarray]:
+    """Read pictures; raise ``ValueError`` if they differ in number or shape from the originals, or are no pictures."""
+    with np.load(path, allow_pickle=False) as archive:
+        samples = {name: archive[name] for name in archive.files}
+    originals, is_forget = samples.get("original"), samples.get(IS_FORGET)
     if originals is None or originals.ndim != 4 or is_forget is None or is_forget.shape != originals.shape[:1]:
-        raise ValueError("samples.npz has no valid arrays `original` and `is_forget`")
+        raise ValueError(f"{path.name} has no valid arrays `original` and `is_forget`")
     for name, pictures in samples.items():
-        if name != "is_forget" and (pictures.shape != originals.shape or pictures.dtype != np.uint8):
-            raise ValueError(f"the array {name} in samples.npz is not uint8, or differs in shape from `original`")
+        if name != IS_FORGET and (pictures.shape != originals.shape or pictures.dtype != np.uint8):
+            raise ValueError(f"the array {name} in {path.name} is not uint8, or differs in shape from `original`")
+    return samples
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
