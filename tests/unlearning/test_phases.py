@@ -237,7 +237,7 @@ def test_the_tables_are_complete(swept):
         "version", "family", "dataset", "task", "seed", "settings", "f1_original", "f2_original", "f1_star",
         "f2_tolerance", "anchors", "steps_per_anchor", "hypervolume", "reference_point", "max_epsilon_miss",
         "samples_from", "pictures", "seconds", "peak_memory_mb", "device", "command", "argv", "started", "finished",
-        "after", "after_point", "requests", "units",
+        "after", "after_point", "requests", "units", "images",
     }  # fmt: skip
     assert set(metrics) == expected
     assert metrics["command"] == "sweep"

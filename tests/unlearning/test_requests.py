@@ -117,6 +117,7 @@ def test_a_run_leaves_the_folder_of_a_run(first):
     assert (row.epsilon, row.f1, row.f1_validation) == (point.epsilon, point.f1, point.f1_validation)
     assert row.epsilon == pytest.approx(0.2 * row.f1_unmodified)
     assert row.images == len(run.per_image) == 16
+    assert (row.held_out, row.left_out) == (8, 0)
     values = {each.file: each.f1 for each in run.per_image}
     assert sum(values.values()) / 16 == pytest.approx(row.f1, rel=1e-5)
     assert row.worst_f1 == max(values.values()) == values[row.worst_file]
@@ -180,6 +181,7 @@ def test_an_earlier_request_is_held_where_its_images_are_at_hand(first, model, t
         assert old.held == "not at hand"
         assert not old.is_at_hand
         assert (old.images, old.above) == (16, -1)
+        assert list(run.metrics["images"]["forget"]) == ["ben"]
 
 
 def test_training_starts_from_the_earlier_model(first, model, three):

@@ -224,6 +224,7 @@ def run(
     epsilon: Epsilon,
     after: After = None,
     out_: Out = Path("runs/run"),
+    pictures: Pictures = "blurred",
     resume: Resume = False,
     force: Force = False,
 ) -> None:
@@ -246,13 +247,13 @@ def run(
     keep_apart(out_, sources, after)
     earlier = None if after is None else read_earlier(after)
     epsilons = asked_epsilons(epsilon, list(request_names(sources, earlier).values()))
-    place = Place.of_run(out_, epsilons, resume, force)
+    place = Place.of_run(out_, epsilons, pictures, resume, force)
     with together():
         sign = evidence.signer()
         with Watch() as watch:
             with first_alone():
                 prepared = prepare(sources, training, machine, watch, place, earlier)
-            commands.unlearn_to(place, prepared, epsilons, watch)
+            commands.unlearn_to(place, prepared, epsilons, pictures, watch)
         commands.show_run(out_, prepared.sources, evidence, sign)
 
 

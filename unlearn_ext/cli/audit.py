@@ -13,9 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from .._utils.hub import expanded
-from .inputs import prepare
-from .options import Device, Machine, Training
-from .sources_file import kept
+from .inputs import prepared_of
+from .options import Device, Machine
 from .terminal import Watch, out
 
 if TYPE_CHECKING:
@@ -60,11 +59,10 @@ def audit(
     """
     from ..audit import AUDITS
     from ..audit import audit as audited
-    from ..unlearning.run_folder import read_run
+    from ..evidence import refresh
 
-    training = Training(seed=read_run(run).metrics["seed"])
     with Watch() as watch:
-        prepared = prepare(kept(run), training, Machine(device=device), watch)
+        prepared = prepared_of(run, Machine(device=device), watch)
     with out.status("", spinner="line") as status:
 
         def say(stage: str) -> None:
@@ -76,6 +74,7 @@ def audit(
             run, prepared.model, prepared.images, task=prepared.task, points=point, retrained=retrained,
             canaries=canaries, progress=say,
         )  # fmt: skip
+    refresh(run)
     for each in AUDITS:
         _show(each, [row for row in rows if row.audit == each.name])
     out.print(f"Intervals and numbers of images: {escape(str(run / 'audit.csv'))}", soft_wrap=True)

@@ -134,7 +134,9 @@ def reproduce_to(
     out.print(f"Report: {escape(str(write_reproduction(folder)))}", soft_wrap=True)
 
 
-def unlearn_to(place: Place, prepared: Prepared, epsilons: Mapping[str, Epsilon], progress: Callback) -> None:
+def unlearn_to(
+    place: Place, prepared: Prepared, epsilons: Mapping[str, Epsilon], pictures: str, progress: Callback
+) -> None:
     """Train one model to the ε of each request, and write it to a folder."""
     from ..data.sets import VALIDATION
     from ..unlearning.single import unlearn
@@ -146,5 +148,5 @@ def unlearn_to(place: Place, prepared: Prepared, epsilons: Mapping[str, Epsilon]
         prepared.model, images.to_forget(), images.retain, task=prepared.task, epsilon=epsilons,
         after=prepared.earlier, held_out=held_out, augment=prepared.augment, out=place.folder,
         dataset=prepared.description, listed=images.listed, argv=sys.argv, settings=prepared.settings,
-        progress=progress, resume=place.resume, force=place.force,
+        progress=progress, pictures=pictures, resume=place.resume, force=place.force,
     )  # fmt: skip

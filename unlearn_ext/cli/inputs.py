@@ -66,7 +66,7 @@ def prepare(
     sources: Sources,
     training: Training,
     machine: Machine,
-    progress: Callback,
+    progress: Callback | None,
     place: Place | None = None,
     earlier: Earlier | None = None,
 ) -> Prepared:
@@ -130,10 +130,11 @@ def prepare(
     return Prepared(model, images, task, description, settings, augmentation, sources, earlier)
 
 
-def prepared_of(run: Path, machine: Machine, progress: Callback) -> Prepared:
+def prepared_of(run: Path, machine: Machine, progress: Callback | None = None) -> Prepared:
     """Return the unmodified model of a finished run and its images, with the uses that they had in the run.
 
-    Images are recognised by their hashes. Warns if some have changed or are not there any more.
+    Images are recognised by their hashes. Warns if some have changed or are not there any more. Those of earlier
+    requests, which the run continued, are included.
 
     Args:
         run: the run's folder.
@@ -213,7 +214,7 @@ def _recorded(sources: Sources, names: Mapping[str, str], before: Sources) -> So
     return replace(sources, forget=forget, retain=sources.retain or before.retain)
 
 
-def _small_model(sources: Sources, settings: Settings, progress: Callback) -> Path:
+def _small_model(sources: Sources, settings: Settings, progress: Callback | None) -> Path:
     """Return the folder of the small model that a run without --model unlearned."""
     from .. import tasks
     from ..pretrain import pretrained

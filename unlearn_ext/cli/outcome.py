@@ -55,9 +55,10 @@ def _sentence(row: RequestRow, run: RunFolder) -> str:
             f"{name}: its images are not at hand, so f1 ≤ {row.epsilon:.4g}, which {row.since} reached, is neither "
             "held nor measured."
         )
-    many = f"{row.images} images" if row.images > 1 else "1 image"
+    many = f"{row.images} images used" if row.images > 1 else "1 image used"
     above = "none is" if row.above == 0 else "1 is" if row.above == 1 else f"{row.above} are"
+    unused = f"{row.held_out} held out, {row.left_out} left out"
     return (
-        f"{name}: of {many}, {above} above ε = {row.epsilon:.4g}; the worst is {row.worst_file} with f1 = "
+        f"{name}: of {many} ({unused}), {above} above ε = {row.epsilon:.4g}; the worst is {row.worst_file} with f1 = "
         f"{row.worst_f1:.4g}."
     )

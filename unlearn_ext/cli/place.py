@@ -42,17 +42,19 @@ class Place:
             UserError: there is no such choice of pictures.
         """
         from ..unlearning.phases import OUTPUTS, wanted
-        from ..unlearning.pictures import check_choice
 
-        check_choice(pictures)
         return cls(folder, OUTPUTS, wanted(points, None, pictures), resume, force)
 
     @classmethod
-    def of_run(cls, folder: Path, epsilons: Mapping[str, Epsilon], resume: bool, force: bool) -> Place:
-        """Return the output folder of a run to the ε of one or several requests, by their names."""
-        from ..unlearning.single import OUTPUTS
+    def of_run(cls, folder: Path, epsilons: Mapping[str, Epsilon], pictures: str, resume: bool, force: bool) -> Place:
+        """Return the output folder of a run to the ε of one or several requests, by their names.
 
-        return cls(folder, OUTPUTS, {"epsilon": dict(epsilons)}, resume, force)
+        Raises:
+            UserError: there is no such choice of pictures.
+        """
+        from ..unlearning.single import OUTPUTS, wanted
+
+        return cls(folder, OUTPUTS, wanted(dict(epsilons), pictures), resume, force)
 
     def check(self, known: Mapping[str, Any]) -> None:
         """Check that the run may be written here; only the first process checks.

@@ -17,6 +17,7 @@ __all__ = [
     "LEFT_OUT",
     "RETAIN",
     "TRAINING",
+    "USES",
     "VALIDATION",
     "ForgetRetain",
     "NamedImage",
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 FORGET, RETAIN = "forget", "retain"  # sets; the first is also the name of a request without a name
-TRAINING, VALIDATION, LEFT_OUT = "training", "validation", "left out"  # uses of an image
+TRAINING, VALIDATION, LEFT_OUT = USES = ("training", "validation", "left out")  # what an image is used for
 
 
 @dataclass(frozen=True)

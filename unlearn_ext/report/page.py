@@ -12,6 +12,7 @@ from typing import Any
 from .._utils.atomic_io import write_text
 from ..errors import UserError
 from ..unlearning.pictures import BLURRED, allowed, check_choice, lower
+from ..unlearning.recommend import recommend
 from ..unlearning.run_folder import RunFolder, read_run
 from .clickable import chart
 from .figures import convergence, front, steering
@@ -76,7 +77,7 @@ def write_page(run_folder: str | Path, pictures: str | None) -> Path:
         pictures=choice,
         strips=strips,
         chart=None if single else chart(run),
-        recommended=_recommended(run),
+        recommended=None if single else recommend(run),
         requests=requests,
         worst=_worst(requests),
         audit=audit,
@@ -127,11 +128,6 @@ def _strips(run: RunFolder, choice: str) -> dict[str, list[StripRow]]:
         name: strip_rows(run.points, allowed(samples, choice)) if samples else [] for name, samples in groups.items()
     }
     return {name: rows for name, rows in strips.items() if rows}
-
-
-def _recommended(run: RunFolder) -> Any:
-    """Return the recommended model, an object with ``point``, ``epsilon`` and ``reason``; None if there is none."""
-    return None
 
 
 def _worst(requests: Sequence[Mapping[str, str]]) -> Mapping[str, str] | None:

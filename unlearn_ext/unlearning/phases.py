@@ -34,7 +34,7 @@ from .pictures import ALL, BLURRED, check_choice
 from .progress import Callback
 from .recorder import About, Recorder
 from .requests import Request
-from .run_folder import FRONT, SAMPLES, VALIDATION, RunFolder, read_run, read_steps, steps_of, write_run
+from .run_folder import FRONT, SAMPLES, UNSEEN, RunFolder, read_run, read_steps, steps_of, write_run
 from .schedule import SCHEDULE
 from .settings import Settings
 from .tables import IMAGES, PER_IMAGE, REQUESTS
@@ -52,7 +52,7 @@ OUTPUTS = Outputs(
     models=rf"{MOST_FORGOTTEN}|{LEAST_FORGOTTEN}|boundary-high|boundary-low|(anchor|eps)--?\d+\.\d{{4}}",
     # The sweep writes the first two lines; other commands write the rest.
     files=(
-        FRONT, "history.csv", SAMPLES, VALIDATION, "metrics.json",
+        FRONT, "history.csv", SAMPLES, UNSEEN, "metrics.json",
         IMAGES, REQUESTS, PER_IMAGE,
         "sources.json", "hole.csv", "metrics.csv", "report.html", *(f"figures/{name}" for name in _FIGURES),
         "audit.csv", EVIDENCE, SIGNATURE, PAGE,
@@ -130,7 +130,6 @@ def sweep(
         raise UserError(f"points is {points}; it must be 0 or more.")
     for epsilon in epsilons or ():
         check_epsilon(epsilon)
-    check_choice(pictures)
     check_model(model)
     check_task(task)
     sets = {"forget": forget, "retain": retain, **dict(zip(_HELD_OUT, held_out or (), strict=False))}
@@ -280,7 +279,7 @@ def add_points(
         points = (*recorder.points, *(point for point in before.front if point.name not in new))
         front = ParetoFront(points, dial.at)
         steps = [row for row in read_steps(out) if row[0] not in new]
-        saved = {SAMPLES: before.samples, VALIDATION: before.validation}
+        saved = {SAMPLES: before.samples, UNSEEN: before.validation}
         pictures = {name: {**saved[name], **added.samples} for name, added in recorder.pictures.items()}
         requests = [*recorder.requests, *(row for row in before.requests if row.point not in new)]
         per_image = [*(row for row in before.per_image if row.point not in new), *recorder.per_image]
@@ -323,6 +322,7 @@ def read_dial(out: Path, front: ParetoFront, model: I2IModel, objectives: Object
 
 def wanted(points: int, epsilons: Sequence[Epsilon] | None, pictures: str) -> dict[str, Any]:
     """Return what was asked for as part of a sweep's identity; the arguments are those of :func:`sweep`."""
+    check_choice(pictures)
     if epsilons is None:
         asked: dict[str, Any] = {"points": points}
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from os import PathLike
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from .._utils.atomic_io import save_folder
 from .._utils.process_memory import peak_mb
 from .._version import __version__
-from ..data.sets import NamedImage
+from ..data.sets import FORGET, LEFT_OUT, RETAIN, USES, VALIDATION, NamedImage
 from ..models import I2IModel
 from .batches import pixels
 from .dial import Unlearned
@@ -31,13 +31,13 @@ from .pareto import EPSILON, MOST_FORGOTTEN, ParetoFront, ParetoPoint
 from .pictures import BLURRED, Pictures
 from .progress import Callback, OnStep, reporter
 from .requests import Absent, Judged, Request, judge
-from .run_folder import SAMPLES, VALIDATION, steps_of, write_run
+from .run_folder import SAMPLES, UNSEEN, steps_of, write_run
 from .schedule import SCHEDULE, steps_per_anchor
 from .tables import ImageF1, RequestRow
 
 __all__ = ["About", "Recorder"]
 
-_TRAINING, _VALIDATION = 6, 3  # pictures of each side
+_TRAINING, _HELD_OUT = 6, 3  # pictures of each side
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,15 @@ class About:
     after: Path | None = None
     after_point: str = ""
     absent: Sequence[Absent] = ()
+
+    @property
+    def counts(self) -> dict[tuple[str, str], dict[str, int]]:
+        """Numbers of images by use, for each set and request."""
+        counts: dict[tuple[str, str], dict[str, int]] = {}
+        for image in self.listed:
+            uses = counts.setdefault((image.set, image.request), dict.fromkeys(USES, 0))
+            uses[image.used_as] += 1
+        return counts
 
 
 class Recorder:
@@ -101,6 +110,7 @@ class Recorder:
     ) -> None:
         self._start, self._journal = time.monotonic(), journal
         self._original, self._requests, self._about, self._progress = model, requests, about, progress
+        self._counts = about.counts
         self._first, *others = requests
         self._objectives = objectives = self._first.objectives
         self._out = None if out is None else Path(out)
@@ -156,10 +166,10 @@ class Recorder:
         )
         for request, values, unmodified in zip(self._requests, judged, self._unmodified, strict=True):
             asked = reached[request.name][0]
-            self.requests.append(Judged(*values).row(request, name, asked, self.originals[request.name]))
+            self.requests.append(self._counted(Judged(*values).row(request, name, asked, self.originals[request.name])))
             if role == EPSILON:
                 self.per_image += Judged(*values).rows(request, name, unmodified)
-        self.requests += [absent.row(name) for absent in self._about.absent]
+        self.requests += [self._counted(absent.row(name)) for absent in self._about.absent]
         for kept, made_by_it in zip(self.pictures.values(), pictures, strict=True):
             kept.add(name, made_by_it)
         steps = len(self.histories.get((name, self._first.name), ()))
@@ -218,6 +228,10 @@ class Recorder:
             "after": None if about.after is None else str(about.after),
             "after_point": about.after_point or None,
             "requests": self._asked(),
+            "images": {
+                FORGET: {request: uses for (side, request), uses in self._counts.items() if side == FORGET},
+                RETAIN: self._counts[RETAIN, ""],
+            },
             "units": {"variance": self._objectives.variance.item(), "model": weights_digest(self._original)},
             "f1_original": self.f1_original,
             "f2_original": self.f2_original,
@@ -230,6 +244,11 @@ class Recorder:
             "seconds": time.monotonic() - self._start,
             "peak_memory_mb": peak_mb(),
         }
+
+    def _counted(self, row: RequestRow) -> RequestRow:
+        """Return the row of a request with the numbers of its images that are held out and left out."""
+        counts = self._counts.get((FORGET, row.request), dict.fromkeys(USES, 0))
+        return replace(row, held_out=counts[VALIDATION], left_out=counts[LEFT_OUT])
 
     def _asked(self) -> dict[str, dict[str, Any]]:
         """Return the ε of the run's own requests, in units of f1 and as given; None for those of a sweep."""
@@ -255,8 +274,8 @@ def _shown(requests: Sequence[Request]) -> dict[str, tuple[torch.Tensor, torch.T
     held_out = [request.validation for request in requests if request.validation is not None]
     if held_out:
         retained = held_out[0].retain
-        count = 0 if retained is trained[0].retain else _VALIDATION  # no images to retain were held out
-        shown[VALIDATION] = (_some_of_each(held_out, _VALIDATION), retained.images[:count])
+        count = 0 if retained is trained[0].retain else _HELD_OUT  # no images to retain were held out
+        shown[UNSEEN] = (_some_of_each(held_out, _HELD_OUT), retained.images[:count])
     return shown
 
 

@@ -21,12 +21,12 @@ from .pictures import ALL, CHOICES, IS_FORGET
 from .tables import IMAGES, PER_IMAGE, REQUESTS, ImageF1, RequestRow, read_rows, write_rows
 
 __all__ = [
-    "CURVES", "FILES", "FRONT", "SAMPLES", "STEPS", "VALIDATION", "RunFolder", "is_sweep", "read_run", "read_steps",
+    "CURVES", "FILES", "FRONT", "SAMPLES", "STEPS", "UNSEEN", "RunFolder", "is_sweep", "read_run", "read_steps",
     "steps_of", "write_run",
 ]  # fmt: skip
 
 FRONT = "front.csv"  # written last: if it exists, the run is complete
-SAMPLES, VALIDATION = "samples.npz", "validation.npz"  # pictures of training images, and of held-out images if any
+SAMPLES, UNSEEN = "samples.npz", "validation.npz"  # pictures of training images, and of held-out images if any
 FILES = (FRONT, "history.csv", "metrics.json", SAMPLES)
 STEPS = ("point", "step", "epsilon", "f1", "f2", "psi", "lam", "skipped", "request")  # columns of history.csv
 _METRICS: dict[type | tuple[type, ...], tuple[str, ...]] = {
@@ -145,7 +145,7 @@ def write_run(
         folder: folder of the run.
         front: points of the run.
         steps: rows of ``history.csv``, with the columns ``STEPS``.
-        pictures: by name of the file, ``SAMPLES`` or ``VALIDATION``: ``"is_forget"`` (bool [N]), and pictures, uint8
+        pictures: by name of the file, ``SAMPLES`` or ``UNSEEN``: ``"is_forget"`` (bool [N]), and pictures, uint8
             [N, C, H, W], of every point and of the images that it is compared with.
         metrics: metrics of the run; those that follow from the points are added.
         listed: rows of ``images.csv``.
@@ -212,7 +212,7 @@ def read_run(folder: str | Path) -> RunFolder:
         metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
         history = _history(path / "history.csv")
         samples = _samples(path / SAMPLES)
-        validation = _samples(path / VALIDATION) if (path / VALIDATION).exists() else {}
+        validation = _samples(path / UNSEEN) if (path / UNSEEN).exists() else {}
         _check_metrics(metrics)
         images = read_rows(path / IMAGES, NamedImage)
         requests, per_image = read_rows(path / REQUESTS, RequestRow), read_rows(path / PER_IMAGE, ImageF1)

@@ -29,6 +29,7 @@ from .objectives import Objectives
 from .outcome import warn_if_missed, warn_if_outside, warn_if_skipped
 from .pareto import EPSILON, TRAINED, ParetoFront, point_name
 from .phases import OUTPUTS as OUTPUTS_OF_SWEEP
+from .pictures import BLURRED, check_choice
 from .progress import Callback, OnStep, reporter
 from .recorder import About, Recorder
 from .requests import Absent, Request
@@ -38,7 +39,7 @@ from .settings import Settings
 from .trainer import Trainer
 from .validation import check_images, check_model, check_task
 
-__all__ = ["OUTPUTS", "unlearn"]
+__all__ = ["OUTPUTS", "unlearn", "wanted"]
 
 Images = torch.Tensor | Mapping[str, torch.Tensor]
 OUTPUTS = replace(OUTPUTS_OF_SWEEP, command="run", journal=".run.journal", models=r"eps--?\d+\.\d{4}")
@@ -61,6 +62,7 @@ def unlearn(
     settings: Settings | None = None,
     history: History | None = None,
     progress: Callback | None = None,
+    pictures: str = BLURRED,
     resume: bool = False,
     force: bool = False,
 ) -> I2IModel:
@@ -88,13 +90,14 @@ def unlearn(
             retain images may be empty: then their validation columns are NaN.
         augment: augmentation of training images: one of :mod:`unlearn_ext.data.augment`, or any function of images and
             the number of the draw. The frozen encoder then runs at every step.
-        out: folder for the model, the tables, ``metrics.json`` and ``samples.npz``, as for a sweep.
+        out: folder for the model, the tables, ``metrics.json`` and pictures, as for a sweep.
         dataset: description of the images, for ``metrics.json``.
         listed: names, hashes and uses of all images, for ``images.csv``; by default images are named by position.
         argv: the command line, for ``metrics.json``.
         settings: training settings.
         history: receives every step, if given; of several requests, the first one's values.
         progress: called at most ten times per second.
+        pictures: which pictures to save, as for a sweep.
         resume: continue the run that an earlier process left in ``out``, with the same results as without the
             interruption; the model of a finished run is returned, with a warning.
         force: replace an earlier run in ``out``, finished or not; only files that it wrote are removed.
@@ -117,7 +120,7 @@ def unlearn(
     start = model if after is None else after.model(model)
     run: dict[str, Any] = {}
     if out is not None:
-        asked: dict[str, Any] = {"epsilon": given if isinstance(epsilon, Mapping) else epsilon}
+        asked = wanted(given if isinstance(epsilon, Mapping) else epsilon, pictures)
         if after is not None:
             asked |= {"model to start from": weights_digest(start), **after.identity()}
         run = identity(model, sets, task, augment, settings, **asked)
@@ -137,7 +140,7 @@ def unlearn(
             "run", listed, dataset, argv, given, None if after is None else after.folder,
             "" if after is None else after.point, _absent(after, to_forget),
         )  # fmt: skip
-        return _reach(model, start, requests, about, after, out, history, progress, kept)
+        return _reach(model, start, requests, about, after, out, history, progress, kept, pictures)
 
 
 def _by_request(
@@ -209,6 +212,12 @@ def _requests(
     return requests
 
 
+def wanted(epsilon: Epsilon | Mapping[str, Epsilon], pictures: str) -> dict[str, Any]:
+    """Return what was asked for as part of a run's identity; the arguments are those of :func:`unlearn`."""
+    check_choice(pictures)
+    return {"epsilon": epsilon, "pictures": pictures}
+
+
 def _absent(after: Earlier | None, forget: Mapping[str, torch.Tensor]) -> list[Absent]:
     """Return the earlier requests whose images are not given."""
     return [
@@ -228,12 +237,14 @@ def _reach(
     history: History | None,
     progress: Callback | None,
     kept: Journal,
+    pictures: str,
 ) -> I2IModel:
     """Train a copy of ``start`` to the ε of all requests, and record it if there is a folder to write to."""
     began, first = time.monotonic(), requests[0]
     recorder = None
     if out is not None:
-        recorder = Recorder(model, requests, about, out if distributed.is_first() else None, progress, kept)
+        folder = Path(out) if distributed.is_first() else None
+        recorder = Recorder(model, requests, about, folder, progress, kept, pictures)
         recorder.stages, originals = 1, recorder.originals
     else:
         originals = {request.name: request.objectives.evaluate_f1(first.objectives.frozen) for request in requests}

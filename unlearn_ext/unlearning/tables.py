@@ -47,6 +47,8 @@ class RequestRow:
         held: ``"trained"`` if f1 ≤ ε was a constraint of the training, ``"not at hand"`` if the images of an earlier
             request could not be read.
         since: name of the folder of the earlier run that the request comes from; empty for a run's own.
+        held_out: number of images that were held out for validation.
+        left_out: number of images that were named and not used.
     """
 
     point: str
@@ -61,6 +63,8 @@ class RequestRow:
     above: int
     held: str = TRAINED
     since: str = ""
+    held_out: int = 0
+    left_out: int = 0
 
     @property
     def is_at_hand(self) -> bool:
