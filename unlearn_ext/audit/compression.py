@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import nn
 
 from ..models import I2IModel
 from ..unlearning.encoder import Encoder
@@ -16,7 +17,10 @@ from .reading import hole_errors
 
 __all__ = ["COMPRESSION", "prune", "quantize"]
 
-_COMPRESSED = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)  # the layers that quantisation and pruning tools change
+# The layers that quantisation and pruning tools change.
+_COMPRESSED = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
 
 
 def quantize(weight: torch.Tensor, bits: int) -> torch.Tensor:

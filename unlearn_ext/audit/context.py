@@ -67,7 +67,7 @@ class ImageSet:
             raise NotRun(f"the {self.name} set has only one image, and none is left to measure on")
         order = torch.randperm(len(self.training), generator=torch.Generator().manual_seed(self.seed))
         half = len(order) // 2
-        return self.training[order[half:]], self.training[order[:half]]
+        return self.training[order[half:][:ENCODED]], self.training[order[:half][:DECODED]]
 
 
 @dataclass(frozen=True)
