@@ -16,7 +16,7 @@ from unlearn_ext.unlearning.run_folder import read_run
 diffusers = pytest.importorskip("diffusers")
 hub = pytest.importorskip("huggingface_hub")
 
-REQUESTS = "point,request,epsilon,f1_unmodified,f1,f1_validation,images,worst_f1,worst_file,above,held,since"
+REQUESTS = "point,request,epsilon,f1_unmodified,f1,f1_validation,images,worst_f1,worst_file,above,held,since,held_out,left_out"
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def run(run_folder: Path) -> Path:
     """Return a made-up run of one request, Ann, with all models but one."""
     for name in ("most-forgotten", "eps-0.3000", "eps-0.6000", "least-forgotten"):
         save_folder(run_folder / name, tiny.model("vqgan").save_pretrained, replace=True)
-    rows = [f"eps-0.{i}000,Ann,0.{i},1.32,0.{i}01,0.31,30,0.4,ann/7.png,3,trained," for i in (3, 6)]
+    rows = [f"eps-0.{i}000,Ann,0.{i},1.32,0.{i}01,0.31,30,0.4,ann/7.png,3,trained,,0,0" for i in (3, 6)]
     (run_folder / "requests.csv").write_text("\n".join([REQUESTS, *rows]), encoding="utf-8")
     return run_folder
 

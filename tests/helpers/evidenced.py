@@ -68,10 +68,10 @@ def write_run(place: Path, **metrics: Any) -> tuple[Path, Before]:
         worst = max(each)
         table.append(
             (POINT, name, epsilon, objectives.evaluate_f1(objectives.frozen), f1, f1 * 1.1, IMAGES, worst,
-             files[each.index(worst)], sum(one > epsilon for one in each), "trained", "")
+             files[each.index(worst)], sum(one > epsilon for one in each), "trained", "", 0, 0)
         )  # fmt: skip
     columns = ("point", "request", "epsilon", "f1_unmodified", "f1", "f1_validation", "images", "worst_f1",
-               "worst_file", "above", "held", "since")  # fmt: skip
+               "worst_file", "above", "held", "since", "held_out", "left_out")  # fmt: skip
     write_table(run / "requests.csv", columns, table)
     first = dict(zip(columns, table[0], strict=True))
     write_table(

@@ -52,9 +52,9 @@ def write_single(folder: Path, **metrics: object) -> Path:
     write_requests(
         folder,
         [
-            ["eps-0.3000", "s7", 0.3, 1.32, 0.298, 0.31, 24, 0.412, "photos/s7/3.png", 5, "trained", ""],
-            ["eps-0.3000", "s1", 0.2, 1.29, 0.199, "nan", 30, 0.25, "photos/s1/9.png", 2, "trained", "runs-s1"],
-            ["eps-0.3000", "s0", 0.2, 1.25, "nan", "nan", 12, "nan", "", -1, "not at hand", "runs-s0"],
+            ["eps-0.3000", "s7", 0.3, 1.32, 0.298, 0.31, 24, 0.412, "photos/s7/3.png", 5, "trained", "", 6, 0],
+            ["eps-0.3000", "s1", 0.2, 1.29, 0.199, "nan", 30, 0.25, "photos/s1/9.png", 2, "trained", "runs-s1", 0, 0],
+            ["eps-0.3000", "s0", 0.2, 1.25, "nan", "nan", 12, "nan", "", -1, "not at hand", "runs-s0", 0, 0],
         ],
     )
     return folder
@@ -62,7 +62,7 @@ def write_single(folder: Path, **metrics: object) -> Path:
 
 def write_requests(folder: Path, rows: list[list[object]]) -> None:
     """Write the table of the requests."""
-    header = "point,request,epsilon,f1_unmodified,f1,f1_validation,images,worst_f1,worst_file,above,held,since"
+    header = "point,request,epsilon,f1_unmodified,f1,f1_validation,images,worst_f1,worst_file,above,held,since,held_out,left_out"
     _table(folder / "requests.csv", header, rows)
 
 

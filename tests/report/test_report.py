@@ -207,7 +207,7 @@ def test_shares_are_short() -> None:
 @pytest.mark.usefixtures("page_only")
 def test_a_recommended_model_is_shown_first(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     best = SimpleNamespace(point=POINTS[2][0], epsilon=0.6, reason="From here on <i>f2</i> hardly falls.")
-    monkeypatch.setattr("unlearn_ext.report.page._recommended", lambda run: best)
+    monkeypatch.setattr("unlearn_ext.report.page.recommend", lambda run: best)
     page = write_report(run_folder).read_text(encoding="utf-8")
     assert "Recommended: ε = 0.6" in page
     assert "&lt;i&gt;f2&lt;/i&gt; hardly falls" in page

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -37,10 +38,11 @@ def requests(
 def _table(model: Earlier) -> Table:
     from ..unlearning.earlier import f1_then
 
-    table = Table("request", "since", title=escape(f"{model.run.path / model.point}"), title_style="dim")
-    for heading in ("ε", "f1 unmodified", "f1 then", "f1 now", "worst image", "images"):
+    title = escape(f"{model.run.path / model.point}")
+    table = Table("request", "since", title=title, title_style="dim", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("ε", "f1 before", "f1 then", "f1 now", "worst", "images"):
         table.add_column(heading, justify="right")
-    table.add_column("held")
+    table.add_column("held", no_wrap=True)
     then = f1_then(model)
     for row in model.requests:
         numbers = (row.epsilon, row.f1_unmodified, then.get(row.request, math.nan), row.f1, row.worst_f1)

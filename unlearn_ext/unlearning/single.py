@@ -38,6 +38,7 @@ from .schedule import SCHEDULE, steps_per_anchor
 from .settings import Settings
 from .trainer import Trainer
 from .validation import check_images, check_model, check_task
+from .within import bring_within
 
 __all__ = ["OUTPUTS", "unlearn", "wanted"]
 
@@ -260,7 +261,7 @@ def _reach(
         if recorder:
             recorder.histories[name, first.name] = history
     unlearned = copy.deepcopy(start)
-    f1, f2 = _trained(unlearned, requests, epsilons, originals, histories, reporter(progress, name), kept)
+    f1, f2 = _trained(unlearned, model, requests, epsilons, originals, histories, reporter(progress, name), kept)
     if recorder:
         made = Unlearned(unlearned, f1[first.name], f2, TRAINED)
         others = {request.name: (epsilons[request.name], f1[request.name]) for request in requests[1:]}
@@ -273,6 +274,7 @@ def _reach(
 
 def _trained(
     unlearned: I2IModel,
+    unmodified: I2IModel,
     requests: Sequence[Request],
     epsilons: Mapping[str, float],
     originals: Mapping[str, float],
@@ -284,7 +286,7 @@ def _trained(
 
     Training takes ``anchors_per_run`` times as many steps as an anchor of a sweep, because it starts farther from ε. If
     f1 of a request over all its images misses ε by more than the tolerance, half the steps of an anchor follow, with
-    that ε shifted by the miss.
+    that ε shifted by the miss. What then still exceeds ε is removed by :func:`bring_within`.
     """
     objectives = requests[0].objectives
     steps, tolerance = steps_per_anchor(objectives), objectives.settings.tolerance
@@ -296,8 +298,9 @@ def _trained(
     if missed:
         aims = {name: 2 * epsilon - f1[name] if name in missed else epsilon for name, epsilon in epsilons.items()}
         f1, f2 = _approach(trainer, aims, max(steps // 2, 1))
+    f1, f2 = bring_within(unlearned, unmodified, requests, epsilons, originals, (f1, f2))
     for name, epsilon in epsilons.items():
-        warn_if_missed(epsilon, f1[name], tolerance * originals[name])
+        warn_if_missed(epsilon, f1[name])
     return f1, f2
 
 
