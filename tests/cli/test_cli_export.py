@@ -16,7 +16,9 @@ from unlearn_ext.unlearning.run_folder import read_run
 diffusers = pytest.importorskip("diffusers")
 hub = pytest.importorskip("huggingface_hub")
 
-REQUESTS = "point,request,epsilon,f1_unmodified,f1,f1_validation,images,worst_f1,worst_file,above,held,since,held_out,left_out"
+REQUESTS = (
+    "point,request,epsilon,f1_unmodified,f1,f1_validation,images,worst_f1,worst_file,above,held,since,held_out,left_out"
+)
 
 
 @pytest.fixture

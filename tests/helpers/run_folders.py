@@ -62,7 +62,8 @@ def write_single(folder: Path, **metrics: object) -> Path:
 
 def write_requests(folder: Path, rows: list[list[object]]) -> None:
     """Write the table of the requests."""
-    header = "point,request,epsilon,f1_unmodified,f1,f1_validation,images,worst_f1,worst_file,above,held,since,held_out,left_out"
+    header = "point,request,epsilon,f1_unmodified,f1,f1_validation,images,worst_f1,worst_file,above,held,since,"
+    header += "held_out,left_out"
     _table(folder / "requests.csv", header, rows)
 
 

@@ -86,7 +86,7 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     rows[-1][1] = evil
     with front.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
-    write_requests(run, [[evil, evil, 0.3, 1, 0.3, 0.3, 1, 0.3, evil, 0, evil, evil]])
+    write_requests(run, [[evil, evil, 0.3, 1, 0.3, 0.3, 1, 0.3, evil, 0, evil, evil, 0, 0]])
     (run / "audit.csv").write_text(f"point,{quoted(evil)}\n{','.join([quoted(evil)] * 2)}\n")
     page = write_report(run).read_text(encoding="utf-8")
     assert "alert(" in page
