@@ -54,6 +54,7 @@ enum Report {
     kGapNoise,   // running mean of |c − model|
     kGapSteps,   // steps in kGap
     kUnsettled,  // steps in a row in which kGap was too large
+    kCarried,    // running mean of λ, which a wrapped optimizer finds in its gradient
     kReport
 };
 constexpr int kKept = kCount;

@@ -72,16 +72,28 @@ template <int K> struct Totals {
         }
     }
 
+    // The wrapped optimizer has stepped along ∇f2 + Σλ̂_i∇c_i, λ̂ being `carried`. To first order the second part of its
+    // step is sΣλ̂_iP⁻¹a_i, where s is the length of the step relative to P⁻¹ times that gradient. It is taken out of d, so
+    // that the QP's solution is sλ, of which s(λ − λ̂) is still to be applied. Where a run comes to rest, λ = λ̂, and
+    // neither s nor P matters. Returns s.
+    UX_HD double take_out(const double* carried) {
+        const double length = sqrt(sq_direction / sq_grad), s = finite(length) && length > 0 ? length : 1.0;
+        for (int i = 0; i < K; ++i)
+            for (int j = 0; j < K; ++j)
+                dot[i] -= s * gram[i][j] * carried[j], lr_dot[i] -= s * lr_gram[i][j] * carried[j];
+        return s;
+    }
+
     // A momentum buffer is about (1 − τ)/(1 − β) gradients, and λ as much larger than the multiplier; τ: dampening.
     static UX_HD double of_momentum(Rule rule, const double* h) {
         return rule == Rule::sgd && h[kBeta1] > 0 && h[kBeta2] < 1 ? (1 - h[kBeta1]) / (1 - h[kBeta2]) : 1.0;
     }
 };
 
-// Solves for λ, each limited to ±λ_max.
+// Solves for λ, each limited to ±size·λ_max.
 template <int K>
 UX_HD void solve_qp(
-    const Job& job, const Totals<K>& t, const double* decrease, const Numbers& numbers, double* lambda) {
+    const Job& job, const Totals<K>& t, const double* decrease, const Numbers& numbers, double size, double* lambda) {
     const int n = job.n_constraints;
     double gram[kMaxConstraints][kMaxConstraints], violation[K];
     unsigned equalities = 0;
@@ -93,7 +105,7 @@ UX_HD void solve_qp(
     if (K == 1) lambda[0] = n ? solve_one(gram[0][0], violation[0], equalities != 0) : 0.0;
     else solve_dual(n, gram, violation, equalities, lambda);
     for (int i = 0; i < K && i < n; ++i) {
-        const double limit = numbers.control[1 + i][kLambdaMax];
+        const double limit = size * numbers.control[1 + i][kLambdaMax];
         if (lambda[i] > limit) lambda[i] = limit;  // a NaN stays a NaN
         if (lambda[i] < -limit) lambda[i] = -limit;
     }
@@ -102,9 +114,13 @@ UX_HD void solve_qp(
 // Reads the sums and the values of c in `numbers.report`; writes the rest of `numbers.report`.
 template <int K> UX_HD void solve(const Job& job, Numbers& numbers) {
     const int n = job.n_constraints;
-    const Totals<K> t(job);
-    double state[K][kReport], decrease[K], lambda[K] = {};
+    Totals<K> t(job);
+    double state[K][kReport], decrease[K], lambda[K] = {}, carried[K] = {}, size = 1;
     bool all_finite = finite(t.sq_grad) && finite(t.sq_direction);
+    if (job.rule == Rule::wrap) {
+        for (int i = 0; i < K && i < n; ++i) carried[i] = numbers.report[1 + i][kCarried];
+        size = t.take_out(carried);
+    }
     for (int i = 0; i < K && i < n; ++i) {
         for (int column = 0; column < kReport; ++column) state[i][column] = numbers.report[1 + i][column];
         const Measured measured{state[i][kConstraint], t.mean_lr[i], t.gram[i][i], t.lr_gram[i][i], t.lr_dot[i],
@@ -115,7 +131,7 @@ template <int K> UX_HD void solve(const Job& job, Numbers& numbers) {
                      finite(t.lr_power[i]) && finite(t.lr_aligned[i]);
         for (int j = 0; j <= i; ++j) all_finite = all_finite && finite(t.gram[i][j]);
     }
-    solve_qp(job, t, decrease, numbers, lambda);
+    solve_qp(job, t, decrease, numbers, size, lambda);
     double sq_norm = t.sq_direction;
     for (int i = 0; i < K && i < n; ++i)
         sq_norm += 2 * lambda[i] * t.dot[i], all_finite = all_finite && fabs(lambda[i]) <= FLT_MAX;
@@ -131,8 +147,9 @@ template <int K> UX_HD void solve(const Job& job, Numbers& numbers) {
         double* report = numbers.report[1 + i];
         const double mu = t.mean_lr[i], shortfall = decrease[i] - scale * achieved;
         report[kPsi] = mu > 0 ? decrease[i] / mu : 0.0;
-        report[kLambda] = lambda[i];
-        report[kMultiplier] = lambda[i] * t.multiplier[i];
+        report[kLambda] = lambda[i] - size * carried[i];
+        report[kMultiplier] = lambda[i] / size * t.multiplier[i];
+        if (job.rule == Rule::wrap) approach(state[i][kCarried], report[kMultiplier], kForget);
         report[kDot] = mu > 0 ? t.lr_dot[i] / mu : t.dot[i];
         report[kSqConstraint] = t.gram[i][i];
         report[kShortfall] = mu > 0 && (shortfall > 0 || c[kEquality] != 0) ? shortfall / mu : 0.0;

@@ -179,22 +179,27 @@ def test_the_correction_is_the_textbooks(constraints, fused):
     def flat(tensors):
         return np.concatenate([t.detach().double().flatten().numpy() for t in tensors])
 
-    momentum, v, active = 0.0, 0.0, 0
+    momentum, v, carried, active = 0.0, 0.0, np.zeros(constraints), 0
     for index in range(30):
         theta = flat(params)
         a = np.stack([flat(grads) for grads in hold_all(net, optimizer, index)])
         objective(net, index).backward()
-        g2 = flat([p.grad for p in params])
+        seen = flat([p.grad for p in params]) + carried @ a  # the gradient of the Lagrangian
         optimizer.step()
+        np.testing.assert_allclose(flat([p.grad for p in params]), seen, rtol=2e-5, atol=2e-6)
         optimizer.zero_grad()
-        momentum, v = 0.9 * momentum + g2, beta2 * v + (1 - beta2) * g2**2
+        momentum, v = 0.9 * momentum + seen, beta2 * v + (1 - beta2) * seen**2
         metric = np.sqrt(v / (1 - beta2 ** (index + 1)) + weight * (a**2).sum(0)) + eps
+        size = np.sqrt((momentum**2 * metric).sum() / (seen**2 / metric).sum())
         mean_lr = (lr * a**2 / metric).sum(1) / (a**2 / metric).sum(1)
         decrease = mean_lr * np.array([stats.psi.item() for stats in every_stats(optimizer)])
-        lam = multipliers((a * lr / metric) @ a.T, decrease - a @ (lr * momentum))
+        without = momentum - size * carried @ a / metric
+        lam = multipliers((a * lr / metric) @ a.T, decrease - a @ (lr * without))
         active += (lam > 0).sum()
-        np.testing.assert_allclose(flat(params), theta - lr * (momentum + lam @ a / metric), rtol=2e-5, atol=2e-6)
+        np.testing.assert_allclose(flat(params), theta - lr * (without + lam @ a / metric), rtol=2e-5, atol=2e-6)
+        lam /= size
         np.testing.assert_allclose([s.lam.item() for s in every_stats(optimizer)], lam, rtol=2e-4, atol=2e-5)
+        carried += 0.1 * (lam - carried)
     assert active > 10
 
 
