@@ -124,11 +124,12 @@ template <class V> struct Chunk {
     // loaded before and stored after the call. With several constraints only rows of floats are processed in packs: the
     // code for every dtype of every operand would take minutes to compile.
     template <class Body> __device__ void for_each(unsigned reads, unsigned writes, Body body) const {
+        int n_first = head, n_single = head + (n - head) % kMaxPack;
         if (loads == Loads::floats) for_each_pack<Loads::floats>(reads, writes, body);
-        else if (V::K > 1) return for_each_single(n, n, reads, writes, body);
+        else if (V::K > 1) n_first = n_single = n;
         else if (loads == Loads::halves) for_each_pack<V::K == 1 ? Loads::halves : Loads::floats>(reads, writes, body);
         else for_each_pack<V::K == 1 ? Loads::mixed : Loads::floats>(reads, writes, body);
-        for_each_single(head, head + (n - head) % kMaxPack, reads, writes, body);
+        for_each_single(n_first, n_single, reads, writes, body);
     }
 
     // `n_single` elements: the first `n_first` of the chunk and the last ones.
@@ -300,12 +301,6 @@ __device__ double value_of(const void* address, DType dtype) {
     return to_float(*static_cast<const uint16_t*>(address), dtype);
 }
 
-// Compiled once for each number of constraints, not for each rule.
-template <int K> __device__ __attribute__((noinline)) void solve_once(const Job& job, Numbers& numbers) {
-    solve<K>(job, numbers);
-    clear_absent(job);
-}
-
 // The numbers are loaded to shared memory in one round trip, which overlaps with the loads of the partial sums.
 __device__ void load_numbers(const Job& job, Numbers& numbers) {
     const int n_rows = 1 + job.n_constraints;
@@ -325,13 +320,22 @@ __device__ void store_numbers(const Job& job, const Numbers& numbers) {
         job.report[row_of_numbers(job, i / kReport) * kReport + i % kReport] = numbers.report[i / kReport][i % kReport];
 }
 
-template <int K> __device__ void finish(const Row<K>* rows, const Job& job) {
+template <int K> __device__ void solve_in_one_thread(const Job& job, Numbers& numbers) {
+    if (threadIdx.x == 0) {
+        solve<K>(job, numbers);
+        clear_absent(job);
+    }
+    __syncthreads();
+    store_numbers(job, numbers);
+}
+
+// Not inlined: otherwise it takes registers from the loop of the kernel.
+template <int K> __device__ __attribute__((noinline)) void finish(const Row<K>* rows, const Job& job) {
     Numbers& numbers = shared().numbers;
     load_numbers(job, numbers);
     combine<K>(rows, job);
-    if (threadIdx.x == 0 && job.solve) solve_once<K>(job, numbers);
-    __syncthreads();
-    store_numbers(job, numbers);
+    if (job.solve) solve_in_one_thread<K>(job, numbers);
+    else store_numbers(job, numbers);
 }
 
 // The values of c are in the report already, perhaps averaged over processes.
@@ -339,9 +343,7 @@ template <int K> __global__ void solve_kernel(const __grid_constant__ Job job) {
     Numbers& numbers = shared().numbers;
     load_numbers(job, numbers);
     __syncthreads();
-    if (threadIdx.x == 0) solve_once<K>(job, numbers);
-    __syncthreads();
-    store_numbers(job, numbers);
+    solve_in_one_thread<K>(job, numbers);
 }
 
 template <class V>
