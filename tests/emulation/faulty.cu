@@ -125,7 +125,7 @@ __global__ void everything(float* data, bool) {
     const int i = threadIdx.x, lane = i % warpSize;
     float x = data[i];
     for (int offset = 16; offset > 0; offset /= 2) x += __shfl_down_sync(kAll, x, offset);  // lane 0 has the sum
-    const float down = __shfl_down_sync(kAll, float(lane), 3);                             // lanes 29 to 31 keep their own
+    const float down = __shfl_down_sync(kAll, float(lane), 3);                              // lanes 29 to 31 keep their own
     data[i] = __shfl_sync(kAll, x, 0) + 1000 * down + __clz(__ballot_sync(kAll, lane == 5));
 }
 
