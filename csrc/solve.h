@@ -52,11 +52,13 @@ template <int K> struct Totals {
     UX_HD explicit Totals(const Job& job) {
         constexpr Sums columns{K};
         double lr_total = 0, effective[K] = {};
+        UX_ROLLED
         for (int64_t k = 0; k < job.n_groups; ++k) {
             const double* s = job.sums + k * columns.count();
             const double* h = job.hyper + k * kHyper;
             const double lr = h[kLr];
             sq_direction += s[kSqDirection], sq_grad += s[kSqGrad], lr_total += lr;
+            UX_ROLLED
             for (int i = 0; i < K; ++i) {
                 lr_aligned[i] += lr * s[columns.aligned(i)], lr_power[i] += lr * s[columns.power(i)];
                 dot[i] += s[columns.dot(i)], lr_dot[i] += lr * s[columns.dot(i)];
@@ -65,6 +67,7 @@ template <int K> struct Totals {
                 effective[i] += lr * s[columns.gram(i, i)] * of_momentum(job.rule, h);
             }
         }
+        UX_ROLLED
         for (int i = 0; i < K; ++i) {
             const double sq = gram[i][i], lr_sq = lr_gram[i][i];
             mean_lr[i] = sq > 0 ? lr_sq / sq : job.n_groups ? lr_total / double(job.n_groups) : 0.0;
@@ -78,6 +81,7 @@ template <int K> struct Totals {
     // neither s nor P matters. Returns s.
     UX_HD double take_out(const double* carried) {
         const double length = sqrt(sq_direction / sq_grad), s = finite(length) && length > 0 ? length : 1.0;
+        UX_ROLLED
         for (int i = 0; i < K; ++i)
             for (int j = 0; j < K; ++j)
                 dot[i] -= s * gram[i][j] * carried[j], lr_dot[i] -= s * lr_gram[i][j] * carried[j];
@@ -97,6 +101,7 @@ UX_HD void solve_qp(
     const int n = job.n_constraints;
     double gram[kMaxConstraints][kMaxConstraints], violation[K];
     unsigned equalities = 0;
+    UX_ROLLED
     for (int i = 0; i < K && i < n; ++i) {
         violation[i] = decrease[i] - t.lr_dot[i];
         if (numbers.control[1 + i][kEquality] != 0) equalities |= bit(i);
@@ -104,6 +109,7 @@ UX_HD void solve_qp(
     }
     if (K == 1) lambda[0] = n ? solve_one(gram[0][0], violation[0], equalities != 0) : 0.0;
     else solve_dual(n, gram, violation, equalities, lambda);
+    UX_ROLLED
     for (int i = 0; i < K && i < n; ++i) {
         const double limit = size * numbers.control[1 + i][kLambdaMax];
         if (lambda[i] > limit) lambda[i] = limit;  // a NaN stays a NaN
@@ -121,6 +127,7 @@ template <int K> UX_HD void solve(const Job& job, Numbers& numbers) {
         for (int i = 0; i < K && i < n; ++i) carried[i] = numbers.report[1 + i][kCarried];
         size = t.take_out(carried);
     }
+    UX_ROLLED
     for (int i = 0; i < K && i < n; ++i) {
         for (int column = 0; column < kReport; ++column) state[i][column] = numbers.report[1 + i][column];
         const Measured measured{state[i][kConstraint], t.mean_lr[i], t.gram[i][i], t.lr_gram[i][i], t.lr_dot[i],
@@ -133,15 +140,19 @@ template <int K> UX_HD void solve(const Job& job, Numbers& numbers) {
     }
     solve_qp(job, t, decrease, numbers, size, lambda);
     double sq_norm = t.sq_direction;
+    UX_ROLLED
     for (int i = 0; i < K && i < n; ++i)
         sq_norm += 2 * lambda[i] * t.dot[i], all_finite = all_finite && fabs(lambda[i]) <= FLT_MAX;
+    UX_ROLLED
     for (int i = 0; i < K && i < n; ++i)
         for (int j = 0; j < K && j < n; ++j) sq_norm += lambda[i] * lambda[j] * t.gram[i][j];
     const double clip_factor = numbers.control[0][kMaxNorm] / (sqrt(sq_norm > 0 ? sq_norm : 0.0) + 1e-6);
     const double scale = clip_factor < 1 ? clip_factor : 1.0;
 
+    UX_ROLLED
     for (int i = 0; i < K && i < n; ++i) {
         double achieved = t.lr_dot[i];
+        UX_ROLLED
         for (int j = 0; j < K && j < n; ++j) achieved += lambda[j] * t.lr_gram[i][j];
         const double* c = numbers.control[1 + i];
         double* report = numbers.report[1 + i];

@@ -25,7 +25,7 @@ static inline Lanes square_root(Lanes x) {
 
 }  // namespace ux
 
-#include "../solve.h"
+#include "../variant.h"
 #include "half.h"
 
 namespace ux::cpu::UX_ISA {
@@ -129,24 +129,12 @@ void store(char* base, DType dtype, int64_t i, const Lanes& x) {
 
 alignas(64) const float kZeros[kLanes] = {};
 
-// What a kernel is compiled for: the rule, the number of constraints, and whether their gradients are averaged.
-template <class R, int kSlots, bool kHasAverages> struct Variant {
-    using Rule = R;
-    static constexpr int K = kSlots, kOperands = operands_of(kSlots);
-    static constexpr bool kAveraged = kHasAverages;
+// A dtype that all operands of a row have, known at compile time; or Mixed: look it up per operand.
+template <DType kDType> using Common = std::integral_constant<DType, kDType>;
+using Mixed = Common<DType::f64>;  // no operand is float64
 
-    static constexpr unsigned of_constraints(bool with_held) {
-        unsigned operands = 0;
-        for (int i = 0; i < K; ++i) operands |= (with_held ? bit(held(i)) : 0) | (kAveraged ? bit(average(i)) : 0);
-        return operands;
-    }
-    static constexpr unsigned kConstraintReads = of_constraints(true);
-    static constexpr unsigned kReads = R::kReads | kConstraintReads, kWrites = R::kWrites | of_constraints(false);
-};
-
-// The operands of a chunk. kDType is their common dtype, known at compile time, or kMixed: look it up per operand.
-constexpr DType kMixed = DType::f64;  // no operand is float64
-template <class V, DType kDType> struct Chunk {
+// The operands of a chunk.
+template <class V> struct Chunk {
     const char* in[V::kOperands];
     char* out[V::kOperands];
     int64_t mask[V::kOperands];  // ANDed with the index: 0 for an absent operand, which then always reads kZeros
@@ -162,25 +150,43 @@ template <class V, DType kDType> struct Chunk {
             dtypes[o] = address ? row.dtype(o) : DType::f32;
         }
     }
-    DType dtype(int o) const { return kDType == kMixed ? dtypes[o] : kDType; }
-    template <class F> void read(int64_t i, F* x) const {
-        UX_UNROLL
-        for (int o = 0; o < V::kOperands; ++o)
-            if (V::kReads & bit(o)) load(in[o], dtype(o), i & mask[o], x[o]);
+    template <DType kDType> DType dtype(int o, Common<kDType>) const {
+        return kDType == Mixed::value ? dtypes[o] : kDType;
     }
-    template <class F> void write(int64_t i, const F* x) const {
+    template <class Dtype, class F> void read(Dtype common, int64_t i, F* x) const {
         UX_UNROLL
         for (int o = 0; o < V::kOperands; ++o)
-            if ((V::kWrites & bit(o)) && out[o]) store(out[o], dtype(o), i, x[o]);
+            if (V::kReads & bit(o)) load(in[o], dtype(o, common), i & mask[o], x[o]);
+    }
+    template <class Dtype, class F> void write(Dtype common, int64_t i, const F* x) const {
+        UX_UNROLL
+        for (int o = 0; o < V::kOperands; ++o)
+            if ((V::kWrites & bit(o)) && out[o]) store(out[o], dtype(o, common), i, x[o]);
     }
     // The hardware prefetcher does not cross page boundaries, and there are five operands or more.
-    void prefetch(int64_t i) const {
+    template <class Dtype> void prefetch(Dtype common, int64_t i) const {
         UX_UNROLL
         for (int o = 0; o < V::kOperands; ++o)
             if (V::kReads & bit(o))
-                __builtin_prefetch(in[o] + (i & mask[o]) * (dtype(o) == DType::f32 ? 4 : 2) + kPrefetchDistance);
+                __builtin_prefetch(
+                    in[o] + (i & mask[o]) * (dtype(o, common) == DType::f32 ? 4 : 2) + kPrefetchDistance);
     }
 };
+
+// Calls visitor with the dtype that all operands of a row have: float32, or bfloat16 if there is one constraint.
+template <int K, class Visitor> void visit_dtype(const Row<K>& row, const Visitor& visitor) {
+    if (row.all_are(DType::f32)) return visitor(Common<DType::f32>());
+    if constexpr (K == 1)
+        if (row.all_are(DType::bf16)) return visitor(Common<DType::bf16>());
+    visitor(Mixed());
+}
+
+// The same for the elements after the last vector, of which there are few: compiled for fewer dtypes.
+template <int K, class Visitor> void visit_tail_dtype(const Row<K>& row, const Visitor& visitor) {
+    if constexpr (K == 1)
+        if (row.all_are(DType::f32)) return visitor(Common<DType::f32>());
+    visitor(Mixed());
+}
 
 // Caches the rule's coefficients; recomputes them only if the group or the step count differs from the previous row's.
 template <class Rule> class RuleCache {
@@ -204,45 +210,31 @@ template <class Rule> class RuleCache {
     Rule rule_{job_.hyper, false, 1.0f};
 };
 
-// How the gradients of all constraints are averaged.
-template <class V> struct Averages {
-    Average of[V::K];
+template <class V> Averages<V> averages_of(const Job& job, bool solved) {
+    Averages<V> averages;
+    for (int i = 0; i < V::K && V::kAveraged; ++i) averages.of[i] = average_of(job, i, solved);
+    return averages;
+}
 
-    Averages(const Job& job, bool solved) {
-        for (int i = 0; i < V::K; ++i) of[i] = average_of(job, i, solved);
-    }
-    // Reads the gradients from the operands, and updates the averages among these.
-    template <class F> Gradients<F, V::K> apply(F* x) const {
-        Gradients<F, V::K> g;
-        UX_UNROLL
-        for (int i = 0; i < V::K; ++i) {
-            g.held[i] = g.a[i] = x[held(i)];
-            if (!V::kAveraged) continue;
-            g.before[i] = x[average(i)];
-            g.a[i] = x[average(i)] = of[i].next(g.before[i], g.held[i]);
-        }
-        return g;
-    }
-};
-
-// The sums of a tile in double; the float sums of each chunk are added to them.
+// The sums of a tile in double; the float sums of each chunk are added to them. Not inlined: compiled once for each K.
 template <int kCount> struct DoubleSums {
     Doubles8 lanes[kCount][2] = {};
     double tail[kCount] = {};
 
-    void add(const Lanes* floats) {
-        UX_UNROLL
+    __attribute__((noinline)) void add(const Lanes* floats) {
         for (int s = 0; s < kCount; ++s) {
             Floats8 halves[2];
             memcpy(halves, &floats[s], sizeof(Lanes));
             for (int h = 0; h < 2; ++h) lanes[s][h] += __builtin_convertvector(halves[h], Doubles8);
         }
     }
-    double total(int s) const {
-        double sum = tail[s];
-        for (int h = 0; h < 2; ++h)
-            for (int lane = 0; lane < kLanes / 2; ++lane) sum += lanes[s][h][lane];
-        return sum;
+    __attribute__((noinline)) void write(double* partials, int64_t stride) const {
+        for (int s = 0; s < kCount; ++s) {
+            double sum = tail[s];
+            for (int h = 0; h < 2; ++h)
+                for (int lane = 0; lane < kLanes / 2; ++lane) sum += lanes[s][h][lane];
+            partials[s * stride] = sum;
+        }
     }
 };
 
@@ -252,40 +244,40 @@ template <int K, class Body> void for_each_chunk(const Row<K>* rows, const Job& 
         while (row + 1 < job.n_rows && rows[row + 1].first_chunk <= chunk) ++row;
         const ChunkRange range = range_of(rows, job, row, chunk);
         if (range.begin >= range.end) continue;
-        if (rows[row].all_are(DType::f32)) body(rows[row], range, std::integral_constant<DType, DType::f32>{});
-        else if (K == 1 && rows[row].all_are(DType::bf16))
-            body(rows[row], range, std::integral_constant<DType, K == 1 ? DType::bf16 : kMixed>{});
-        else body(rows[row], range, std::integral_constant<DType, kMixed>{});
+        body(rows[row], range);
     }
 }
 
 template <class V> void stats_of(const RowTable& table, const Job& job, int64_t tile) {
     using Rule = typename V::Rule;
-    constexpr int kSums = Sums{V::K}.count();
     const Row<V::K>* rows = table.rows<V::K>();
     RuleCache<Rule> rule_cache(job);
-    const Averages<V> averages(job, false);
-    DoubleSums<kSums> sums;
-    for_each_chunk(rows, job, tile, [&](const Row<V::K>& row, const ChunkRange& range, auto dtype) {
+    const Averages<V> averages = averages_of<V>(job, false);
+    DoubleSums<V::kSums> sums;
+    for_each_chunk(rows, job, tile, [&](const Row<V::K>& row, const ChunkRange& range) {
         const Rule rule = rule_cache.get(row, row.data[kFirstMoment] != 0);
-        const Chunk<V, dtype> chunk(row, rule.stats_reads() | V::kConstraintReads, range.begin);
-        const int64_t n = range.end - range.begin;
-        const auto add_at = [&](int64_t i, auto zero, auto* totals) {
+        const Chunk<V> chunk(row, rule.stats_reads() | V::kConstraintReads, range.begin);
+        const int64_t n = range.end - range.begin, n_vectors = n / kLanes * kLanes;
+        const auto add_at = [&](auto dtype, int64_t i, auto zero, auto* totals) {
             using F = decltype(zero);
             F x[V::kOperands];
-            chunk.read(i, x);
+            chunk.read(dtype, i, x);
             const auto g = averages.apply(x);
             accumulate<F, V::K, V::kAveraged>(rule.template element<V::K>(x, g.a), x[kGrad], g, totals);
         };
-        Lanes lanes[kSums] = {};
-        int64_t i = 0;
-        for (; i + kLanes <= n; i += kLanes) chunk.prefetch(i), add_at(i, Lanes{}, lanes);
-        if (i > 0) sums.add(lanes);
-        float tail[kSums] = {};
-        for (; i < n; ++i) add_at(i, 0.0f, tail);
-        for (int s = 0; s < kSums; ++s) sums.tail[s] += tail[s];
+        visit_dtype(row, [&](auto dtype) {
+            if (n_vectors == 0) return;
+            Lanes lanes[V::kSums] = {};
+            for (int64_t i = 0; i < n_vectors; i += kLanes) chunk.prefetch(dtype, i), add_at(dtype, i, Lanes{}, lanes);
+            sums.add(lanes);
+        });
+        float tail[V::kSums] = {};
+        visit_tail_dtype(row, [&](auto dtype) {
+            for (int64_t i = n_vectors; i < n; ++i) add_at(dtype, i, 0.0f, tail);
+        });
+        for (int s = 0; s < V::kSums; ++s) sums.tail[s] += tail[s];
     });
-    for (int s = 0; s < kSums; ++s) job.partials[s * job.n_tiles + tile] = sums.total(s);
+    sums.write(job.partials + tile, job.n_tiles);
 }
 
 template <class V> void apply_of(const RowTable& table, const Job& job, int64_t tile) {
@@ -297,37 +289,28 @@ template <class V> void apply_of(const RowTable& table, const Job& job, int64_t 
     const float scale = float(job.report[kScale]);
     const bool restore = kRestores<Rule> && job.report[kSkipped] != 0;
     RuleCache<Rule> rule_cache(job);
-    const Averages<V> averages(job, true);
-    for_each_chunk(rows, job, tile, [&](const Row<V::K>& row, const ChunkRange& range, auto dtype) {
+    const Averages<V> averages = averages_of<V>(job, true);
+    for_each_chunk(rows, job, tile, [&](const Row<V::K>& row, const ChunkRange& range) {
         const Rule rule = rule_cache.get(row, row.data[kFirstMoment] != 0);
-        const Chunk<V, dtype> chunk(row, V::kReads, range.begin);
-        const int64_t n = range.end - range.begin;
-        const auto step_at = [&](int64_t i, auto zero) {
+        const Chunk<V> chunk(row, V::kReads, range.begin);
+        const int64_t n = range.end - range.begin, n_vectors = n / kLanes * kLanes;
+        const auto step_at = [&](auto dtype, int64_t i, auto zero) {
             using F = decltype(zero);
             F x[V::kOperands];
-            chunk.read(i, x);
+            chunk.read(dtype, i, x);
             if (restore) {
                 x[kParam] = x[kFirstMoment];
             } else {
                 const auto g = averages.apply(x);
                 rule.step(x, rule.template element<V::K>(x, g.a), lambda, scale);
             }
-            chunk.write(i, x);
+            chunk.write(dtype, i, x);
         };
-        int64_t i = 0;
-        for (; i + kLanes <= n; i += kLanes) chunk.prefetch(i), step_at(i, Lanes{});
-        for (; i < n; ++i) step_at(i, 0.0f);
-    });
-}
-
-// Calls visitor(V{}) with the variant of a job.
-template <class Visitor> void visit_variant(const Job& job, const Visitor& visitor) {
-    visit(job.rule, [&](auto rule) {
-        using R = typename decltype(rule)::type;
-        visit_slots(job.slots, [&](auto slots) {
-            constexpr int K = decltype(slots)::value;
-            if (K > 1 || job.averages) visitor(Variant<R, K, true>{});
-            else visitor(Variant<R, K, K != 1>{});
+        visit_dtype(row, [&](auto dtype) {
+            for (int64_t i = 0; i < n_vectors; i += kLanes) chunk.prefetch(dtype, i), step_at(dtype, i, Lanes{});
+        });
+        visit_tail_dtype(row, [&](auto dtype) {
+            for (int64_t i = n_vectors; i < n; ++i) step_at(dtype, i, 0.0f);
         });
     });
 }
