@@ -181,13 +181,6 @@ template <int K, class Visitor> void visit_dtype(const Row<K>& row, const Visito
     visitor(Mixed());
 }
 
-// The same for the elements after the last vector, of which there are few: compiled for fewer dtypes.
-template <int K, class Visitor> void visit_tail_dtype(const Row<K>& row, const Visitor& visitor) {
-    if constexpr (K == 1)
-        if (row.all_are(DType::f32)) return visitor(Common<DType::f32>());
-    visitor(Mixed());
-}
-
 // Caches the rule's coefficients; recomputes them only if the group or the step count differs from the previous row's.
 template <class Rule> class RuleCache {
   public:
@@ -272,9 +265,7 @@ template <class V> void stats_of(const RowTable& table, const Job& job, int64_t 
             sums.add(lanes);
         });
         float tail[V::kSums] = {};
-        visit_tail_dtype(row, [&](auto dtype) {
-            for (int64_t i = n_vectors; i < n; ++i) add_at(dtype, i, 0.0f, tail);
-        });
+        for (int64_t i = n_vectors; i < n; ++i) add_at(Mixed(), i, 0.0f, tail);
         for (int s = 0; s < V::kSums; ++s) sums.tail[s] += tail[s];
     });
     sums.write(job.partials + tile, job.n_tiles);
@@ -309,9 +300,7 @@ template <class V> void apply_of(const RowTable& table, const Job& job, int64_t 
         visit_dtype(row, [&](auto dtype) {
             for (int64_t i = 0; i < n_vectors; i += kLanes) chunk.prefetch(dtype, i), step_at(dtype, i, Lanes{});
         });
-        visit_tail_dtype(row, [&](auto dtype) {
-            for (int64_t i = n_vectors; i < n; ++i) step_at(dtype, i, 0.0f);
-        });
+        for (int64_t i = n_vectors; i < n; ++i) step_at(Mixed(), i, 0.0f);
     });
 }
 
