@@ -129,12 +129,9 @@ void store(char* base, DType dtype, int64_t i, const Lanes& x) {
 
 alignas(64) const float kZeros[kLanes] = {};
 
-// A dtype that all operands of a row have, known at compile time; or Mixed: look it up per operand.
-template <DType kDType> using Common = std::integral_constant<DType, kDType>;
-using Mixed = Common<DType::f64>;  // no operand is float64
-
-// The operands of a chunk.
-template <class V> struct Chunk {
+// The operands of a chunk. kDType is their common dtype, known at compile time, or kMixed: look it up per operand.
+constexpr DType kMixed = DType::f64;  // no operand is float64
+template <class V, DType kDType> struct Chunk {
     const char* in[V::kOperands];
     char* out[V::kOperands];
     int64_t mask[V::kOperands];  // ANDed with the index: 0 for an absent operand, which then always reads kZeros
@@ -150,36 +147,25 @@ template <class V> struct Chunk {
             dtypes[o] = address ? row.dtype(o) : DType::f32;
         }
     }
-    template <DType kDType> DType dtype(int o, Common<kDType>) const {
-        return kDType == Mixed::value ? dtypes[o] : kDType;
-    }
-    template <class Dtype, class F> void read(Dtype common, int64_t i, F* x) const {
+    DType dtype(int o) const { return kDType == kMixed ? dtypes[o] : kDType; }
+    template <class F> void read(int64_t i, F* x) const {
         UX_UNROLL
         for (int o = 0; o < V::kOperands; ++o)
-            if (V::kReads & bit(o)) load(in[o], dtype(o, common), i & mask[o], x[o]);
+            if (V::kReads & bit(o)) load(in[o], dtype(o), i & mask[o], x[o]);
     }
-    template <class Dtype, class F> void write(Dtype common, int64_t i, const F* x) const {
+    template <class F> void write(int64_t i, const F* x) const {
         UX_UNROLL
         for (int o = 0; o < V::kOperands; ++o)
-            if ((V::kWrites & bit(o)) && out[o]) store(out[o], dtype(o, common), i, x[o]);
+            if ((V::kWrites & bit(o)) && out[o]) store(out[o], dtype(o), i, x[o]);
     }
     // The hardware prefetcher does not cross page boundaries, and there are five operands or more.
-    template <class Dtype> void prefetch(Dtype common, int64_t i) const {
+    void prefetch(int64_t i) const {
         UX_UNROLL
         for (int o = 0; o < V::kOperands; ++o)
             if (V::kReads & bit(o))
-                __builtin_prefetch(
-                    in[o] + (i & mask[o]) * (dtype(o, common) == DType::f32 ? 4 : 2) + kPrefetchDistance);
+                __builtin_prefetch(in[o] + (i & mask[o]) * (dtype(o) == DType::f32 ? 4 : 2) + kPrefetchDistance);
     }
 };
-
-// Calls visitor with the dtype that all operands of a row have: float32, or bfloat16 if there is one constraint.
-template <int K, class Visitor> void visit_dtype(const Row<K>& row, const Visitor& visitor) {
-    if (row.all_are(DType::f32)) return visitor(Common<DType::f32>());
-    if constexpr (K == 1)
-        if (row.all_are(DType::bf16)) return visitor(Common<DType::bf16>());
-    visitor(Mixed());
-}
 
 // Caches the rule's coefficients; recomputes them only if the group or the step count differs from the previous row's.
 template <class Rule> class RuleCache {
@@ -209,25 +195,24 @@ template <class V> Averages<V> averages_of(const Job& job, bool solved) {
     return averages;
 }
 
-// The sums of a tile in double; the float sums of each chunk are added to them. Not inlined: compiled once for each K.
+// The sums of a tile in double; the float sums of each chunk are added to them.
 template <int kCount> struct DoubleSums {
     Doubles8 lanes[kCount][2] = {};
     double tail[kCount] = {};
 
-    __attribute__((noinline)) void add(const Lanes* floats) {
+    void add(const Lanes* floats) {
+        UX_UNROLL
         for (int s = 0; s < kCount; ++s) {
             Floats8 halves[2];
             memcpy(halves, &floats[s], sizeof(Lanes));
             for (int h = 0; h < 2; ++h) lanes[s][h] += __builtin_convertvector(halves[h], Doubles8);
         }
     }
-    __attribute__((noinline)) void write(double* partials, int64_t stride) const {
-        for (int s = 0; s < kCount; ++s) {
-            double sum = tail[s];
-            for (int h = 0; h < 2; ++h)
-                for (int lane = 0; lane < kLanes / 2; ++lane) sum += lanes[s][h][lane];
-            partials[s * stride] = sum;
-        }
+    double total(int s) const {
+        double sum = tail[s];
+        for (int h = 0; h < 2; ++h)
+            for (int lane = 0; lane < kLanes / 2; ++lane) sum += lanes[s][h][lane];
+        return sum;
     }
 };
 
@@ -237,7 +222,10 @@ template <int K, class Body> void for_each_chunk(const Row<K>* rows, const Job& 
         while (row + 1 < job.n_rows && rows[row + 1].first_chunk <= chunk) ++row;
         const ChunkRange range = range_of(rows, job, row, chunk);
         if (range.begin >= range.end) continue;
-        body(rows[row], range);
+        if (rows[row].all_are(DType::f32)) body(rows[row], range, std::integral_constant<DType, DType::f32>{});
+        else if (K == 1 && rows[row].all_are(DType::bf16))
+            body(rows[row], range, std::integral_constant<DType, K == 1 ? DType::bf16 : kMixed>{});
+        else body(rows[row], range, std::integral_constant<DType, kMixed>{});
     }
 }
 
@@ -247,28 +235,26 @@ template <class V> void stats_of(const RowTable& table, const Job& job, int64_t 
     RuleCache<Rule> rule_cache(job);
     const Averages<V> averages = averages_of<V>(job, false);
     DoubleSums<V::kSums> sums;
-    for_each_chunk(rows, job, tile, [&](const Row<V::K>& row, const ChunkRange& range) {
+    for_each_chunk(rows, job, tile, [&](const Row<V::K>& row, const ChunkRange& range, auto dtype) {
         const Rule rule = rule_cache.get(row, row.data[kFirstMoment] != 0);
-        const Chunk<V> chunk(row, rule.stats_reads() | V::kConstraintReads, range.begin);
-        const int64_t n = range.end - range.begin, n_vectors = n / kLanes * kLanes;
-        const auto add_at = [&](auto dtype, int64_t i, auto zero, auto* totals) {
+        const Chunk<V, dtype> chunk(row, rule.stats_reads() | V::kConstraintReads, range.begin);
+        const int64_t n = range.end - range.begin;
+        const auto add_at = [&](int64_t i, auto zero, auto* totals) {
             using F = decltype(zero);
             F x[V::kOperands];
-            chunk.read(dtype, i, x);
+            chunk.read(i, x);
             const auto g = averages.apply(x);
             accumulate<F, V::K, V::kAveraged>(rule.template element<V::K>(x, g.a), x[kGrad], g, totals);
         };
-        visit_dtype(row, [&](auto dtype) {
-            if (n_vectors == 0) return;
-            Lanes lanes[V::kSums] = {};
-            for (int64_t i = 0; i < n_vectors; i += kLanes) chunk.prefetch(dtype, i), add_at(dtype, i, Lanes{}, lanes);
-            sums.add(lanes);
-        });
+        Lanes lanes[V::kSums] = {};
+        int64_t i = 0;
+        for (; i + kLanes <= n; i += kLanes) chunk.prefetch(i), add_at(i, Lanes{}, lanes);
+        if (i > 0) sums.add(lanes);
         float tail[V::kSums] = {};
-        for (int64_t i = n_vectors; i < n; ++i) add_at(Mixed(), i, 0.0f, tail);
+        for (; i < n; ++i) add_at(i, 0.0f, tail);
         for (int s = 0; s < V::kSums; ++s) sums.tail[s] += tail[s];
     });
-    sums.write(job.partials + tile, job.n_tiles);
+    for (int s = 0; s < V::kSums; ++s) job.partials[s * job.n_tiles + tile] = sums.total(s);
 }
 
 template <class V> void apply_of(const RowTable& table, const Job& job, int64_t tile) {
@@ -281,26 +267,25 @@ template <class V> void apply_of(const RowTable& table, const Job& job, int64_t 
     const bool restore = kRestores<Rule> && job.report[kSkipped] != 0;
     RuleCache<Rule> rule_cache(job);
     const Averages<V> averages = averages_of<V>(job, true);
-    for_each_chunk(rows, job, tile, [&](const Row<V::K>& row, const ChunkRange& range) {
+    for_each_chunk(rows, job, tile, [&](const Row<V::K>& row, const ChunkRange& range, auto dtype) {
         const Rule rule = rule_cache.get(row, row.data[kFirstMoment] != 0);
-        const Chunk<V> chunk(row, V::kReads, range.begin);
-        const int64_t n = range.end - range.begin, n_vectors = n / kLanes * kLanes;
-        const auto step_at = [&](auto dtype, int64_t i, auto zero) {
+        const Chunk<V, dtype> chunk(row, V::kReads, range.begin);
+        const int64_t n = range.end - range.begin;
+        const auto step_at = [&](int64_t i, auto zero) {
             using F = decltype(zero);
             F x[V::kOperands];
-            chunk.read(dtype, i, x);
+            chunk.read(i, x);
             if (restore) {
                 x[kParam] = x[kFirstMoment];
             } else {
                 const auto g = averages.apply(x);
                 rule.step(x, rule.template element<V::K>(x, g.a), lambda, scale);
             }
-            chunk.write(dtype, i, x);
+            chunk.write(i, x);
         };
-        visit_dtype(row, [&](auto dtype) {
-            for (int64_t i = 0; i < n_vectors; i += kLanes) chunk.prefetch(dtype, i), step_at(dtype, i, Lanes{});
-        });
-        for (int64_t i = n_vectors; i < n; ++i) step_at(Mixed(), i, 0.0f);
+        int64_t i = 0;
+        for (; i + kLanes <= n; i += kLanes) chunk.prefetch(i), step_at(i, Lanes{});
+        for (; i < n; ++i) step_at(i, 0.0f);
     });
 }
 
