@@ -3,6 +3,7 @@
 import pytest
 import torch
 from emulated import ORDERS, cuda_kernels, needs_compiler
+from pairs import pairwise
 from steps import DECAY, HYPER, cloned, control_of, control_row, needs_kernels, operands_like, run_step, written
 
 from unlearn_ext.ops import TwoPhase
@@ -60,11 +61,13 @@ def assert_equal_bits(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> N
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("offsets", OFFSETS)
-@pytest.mark.parametrize(("constraints", "averages"), [(1, False), (1, True), (2, True), (3, True), (8, True)])
-def test_the_same_lambda_gives_the_same_step_to_the_bit(rule, mix, offsets, constraints, averages):
+# Every rule meets every number of constraints (each pair is a kernel of its own), every mix and every offset.
+@pytest.mark.parametrize(
+    ("rule", "mix", "offsets", "constraints_and_averages"),
+    pairwise(RULES, MIXES, OFFSETS, [(1, False), (1, True), (2, True), (3, True), (8, True)]),
+)
+def test_the_same_lambda_gives_the_same_step_to_the_bit(rule, mix, offsets, constraints_and_averages):
+    constraints, averages = constraints_and_averages
     shapes = SHAPES if constraints == 1 else SHAPES[:4]
     operands = operands_like(rule, [torch.empty(s) for s in shapes], mix, 1, constraints, averages)
     theirs, ours = shifted(operands, offsets), shifted(operands, offsets)
