@@ -111,9 +111,11 @@ def test_sums_without_rounding_are_equal_to_the_bit(rule, mix, groups):
     )
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("shapes", [[*SHAPES, (70_001,)], [(1 + i % 97,) for i in range(1100)]], ids=["few", "many"])
-@pytest.mark.parametrize("constraints", [1, 4])
+# Every rule meets few and many tensors, and one and four constraints.
+@pytest.mark.parametrize(
+    ("rule", "shapes", "constraints"),
+    pairwise(RULES, [[*SHAPES, (70_001,)], [(1 + i % 97,) for i in range(1100)]], [1, 4]),
+)
 def test_the_same_bits_from_any_number_of_blocks_in_any_order(rule, shapes, constraints, monkeypatch):
     operands = operands_like(rule, [torch.empty(s) for s in shapes], (F32,) * 5, 7, constraints, averages=True)
     operands.groups = [int(i > len(shapes) // 2) for i in range(len(shapes))]
