@@ -9,6 +9,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
+from pairs import pairwise
 from steps import PATHS
 from torch import nn
 
@@ -132,9 +133,8 @@ def promised(net, optimizer, index):
         yield achieved - optimizer.param_groups[0]["lr"] * psi, 1e-6 * size.item(), stats
 
 
-@pytest.mark.parametrize("average", [0.0, None])
-@pytest.mark.parametrize("constraints", [1, 3])
-@pytest.mark.parametrize("inner", INNER)
+# Every inner optimizer has one and three constraints, and an average and none.
+@pytest.mark.parametrize(("inner", "constraints", "average"), pairwise(list(INNER), [1, 3], [0.0, None]))
 def test_every_step_decreases_every_constraint_as_promised(inner, constraints, average):
     net, optimizer = wrapped(inner, constraints, constraint_grad_ema=average)
     active = short = 0
