@@ -203,6 +203,42 @@ def test_the_correction_is_the_textbooks(constraints, fused):
     assert active > 10
 
 
+# --- Where a run comes to rest ---
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda params: torch.optim.SGD(params, lr=0.02, momentum=0.9),
+        lambda params: torch.optim.AdamW(params, lr=0.05, weight_decay=0.0),
+        lambda params: torch.optim.NAdam(params, lr=0.05),
+        lambda params: torch.optim.Muon(params, lr=0.05, weight_decay=0.0),
+        lambda params: torch.optim.RMSprop(params, lr=0.02),
+    ],
+    ids=["SGD", "AdamW", "NAdam", "Muon", "RMSprop"],
+)
+def test_a_run_rests_at_the_constrained_optimum_whatever_the_inner_metric_is(inner):
+    """A quadratic with one linear constraint; its optimum and multiplier follow from the Lagrangian."""
+    generator, epsilon = torch.Generator().manual_seed(0), -1.0
+    curvature = 0.3 + 3 * torch.rand(4, 6, generator=generator)
+    centre, normal = torch.randn(2, 4, 6, generator=generator)
+    lam = ((normal * centre).sum() - epsilon) / (normal**2 / curvature).sum()
+    best = centre - lam * normal / curvature
+    x = nn.Parameter(torch.zeros(4, 6))
+    optimizer = ux.EpsilonWrapper(inner([x]), ux.EpsilonGap(epsilon))
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, 400)
+    for _ in range(400):
+        value = (normal * x).sum()
+        value.backward()
+        optimizer.hold_constraint(value)
+        (curvature * (x - centre).square() / 2).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+    assert (x - best).norm() < 2e-3 * best.norm()
+    assert abs(optimizer.stats.lam - lam) < 2e-3 * lam
+
+
 # --- Steps that change nothing ---
 
 
