@@ -117,6 +117,13 @@ UX_HD void solve_qp(
     }
 }
 
+// Moves the multiplier that a wrapped optimizer finds in its gradient towards λ. Where the constraint has slack, towards
+// the negative λ that would use it up, so that noise is not rectified; the mean itself stays at zero or above.
+UX_HD void carry(double gram, double slack, double lambda, double size, const double* control, double* state) {
+    approach(state[kCarried], (gram > 0 ? lambda + slack / gram : lambda) / size, kForget);
+    if (control[kEquality] == 0) state[kCarried] = most(state[kCarried], 0);
+}
+
 // Reads the sums and the values of c in `numbers.report`; writes the rest of `numbers.report`.
 template <int K> UX_HD void solve(const Job& job, Numbers& numbers) {
     const int n = job.n_constraints;
@@ -160,7 +167,7 @@ template <int K> UX_HD void solve(const Job& job, Numbers& numbers) {
         report[kPsi] = mu > 0 ? decrease[i] / mu : 0.0;
         report[kLambda] = lambda[i] - size * carried[i];
         report[kMultiplier] = lambda[i] / size * t.multiplier[i];
-        if (job.rule == Rule::wrap) approach(state[i][kCarried], report[kMultiplier], kForget);
+        if (job.rule == Rule::wrap) carry(t.lr_gram[i][i], least(shortfall, 0), lambda[i], size, c, state[i]);
         report[kDot] = mu > 0 ? t.lr_dot[i] / mu : t.dot[i];
         report[kSqConstraint] = t.gram[i][i];
         report[kShortfall] = mu > 0 && (shortfall > 0 || c[kEquality] != 0) ? shortfall / mu : 0.0;

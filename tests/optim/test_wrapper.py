@@ -199,7 +199,9 @@ def test_the_correction_is_the_textbooks(constraints, fused):
         np.testing.assert_allclose(flat(params), theta - lr * (without + lam @ a / metric), rtol=2e-5, atol=2e-6)
         lam /= size
         np.testing.assert_allclose([s.lam.item() for s in every_stats(optimizer)], lam, rtol=2e-4, atol=2e-5)
-        carried += 0.1 * (lam - carried)
+        gram = (a * lr / metric) @ a.T
+        slack = np.minimum(decrease - a @ (lr * without) - gram @ (size * lam), 0)
+        carried = np.maximum(carried + 0.1 * (lam + slack / np.diag(gram) / size - carried), 0)
     assert active > 10
 
 

@@ -192,7 +192,10 @@ class Step:
             mine[Report.LAMBDA] = lam[i] - size * carried[i]
             mine[Report.MULTIPLIER] = lam[i] / size * t.multiplier[i]
             if self.rule is Rule.WRAP:
-                state[Report.CARRIED] += FORGET * (mine[Report.MULTIPLIER] - carried[i])
+                gram, slack = t.lr_gram[i, i], min(float(shortfall[i]), 0.0)
+                aim = (lam[i] + slack / gram if gram > 0 else lam[i]) / size
+                mean = carried[i] + FORGET * (aim - carried[i])
+                state[Report.CARRIED] = mean if control[i][Control.EQUALITY] else max(mean, 0.0)
             mine[Report.DOT] = t.lr_dot[i] / mu if mu > 0 else t.dot[i]
             mine[Report.SQ_CONSTRAINT] = t.gram[i][i]
             mine[Report.SHORTFALL] = shortfall[i] / mu if is_short else 0.0
