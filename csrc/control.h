@@ -54,6 +54,7 @@ enum Report {
     kGapNoise,   // running mean of |c − model|
     kGapSteps,   // steps in kGap
     kUnsettled,  // steps in a row in which kGap was too large
+    kCarried,    // running mean of λ, which a wrapped optimizer finds in its gradient
     kReport
 };
 constexpr int kKept = kCount;
@@ -168,7 +169,7 @@ UX_HD void measure_gap(const double* control, const Measured& m, double rate, do
 UX_HD double signed_power(double x, double p) { return (x < 0 ? -1.0 : 1.0) * power(fabs(x), p); }
 
 // Ψ = μψ, the first-order decrease of c that is required of this step. Updates `state`, the constraint's row of `report`.
-UX_HD double required_decrease(const double* control, const Measured& m, double* state) {
+UX_HD_CALL double required_decrease(const double* control, const Measured& m, double* state) {
     if (is_nan(control[kDecay]) && state[kCount] > 0) measure_noise(m, state);
     double decrease = m.mean_lr * control[kGivenPsi];
     if (control[kKind] == kGradientNorm) {

@@ -52,6 +52,7 @@ struct UnitQp {
     // What constraint i still demands at λ, or has left over if negative.
     UX_HD double residual(int i, const double* lambda) const {
         double reached = 0;
+        UX_ROLLED
         for (int j = 0; j < n; ++j) reached += entry(i, j) * lambda[j];
         return demand[i] - reached;
     }
@@ -61,6 +62,7 @@ struct UnitQp {
     }
     UX_HD double magnitude(int i, const double* lambda) const {
         double sum = fabs(demand[i]);
+        UX_ROLLED
         for (int j = 0; j < n; ++j) sum += fabs(lambda[j]);
         return sum;
     }
@@ -78,23 +80,29 @@ struct ActiveSet {
 
     // Solves L y = x in place.
     UX_HD void forward(double* x) const {
+        UX_ROLLED
         for (int i = 0; i < size; ++i) {
+            UX_ROLLED
             for (int j = 0; j < i; ++j) x[i] -= factor[i][j] * x[j];
             x[i] /= factor[i][i];
         }
     }
     // Solves Lᵀ y = x in place.
     UX_HD void backward(double* x) const {
+        UX_ROLLED
         for (int i = size - 1; i >= 0; --i) {
+            UX_ROLLED
             for (int j = i + 1; j < size; ++j) x[i] -= factor[j][i] * x[j];
             x[i] /= factor[i][i];
         }
     }
     // Writes L⁻¹ G_Ap to `row`; returns the squared distance of a_p from the span of the active normals.
     UX_HD double distance(int p, double* row) const {
+        UX_ROLLED
         for (int i = 0; i < size; ++i) row[i] = qp.entry(members[i], p);
         forward(row);
         double pivot = qp.entry(p, p);
+        UX_ROLLED
         for (int i = 0; i < size; ++i) pivot -= row[i] * row[i];
         return pivot;
     }
@@ -107,15 +115,18 @@ struct ActiveSet {
     UX_HD void remove(int position) {
         const int kept = size;
         mask = 0, size = 0;
+        UX_ROLLED
         for (int i = 0; i < kept; ++i)
             if (i != position) add(members[i]);  // members[size] is written after members[i] is read, size ≤ i
     }
     // λ that meets the active demands with equality.
     UX_HD void solve(double* lambda) const {
         double x[kMaxConstraints];
+        UX_ROLLED
         for (int i = 0; i < size; ++i) x[i] = qp.demand[members[i]];
         forward(x);
         backward(x);
+        UX_ROLLED
         for (int i = 0; i < size; ++i) {
             const bool clamped = x[i] < 0 && !qp.is_equality(members[i]);  // only by rounding
             lambda[members[i]] = clamped ? 0.0 : x[i];
@@ -128,6 +139,7 @@ struct ActiveSet {
 UX_HD int next_constraint(const UnitQp& qp, unsigned active, unsigned implied, const double* lambda) {
     int worst = -1;
     double largest = 0;
+    UX_ROLLED
     for (int i = 0; i < qp.n; ++i) {
         const bool is_implied = (implied >> i) & 1;
         if (!((qp.present & ~active) >> i & 1)) continue;
@@ -145,6 +157,7 @@ UX_HD bool solve_unit(const UnitQp& qp, double* lambda, int& iterations) {
     unsigned implied = 0;  // demands that are met because the active ones are
     int p = -1;            // the constraint that is being added
     double sign = 1;       // of its multiplier
+    UX_ROLLED
     for (int i = 0; i < kIterationsPerConstraint * qp.n; ++i, ++iterations) {
         const bool is_new = p < 0;
         if (is_new) {
@@ -160,6 +173,7 @@ UX_HD bool solve_unit(const UnitQp& qp, double* lambda, int& iterations) {
         const double full = pivot > 0 ? violation / pivot : DBL_MAX;  // the t that meets demand p
         double reach = DBL_MAX;                                       // the t at which an active λ becomes zero
         int blocking = -1;
+        UX_ROLLED
         for (int k = 0; k < active.size; ++k) {
             const double rate = sign * change[k], value = lambda[active.members[k]];
             if (!qp.is_equality(active.members[k]) && rate > 0 && value < reach * rate)
@@ -175,7 +189,9 @@ UX_HD bool solve_unit(const UnitQp& qp, double* lambda, int& iterations) {
             implied |= 1u << p;
             p = -1;
         } else if (is_blocked) {
+            UX_ROLLED
             for (int k = 0; k < active.size; ++k) lambda[active.members[k]] -= reach * sign * change[k];
+            UX_ROLLED
             for (int k = 0; k < active.size; ++k) {
                 double& value = lambda[active.members[k]];
                 if (k == blocking || (value < 0 && !qp.is_equality(active.members[k]))) value = 0;
@@ -195,8 +211,9 @@ UX_HD bool solve_unit(const UnitQp& qp, double* lambda, int& iterations) {
 // Squared norm of g − d.
 UX_HD double sq_step(const UnitQp& qp, const double* lambda) {
     double sum = 0;
-    for (int i = 0; i < qp.n; ++i)
-        for (int j = 0; j < qp.n; ++j) sum += lambda[i] * qp.gram[i][j] * lambda[j];
+    UX_ROLLED
+    for (int i = 0; i < qp.n; ++i) UX_ROLLED
+    for (int j = 0; j < qp.n; ++j) sum += lambda[i] * qp.gram[i][j] * lambda[j];
     return sum > 0 ? sum : 0.0;
 }
 
@@ -209,15 +226,18 @@ UX_HD double solve_one(double gram, double b, bool is_equality) {
 // Solves for λ. Reads gram[i][j] for j ≤ i; `equalities` has bit i set if constraint i is an equality.
 // If an input is NaN or infinite, every λ is NaN. For finite input no λ is NaN; it is infinite if it overflows.
 // A constraint without gradient (G_ii = 0) has λ = 0 and is short if it demands something.
-UX_HD QpSolution solve_dual(
+UX_HD_CALL QpSolution solve_dual(
     int n, const double (*gram)[kMaxConstraints], const double* b, unsigned equalities, double* lambda) {
     bool all_finite = true;
+    UX_ROLLED
     for (int i = 0; i < n; ++i) {
         all_finite = all_finite && b[i] - b[i] == 0;
+        UX_ROLLED
         for (int j = 0; j <= i; ++j) all_finite = all_finite && gram[i][j] - gram[i][j] == 0;
         lambda[i] = 0;
     }
     if (!all_finite) {
+        UX_ROLLED
         for (int i = 0; i < n; ++i) lambda[i] = NAN;
         return {false, 0, 0};
     }
@@ -232,6 +252,7 @@ UX_HD QpSolution solve_dual(
     UnitQp qp{};
     qp.n = n, qp.equalities = equalities;
     double inverse_norm[kMaxConstraints], unit = 0;  // the largest demand
+    UX_ROLLED
     for (int i = 0; i < n; ++i) {
         const double positive = b[i] < 0 && !qp.is_equality(i) ? 0.0 : fabs(b[i]);
         if (gram[i][i] > 0) {
@@ -245,11 +266,13 @@ UX_HD QpSolution solve_dual(
     if (unit == 0) return solution;
 
     double sq_demands = 0;
+    UX_ROLLED
     for (int i = 0; i < n; ++i) {
         if (!(qp.present >> i & 1)) continue;
         // Steps are shorter than ρ, so demands below −ρ are always met.
         qp.demand[i] = limited(b[i] * inverse_norm[i] / unit, kSlackPrice);
         if (qp.demand[i] > 0 || qp.is_equality(i)) sq_demands += qp.demand[i] * qp.demand[i];
+        UX_ROLLED
         for (int j = 0; j < i; ++j)
             if (qp.present >> j & 1)
                 qp.gram[i][j] = qp.gram[j][i] = limited(gram[i][j] * inverse_norm[i] * inverse_norm[j], 1.0);
@@ -258,8 +281,10 @@ UX_HD QpSolution solve_dual(
 
     // The second pass is the problem with slacks. One call, so that the compiler inlines it once.
     double unit_lambda[kMaxConstraints];
+    UX_ROLLED
     for (int pass = 0; pass < 2; ++pass) {
         qp.slack = pass == 0 ? 0.0 : 1 / kSlackPrice;
+        UX_ROLLED
         for (int i = 0; i < n; ++i) unit_lambda[i] = 0;
         const bool solved = solve_unit(qp, unit_lambda, solution.iterations);
         if (solved && sq_step(qp, unit_lambda) <= 0.25 * kSlackPrice * sq_demands) break;
@@ -268,6 +293,7 @@ UX_HD QpSolution solve_dual(
 
     qp.slack = 0;
     const double step = sqrt(sq_step(qp, unit_lambda));
+    UX_ROLLED
     for (int i = 0; i < n; ++i) {
         if (!(qp.present >> i & 1)) continue;
         const double rounding = kQpRounding * kSlackPrice * qp.magnitude(i, unit_lambda);  // of λ in the step

@@ -14,7 +14,7 @@ namespace ux {
 
 enum Hyper { kLr, kBeta1, kBeta2, kEps, kWeightDecay, kNesterov, kMaximize, kConstraintWeight, kHyper };
 
-// Columns of the sums: ‖d‖²_P, ‖g2‖², then for each constraint ⟨a_i,d⟩, ⟨∇c_i,P⁻¹∇c_i⟩ and ⟨∇c_i,P⁻¹a₋_i⟩ with the average
+// Columns of the sums: ‖d‖²_P, ⟨g2,P⁻¹g2⟩, then for each constraint ⟨a_i,d⟩, ⟨∇c_i,P⁻¹∇c_i⟩ and ⟨∇c_i,P⁻¹a₋_i⟩ with the average
 // of the step before, and ⟨a_i,P⁻¹a_j⟩ for i ≤ j.
 constexpr int kSqDirection = 0, kSqGrad = 1;
 struct Sums {
@@ -44,7 +44,7 @@ template <class F, int K, bool kAveraged>
 UX_HD void accumulate(const Element<F, K>& e, F grad, const Gradients<F, K>& g, F* sums) {
     constexpr Sums columns{K};
     sums[kSqDirection] += e.direction * e.direction * e.metric;
-    sums[kSqGrad] += grad * grad;
+    sums[kSqGrad] += grad * grad * e.inverse;
     UX_UNROLL
     for (int i = 0; i < K; ++i) {
         const F rescaled = g.held[i] * e.inverse;

@@ -52,11 +52,13 @@ template <int K> struct Totals {
     UX_HD explicit Totals(const Job& job) {
         constexpr Sums columns{K};
         double lr_total = 0, effective[K] = {};
+        UX_ROLLED
         for (int64_t k = 0; k < job.n_groups; ++k) {
             const double* s = job.sums + k * columns.count();
             const double* h = job.hyper + k * kHyper;
             const double lr = h[kLr];
             sq_direction += s[kSqDirection], sq_grad += s[kSqGrad], lr_total += lr;
+            UX_ROLLED
             for (int i = 0; i < K; ++i) {
                 lr_aligned[i] += lr * s[columns.aligned(i)], lr_power[i] += lr * s[columns.power(i)];
                 dot[i] += s[columns.dot(i)], lr_dot[i] += lr * s[columns.dot(i)];
@@ -65,11 +67,25 @@ template <int K> struct Totals {
                 effective[i] += lr * s[columns.gram(i, i)] * of_momentum(job.rule, h);
             }
         }
+        UX_ROLLED
         for (int i = 0; i < K; ++i) {
             const double sq = gram[i][i], lr_sq = lr_gram[i][i];
             mean_lr[i] = sq > 0 ? lr_sq / sq : job.n_groups ? lr_total / double(job.n_groups) : 0.0;
             multiplier[i] = lr_sq > 0 ? effective[i] / lr_sq : 1.0;
         }
+    }
+
+    // The wrapped optimizer has stepped along ∇f2 + Σλ̂_i∇c_i, λ̂ being `carried`. To first order the second part of its
+    // step is sΣλ̂_iP⁻¹a_i, where s is the length of the step relative to P⁻¹ times that gradient. It is taken out of d, so
+    // that the QP's solution is sλ, of which s(λ − λ̂) is still to be applied. Where a run comes to rest, λ = λ̂, and
+    // neither s nor P matters. Returns s.
+    UX_HD double take_out(const double* carried) {
+        const double length = sqrt(sq_direction / sq_grad), s = finite(length) && length > 0 ? length : 1.0;
+        UX_ROLLED
+        for (int i = 0; i < K; ++i)
+            for (int j = 0; j < K; ++j)
+                dot[i] -= s * gram[i][j] * carried[j], lr_dot[i] -= s * lr_gram[i][j] * carried[j];
+        return s;
     }
 
     // A momentum buffer is about (1 − τ)/(1 − β) gradients, and λ as much larger than the multiplier; τ: dampening.
@@ -78,13 +94,14 @@ template <int K> struct Totals {
     }
 };
 
-// Solves for λ, each limited to ±λ_max.
+// Solves for λ, each limited to ±size·λ_max.
 template <int K>
 UX_HD void solve_qp(
-    const Job& job, const Totals<K>& t, const double* decrease, const Numbers& numbers, double* lambda) {
+    const Job& job, const Totals<K>& t, const double* decrease, const Numbers& numbers, double size, double* lambda) {
     const int n = job.n_constraints;
     double gram[kMaxConstraints][kMaxConstraints], violation[K];
     unsigned equalities = 0;
+    UX_ROLLED
     for (int i = 0; i < K && i < n; ++i) {
         violation[i] = decrease[i] - t.lr_dot[i];
         if (numbers.control[1 + i][kEquality] != 0) equalities |= bit(i);
@@ -92,19 +109,32 @@ UX_HD void solve_qp(
     }
     if (K == 1) lambda[0] = n ? solve_one(gram[0][0], violation[0], equalities != 0) : 0.0;
     else solve_dual(n, gram, violation, equalities, lambda);
+    UX_ROLLED
     for (int i = 0; i < K && i < n; ++i) {
-        const double limit = numbers.control[1 + i][kLambdaMax];
+        const double limit = size * numbers.control[1 + i][kLambdaMax];
         if (lambda[i] > limit) lambda[i] = limit;  // a NaN stays a NaN
         if (lambda[i] < -limit) lambda[i] = -limit;
     }
 }
 
+// Moves the multiplier that a wrapped optimizer finds in its gradient towards λ. Where the constraint has slack, towards
+// the negative λ that would use it up, so that noise is not rectified; the mean itself stays at zero or above.
+UX_HD void carry(double gram, double slack, double lambda, double size, const double* control, double* state) {
+    approach(state[kCarried], (gram > 0 ? lambda + slack / gram : lambda) / size, kForget);
+    if (control[kEquality] == 0) state[kCarried] = most(state[kCarried], 0);
+}
+
 // Reads the sums and the values of c in `numbers.report`; writes the rest of `numbers.report`.
 template <int K> UX_HD void solve(const Job& job, Numbers& numbers) {
     const int n = job.n_constraints;
-    const Totals<K> t(job);
-    double state[K][kReport], decrease[K], lambda[K] = {};
+    Totals<K> t(job);
+    double state[K][kReport], decrease[K], lambda[K] = {}, carried[K] = {}, size = 1;
     bool all_finite = finite(t.sq_grad) && finite(t.sq_direction);
+    if (job.rule == Rule::wrap) {
+        for (int i = 0; i < K && i < n; ++i) carried[i] = numbers.report[1 + i][kCarried];
+        size = t.take_out(carried);
+    }
+    UX_ROLLED
     for (int i = 0; i < K && i < n; ++i) {
         for (int column = 0; column < kReport; ++column) state[i][column] = numbers.report[1 + i][column];
         const Measured measured{state[i][kConstraint], t.mean_lr[i], t.gram[i][i], t.lr_gram[i][i], t.lr_dot[i],
@@ -115,24 +145,29 @@ template <int K> UX_HD void solve(const Job& job, Numbers& numbers) {
                      finite(t.lr_power[i]) && finite(t.lr_aligned[i]);
         for (int j = 0; j <= i; ++j) all_finite = all_finite && finite(t.gram[i][j]);
     }
-    solve_qp(job, t, decrease, numbers, lambda);
+    solve_qp(job, t, decrease, numbers, size, lambda);
     double sq_norm = t.sq_direction;
+    UX_ROLLED
     for (int i = 0; i < K && i < n; ++i)
         sq_norm += 2 * lambda[i] * t.dot[i], all_finite = all_finite && fabs(lambda[i]) <= FLT_MAX;
+    UX_ROLLED
     for (int i = 0; i < K && i < n; ++i)
         for (int j = 0; j < K && j < n; ++j) sq_norm += lambda[i] * lambda[j] * t.gram[i][j];
     const double clip_factor = numbers.control[0][kMaxNorm] / (sqrt(sq_norm > 0 ? sq_norm : 0.0) + 1e-6);
     const double scale = clip_factor < 1 ? clip_factor : 1.0;
 
+    UX_ROLLED
     for (int i = 0; i < K && i < n; ++i) {
         double achieved = t.lr_dot[i];
+        UX_ROLLED
         for (int j = 0; j < K && j < n; ++j) achieved += lambda[j] * t.lr_gram[i][j];
         const double* c = numbers.control[1 + i];
         double* report = numbers.report[1 + i];
         const double mu = t.mean_lr[i], shortfall = decrease[i] - scale * achieved;
         report[kPsi] = mu > 0 ? decrease[i] / mu : 0.0;
-        report[kLambda] = lambda[i];
-        report[kMultiplier] = lambda[i] * t.multiplier[i];
+        report[kLambda] = lambda[i] - size * carried[i];
+        report[kMultiplier] = lambda[i] / size * t.multiplier[i];
+        if (job.rule == Rule::wrap) carry(t.lr_gram[i][i], least(shortfall, 0), lambda[i], size, c, state[i]);
         report[kDot] = mu > 0 ? t.lr_dot[i] / mu : t.dot[i];
         report[kSqConstraint] = t.gram[i][i];
         report[kShortfall] = mu > 0 && (shortfall > 0 || c[kEquality] != 0) ? shortfall / mu : 0.0;

@@ -25,7 +25,7 @@ static inline Lanes square_root(Lanes x) {
 
 }  // namespace ux
 
-#include "../solve.h"
+#include "../variant.h"
 #include "half.h"
 
 namespace ux::cpu::UX_ISA {
@@ -129,21 +129,6 @@ void store(char* base, DType dtype, int64_t i, const Lanes& x) {
 
 alignas(64) const float kZeros[kLanes] = {};
 
-// What a kernel is compiled for: the rule, the number of constraints, and whether their gradients are averaged.
-template <class R, int kSlots, bool kHasAverages> struct Variant {
-    using Rule = R;
-    static constexpr int K = kSlots, kOperands = operands_of(kSlots);
-    static constexpr bool kAveraged = kHasAverages;
-
-    static constexpr unsigned of_constraints(bool with_held) {
-        unsigned operands = 0;
-        for (int i = 0; i < K; ++i) operands |= (with_held ? bit(held(i)) : 0) | (kAveraged ? bit(average(i)) : 0);
-        return operands;
-    }
-    static constexpr unsigned kConstraintReads = of_constraints(true);
-    static constexpr unsigned kReads = R::kReads | kConstraintReads, kWrites = R::kWrites | of_constraints(false);
-};
-
 // The operands of a chunk. kDType is their common dtype, known at compile time, or kMixed: look it up per operand.
 constexpr DType kMixed = DType::f64;  // no operand is float64
 template <class V, DType kDType> struct Chunk {
@@ -204,26 +189,11 @@ template <class Rule> class RuleCache {
     Rule rule_{job_.hyper, false, 1.0f};
 };
 
-// How the gradients of all constraints are averaged.
-template <class V> struct Averages {
-    Average of[V::K];
-
-    Averages(const Job& job, bool solved) {
-        for (int i = 0; i < V::K; ++i) of[i] = average_of(job, i, solved);
-    }
-    // Reads the gradients from the operands, and updates the averages among these.
-    template <class F> Gradients<F, V::K> apply(F* x) const {
-        Gradients<F, V::K> g;
-        UX_UNROLL
-        for (int i = 0; i < V::K; ++i) {
-            g.held[i] = g.a[i] = x[held(i)];
-            if (!V::kAveraged) continue;
-            g.before[i] = x[average(i)];
-            g.a[i] = x[average(i)] = of[i].next(g.before[i], g.held[i]);
-        }
-        return g;
-    }
-};
+template <class V> Averages<V> averages_of(const Job& job, bool solved) {
+    Averages<V> averages;
+    for (int i = 0; i < V::K && V::kAveraged; ++i) averages.of[i] = average_of(job, i, solved);
+    return averages;
+}
 
 // The sums of a tile in double; the float sums of each chunk are added to them.
 template <int kCount> struct DoubleSums {
@@ -261,11 +231,10 @@ template <int K, class Body> void for_each_chunk(const Row<K>* rows, const Job& 
 
 template <class V> void stats_of(const RowTable& table, const Job& job, int64_t tile) {
     using Rule = typename V::Rule;
-    constexpr int kSums = Sums{V::K}.count();
     const Row<V::K>* rows = table.rows<V::K>();
     RuleCache<Rule> rule_cache(job);
-    const Averages<V> averages(job, false);
-    DoubleSums<kSums> sums;
+    const Averages<V> averages = averages_of<V>(job, false);
+    DoubleSums<V::kSums> sums;
     for_each_chunk(rows, job, tile, [&](const Row<V::K>& row, const ChunkRange& range, auto dtype) {
         const Rule rule = rule_cache.get(row, row.data[kFirstMoment] != 0);
         const Chunk<V, dtype> chunk(row, rule.stats_reads() | V::kConstraintReads, range.begin);
@@ -277,15 +246,15 @@ template <class V> void stats_of(const RowTable& table, const Job& job, int64_t 
             const auto g = averages.apply(x);
             accumulate<F, V::K, V::kAveraged>(rule.template element<V::K>(x, g.a), x[kGrad], g, totals);
         };
-        Lanes lanes[kSums] = {};
+        Lanes lanes[V::kSums] = {};
         int64_t i = 0;
         for (; i + kLanes <= n; i += kLanes) chunk.prefetch(i), add_at(i, Lanes{}, lanes);
         if (i > 0) sums.add(lanes);
-        float tail[kSums] = {};
+        float tail[V::kSums] = {};
         for (; i < n; ++i) add_at(i, 0.0f, tail);
-        for (int s = 0; s < kSums; ++s) sums.tail[s] += tail[s];
+        for (int s = 0; s < V::kSums; ++s) sums.tail[s] += tail[s];
     });
-    for (int s = 0; s < kSums; ++s) job.partials[s * job.n_tiles + tile] = sums.total(s);
+    for (int s = 0; s < V::kSums; ++s) job.partials[s * job.n_tiles + tile] = sums.total(s);
 }
 
 template <class V> void apply_of(const RowTable& table, const Job& job, int64_t tile) {
@@ -297,7 +266,7 @@ template <class V> void apply_of(const RowTable& table, const Job& job, int64_t 
     const float scale = float(job.report[kScale]);
     const bool restore = kRestores<Rule> && job.report[kSkipped] != 0;
     RuleCache<Rule> rule_cache(job);
-    const Averages<V> averages(job, true);
+    const Averages<V> averages = averages_of<V>(job, true);
     for_each_chunk(rows, job, tile, [&](const Row<V::K>& row, const ChunkRange& range, auto dtype) {
         const Rule rule = rule_cache.get(row, row.data[kFirstMoment] != 0);
         const Chunk<V, dtype> chunk(row, V::kReads, range.begin);
@@ -317,18 +286,6 @@ template <class V> void apply_of(const RowTable& table, const Job& job, int64_t 
         int64_t i = 0;
         for (; i + kLanes <= n; i += kLanes) chunk.prefetch(i), step_at(i, Lanes{});
         for (; i < n; ++i) step_at(i, 0.0f);
-    });
-}
-
-// Calls visitor(V{}) with the variant of a job.
-template <class Visitor> void visit_variant(const Job& job, const Visitor& visitor) {
-    visit(job.rule, [&](auto rule) {
-        using R = typename decltype(rule)::type;
-        visit_slots(job.slots, [&](auto slots) {
-            constexpr int K = decltype(slots)::value;
-            if (K > 1 || job.averages) visitor(Variant<R, K, true>{});
-            else visitor(Variant<R, K, K != 1>{});
-        });
     });
 }
 

@@ -9,7 +9,7 @@
 #include <string>
 #include <type_traits>
 
-#include "../solve.h"
+#include "../variant.h"
 #include "pack.cuh"
 
 namespace ux::cuda {
@@ -18,23 +18,6 @@ namespace {
 
 constexpr int kThreads = 32 * kChunksPerTile;  // one warp per chunk of a tile
 constexpr int kMaxDevices = 64;
-
-// What a kernel is compiled for: the rule, the number of constraints, and whether their gradients are averaged. With
-// several constraints the averages are always compiled in, and zero where there are none.
-template <class R, int kSlots, bool kHasAverages> struct Variant {
-    using Rule = R;
-    static constexpr int K = kSlots, kOperands = operands_of(kSlots), kSums = Sums{kSlots}.count();
-    static constexpr bool kAveraged = kHasAverages;
-    static constexpr int kPack = kSlots > 2 ? 4 : 8;  // elements per lane; fewer, so that all operands fit in registers
-
-    static __host__ __device__ constexpr unsigned of_constraints(bool with_held) {
-        unsigned operands = 0;
-        for (int i = 0; i < K; ++i) operands |= (with_held ? bit(held(i)) : 0) | (kAveraged ? bit(average(i)) : 0);
-        return operands;
-    }
-    static constexpr unsigned kConstraintReads = of_constraints(true);
-    static constexpr unsigned kReads = R::kReads | kConstraintReads, kWrites = R::kWrites | of_constraints(false);
-};
 
 // Minimum resident blocks per multiprocessor, so that enough loads are in flight: with fewer operands, more blocks.
 struct MinBlocks {
@@ -118,6 +101,9 @@ template <int K> __device__ int row_of_warp(const Row<K>* rows, const Job& job, 
     return low;
 }
 
+// Elements per pack; fewer with many constraints, so that all operands fit in registers.
+template <class V> constexpr int kPackOf = V::K > 2 ? 4 : 8;
+
 // The operands of a chunk. Lane l processes the packs l, l + 32, …, and the l-th of the single elements around them.
 template <class V> struct Chunk {
     ChunkOperand operands[V::kOperands];
@@ -138,11 +124,12 @@ template <class V> struct Chunk {
     // loaded before and stored after the call. With several constraints only rows of floats are processed in packs: the
     // code for every dtype of every operand would take minutes to compile.
     template <class Body> __device__ void for_each(unsigned reads, unsigned writes, Body body) const {
+        int n_first = head, n_single = head + (n - head) % kMaxPack;
         if (loads == Loads::floats) for_each_pack<Loads::floats>(reads, writes, body);
-        else if (V::K > 1) return for_each_single(n, n, reads, writes, body);
+        else if (V::K > 1) n_first = n_single = n;
         else if (loads == Loads::halves) for_each_pack<V::K == 1 ? Loads::halves : Loads::floats>(reads, writes, body);
         else for_each_pack<V::K == 1 ? Loads::mixed : Loads::floats>(reads, writes, body);
-        for_each_single(head, head + (n - head) % kMaxPack, reads, writes, body);
+        for_each_single(n_first, n_single, reads, writes, body);
     }
 
     // `n_single` elements: the first `n_first` of the chunk and the last ones.
@@ -165,7 +152,7 @@ template <class V> struct Chunk {
     }
 
     template <Loads kind, class Body> __device__ void for_each_pack(unsigned reads, unsigned writes, Body body) const {
-        constexpr int kPack = V::kPack;
+        constexpr int kPack = kPackOf<V>;
         constexpr int kPacksInFlight = kind == Loads::halves ? 2 : 1;  // as many bytes in flight as for floats
         constexpr int kStride = 32 * kPack;
         const int end = head + (n - head) / kMaxPack * kMaxPack;
@@ -187,8 +174,8 @@ template <class V> struct Chunk {
 
     template <Loads kind, class Body>
     __device__ void process_pack(
-        int i, const uint32_t (&words)[V::kOperands][V::kPack], unsigned writes, Body body) const {
-        constexpr int kPack = V::kPack;
+        int i, const uint32_t (&words)[V::kOperands][kPackOf<V>], unsigned writes, Body body) const {
+        constexpr int kPack = kPackOf<V>;
         float values[V::kOperands][kPack];
 #pragma unroll
         for (int o = 0; o < V::kOperands; ++o)
@@ -208,28 +195,16 @@ template <class V> struct Chunk {
     }
 };
 
-// How the gradients of all constraints are averaged.
-template <class V> struct Averages {
-    Average of[V::K];
-
-    __device__ Averages(const Job& job, bool solved) {
+// Each lane computes the weights of one constraint, since these take a few hundred instructions.
+template <class V> __device__ Averages<V> averages_of(const Job& job, bool solved) {
+    Averages<V> averages;
+    if (!V::kAveraged) return averages;
+    const Average own = average_of(job, threadIdx.x % 32, solved);
 #pragma unroll
-        for (int i = 0; i < V::K; ++i)
-            if (V::kAveraged) of[i] = average_of(job, i, solved);
-    }
-    // Reads the gradients from the operands, and updates the averages among these.
-    __device__ Gradients<float, V::K> apply(float* x) const {
-        Gradients<float, V::K> g;
-#pragma unroll
-        for (int i = 0; i < V::K; ++i) {
-            g.held[i] = g.a[i] = x[held(i)];
-            if (!V::kAveraged) continue;
-            g.before[i] = x[average(i)];
-            g.a[i] = x[average(i)] = of[i].next(g.before[i], g.held[i]);
-        }
-        return g;
-    }
-};
+    for (int i = 0; i < V::K; ++i)
+        averages.of[i] = {__shfl_sync(0xffffffffu, own.kept, i), __shfl_sync(0xffffffffu, own.fresh, i)};
+    return averages;
+}
 
 // The shuffle tells the compiler that the value is uniform in a warp, so what depends on it is computed once per warp.
 __device__ int warp_of_block() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 32), 0); }
@@ -326,12 +301,6 @@ __device__ double value_of(const void* address, DType dtype) {
     return to_float(*static_cast<const uint16_t*>(address), dtype);
 }
 
-// Compiled once for each number of constraints, not for each rule.
-template <int K> __device__ __attribute__((noinline)) void solve_once(const Job& job, Numbers& numbers) {
-    solve<K>(job, numbers);
-    clear_absent(job);
-}
-
 // The numbers are loaded to shared memory in one round trip, which overlaps with the loads of the partial sums.
 __device__ void load_numbers(const Job& job, Numbers& numbers) {
     const int n_rows = 1 + job.n_constraints;
@@ -351,13 +320,22 @@ __device__ void store_numbers(const Job& job, const Numbers& numbers) {
         job.report[row_of_numbers(job, i / kReport) * kReport + i % kReport] = numbers.report[i / kReport][i % kReport];
 }
 
-template <int K> __device__ void finish(const Row<K>* rows, const Job& job) {
+template <int K> __device__ void solve_in_one_thread(const Job& job, Numbers& numbers) {
+    if (threadIdx.x == 0) {
+        solve<K>(job, numbers);
+        clear_absent(job);
+    }
+    __syncthreads();
+    store_numbers(job, numbers);
+}
+
+// Not inlined: otherwise it takes registers from the loop of the kernel.
+template <int K> __device__ __attribute__((noinline)) void finish(const Row<K>* rows, const Job& job) {
     Numbers& numbers = shared().numbers;
     load_numbers(job, numbers);
     combine<K>(rows, job);
-    if (threadIdx.x == 0 && job.solve) solve_once<K>(job, numbers);
-    __syncthreads();
-    store_numbers(job, numbers);
+    if (job.solve) solve_in_one_thread<K>(job, numbers);
+    else store_numbers(job, numbers);
 }
 
 // The values of c are in the report already, perhaps averaged over processes.
@@ -365,9 +343,7 @@ template <int K> __global__ void solve_kernel(const __grid_constant__ Job job) {
     Numbers& numbers = shared().numbers;
     load_numbers(job, numbers);
     __syncthreads();
-    if (threadIdx.x == 0) solve_once<K>(job, numbers);
-    __syncthreads();
-    store_numbers(job, numbers);
+    solve_in_one_thread<K>(job, numbers);
 }
 
 template <class V>
@@ -375,7 +351,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks<V>().stats)
     stats_kernel(const __grid_constant__ Job job, const Row<V::K>* rows, uint32_t* counter) {
     const int warp = warp_of_block();
     RuleCache<typename V::Rule> rule_cache(job);
-    const Averages<V> averages(job, false);
+    const Averages<V> averages = averages_of<V>(job, false);
     int buffer = 0;
     const int tiles = static_cast<int>(job.n_tiles);
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, buffer ^= 1) {
@@ -408,7 +384,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks<V>().apply)
     const float scale = float(job.report[kScale]);
     const int warp = warp_of_block();
     RuleCache<typename V::Rule> rule_cache(job);
-    const Averages<V> averages(job, true);
+    const Averages<V> averages = averages_of<V>(job, true);
     const int tiles = static_cast<int>(job.n_tiles);
     for (int done = blockIdx.x; done < tiles; done += gridDim.x) {
         const int tile = tiles - 1 - done;  // backwards: the end of the stats pass is still in L2
@@ -464,18 +440,6 @@ template <class Batch> void upload_in_batches(const std::vector<int64_t>& words,
         std::copy_n(words.data() + begin, count, batch.words);
         start(upload_kernel<Batch>, 1, stream, batch, count, table + begin);
     }
-}
-
-// Calls visitor(V{}) with the variant of a job.
-template <class Visitor> void visit_variant(const Job& job, const Visitor& visitor) {
-    visit(job.rule, [&](auto rule) {
-        using R = typename decltype(rule)::type;
-        visit_slots(job.slots, [&](auto slots) {
-            constexpr int K = decltype(slots)::value;
-            if (K > 1 || job.averages) visitor(Variant<R, K, true>{});
-            else visitor(Variant<R, K, K != 1>{});
-        });
-    });
 }
 
 Job without_values(Job job) {

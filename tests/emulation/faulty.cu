@@ -88,7 +88,7 @@ __global__ void divergent_shuffle(float* data, bool fault) {
 // Fault: a lane that is not in its mask.
 __global__ void outside_mask(float* data, bool fault) {
     const unsigned half = 0xffffu << (threadIdx.x % 32 / 16 * 16);
-    data[threadIdx.x] += __shfl_xor_sync(fault ? 0xffffu : half, data[threadIdx.x], 1, 16);
+    data[threadIdx.x] += __shfl_sync(fault ? 0xffffu : half, data[threadIdx.x], threadIdx.x % 32 / 16 * 16);
 }
 
 // Fault: a lane reads the value of one that does not take part.
@@ -120,26 +120,21 @@ __global__ void misaligned(float* data, bool fault) {
     if (threadIdx.x < 4) reinterpret_cast<float4*>(data + fault)[threadIdx.x] = make_float4(1, 2, 3, 4);
 }
 
-// Votes, shuffles in segments, and dynamic shared memory.
+// Votes and shuffles.
 __global__ void everything(float* data, bool) {
-    float* shared = dynamic_shared_memory<float>();
     const int i = threadIdx.x, lane = i % warpSize;
     float x = data[i];
-    for (int offset = 4; offset > 0; offset /= 2) x += __shfl_xor_sync(kAll, x, offset);  // sums of eight lanes
-    x += __shfl_up_sync(kAll, float(lane), 3, 8) * 1000;                                  // lanes 0 to 2 keep their own
-    const bool odd = lane % 2;
-    x += __popc(__ballot_sync(kAll, odd)) + __any_sync(kAll, lane == 7) + __all_sync(kAll, lane == 7);
-    shared[i] = x;
-    __syncthreads();
-    data[i] = x + shared[(i + 1) % kThreads] * 0;
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_down_sync(kAll, x, offset);  // lane 0 has the sum
+    const float down = __shfl_down_sync(kAll, float(lane), 3);                              // lanes 29 to 31 keep their own
+    data[i] = __shfl_sync(kAll, x, 0) + 1000 * down + __clz(__ballot_sync(kAll, lane == 5));
 }
 
-// Blocks in two dimensions; the last one adds the partial sums of all.
+// The last block adds the partial sums of all.
 __global__ void last_block(float* data, bool fault) {
     static unsigned counter = 0;
     static float partials[6];
     __shared__ bool last;
-    const int block = blockIdx.y * gridDim.x + blockIdx.x;
+    const int block = blockIdx.x;
     if (threadIdx.x == 0) {
         partials[block] = data[block];
         __threadfence();
@@ -173,8 +168,8 @@ int main(int, char** arguments) {
         float* data = values.data();
         bool fault = arguments[2][0] == '1';
         void* addresses[] = {&data, &fault};
-        const dim3 grid = name == std::string("last_block") ? dim3(3, 2) : dim3(1);
-        if (const auto error = cudaLaunchKernel(kernel, grid, kThreads, addresses, kThreads * sizeof(float))) {
+        const unsigned blocks = name == std::string("last_block") ? 6 : 1;
+        if (const auto error = cudaLaunchKernel(kernel, blocks, kThreads, addresses, 0, nullptr)) {
             std::puts(cudaGetErrorString(error));
             return 2;
         }

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from emulated import ORDERS, cuda_kernels, needs_compiler
+from pairs import pairwise
 from steps import DECAY, HYPER, cloned, control_of, control_row, needs_kernels, operands_like, run_step, written
 
 from unlearn_ext.ops import TwoPhase
@@ -60,11 +61,13 @@ def assert_equal_bits(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> N
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("offsets", OFFSETS)
-@pytest.mark.parametrize(("constraints", "averages"), [(1, False), (1, True), (2, True), (3, True), (8, True)])
-def test_the_same_lambda_gives_the_same_step_to_the_bit(rule, mix, offsets, constraints, averages):
+# Every rule meets every number of constraints (each pair is a kernel of its own), every mix and every offset.
+@pytest.mark.parametrize(
+    ("rule", "mix", "offsets", "constraints_and_averages"),
+    pairwise(RULES, MIXES, OFFSETS, [(1, False), (1, True), (2, True), (3, True), (8, True)]),
+)
+def test_the_same_lambda_gives_the_same_step_to_the_bit(rule, mix, offsets, constraints_and_averages):
+    constraints, averages = constraints_and_averages
     shapes = SHAPES if constraints == 1 else SHAPES[:4]
     operands = operands_like(rule, [torch.empty(s) for s in shapes], mix, 1, constraints, averages)
     theirs, ours = shifted(operands, offsets), shifted(operands, offsets)
@@ -108,9 +111,11 @@ def test_sums_without_rounding_are_equal_to_the_bit(rule, mix, groups):
     )
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("shapes", [[*SHAPES, (70_001,)], [(1 + i % 97,) for i in range(1100)]], ids=["few", "many"])
-@pytest.mark.parametrize("constraints", [1, 4])
+# Every rule meets few and many tensors, and one and four constraints.
+@pytest.mark.parametrize(
+    ("rule", "shapes", "constraints"),
+    pairwise(RULES, [[*SHAPES, (70_001,)], [(1 + i % 97,) for i in range(1100)]], [1, 4]),
+)
 def test_the_same_bits_from_any_number_of_blocks_in_any_order(rule, shapes, constraints, monkeypatch):
     operands = operands_like(rule, [torch.empty(s) for s in shapes], (F32,) * 5, 7, constraints, averages=True)
     operands.groups = [int(i > len(shapes) // 2) for i in range(len(shapes))]

@@ -1,13 +1,11 @@
 """Every example runs as a script and meets its ε."""
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import run_script
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -28,13 +26,9 @@ def test_example_meets_epsilon(path, tmp_path):
     needed = NEEDS.get(path.stem)
     if needed and importlib.util.find_spec(needed) is None:
         pytest.skip(f"{needed} is not installed")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(
-        [sys.executable, str(path)], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    results = list(RESULT.finditer(done.stdout))
-    assert results, done.stdout
+    said = run_script(path, tmp_path, patience=120)
+    results = list(RESULT.finditer(said))
+    assert results, said
     for result in results:
         f1, epsilon = float(result["f1"]), float(result["epsilon"])
         assert f1 <= 1.05 * epsilon + 0.002  # the constraint

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 
 PATIENCE = 30.0  # seconds until a hanging test fails
+#: Loaded once, by the process that the workers are forks of; loading them takes longer than most tests.
+LIBRARIES = ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint", "unlearn_ext"]
 
 
 class Processes:
@@ -58,7 +60,8 @@ class Processes:
 
 
 def _start() -> tuple[Any, Connection]:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LIBRARIES)
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there,), daemon=True)
     process.start()

@@ -237,7 +237,7 @@ BLOCKS = {
     "a short report": (
         {"report": torch.zeros(2, 3, dtype=torch.float64)},
         ValueError,
-        r"report must be .* shape \(2, 26\)",
+        r"report must be .* shape \(2, 27\)",
     ),
     "a report without a row": ({"report": report_of(0)}, ValueError, r"have 2 and 1 rows; 1 constraints need 2"),
     "more constraints than rows": ({"constraint_grads": [ones(3)] * 2}, ValueError, r"2 constraints need 3"),

@@ -73,7 +73,7 @@ def measurements(generator: torch.Generator, steps: int, noise: float, agreement
 
 
 @needs_kernels
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     control=controls,
     decay=decays,

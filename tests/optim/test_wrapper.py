@@ -9,6 +9,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
+from pairs import pairwise
 from steps import PATHS
 from torch import nn
 
@@ -132,9 +133,8 @@ def promised(net, optimizer, index):
         yield achieved - optimizer.param_groups[0]["lr"] * psi, 1e-6 * size.item(), stats
 
 
-@pytest.mark.parametrize("average", [0.0, None])
-@pytest.mark.parametrize("constraints", [1, 3])
-@pytest.mark.parametrize("inner", INNER)
+# Every inner optimizer has one and three constraints, and an average and none.
+@pytest.mark.parametrize(("inner", "constraints", "average"), pairwise(list(INNER), [1, 3], [0.0, None]))
 def test_every_step_decreases_every_constraint_as_promised(inner, constraints, average):
     net, optimizer = wrapped(inner, constraints, constraint_grad_ema=average)
     active = short = 0
@@ -179,23 +179,66 @@ def test_the_correction_is_the_textbooks(constraints, fused):
     def flat(tensors):
         return np.concatenate([t.detach().double().flatten().numpy() for t in tensors])
 
-    momentum, v, active = 0.0, 0.0, 0
+    momentum, v, carried, active = 0.0, 0.0, np.zeros(constraints), 0
     for index in range(30):
         theta = flat(params)
         a = np.stack([flat(grads) for grads in hold_all(net, optimizer, index)])
         objective(net, index).backward()
-        g2 = flat([p.grad for p in params])
+        seen = flat([p.grad for p in params]) + carried @ a  # the gradient of the Lagrangian
         optimizer.step()
+        np.testing.assert_allclose(flat([p.grad for p in params]), seen, rtol=2e-5, atol=2e-6)
         optimizer.zero_grad()
-        momentum, v = 0.9 * momentum + g2, beta2 * v + (1 - beta2) * g2**2
+        momentum, v = 0.9 * momentum + seen, beta2 * v + (1 - beta2) * seen**2
         metric = np.sqrt(v / (1 - beta2 ** (index + 1)) + weight * (a**2).sum(0)) + eps
+        size = np.sqrt((momentum**2 * metric).sum() / (seen**2 / metric).sum())
         mean_lr = (lr * a**2 / metric).sum(1) / (a**2 / metric).sum(1)
         decrease = mean_lr * np.array([stats.psi.item() for stats in every_stats(optimizer)])
-        lam = multipliers((a * lr / metric) @ a.T, decrease - a @ (lr * momentum))
+        without = momentum - size * carried @ a / metric
+        lam = multipliers((a * lr / metric) @ a.T, decrease - a @ (lr * without))
         active += (lam > 0).sum()
-        np.testing.assert_allclose(flat(params), theta - lr * (momentum + lam @ a / metric), rtol=2e-5, atol=2e-6)
+        np.testing.assert_allclose(flat(params), theta - lr * (without + lam @ a / metric), rtol=2e-5, atol=2e-6)
+        lam /= size
         np.testing.assert_allclose([s.lam.item() for s in every_stats(optimizer)], lam, rtol=2e-4, atol=2e-5)
+        gram = (a * lr / metric) @ a.T
+        slack = np.minimum(decrease - a @ (lr * without) - gram @ (size * lam), 0)
+        carried = np.maximum(carried + 0.1 * (lam + slack / np.diag(gram) / size - carried), 0)
     assert active > 10
+
+
+# --- Where a run comes to rest ---
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda params: torch.optim.SGD(params, lr=0.02, momentum=0.9),
+        lambda params: torch.optim.AdamW(params, lr=0.05, weight_decay=0.0),
+        lambda params: torch.optim.NAdam(params, lr=0.05),
+        lambda params: torch.optim.Muon(params, lr=0.05, weight_decay=0.0),
+        lambda params: torch.optim.RMSprop(params, lr=0.02),
+    ],
+    ids=["SGD", "AdamW", "NAdam", "Muon", "RMSprop"],
+)
+def test_a_run_rests_at_the_constrained_optimum_whatever_the_inner_metric_is(inner):
+    """A quadratic with one linear constraint; its optimum and multiplier follow from the Lagrangian."""
+    generator, epsilon = torch.Generator().manual_seed(0), -1.0
+    curvature = 0.3 + 3 * torch.rand(4, 6, generator=generator)
+    centre, normal = torch.randn(2, 4, 6, generator=generator)
+    lam = ((normal * centre).sum() - epsilon) / (normal**2 / curvature).sum()
+    best = centre - lam * normal / curvature
+    x = nn.Parameter(torch.zeros(4, 6))
+    optimizer = ux.EpsilonWrapper(inner([x]), ux.EpsilonGap(epsilon))
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, 400)
+    for _ in range(400):
+        value = (normal * x).sum()
+        value.backward()
+        optimizer.hold_constraint(value)
+        (curvature * (x - centre).square() / 2).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+    assert (x - best).norm() < 2e-3 * best.norm()
+    assert abs(optimizer.stats.lam - lam) < 2e-3 * lam
 
 
 # --- Steps that change nothing ---

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _aliasing
-from ._control import Measured, fresh_weight, required_decrease
+from ._control import FORGET, Measured, fresh_weight, required_decrease
 from ._qp import Array, solve_dual
 from .layout import (
     KEPT,
@@ -147,7 +147,7 @@ class Step:
             values, sums = self._row(row, fresh), self.sums[group]
             e = _ELEMENTS[self.rule](values, self.hyper[group])
             sums[columns.SQ_DIRECTION] += _dot(e.direction, e.direction * e.metric, sums)
-            sums[columns.SQ_GRAD] += _dot(values.grad, values.grad, sums)
+            sums[columns.SQ_GRAD] += _dot(values.grad, values.grad / e.metric, sums)
             for i, (held, before, a) in enumerate(zip(values.held, values.before, values.a, strict=True)):
                 sums[columns.dot(i)] += _dot(a, e.direction, sums)
                 sums[columns.power(i)] += _dot(held, held / e.metric, sums)
@@ -166,11 +166,15 @@ class Step:
         control = [c.tolist() for c in self.control]
         states = [report[1 + row].copy() for row in self.rows]
         t = Totals(self.rule, sums, self.hyper.double().cpu().numpy(), len(states))
+        carried, size = np.zeros(len(states)), 1.0
+        if self.rule is Rule.WRAP:
+            carried = np.array([state[Report.CARRIED] for state in states])
+            size = t.take_out(carried)
         demands = [
             required_decrease(c, t.measured(i, s), s) for i, (c, s) in enumerate(zip(control, states, strict=True))
         ]
         with np.errstate(all="ignore"):
-            lam = self._multipliers(t, np.array(demands), control)
+            lam = self._multipliers(t, np.array(demands), control, size)
             sq_norm = t.sq_direction + 2 * lam @ t.dot + lam @ t.gram @ lam
             clipped = self.limits[StepControl.MAX_NORM].item() / (math.sqrt(max(sq_norm, 0.0)) + 1e-6)
             scale = clipped if clipped < 1 else 1.0
@@ -185,8 +189,13 @@ class Step:
             mine, mu = report[1 + row], t.mean_lr[i]
             is_short = mu > 0 and (shortfall[i] > 0 or control[i][Control.EQUALITY])
             mine[Report.PSI] = demands[i] / mu if mu > 0 else 0.0
-            mine[Report.LAMBDA] = lam[i]
-            mine[Report.MULTIPLIER] = lam[i] * t.multiplier[i]
+            mine[Report.LAMBDA] = lam[i] - size * carried[i]
+            mine[Report.MULTIPLIER] = lam[i] / size * t.multiplier[i]
+            if self.rule is Rule.WRAP:
+                gram, slack = t.lr_gram[i, i], min(float(shortfall[i]), 0.0)
+                aim = (lam[i] + slack / gram if gram > 0 else lam[i]) / size
+                mean = carried[i] + FORGET * (aim - carried[i])
+                state[Report.CARRIED] = mean if control[i][Control.EQUALITY] else max(mean, 0.0)
             mine[Report.DOT] = t.lr_dot[i] / mu if mu > 0 else t.dot[i]
             mine[Report.SQ_CONSTRAINT] = t.gram[i][i]
             mine[Report.SHORTFALL] = shortfall[i] / mu if is_short else 0.0
@@ -199,7 +208,7 @@ class Step:
         of_step[StepReport.SKIPPED_STEPS] += not good
         self.summary.copy_(torch.tensor(report, dtype=self.summary.dtype))
 
-    def _multipliers(self, t: "Totals", demands: Array, control: list[list[float]]) -> Array:
+    def _multipliers(self, t: "Totals", demands: Array, control: list[list[float]], size: float) -> Array:
         equalities = [bool(c[Control.EQUALITY]) for c in control]
         if len(control) == 1:
             gram, demand = t.lr_gram[0, 0], demands[0] - t.lr_dot[0]
@@ -210,7 +219,7 @@ class Step:
             lam = solve_dual(t.lr_gram, demands - t.lr_dot, equalities).multipliers
         else:
             lam = np.zeros(0)
-        most = np.array([c[Control.LAMBDA_MAX] for c in control])
+        most = size * np.array([c[Control.LAMBDA_MAX] for c in control])
         limited: Array = np.clip(lam, -most, most)
         return limited
 
@@ -293,6 +302,7 @@ class Totals:
         dot = sums[:, [columns.dot(i) for i in n]]
         with np.errstate(all="ignore"):
             self.sq_direction = float(sums[:, columns.SQ_DIRECTION].sum())
+            self._sq_grad = float(sums[:, columns.SQ_GRAD].sum())
             self.dot, self.lr_dot = dot.sum(0), lr @ dot
             self.gram, self.lr_gram = gram.sum(0), np.tensordot(lr, gram, 1)
             self._aligned = lr @ sums[:, [columns.aligned(i) for i in n]]
@@ -301,6 +311,21 @@ class Totals:
             self.mean_lr = np.where(sq > 0, lr_sq / sq, lr.mean())
             effective = (lr * of_momentum) @ gram.diagonal(axis1=1, axis2=2)
             self.multiplier = np.where(lr_sq > 0, effective / lr_sq, 1.0)
+
+    def take_out(self, carried: Array) -> float:
+        """Take the part of a wrapped optimizer's step that is due to Σλ̂_i∇c_i out of d; return s.
+
+        ``csrc/solve.h`` explains it.
+
+        Args:
+            carried: λ̂ of each constraint.
+        """
+        with np.errstate(all="ignore"):
+            length = float(np.sqrt(np.float64(self.sq_direction) / self._sq_grad))
+            s = length if math.isfinite(length) and length > 0 else 1.0
+            self.dot = self.dot - s * self.gram @ carried
+            self.lr_dot = self.lr_dot - s * self.lr_gram @ carried
+        return s
 
     def measured(self, i: int, report: list[float]) -> Measured:
         """Return what the control of constraint i sees."""

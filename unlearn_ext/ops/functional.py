@@ -161,7 +161,7 @@ def sgd_step_(
         groups: index of the row of ``hyper`` for each tensor, ascending.
         hyper: float64 ``[groups, 8]``, columns as in ``layout.Hyper``.
         control: float64 ``[1 + K, 11]``, see :func:`control_block`.
-        report: float64 ``[1 + K, 26]``; the input is c at ``layout.Report.CONSTRAINT``, the rest is output.
+        report: float64 ``[1 + K, 27]``; the input is c at ``layout.Report.CONSTRAINT``, the rest is output.
         fused: as in :class:`TwoPhase`.
     """
     if len(momentum_buffers) != len(steps):

@@ -51,7 +51,7 @@ class Sums:
     slots: int
 
     SQ_DIRECTION = 0
-    SQ_GRAD = 1
+    SQ_GRAD = 1  # ⟨g2,P⁻¹g2⟩
 
     def dot(self, i: int) -> int:
         """Return the column of ⟨a_i,d⟩."""
@@ -139,7 +139,7 @@ class StepReport(IntEnum):
 
 
 class Report(IntEnum):
-    """Columns of ``report``, float64 ``[1 + constraints, 26]``, in the row of a constraint, 1 or later.
+    """Columns of ``report``, float64 ``[1 + constraints, 27]``, in the row of a constraint, 1 or later.
 
     CONSTRAINT is c, which is input; the rest is output. The columns from COUNT on carry over from step to step: they
     are what the control remembers, explained in ``csrc/control.h``.
@@ -171,6 +171,7 @@ class Report(IntEnum):
     GAP_NOISE = 23
     GAP_STEPS = 24
     UNSETTLED = 25
+    CARRIED = 26
 
 
 #: The first column of ``report`` that carries over from step to step.

@@ -29,7 +29,7 @@ class TwoPhase:
     Attributes:
         hyper: float64 ``[groups, 8]``, columns as in ``layout.Hyper``.
         control: float64 ``[1 + constraints, 11]``: a row of ``layout.StepControl``, then rows of ``layout.Control``.
-        report: float64 ``[1 + constraints, 26]``: a row of ``layout.StepReport``, then rows of ``layout.Report``.
+        report: float64 ``[1 + constraints, 27]``: a row of ``layout.StepReport``, then rows of ``layout.Report``.
         sums: float64 ``[groups, columns]``, see ``layout.Sums``; its size depends on the step's constraints.
     """
 

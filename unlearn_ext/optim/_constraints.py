@@ -185,6 +185,11 @@ class Constraints:
         """Create what the constraints keep from step to step, so that a checkpoint can be loaded into it."""
         self._phases_on(device, groups, list(named(self.control)))
 
+    def carried(self, name: str) -> Tensor | None:
+        """Return the running mean of λ of a constraint, 0-d on the parameters' device; ``None`` before its first step."""
+        state = self.kept.get(key("state", name))
+        return None if state is None else state[Report.CARRIED - KEPT]
+
     def rows_of(self, names: Iterable[str]) -> list[int]:
         """Return the index of each constraint among those of the last :meth:`run`."""
         return [self._names.index(name) for name in names]

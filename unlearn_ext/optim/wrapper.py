@@ -22,10 +22,14 @@ _OWN = ("epsilon_", "constraint_")  # how the keys begin of what the wrapper add
 class EpsilonWrapper(EpsilonOptimizer):
     """Any torch optimizer, whose step Δ = θ_before − θ becomes the nearest one that satisfies ⟨∇c_i, Δ'⟩ ≥ Ψ_i.
 
-    Δ' = Δ + μ Σ λ_i P⁻¹∇c_i, with the learning rate μ, P = diag(√(v̂ + w·Σ∇c_i²) + eps) and v the moving average of
-    ∇f2², which the wrapper keeps itself. Where all λ are zero the step is exactly that of the wrapped optimizer, and so
-    is a step without a held constraint. The step is projected, not the gradient: an optimizer that rescales a projected
+    The wrapped optimizer proposes Δ for the gradient of the Lagrangian, ∇f2 + Σ λ̂_i∇c_i, where λ̂ is the running mean of
+    the multipliers λ of earlier steps; then Δ' = Δ + μs Σ (λ_i − λ̂_i) P⁻¹∇c_i, with the learning rate μ,
+    P = diag(√(v̂ + w·Σ∇c_i²) + eps), v the moving average of that gradient's square, and s the length of Δ/μ relative to
+    P⁻¹ times that gradient. A run comes to rest where λ = λ̂ and Δ = 0: at a stationary point of the Lagrangian, whatever
+    the wrapped optimizer's metric is. The step is projected, not the gradient: an optimizer that rescales a projected
     gradient, as Adam does, misses ε by 20 to 60 %.
+
+    A step without a held constraint is exactly that of the wrapped optimizer, and so is one where λ and λ̂ are zero.
 
     Parameter groups, their options and the schedulers are those of the wrapped optimizer: both objects have the same
     ``param_groups``. A state dict has the state of both; a state dict of the wrapped optimizer alone loads too. Hold
@@ -93,10 +97,10 @@ class EpsilonWrapper(EpsilonOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], T] | None = None) -> T | None:  # type: ignore[override]  # no overloads needed
-        """Take a step of the wrapped optimizer and correct it.
+        """Take a step of the wrapped optimizer and correct it; λ̂∇c is added to ``p.grad`` in place.
 
         If a gradient or a value is not finite, the parameters stay as they were and a skipped step is counted; the
-        wrapped optimizer's own state has seen the gradient.
+        wrapped optimizer's own state has seen the gradient of the objective.
 
         Args:
             closure: passed to the wrapped optimizer; it may hold constraints.
@@ -136,8 +140,35 @@ class EpsilonWrapper(EpsilonOptimizer):
         """Do nothing, since the gradients were unscaled for the wrapped optimizer."""
 
     def _proposed(self, closure: Callable[[], T] | None) -> T | None:
-        """Take the wrapped optimizer's step."""
-        return self.optimizer.step(closure)  # type: ignore[arg-type]  # torch types it as two functions
+        """Take the wrapped optimizer's step for the gradient of the Lagrangian."""
+        if closure is None:
+            self._add_carried()
+            return self.optimizer.step()  # type: ignore[func-returns-value, return-value]  # None
+
+        def lagrangian() -> T:
+            loss = closure()
+            self._add_carried()
+            return loss
+
+        return self.optimizer.step(lagrangian)  # type: ignore[arg-type]  # torch types it as two functions
+
+    @torch.no_grad()
+    def _add_carried(self) -> None:
+        """Add λ̂∇c of every held constraint to ``p.grad``; an element that is not finite counts as zero.
+
+        The step is skipped then, and the wrapped optimizer's state stays finite.
+        """
+        self._adopt()
+        params, held = self._params(), self._constraints.held
+        for name in held.names:
+            carried = self._constraints.carried(name)
+            if carried is None:  # its first step
+                continue
+            for param, grad in zip(params, held.of(name, params), strict=True):
+                if grad is None:
+                    continue
+                share = torch.nan_to_num(grad * carried, 0.0, 0.0, 0.0).to(param.dtype)
+                param.grad = share if param.grad is None else param.grad.add_(share)
 
     def _hyper(self, group: dict[str, Any]) -> list[float | Tensor]:
         beta2, eps, weight = self._metric
