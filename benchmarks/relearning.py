@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from unlearn_ext import Settings, demo
+from unlearn_ext.audit.relearning import FEW, relearn
 from unlearn_ext.models import I2IModel
-from unlearn_ext.reproduction.studies.resurfacing import FEW, relearn
 from unlearn_ext.unlearning.encoder import Encoder
 from unlearn_ext.unlearning.history import History
 from unlearn_ext.unlearning.objectives import Objectives

@@ -10,7 +10,8 @@ DOCS = Path(__file__).parent
 RUN = DOCS.parent / "runs" / "demo"
 
 shutil.copy(RUN / "figures" / "front.png", DOCS / "front.png")
-rows = strip_rows(read_run(RUN))
+run = read_run(RUN)
+rows = strip_rows(run.points, run.samples)
 # All models would not fit on a screen: the two ends, and every second model between them.
 shown = [row for row in rows if row.name in REFERENCES]
 models = [row for row in rows if row.name not in REFERENCES]

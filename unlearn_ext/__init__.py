@@ -16,7 +16,8 @@ from .ops import build_info
 from .optim import EpsilonAdamW, EpsilonGap, EpsilonSGD, EpsilonWrapper, GradientNorm, StepStats, sharpness
 
 if TYPE_CHECKING:
-    from . import baselines, data, metrics, models, pretrain, report, reproduction, tasks
+    from . import audit, baselines, data, metrics, models, pretrain, report, reproduction, tasks
+    from .unlearning.earlier import read_earlier
     from .unlearning.history import History
     from .unlearning.pareto import ParetoFront
     from .unlearning.phases import sweep
@@ -35,6 +36,7 @@ __all__ = [
     "StepStats",
     "UserError",
     "__version__",
+    "audit",
     "baselines",
     "build_info",
     "data",
@@ -43,6 +45,7 @@ __all__ = [
     "ops",
     "optim",
     "pretrain",
+    "read_earlier",
     "report",
     "reproduction",
     "sharpness",
@@ -51,11 +54,12 @@ __all__ = [
     "unlearn",
 ]
 
-_MODULES = ("baselines", "data", "metrics", "models", "pretrain", "report", "reproduction", "tasks")
+_MODULES = ("audit", "baselines", "data", "metrics", "models", "pretrain", "report", "reproduction", "tasks")
 _MODULE_OF = {
     "History": "unlearning.history",
     "ParetoFront": "unlearning.pareto",
     "Settings": "unlearning.settings",
+    "read_earlier": "unlearning.earlier",
     "sweep": "unlearning.phases",
     "unlearn": "unlearning.single",
 }

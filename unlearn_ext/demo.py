@@ -60,7 +60,7 @@ def prepare(
     models.check_family(family)
     images = _images(family, seed)
     model = models.load(family, pretrained(family, images, task, seed=seed, progress=progress))
-    return model, _some(images, CHOICES[family].share if share is None else share)
+    return model, images.some(CHOICES[family].share if share is None else share, "not used by the demo")
 
 
 def retrained(family: str, progress: Callback | None = None, *, seed: int = 0, task: Task = TASK) -> models.I2IModel:
@@ -76,9 +76,3 @@ def retrained(family: str, progress: Callback | None = None, *, seed: int = 0, t
 
 def _images(family: str, seed: int) -> data.ForgetRetain:
     return data.load(DATASET, forget_classes=FORGET_CLASSES, size=RECIPES[family].size, seed=seed)
-
-
-def _some(images: data.ForgetRetain, share: float) -> data.ForgetRetain:
-    """Return the first images of each set."""
-    sets = {name: part[: round(share * len(part))] for name, part in vars(images).items() if name != "name"}
-    return data.ForgetRetain(images.name, **sets)

@@ -15,7 +15,9 @@ pytest.importorskip("rich")
 
 from commands import call
 
-COMMANDS = ("demo", "pretrain", "run", "sweep", "evaluate", "report", "reproduce", "info")
+COMMANDS = (
+    "demo", "pretrain", "run", "sweep", "evaluate", "export", "report", "reproduce", "evidence", "verify", "info",
+)  # fmt: skip
 
 
 def test_help_names_every_command() -> None:
@@ -24,7 +26,9 @@ def test_help_names_every_command() -> None:
     assert all(command in said for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["demo", "pretrain", "run", "sweep", "evaluate", "report", "reproduce"])
+@pytest.mark.parametrize(
+    "command", ["demo", "pretrain", "run", "sweep", "evaluate", "export", "report", "reproduce", "evidence", "verify"]
+)
 def test_help_teaches_by_example(command: str) -> None:
     code, said = call(command, "--help")
     assert code == 0
@@ -42,6 +46,9 @@ def test_info_says_what_was_built() -> None:
     [
         (["report", "nowhere"], "no run folder at nowhere"),
         (["evaluate", "nowhere"], "no run folder at nowhere"),
+        (["verify", "nowhere"], "no run folder at nowhere"),
+        (["evidence", "nowhere"], "no run folder at nowhere"),
+        (["export", "nowhere", "out"], "no run folder at nowhere"),
         (["sweep", "--data", "cifar"], "no built-in data set `cifar`"),
         (["sweep", "--task", "colour"], "no task `colour`"),
         (["sweep", "--family", "gan"], "no model family `gan`"),
@@ -68,7 +75,7 @@ def test_bad_input_is_one_sentence(
         (["frobnicate"], "No such command"),
         (["run"], "--epsilon"),
         (["sweep", "--points", "0"], "--points"),
-        (["evaluate", "runs/demo", "--images", "7"], "--images"),
+        (["evaluate", "runs/demo", "--images", "0"], "--images"),
         (["reproduce", "--seeds", "0"], "--seeds"),
         (["sweep", "--forget", "a"], "--retain"),
         (["sweep", "--forget", "a", "--retain", "b"], "--model"),
@@ -101,7 +108,7 @@ def test_debug_by_environment() -> None:
 
 
 def test_an_unforeseen_error_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("the [disk]\nis full")
 
     monkeypatch.setattr("unlearn_ext.report.write_report", fail)
@@ -109,7 +116,7 @@ def test_an_unforeseen_error_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_interruption_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(_: object) -> None:
+    def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("unlearn_ext.report.write_report", stop)

@@ -82,12 +82,16 @@ def test_the_dial_adds_a_model_to_a_run_and_its_report(place: Path, tmp_path: Pa
     run = tmp_path / "run"
     code, said = call("sweep", *options(place), "--out", str(run), "--points", "1", "--steps", "5")
     assert code == 0, said
+    assert (run / said.partition("Recommended: ")[2].split()[0] / "config.json").is_file()
     code, said = call("dial", str(run), "--epsilon", "0.4567", "--epsilon", "0.35")
     assert code == 0, said
     assert "0.4567" in said
     for name in ("eps-0.4567", "eps-0.3500"):
         assert (run / name / "config.json").is_file()
         assert name in (run / "report.html").read_text(encoding="utf-8")
+    with (run / "hole.csv").open(newline="", encoding="utf-8") as file:
+        measured = [row["point"] for row in csv.DictReader(file)]
+    assert sorted(measured) == sorted(["unmodified", *(path.parent.name for path in run.glob("*/config.json"))])
     code, said = call("dial", str(tmp_path / "nothing"), "--epsilon", "0.3")
     assert code == 1
     assert "there is no run folder at" in said
@@ -118,12 +122,24 @@ def test_a_run_is_judged_from_anywhere(place: Path, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     code, said = call("evaluate", str(run), "--extractor", "pixels")
     assert code == 0, said
-    for words in ("by pixels", "real images", "unmodified", "most-forgotten", "8 images each", "fid", "psnr"):
+    for words in (
+        "by pixels",
+        "real images",
+        "unmodified",
+        "most-forgotten",
+        "validation: 8 to forget, 8 to retain",
+        "fid",
+        "psnr",
+    ):
         assert words in said
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 16
     assert float(rows[2]["psnr"]) < float(rows[0]["psnr"]) == float("inf")
+    code, said = call("evaluate", str(run), "--extractor", "pixels", "--part", "training", "--images", "5")
+    assert code == 0, said
+    assert "training: 5 to forget, 5 to retain" in said
+    assert "FID, KID and IS are left out" in said
 
 
 def test_a_run_that_does_not_say_of_what_it_is_is_named(run_folder: Path) -> None:
@@ -221,7 +237,7 @@ def test_without_a_checkpoint_every_family_has_a_small_model(quick: Path, tmp_pa
     for named in ([], ["--model", str(folder)]):
         code, said = call("run", *options, *named, "--out", str(tmp_path / f"run-{len(tables)}"))
         assert code == 0, said
-        tables.append(said[said.index("ε = 0 asked") : said.index("Model: ")])
+        tables.append(said[said.index("ε = 0 asked") : said.index("Report: ")])
     assert tables[0] == tables[1]
     assert list(quick.iterdir()) == [folder]
 
@@ -356,12 +372,16 @@ def test_the_demo_goes_on(quick: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_runs_at_several_epsilons_share_a_folder(place: Path, tmp_path: Path) -> None:
-    for epsilon in ("0.5", "0.6", "0.5"):
-        arguments = ["run", "--epsilon", epsilon, *options(place), "--out", str(tmp_path), "--steps", "2", "--resume"]
-        code, said = call(*arguments)
-        assert code == 0
-    assert "eps-0.5000 is finished" in said
+def test_a_run_at_another_epsilon_needs_another_folder(place: Path, tmp_path: Path) -> None:
+    arguments = [*options(place), "--out", str(tmp_path), "--steps", "2", "--resume"]
+    code, said = call("run", "--epsilon", "0.5", *arguments)
+    assert code == 0, said
+    code, said = call("run", "--epsilon", "0.6", *arguments)
+    assert code == 1
+    assert "that differs in: epsilon;" in said
+    code, said = call("run", "--epsilon", "0.5", *arguments)
+    assert code == 0, said
+    assert f"the run in {tmp_path} is finished" in said
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -411,10 +431,10 @@ REFUSED = {
     "a model": (SWEEP, RUN, OTHER.replace("{command}", "sweep")),
     "a model by force": (SWEEP, [*RUN, "--force"], OTHER.replace("{command}", "sweep")),
     "a comparison": (SWEEP, ["reproduce", "--quick"], OTHER.replace("{command}", "sweep")),
-    "the same model": (RUN, RUN, FRONT.replace("front.csv", "eps-0.5000")),
-    "a model of other settings": (RUN, [*RUN, "--batch-size", "4"], FRONT.replace("front.csv", "eps-0.5000")),
+    "the same model": (RUN, RUN, FRONT),
+    "a model of other settings": (RUN, [*RUN, "--batch-size", "4"], FRONT),
     "a model at nearly the same ε": (
-        RUN, [*RUN, "--epsilon", "0.50001", "--resume"],
+        RUN, ["run", "--epsilon", "0.50001", *RUN[3:], "--resume"],
         DIFFERS.replace("{names}", "epsilon"),
     ),
     "a sweep beside models": (RUN, SWEEP, OTHER.replace("{command}", "run")),

@@ -206,7 +206,8 @@ FILES = {
     "one image": (
         lambda p: [f.unlink() for f in (p / "ours").iterdir() if f.name != "0.png"],
         RUN,
-        "both sets need at least two images: one to train on and one to validate with.",
+        "both sets need at least two images: one to train on and one to validate with; so does each request. With "
+        "--validation 0, one is enough.",
     ),
     "no classes": (
         nothing,
@@ -354,7 +355,51 @@ VALUES = {
     "ε that is infinite": (
         nothing,
         RUN.replace("0.5 ", "inf "),
-        "ε is inf; it must be a finite number, the f1 to reach.",
+        "Invalid value for '--epsilon': 'inf' is no ε: give a number of 0 or more, the f1 to reach, or a share of the "
+        "unmodified model's f1 with a percent sign, such as 12%.",
+    ),
+    "ε below 0": (nothing, RUN.replace("0.5 ", "-0.1 "), "Invalid value for '--epsilon': …"),
+    "a negative share": (nothing, RUN.replace("0.5 ", "-5% "), "Invalid value for '--epsilon': …"),
+    "two ε for one request": (
+        nothing,
+        RUN.replace("0.5 ", "0.5 --epsilon 0.6 "),
+        "Invalid value: --epsilon is given twice for the request forget.",
+    ),
+    "an ε for no request": (
+        nothing,
+        RUN.replace("0.5 ", "ana=0.5 "),
+        "Invalid value: --epsilon ana=0.5: there is no request ana; there is forget.",
+    ),
+    "two requests without names": (
+        nothing,
+        RUN + " --forget {place}/theirs",
+        "Invalid value: several requests need names: give --forget NAME=DIR for each.",
+    ),
+    "a request without ε": (
+        nothing,
+        RUN.replace("--forget ", "--forget ana=").replace("0.5 ", "ana=0.5 ") + " --forget ben={place}/theirs",
+        "Invalid value: the request ben has no ε: give --epsilon ben=VALUE.",
+    ),
+    "two requests and one ε": (
+        nothing,
+        RUN.replace("--forget ", "--forget ana=") + " --forget ben={place}/theirs",
+        "Invalid value: say for which request --epsilon 0.5 is: --epsilon ana=0.5.",
+    ),
+    "a name twice": (
+        nothing,
+        RUN.replace("--forget ", "--forget ana=").replace("0.5 ", "ana=0.5 ") + " --forget ana={place}/theirs",
+        "Invalid value: --forget is given twice for the request ana.",
+    ),
+    "a sweep of two requests": (
+        nothing,
+        SWEEP.replace("--forget ", "--forget ana=") + " --forget ben={place}/theirs",
+        "Invalid value: a front has one ε, so `sweep` takes one request: use `run`, with an ε for each request.",
+    ),
+    "a run after a folder": (nothing, RUN + " --after {place}/ours", "{place}/ours is not a finished run: …"),
+    "everything held out": (
+        nothing,
+        RUN + " --validation 1",
+        "validation is 1.0; it is the fraction of the images that is held out, 0 or more and below 1.",
     ),
     "memory that is no number": (nothing, RUN + " --memory nan", "Invalid value for '--memory': …"),
     "seed below 0": (nothing, RUN + " --seed -1", "seed is -1; it must be a whole number, 0 or more and below 2**63."),
@@ -467,9 +512,9 @@ STATES = {
         "choose another --out.",
     ),
     "a journal that is none": (
-        text("out/.eps-0.5000.journal", "x"),
+        text("out/.run.journal", "x"),
         RUN,
-        "{place}/out/.eps-0.5000.journal is not the journal of a run …",
+        "{place}/out/.run.journal is not the journal of a run …",
     ),
     "a sweep's journal that is none": (
         text("out/.front.csv.journal", "x"),
@@ -568,9 +613,14 @@ DTYPES = {
                  "the model is a VQModel; wrap it in the class of its family in unlearn_ext.models."),
     "a task in words": (lambda: unlearned(task="center-crop:0.5"),
                         "the task is 'center-crop:0.5'; give one of unlearn_ext.tasks, such as CenterCrop(0.5)."),
-    "ε in words": (lambda: unlearned(epsilon="0.3"), "ε is '0.3'; it must be a finite number, the f1 to reach."),
+    "ε in words": (
+        lambda: unlearned(epsilon="0.3"),
+        "ε is '0.3'; it must be a finite number, the f1 to reach, or a share of the unmodified model's f1, such as "
+        '"12%".',
+    ),
     "ε that is no number": (lambda: swept(epsilons=[0.3, math.nan]),
-                            "ε is nan; it must be a finite number, the f1 to reach."),
+                            "ε is nan; it must be a finite number, the f1 to reach, or a share of the unmodified "
+                            'model\'s f1, such as "12%".'),
     "steps and a half": (lambda: Settings(steps=1.5), "steps is 1.5; it must be a whole number, 1 or more."),
     "a rate of 2": (lambda: Settings(rate=2.0), "rate is 2.0; it must be a number above 0, 1 at most."),
     "less than no tolerance": (lambda: Settings(tolerance=-1.0), "tolerance is -1.0; it must be a number, 0 or more."),

@@ -1,4 +1,4 @@
-"""Sweeps that are killed at random moments and resumed end with the same bytes; `make fuzz` kills 50 times."""
+"""What is killed at random moments and resumed ends with the same bytes; `make fuzz` kills 50 times."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ ROOT = Path(__file__).parents[2]
 KILLS = 50 if os.environ.get("UNLEARN_EXT_FUZZ") else 3
 
 
-def test_killed_sweeps_end_with_the_same_bytes() -> None:
+@pytest.mark.parametrize("work", ["sweep", "chain"])
+def test_killed_work_ends_with_the_same_bytes(work: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "helpers" / "kills.py"), str(KILLS)],
+        [sys.executable, str(ROOT / "tests" / "helpers" / "kills.py"), str(KILLS), work],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

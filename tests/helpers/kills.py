@@ -1,8 +1,10 @@
-"""Compare sweeps of a tiny model that are killed at random moments and resumed with an undisturbed sweep.
+"""Compare work on a tiny model that is killed at random moments and resumed with the same work left undisturbed.
 
-    python tests/helpers/kills.py 50
+    python tests/helpers/kills.py 50 sweep
+    python tests/helpers/kills.py 50 chain
 
-Every sweep runs in a forked child, so that Python and its libraries are loaded once. SIGKILL kills it.
+The work is a sweep, or a chain of two runs, of which the second continues the first. It runs in a forked child, so that
+Python and its libraries are loaded once. SIGKILL kills it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import tiny
@@ -22,33 +26,55 @@ import torch
 
 from unlearn_ext.tasks import CenterCrop
 from unlearn_ext.unlearning import journal
+from unlearn_ext.unlearning.earlier import read_earlier
 from unlearn_ext.unlearning.phases import sweep
 from unlearn_ext.unlearning.settings import Settings
+from unlearn_ext.unlearning.single import unlearn
 
-CHANGING = ("seconds", "peak_memory_mb")  # these differ between any two runs
+CHANGING = ("seconds", "peak_memory_mb", "started", "finished", "after")  # these differ between any two runs
+
+
+def random_images() -> torch.Tensor:
+    """Return four sets of 12 images, and write journals at every step from now on."""
+    journal.SECONDS = 0.0
+    return torch.rand(4, 12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def chain_to(folder: Path) -> None:
+    """Forget two sets of images one after the other, each in a run of its own; resume what is there."""
+    images = random_images()
+    given = {"task": CenterCrop(0.5), "resume": True, "settings": Settings(steps=6, batch_size=8)}
+    model, retain, first = tiny.model("vqgan"), images[1], {"ana": images[0] / 2}
+    unlearn(model, first, retain, epsilon={"ana": "60%"}, out=folder / "first", **given)
+    unlearn(
+        model, {"ben": images[2] / 3 + 0.4, **first}, retain[:10], epsilon={"ben": "70%"}, out=folder / "second",
+        after=read_earlier(folder / "first"), **given,
+    )  # fmt: skip
 
 
 def sweep_to(folder: Path) -> None:
-    """Sweep a tiny model into a folder, with a journal entry after every step; resume what is there."""
-    journal.SECONDS = 0.0
-    images = torch.rand(4, 12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    """Sweep a tiny model into a folder; resume what is there."""
+    images = random_images()
     sweep(
         tiny.model("vqgan"), images[0] / 2, images[1], task=CenterCrop(0.5), points=2, resume=True, out=folder,
         held_out=(images[2] / 2, images[3]), settings=Settings(steps=6, batch_size=8),
     )  # fmt: skip
 
 
-def run_and_kill(folder: Path, seconds: float) -> bool:
-    """Resume the sweep in a folder and kill it after ``seconds``; return whether it was killed."""
+WORK = {"sweep": sweep_to, "chain": chain_to}
+
+
+def run_and_kill(work: Callable[[Path], None], folder: Path, seconds: float) -> bool:
+    """Resume the work in a folder and kill it after ``seconds``; return whether it was killed."""
     child = os.fork()
     if not child:
-        sweep_to(folder)
+        work(folder)
         os._exit(0)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
-            assert status == 0, f"a sweep failed in {folder}"
+            assert status == 0, f"the work failed in {folder}"
             return False
         time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
@@ -56,10 +82,16 @@ def run_and_kill(folder: Path, seconds: float) -> bool:
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    """Return the content of every file of a run, by path, without the values in ``CHANGING``."""
-    found: dict[str, object] = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    found["front.csv"] = [_stable(row) for row in csv.DictReader(found["front.csv"].decode().splitlines())]
-    found["metrics.json"] = _stable(json.loads(found["metrics.json"]))
+    """Return the content of every file, by path, without the values in ``CHANGING``."""
+    found: dict[str, object] = {}
+    for path in folder.rglob("*"):
+        if path.name == "front.csv":
+            rows = csv.DictReader(path.read_text().splitlines())
+            found[str(path.relative_to(folder))] = [_stable(row) for row in rows]
+        elif path.name == "metrics.json":
+            found[str(path.relative_to(folder))] = _stable(json.loads(path.read_text()))
+        elif path.is_file():
+            found[str(path.relative_to(folder))] = path.read_bytes()
     return found
 
 
@@ -67,25 +99,27 @@ def _stable(row: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in row.items() if name not in CHANGING}
 
 
-def main(kills: int) -> None:
+def main(kills: int, name: str) -> None:
+    work = WORK[name]
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # a forked child does not have its parent's threads
     tiny.model("vqgan")  # loads the library once, before the forks
     left = kills
     with tempfile.TemporaryDirectory() as place:
         alone = Path(place) / "alone"
         start = time.monotonic()
-        run_and_kill(alone, float("inf"))
-        usual, sweeps = time.monotonic() - start, 0
+        run_and_kill(work, alone, float("inf"))
+        usual, times = time.monotonic() - start, 0
         while left > 0:
-            folder = Path(place) / str(sweeps)
-            while run_and_kill(folder, random.uniform(0, usual) if left > 0 else float("inf")):
+            folder = Path(place) / str(times)
+            while run_and_kill(work, folder, random.uniform(0, usual) if left > 0 else float("inf")):
                 left -= 1
             one, other = outcome(folder), outcome(alone)
             unlike = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-            assert not unlike, f"another outcome in sweep {sweeps}: {', '.join(unlike)}"
-            sweeps += 1
-    print(f"{kills} kills of {sweeps} sweeps of {usual:.1f} s: all ended with the same bytes")
+            assert not unlike, f"another outcome in {name} {times}: {', '.join(unlike)}"
+            times += 1
+    print(f"{kills} kills of {times} times the {name} of {usual:.1f} s: all ended with the same bytes")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2])

@@ -135,9 +135,11 @@ def test_every_number_of_features_bears_the_extractors_name(pair):
     assert set(compare(*pair, Blind())) == {"fid:blind", "kid:blind", "kid-spread:blind", "cosine:blind"}
 
 
-def test_too_few_images_are_one_sentence():
-    with pytest.raises(UserError, match="at least 8 images of each kind, not 7"):
-        compare(torch.rand(7, 6), torch.rand(7, 6), Linear())
+def test_too_few_images_leave_out_what_compares_sets(pair):
+    assert set(compare(*(side[:8] for side in pair), Blind())) > {"cosine:blind"}
+    few = compare(*(side[:7] for side in pair), Linear())
+    assert set(few) == {"cosine:linear"}
+    assert few == {"cosine:linear": compare(*(side[:7] for side in pair), Linear(), only_pairs=True)["cosine:linear"]}
 
 
 # ---- the hole
@@ -325,9 +327,8 @@ def test_a_run_is_judged_model_by_model(tiny_model, tiny_images, tmp_path):
     assert [(row["model"], row["set"]) for row in rows] == [(n, s) for n in names for s in ("forget", "retain")]
     assert {row["images"] for row in rows} == {12}, "as many of both, that FID be biased alike"
     made = reconstruct(tiny_model, retain[16:28], TASK)
-    assert rows[3] == {"model": "unmodified", "set": "retain", "images": 12} | Judge(retain[16:28], TASK, [Linear()])(
-        made
-    )
+    values = Judge(retain[16:28], TASK, [Linear()])(made)
+    assert rows[3] == {"model": "unmodified", "set": "retain", "part": "validation", "images": 12} | values
     with open(tmp_path / "metrics.csv", newline="", encoding="utf-8") as file:
         written = list(csv.DictReader(file))
     assert [{key: str(value) for key, value in row.items()} for row in rows] == written
@@ -338,3 +339,38 @@ def test_a_limit_is_kept(tiny_model, tiny_images, tmp_path):
     images = ForgetRetain("stripes", *tiny_images, *tiny_images)
     rows = evaluate(tmp_path, tiny_model, images, task=TASK, extractors=[Linear()], limit=9)
     assert {row["images"] for row in rows} == {9}
+
+
+@pytest.fixture
+def few(tiny_images):
+    """Return images of which three and twelve were held out."""
+    forget, retain = tiny_images
+    return ForgetRetain("stripes", forget[:16], retain[:16], forget[16:19], retain[16:28])
+
+
+def test_of_few_images_what_can_be_computed_is(tiny_model, few, tmp_path):
+    ux.ParetoFront(()).to_csv(tmp_path / "front.csv")
+    seen = []
+    with pytest.warns(UserWarning, match="FID, KID and IS are left out: .* the smaller set has 3") as said:
+        rows = evaluate(
+            tmp_path, tiny_model, few, task=TASK, extractors=[Linear()],
+            progress=lambda _: seen.append(len(said)),
+        )  # fmt: skip
+    assert seen[0] == 1, "said before the work"
+    assert [row["images"] for row in rows] == [3, 12, 3, 12], "without FID, no image need be left out"
+    assert {name for name in rows[0] if ":" in name} == {"cosine:linear", "perceptual:linear"}
+    made = reconstruct(tiny_model, few.forget_validation, TASK)
+    assert rows[2]["psnr"] == hole_values(few.forget_validation, made, TASK)["psnr"].mean().item()
+
+
+def test_training_images_are_evaluated_on_request(tiny_model, few, tmp_path):
+    ux.ParetoFront(()).to_csv(tmp_path / "front.csv")
+    none = ForgetRetain("stripes", few.forget, few.retain, few.forget[:0], few.retain[:0])
+    how = {"task": TASK, "extractors": [Linear()]}
+    rows = evaluate(tmp_path, tiny_model, none, part="training", **how)
+    assert [(row["part"], row["images"]) for row in rows] == [("training", 16)] * 4
+    assert "fid:linear" in rows[0]
+    with pytest.raises(UserError, match=r"there are no validation images to forget: .* --part training"):
+        evaluate(tmp_path, tiny_model, none, **how)
+    with pytest.raises(UserError, match="no part `test` of the images; there are validation and training"):
+        evaluate(tmp_path, tiny_model, few, part="test", **how)

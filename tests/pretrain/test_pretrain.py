@@ -85,3 +85,12 @@ def test_the_second_time_it_comes_from_the_cache(data, tmp_path, monkeypatch, fa
 def test_an_unknown_family_is_one_sentence(data):
     with pytest.raises(UserError, match="no model family `gan`"):
         pretrain.pretrained("gan", data, TASK)
+
+
+@pytest.mark.parametrize(("family", "multiple"), [("vqgan", 4), ("autoencoder", 4), ("mae", 8), ("diffusion", 4)])
+def test_a_side_that_the_model_cannot_have_is_one_sentence(family, multiple):
+    recipe = pretrain.RECIPES[family]()
+    recipe.check_size(6 * multiple)
+    for side in (0, 6 * multiple + 1):
+        with pytest.raises(UserError, match=f"whose side is a multiple of {multiple} pixels, not {side}"):
+            recipe.check_size(side)

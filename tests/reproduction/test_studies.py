@@ -17,6 +17,8 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from unlearn_ext import demo
+from unlearn_ext.audit.reading import linear_reading
+from unlearn_ext.audit.relearning import relearn
 from unlearn_ext.data import ForgetRetain
 from unlearn_ext.errors import UserError
 from unlearn_ext.models import reconstruct
@@ -32,8 +34,7 @@ from unlearn_ext.reproduction.problem import Problem
 from unlearn_ext.reproduction.studies import Convergence, Crops, Infill, Probe, Readers, Resurfacing, Study, fill
 from unlearn_ext.reproduction.studies.infill import BLURRED, MEAN_IMAGE, NOISE, TARGETS, aimed, blurred
 from unlearn_ext.reproduction.studies.probe import MEMBER, SET, accuracy
-from unlearn_ext.reproduction.studies.readers import linear_reading
-from unlearn_ext.reproduction.studies.resurfacing import FEW_FORGET, RETAIN, relearn
+from unlearn_ext.reproduction.studies.resurfacing import FEW_FORGET, RETAIN
 from unlearn_ext.reproduction.table import OURS, RETRAINED, UNMODIFIED, ModelRow, Table
 from unlearn_ext.reproduction.trial import Trial
 from unlearn_ext.reproduction.workers import Workers
@@ -445,7 +446,7 @@ def test_what_every_target_makes_is_kept_and_drawn(folder):
     assert [row.label for row in strip] == [
         "original", "corrupted", "unmodified model", *(target for target in TARGETS for _ in SHARES),
     ]  # fmt: skip
-    assert len({row.forget.tobytes() for row in strip}) > 3
+    assert len({row.sides["forget"].tobytes() for row in strip}) > 3
     page = write_reproduction(folder).read_text(encoding="utf-8")
     for target in TARGETS:
         assert page.count(f"images to retain: {target}") == len(SHARES)

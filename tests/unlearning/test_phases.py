@@ -226,7 +226,7 @@ def test_the_tables_are_complete(swept):
     assert ParetoFront.from_csv(out / "front.csv") == front
     with open(out / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["point", "step", "epsilon", "f1", "f2", "psi", "lam", "skipped"]
+    assert list(rows[0]) == ["point", "step", "epsilon", "f1", "f2", "psi", "lam", "skipped", "request"]
     for point in front:
         steps = [int(row["step"]) for row in rows if row["point"] == point.name]
         assert steps == list(range(len(steps)))
@@ -236,9 +236,12 @@ def test_the_tables_are_complete(swept):
     expected = {
         "version", "family", "dataset", "task", "seed", "settings", "f1_original", "f2_original", "f1_star",
         "f2_tolerance", "anchors", "steps_per_anchor", "hypervolume", "reference_point", "max_epsilon_miss",
-        "samples_from", "seconds", "peak_memory_mb", "device",
+        "samples_from", "pictures", "seconds", "peak_memory_mb", "device", "command", "argv", "started", "finished",
+        "after", "after_point", "requests", "units", "images",
     }  # fmt: skip
     assert set(metrics) == expected
+    assert metrics["command"] == "sweep"
+    assert metrics["requests"] == {"forget": {"epsilon": None, "epsilon_given": None}}
     assert metrics["hypervolume"] == pytest.approx(front.hypervolume(tuple(metrics["reference_point"])))
     assert metrics["task"] == "center-crop:0.5"
     assert 10 < metrics["peak_memory_mb"] < 10_000

@@ -72,7 +72,7 @@ KINDS = {
     },
     "sharpness": {"settings": Settings(steps=4, batch_size=8, precision="float16", sharpness=0.05)},
     "random masks": {"task": RandomMask(0.5, 4)},
-    "own epsilons": {"epsilons": [0.3, 0.2]},
+    "own epsilons": {"epsilons": [0.3, "30%"]},
 }
 
 

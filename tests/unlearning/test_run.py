@@ -10,6 +10,7 @@ from unlearn_ext.errors import UserError
 from unlearn_ext.optim.control import GradientNorm
 from unlearn_ext.tasks import CenterCrop
 from unlearn_ext.unlearning import divergence
+from unlearn_ext.unlearning.encoder import Encoder
 from unlearn_ext.unlearning.history import History
 from unlearn_ext.unlearning.objectives import Objectives
 from unlearn_ext.unlearning.outcome import warn_if_skipped
@@ -119,15 +120,24 @@ def test_epsilon_outside_the_boundaries_warns(model, images, epsilon, message):
         ux.unlearn(model, *images, task=TASK, epsilon=epsilon, settings=Settings(steps=1))
 
 
-def test_epsilon_inside_does_not_warn_and_progress_is_reported(model, images):
-    seen = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        quick = Settings(steps=3, tolerance=1.0)
+def test_an_epsilon_inside_is_not_said_to_be_outside_and_progress_is_reported(model, images):
+    seen, quick = [], Settings(steps=3, tolerance=1.0)
+    with pytest.warns(UserWarning, match="was not reached") as said:  # in so few steps
         ux.unlearn(model, *images, task=TASK, epsilon=0.1, settings=quick, progress=seen.append)
+    assert len(said) == 1
     assert seen[0].stage == "eps-0.1000"
     assert (seen[0].index, seen[0].total, seen[0].step, seen[0].steps) == (0, 1, 1, 3 * SCHEDULE.anchors_per_run)
     assert all(math.isfinite(value) for value in (seen[0].f1, seen[0].f2, seen[0].lam))
+
+
+@pytest.mark.parametrize("epsilon", [0.35, "30%", 0.55])
+def test_f1_ends_at_epsilon_or_just_below(model, images, epsilon):
+    """Training alone ends within the tolerance, on either side."""
+    objectives = Objectives.freeze(model, *images, TASK)
+    original = objectives.evaluate_f1(objectives.frozen)
+    unlearned = ux.unlearn(model, *images, task=TASK, epsilon=epsilon, settings=Settings(steps=30, lr=3e-3))
+    f1, aim = objectives.evaluate_f1(Encoder(unlearned, Settings())), epsilon if epsilon != "30%" else 0.3 * original
+    assert aim - 0.01 * original < f1 <= aim
 
 
 def test_where_no_step_is_finite_a_run_stops(model, images):

@@ -13,10 +13,18 @@ from typer.core import TyperGroup
 from .._utils.distributed import FirstFailed, first_alone
 from .._utils.hub import expanded
 from ..errors import UserError
+from ..unlearning.pictures import CHOICES
 from . import commands
-from .inputs import Prepared, built_in, describe, keep_apart, prepare
-from .options import Device, Family, Machine, Seed, Small, Sources, Training, unfolded
+from .asked import asked_epsilons, folders_to_forget, request_names, typed_epsilons
+from .audit import audit
+from .evidence import Evidence, add_commands
+from .export import export
+from .images import describe
+from .inputs import Prepared, keep_apart, prepare
+from .options import Device, Family, Machine, Pictures, Sources, Training, unfolded
 from .place import Place
+from .pretraining import pretrain
+from .requests import requests
 from .terminal import Watch, err, facts_table, out, plain_warnings, together
 
 __all__ = [
@@ -29,6 +37,7 @@ __all__ = [
     "demo",
     "dial",
     "evaluate",
+    "export",
     "info",
     "options",
     "pretrain",
@@ -92,7 +101,24 @@ Force = Annotated[
     bool,
     typer.Option("--force", help="Replace an earlier run in the folder: remove only the files that it wrote."),
 ]
-Epsilon = Annotated[float, typer.Option(min=0.0, help="What may be left of the forgotten (f1); smaller forgets more.")]
+Epsilon = Annotated[
+    list[str],
+    typer.Option(
+        metavar="[NAME=]VALUE",
+        help="What may be left of the forgotten (f1), as a number or as a share of the unmodified model's, such as "
+        "12%; smaller forgets more. Of several requests each by its name.",
+    ),
+]
+After = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN",
+        help="Earlier run to continue, or the folder of one of a sweep's models: start from its model and keep its "
+        "requests within their ε.",
+        show_default="none",
+        callback=lambda place: None if place is None else expanded(place),
+    ),
+]
 
 
 @app.callback()
@@ -126,10 +152,11 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
     from .. import demo as chosen
     from ..models import check_family
     from ..unlearning.identity import known
+    from ..unlearning.pictures import ALL  # these images are public
 
     check_family(family)
     choice = chosen.CHOICES[family]
-    place = Place.of_sweep(out_, choice.points, resume, force)
+    place = Place.of_sweep(out_, choice.points, ALL, resume, force)
     with together():
         with Watch() as watch:
             with first_alone():
@@ -137,28 +164,12 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
                 model, images = chosen.prepare(family, watch)
             description = describe(images.name, chosen.FORGET_CLASSES)
             prepared = Prepared(model, images, chosen.TASK, description, choice.settings)
-            commands.sweep_to(place, prepared, choice.points, watch)
+            commands.sweep_to(place, prepared, choice.points, ALL, watch)
         classes = ",".join(map(str, chosen.FORGET_CLASSES))
         commands.show_run(out_, Sources(chosen.DATASET, classes, str(chosen.TASK), family))
 
 
-@app.command()
-@unfolded
-def pretrain(small: Small, seed: Seed = 0) -> None:
-    """Train a family's small model for built-in images in a few minutes, or find it in the cache.
-
-    Prints the model's folder, which can be given as `--model`. `sweep` and `run` without `--model` use the same model.
-
-    Example: `unlearn-ext pretrain --family mae --data fashion-mnist`
-    """
-    from ..pretrain import pretrained
-    from ..tasks import parse
-
-    with together():
-        with Watch() as watch, first_alone():
-            images, _ = built_in(small, seed)
-            folder = pretrained(small.family, images, parse(small.task), seed=seed, progress=watch)
-        out.print(f"Model: {escape(str(folder))}", soft_wrap=True)
+app.command()(pretrain)
 
 
 @app.command()
@@ -167,8 +178,10 @@ def sweep(
     sources: Sources,
     training: Training,
     machine: Machine,
+    evidence: Evidence,
     out_: Out = Path("runs/sweep"),
     points: Wanted = 9,
+    pictures: Pictures = "blurred",
     resume: Resume = False,
     force: Force = False,
 ) -> None:
@@ -186,14 +199,19 @@ def sweep(
 
     - `torchrun --nproc-per-node 2 -m unlearn_ext sweep` splits every minibatch between two processes.
     """
+    if len(folders_to_forget(sources)) > 1:
+        raise typer.BadParameter(
+            "a front has one ε, so `sweep` takes one request: use `run`, with an ε for each request."
+        )
     keep_apart(out_, sources)
-    place = Place.of_sweep(out_, points, resume, force)
+    place = Place.of_sweep(out_, points, pictures, resume, force)
     with together():
+        sign = evidence.signer()
         with Watch() as watch:
             with first_alone():
                 prepared = prepare(sources, training, machine, watch, place)
-            commands.sweep_to(place, prepared, points, watch)
-        commands.show_run(out_, sources)
+            commands.sweep_to(place, prepared, points, pictures, watch)
+        commands.show_run(out_, sources, evidence, sign)
 
 
 @app.command()
@@ -202,8 +220,11 @@ def run(
     sources: Sources,
     training: Training,
     machine: Machine,
+    evidence: Evidence,
     epsilon: Epsilon,
+    after: After = None,
     out_: Out = Path("runs/run"),
+    pictures: Pictures = "blurred",
     resume: Resume = False,
     force: Force = False,
 ) -> None:
@@ -213,27 +234,39 @@ def run(
 
     - `unlearn-ext run --epsilon 0.3 --data mnist --forget-classes 3,8`
 
+    - `unlearn-ext run --forget ana=ours/ --epsilon ana=12% --retain theirs/ --validation 0 --model checkpoint/`
+
+    - `unlearn-ext run --forget ben=more/ --epsilon ben=12% --after runs/run --out runs/second`
+
     - `unlearn-ext run --epsilon 0.1 --forget ours/ --retain theirs/ --model checkpoint/ --out runs/mine`
 
     - `torchrun --nproc-per-node 2 -m unlearn_ext run --epsilon 0.3` splits every minibatch between two processes.
     """
-    keep_apart(out_, sources)
-    place = Place.of_run(out_, epsilon, resume, force)
+    from ..unlearning.earlier import read_earlier
+
+    keep_apart(out_, sources, after)
+    earlier = None if after is None else read_earlier(after)
+    epsilons = asked_epsilons(epsilon, list(request_names(sources, earlier).values()))
+    place = Place.of_run(out_, epsilons, pictures, resume, force)
     with together():
+        sign = evidence.signer()
         with Watch() as watch:
             with first_alone():
-                prepared = prepare(sources, training, machine, watch, place)
-            tables = commands.unlearn_to(place, prepared, epsilon, watch)
-        for table in tables:
-            out.print(table)
-        out.print(f"Model: {escape(str(place.result))}", soft_wrap=True)
+                prepared = prepare(sources, training, machine, watch, place, earlier)
+            commands.unlearn_to(place, prepared, epsilons, pictures, watch)
+        commands.show_run(out_, prepared.sources, evidence, sign)
 
 
 @app.command()
 def dial(
     run: Annotated[Path, typer.Argument(help="Folder that `sweep` or `demo` wrote.", callback=expanded)],
     epsilon: Annotated[
-        list[float], typer.Option(min=0.0, help="What may be left of the forgotten (f1). Can be repeated.")
+        list[str],
+        typer.Option(
+            metavar="VALUE",
+            help="What may be left of the forgotten (f1), as a number or as a share of the unmodified model's, such as "
+            "12%. Can be repeated.",
+        ),
     ],
 ) -> None:
     """Add a model at any other ε to a sweep and its report, in seconds.
@@ -243,23 +276,43 @@ def dial(
 
     Example: `unlearn-ext dial runs/demo --epsilon 0.35`
     """
-    commands.dial_to(run, epsilon)
+    commands.dial_to(run, typed_epsilons(epsilon))
+
+
+app.command()(requests)
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Folder of the run.", callback=expanded)]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.", callback=expanded)],
+    pictures: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHOICE",
+            help=f"Pictures to show: {', '.join(CHOICES)}; never more than the run saved.",
+            show_default="as in the run",
+        ),
+    ] = None,
+) -> None:
     """Draw a run's report again: `report.html`, a single self-contained file, and `figures/`.
 
-    Example: `unlearn-ext report runs/demo`
+    For example:
+
+    - `unlearn-ext report runs/demo`
+
+    - `unlearn-ext report runs/mine --pictures none`
     """
     from ..report import write_report
 
-    out.print(f"Report: {escape(str(write_report(run)))}", soft_wrap=True)
+    out.print(f"Report: {escape(str(write_report(run, pictures)))}", soft_wrap=True)
+
+
+app.command()(export)
 
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder that `sweep` or `demo` wrote.", callback=expanded)],
+    run: Annotated[Path, typer.Argument(help="Folder that `sweep`, `run` or `demo` wrote.", callback=expanded)],
     extractor: Annotated[
         list[str],
         typer.Option(
@@ -268,17 +321,29 @@ def evaluate(
             "inception-v3[:FILE] or clip:FOLDER_OR_ID. Can be repeated.",
         ),
     ] = ["efficientnet-lite0"],  # noqa: B006  typer only reads it
+    part: Annotated[
+        str,
+        typer.Option(help="Images to evaluate: validation (held out) or training.", metavar="PART"),
+    ] = "validation",
     images: Annotated[
-        int | None, typer.Option(min=8, help="Validation images per set.", show_default="all of the smaller set")
+        int | None, typer.Option(min=1, help="Images per set, at most.", show_default="all of the smaller set")
     ] = None,
 ) -> None:
-    """Compute FID, KID, IS, cosine, PSNR and SSIM of every model of a run on validation images.
+    """Compute FID, KID, IS, cosine, PSNR and SSIM of every model of a run.
 
-    The numbers are printed and written to `metrics.csv` in the run's folder.
+    The numbers are printed and written to `metrics.csv` in the run's folder. With fewer than eight images of a set,
+    FID, KID and IS are left out.
 
-    Example: `unlearn-ext evaluate runs/demo --extractor mnist-cnn`
+    For example:
+
+    - `unlearn-ext evaluate runs/demo --extractor mnist-cnn`
+
+    - `unlearn-ext evaluate runs/mine --part training` if no images were held out
     """
-    commands.evaluate_run(run, extractor, images)
+    commands.evaluate_run(run, extractor, part, images)
+
+
+app.command()(audit)
 
 
 @app.command()
@@ -317,3 +382,6 @@ def info() -> None:
     import unlearn_ext
 
     out.print(facts_table("unlearn_ext", unlearn_ext.build_info()))
+
+
+add_commands(app)

@@ -2,93 +2,108 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
-from rich.table import Table
 
-from .._utils.atomic_io import save_folder
 from .._utils.distributed import is_first
 from ..report import require_drawing
-from .inputs import Prepared, device_named, prepare
-from .options import Machine, Sources, Training
+from .evidence import Evidence, leave
+from .inputs import Prepared, device_named, prepared_of
+from .options import Machine, Sources
+from .outcome import outcome_lines
 from .place import Place
 from .sources_file import keep, kept
-from .terminal import Watch, front_table, metric_tables, out, outcome_table, standings_table
+from .terminal import Watch, front_table, metric_tables, out, standings_table
 
 if TYPE_CHECKING:
+    from ..evidence.record import Sign
+    from ..unlearning.epsilons import Epsilon
     from ..unlearning.progress import Callback
 
-__all__ = ["dial_to", "evaluate_run", "reproduce_to", "show_run", "sweep_to", "unlearn_to"]
+__all__ = ["dial_to", "evaluate_run", "prepared_of", "reproduce_to", "show_run", "sweep_to", "unlearn_to"]
 
 
-def sweep_to(place: Place, prepared: Prepared, points: int, progress: Callback) -> None:
+def sweep_to(place: Place, prepared: Prepared, points: int, pictures: str, progress: Callback) -> None:
     """Run a sweep with the given number of points between the boundaries, and write it to a folder."""
+    from ..unlearning.ability import write_hole
     from ..unlearning.phases import sweep
 
     require_drawing()  # fail now rather than after the last point
     images = prepared.images
     sweep(
         prepared.model, images.forget, images.retain, task=prepared.task, points=points,
-        augment=prepared.augment,
-        held_out=(images.forget_validation, images.retain_validation), out=place.folder, dataset=prepared.description,
-        settings=prepared.settings, progress=progress, resume=place.resume, force=place.force,
+        augment=prepared.augment, held_out=images.held_out, out=place.folder, dataset=prepared.description,
+        listed=images.listed, argv=sys.argv, settings=prepared.settings, progress=progress, pictures=pictures,
+        resume=place.resume, force=place.force,
     )  # fmt: skip
+    if is_first():
+        write_hole(place.folder, prepared.model, images.forget, prepared.task)
 
 
-def show_run(folder: Path, sources: Sources) -> None:
-    """Write the report and print a table of the ε asked and the f1 reached; only the first process does.
+def show_run(folder: Path, sources: Sources, evidence: Evidence | None = None, sign: Sign | None = None) -> None:
+    """Write the report and the evidence; print what was asked and reached, and the recommended ε; only the first does.
 
     Args:
         folder: folder of the run.
         sources: the options that were typed for the run; they are saved in the folder.
+        evidence: the options that were typed for the evidence.
+        sign: function that signs the evidence.
     """
     from ..report import write_report
+    from ..unlearning.recommend import recommend
     from ..unlearning.run_folder import read_run
 
     if is_first():
         keep(sources, folder)
-        page = write_report(folder)
-        out.print(front_table(read_run(folder)))
+        page, run = write_report(folder), read_run(folder)
+        if run.is_sweep:
+            out.print(front_table(run))
+            best = recommend(run)
+            out.print(f"Recommended: {best.point} (ε = {best.epsilon:.4f}). {escape(best.reason)}", soft_wrap=True)
+        for line in outcome_lines(run):
+            out.print(line, soft_wrap=True)
         out.print(f"Report: {escape(str(page))}", soft_wrap=True)
+        if not run.is_sweep:
+            out.print(f"Model: {escape(str(folder / run.points[0].name))}", soft_wrap=True)
+        leave(folder, sources, evidence, sign)
 
 
-def dial_to(run: Path, epsilons: Sequence[float]) -> None:
+def dial_to(run: Path, epsilons: Sequence[Epsilon]) -> None:
     """Add models at other ε to a run and draw its report again."""
-    from ..unlearning.phases import add_points
+    from ..unlearning.ability import write_hole
+    from ..unlearning.phases import add_points, refuse_run
     from ..unlearning.run_folder import read_run
-    from ..unlearning.settings import Settings
 
     require_drawing()
-    metrics = read_run(run).metrics
-    settings = Settings(**metrics["settings"])
+    refuse_run(read_run(run))
     with Watch() as watch:
-        prepared = prepare(kept(run), Training(seed=settings.seed), Machine(), watch)
+        prepared = prepared_of(run, Machine(), watch)
         images = prepared.images
         add_points(
             run, prepared.model, images.forget, images.retain, task=prepared.task, epsilons=epsilons,
-            held_out=(images.forget_validation, images.retain_validation), augment=prepared.augment, settings=settings,
-            progress=watch,
+            held_out=images.held_out, augment=prepared.augment, settings=prepared.settings, progress=watch,
         )  # fmt: skip
+    write_hole(run, prepared.model, images.forget, prepared.task)
     show_run(run, kept(run))
 
 
-def evaluate_run(run: Path, names: Sequence[str], limit: int | None) -> None:
+def evaluate_run(run: Path, names: Sequence[str], part: str, limit: int | None) -> None:
     """Evaluate every model of a run with the named extractors, and print the results."""
     from ..metrics import evaluate, load_extractor
     from ..unlearning.run_folder import read_run
 
-    training = Training(seed=read_run(run).metrics["seed"])
+    read_run(run)  # fail now rather than after the extractors are loaded
     with out.status("extractors", spinner="line"):
         extractors = [load_extractor(name) for name in names]
     with Watch() as watch:
-        prepared = prepare(kept(run), training, Machine(), watch)
+        prepared = prepared_of(run, Machine(), watch)
     with out.status("", spinner="line") as status:
         rows = evaluate(
-            run, prepared.model, prepared.images, task=prepared.task, extractors=extractors, limit=limit,
+            run, prepared.model, prepared.images, task=prepared.task, extractors=extractors, part=part, limit=limit,
             progress=status.update,
         )  # fmt: skip
     for table in metric_tables(rows):
@@ -119,31 +134,19 @@ def reproduce_to(
     out.print(f"Report: {escape(str(write_reproduction(folder)))}", soft_wrap=True)
 
 
-def unlearn_to(place: Place, prepared: Prepared, epsilon: float, progress: Callback) -> list[Table]:
-    """Train one model at one ε and write it; return a table of what it reached, or no table if the run was finished."""
-    from ..unlearning.encoder import Encoder
-    from ..unlearning.identity import identity
-    from ..unlearning.journal import journal
-    from ..unlearning.objectives import Objectives
-    from ..unlearning.single import reach
+def unlearn_to(
+    place: Place, prepared: Prepared, epsilons: Mapping[str, Epsilon], pictures: str, progress: Callback
+) -> None:
+    """Train one model to the ε of each request, and write it to a folder."""
+    from ..data.sets import VALIDATION
+    from ..unlearning.single import unlearn
 
-    images, settings = prepared.images, prepared.settings
-    sets = {"forget": images.forget, "retain": images.retain}
-    run = identity(prepared.model, sets, prepared.task, prepared.augment, settings, **place.asked)
-    with journal(place.folder, place.outputs, run, resume=place.resume, force=place.force) as kept:
-        if kept.finished:
-            warnings.warn(f"the run in {place.result} is finished: nothing is left to do.", stacklevel=2)
-            return []
-        training = Objectives.freeze(
-            prepared.model, images.forget, images.retain, prepared.task, augment=prepared.augment, settings=settings
-        )
-        validation = training.held_out(images.forget_validation, images.retain_validation)
-        unlearned = reach(epsilon, prepared.model, training, progress=progress, journal=kept)
-        encode = Encoder(unlearned, settings)
-        before, after = (
-            {"training": training.evaluate(e), "validation": validation.evaluate(e)} for e in (training.frozen, encode)
-        )
-        if is_first():
-            save_folder(place.result, unlearned.save_pretrained, replace=True)
-        kept.finish()
-    return [outcome_table(epsilon, before, after)]
+    require_drawing()  # fail now rather than at the end
+    images = prepared.images
+    held_out = (images.to_forget(VALIDATION), images.retain_validation) if len(images.forget_validation) else None
+    unlearn(
+        prepared.model, images.to_forget(), images.retain, task=prepared.task, epsilon=epsilons,
+        after=prepared.earlier, held_out=held_out, augment=prepared.augment, out=place.folder,
+        dataset=prepared.description, listed=images.listed, argv=sys.argv, settings=prepared.settings,
+        progress=progress, pictures=pictures, resume=place.resume, force=place.force,
+    )  # fmt: skip

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from .._utils.distributed import is_first
 from ..errors import UserError
-from .options import Machine, Small, Sources, Training
+from .ability import say_ability
+from .asked import folders_to_forget, request_names
+from .images import built_in, counts, named_images, recovered
+from .options import Machine, Sources, Training
 from .place import Place
+from .sources_file import kept
 from .terminal import out
 
 if TYPE_CHECKING:
@@ -21,15 +27,30 @@ if TYPE_CHECKING:
     from ..data.augment import Augment
     from ..models import I2IModel
     from ..tasks import Task
+    from ..unlearning.earlier import Earlier
     from ..unlearning.progress import Callback
     from ..unlearning.settings import Settings
 
-__all__ = ["Prepared", "built_in", "describe", "device_named", "keep_apart", "prepare"]
+__all__ = ["Prepared", "continued", "device_named", "keep_apart", "prepare", "prepared_of"]
+
+
+_COLUMNS = ("image_column", "label_column")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model, its images to forget and to retain, its task, and the settings of its training."""
+    """A model before unlearning, its images, its task, and the settings of its training.
+
+    Attributes:
+        model: the unmodified model.
+        images: images to forget and to retain; those of several requests are told apart by ``images.to_forget()``.
+        task: the task T.
+        description: description of the images for the report.
+        settings: training settings.
+        augment: augmentation of training images.
+        sources: the options that name the same images and model again.
+        earlier: the earlier run that this one continues.
+    """
 
     model: I2IModel
     images: ForgetRetain
@@ -37,10 +58,17 @@ class Prepared:
     description: str
     settings: Settings
     augment: Augment | None = None
+    sources: Sources = field(default_factory=Sources)
+    earlier: Earlier | None = None
 
 
 def prepare(
-    sources: Sources, training: Training, machine: Machine, progress: Callback, place: Place | None = None
+    sources: Sources,
+    training: Training,
+    machine: Machine,
+    progress: Callback | None,
+    place: Place | None = None,
+    earlier: Earlier | None = None,
 ) -> Prepared:
     """Read the images, load or train the model, and move it to its device.
 
@@ -50,33 +78,44 @@ def prepare(
         machine: device, precision and memory options.
         progress: called while a small model is trained.
         place: output folder of the run, checked as early as possible; None if nothing is written.
+        earlier: the earlier run that this one continues; its model before unlearning, its task and its seed are used.
 
     Raises:
         UserError: the images, the model, the settings or the output folder cannot be used.
         typer.BadParameter: options contradict each other, or one that another needs is missing.
     """
     from .. import models, tasks
-    from ..data import augment
+    from ..data import augment, join
     from ..pretrain import pretrained
     from ..unlearning.identity import known, seen
     from ..unlearning.validation import check_model
 
-    _check(sources)
+    names = request_names(sources, earlier)
+    if earlier:
+        sources, training = continued(sources, training, earlier)
+    _check(sources, is_continued=earlier is not None)
     models.check_family(sources.family)
     task, augmentation = tasks.parse(sources.task), augment.parse(sources.augment)
     settings = _settings(training, machine)
     device = device_named(machine.device)
     if place:
         place.check(known(sources.family, settings))
+    if earlier and not sources.model:
+        sources = replace(sources, model=str(_small_model(kept(earlier.first), settings, progress)))
     if sources.model:
         model = models.load(sources.family, sources.model)
-        images, description = _images(sources, model.size, model.channels, settings)
+        images, description = named_images(sources, model.size, model.channels, settings)
     else:
-        images, description = built_in(sources, settings.seed)
+        images, description = built_in(sources, settings.seed, validation=sources.validation)
         if place:
             place.check(seen({"forget": images.forget, "retain": images.retain}, task, augmentation))
         folder = pretrained(sources.family, images, task, seed=settings.seed, progress=progress)
         model = models.load(sources.family, folder)
+    if earlier:
+        new = images.renamed(names) if sources.retain else images.renamed(names).without_retain()
+        images = join(new, recovered(earlier.run, model, settings.memory), settings.memory)
+        description = f"{description}, after {earlier.folder.name}"
+        sources = _recorded(sources, names, kept(earlier.folder))
     channels = images.forget.shape[1]
     if model.channels != channels:
         raise UserError(f"the model takes images of {model.channels} channels; those of {images.name} have {channels}.")
@@ -84,12 +123,50 @@ def prepare(
     _place(model, device, machine)
     count = sum(parameter.numel() for parameter in model.encoder_parameters())
     out.print(f"{model.family}: {count:,} parameters to train, on {model.device}, in {settings.precision}")
-    return Prepared(model, images, task, description, settings, augmentation)
+    out.print(counts(images), soft_wrap=True)
+    if place and is_first():
+        sets = {"images to forget": images.forget, "images to retain": images.retain}
+        say_ability(model, task, sets, "unlearning them cannot show anything; see `unlearn-ext pretrain --help`")
+    return Prepared(model, images, task, description, settings, augmentation, sources, earlier)
 
 
-def keep_apart(out: Path, sources: Sources) -> None:
+def prepared_of(run: Path, machine: Machine, progress: Callback | None = None) -> Prepared:
+    """Return the unmodified model of a finished run and its images, with the uses that they had in the run.
+
+    Images are recognised by their hashes. Warns if some have changed or are not there any more. Those of earlier
+    requests, which the run continued, are included.
+
+    Args:
+        run: the run's folder.
+        machine: device and memory format; the other settings are those of the run.
+        progress: called while a small model is trained, if it is no longer in the cache.
+
+    Raises:
+        UserError: the folder is not that of a run, or no image of a set is at hand, or the model is not.
+    """
+    from .. import models, tasks
+    from ..data import augment
+    from ..unlearning.run_folder import read_run
+    from ..unlearning.settings import Settings
+
+    before, sources = read_run(run), kept(run)
+    settings = Settings(**before.metrics["settings"])
+    if not before.images:  # of an earlier version
+        return replace(prepare(sources, Training(seed=settings.seed), machine, progress), settings=settings)
+    task, augmentation = tasks.parse(sources.task), augment.parse(sources.augment)
+    model = models.load(sources.family, sources.model or _small_model(sources, settings, progress))
+    images = recovered(before, model, settings.memory)
+    if not len(images.forget) or not len(images.retain):
+        side = "retain" if len(images.forget) else "forget"
+        raise UserError(f"the images to {side} of {run} are not at hand any more, so its models cannot be evaluated.")
+    _place(model, device_named(machine.device), machine)
+    return Prepared(model, images, task, before.metrics["dataset"], settings, augmentation, sources)
+
+
+def keep_apart(out: Path, sources: Sources, after: Path | None = None) -> None:
     """Raise ``UserError`` if an input folder and the output folder are the same or one contains the other."""
-    for read in (sources.model, sources.data_dir, sources.dataset, sources.forget, sources.retain):
+    to_forget = folders_to_forget(sources).values()
+    for read in (sources.model, sources.data_dir, sources.dataset, *to_forget, sources.retain, after):
         if read is not None and os.path.exists(original := Path(read).expanduser()):
             written, original = out.resolve(), original.resolve()
             if written == original or written in original.parents or original in written.parents:
@@ -99,29 +176,58 @@ def keep_apart(out: Path, sources: Sources) -> None:
                 )
 
 
-def built_in(small: Small, seed: int, size: int | None = None) -> tuple[ForgetRetain, str]:
-    """Return built-in images and their name in the report; the default size is that of the family's small model."""
-    from .. import data
-    from ..models import check_family
-    from ..pretrain import RECIPES
+def continued(sources: Sources, training: Training, earlier: Earlier) -> tuple[Sources, Training]:
+    """Return the options of a run that continues an earlier one: its model, family, task and seed are that run's.
 
-    check_family(small.family)
-    size = size or RECIPES[small.family].size
-    classes = _labels("0,1" if small.forget_classes is None else small.forget_classes)
-    images = data.load(small.data or "mnist", forget_classes=classes, size=size, seed=seed)
-    return images, describe(images.name, classes)
+    Raises:
+        typer.BadParameter: an option contradicts the earlier run.
+    """
+    before, seed = kept(earlier.folder), int(earlier.run.metrics["seed"])
+    for option, typed, usual, its in (
+        ("--model", sources.model, None, before.model),
+        ("--family", sources.family, Sources.family, before.family),
+        ("--task", sources.task, Sources.task, before.task),
+        ("--seed", training.seed, Training.seed, seed),
+    ):
+        if typed not in (usual, its):
+            raise typer.BadParameter(
+                f"with --after, {option} is that of {earlier.folder}, {its}: leave it out, because f1 and f2 are those "
+                "of the original model."
+            )
+    if not sources.forget and sources.forget_classes is None:
+        raise typer.BadParameter("with --after, say what to forget now: --forget DIR, or --forget-classes CLASSES.")
+    if not any((sources.data, sources.data_dir, sources.dataset, sources.forget)):
+        if before.forget:
+            raise typer.BadParameter(f"{earlier.folder} has folders of images, without classes: give --forget DIR.")
+        named = {name: getattr(before, name) for name in ("data", "data_dir", "dataset", "split", *_COLUMNS)}
+        sources = replace(sources, **named)
+    same = replace(sources, model=before.model, family=before.family, task=before.task)
+    return same, replace(training, seed=seed)
 
 
-def describe(name: str, classes: list[int] | tuple[int, ...]) -> str:
-    """Return the name of a built-in set and its forgotten classes for the report."""
-    return f"{name}, forgetting class {', '.join(map(str, classes))}"
+def _recorded(sources: Sources, names: Mapping[str, str], before: Sources) -> Sources:
+    """Return the options to save for a run that continues another: names of requests, and the folder of retain images.
+
+    With them, its images are found again even if the folder of the earlier run is gone.
+    """
+    forget = [f"{names[name]}={folder}" for name, folder in folders_to_forget(sources).items()]
+    return replace(sources, forget=forget, retain=sources.retain or before.retain)
 
 
-def _check(sources: Sources) -> None:
+def _small_model(sources: Sources, settings: Settings, progress: Callback | None) -> Path:
+    """Return the folder of the small model that a run without --model unlearned."""
+    from .. import tasks
+    from ..pretrain import pretrained
+
+    images, _ = built_in(sources, settings.seed, validation=sources.validation)
+    return pretrained(sources.family, images, tasks.parse(sources.task), seed=settings.seed, progress=progress)
+
+
+def _check(sources: Sources, is_continued: bool) -> None:
     """Reject combinations of options that contradict each other or are incomplete."""
-    if (sources.forget is None) != (sources.retain is None):
+    if bool(sources.forget) != (sources.retain is not None) and not (sources.forget and is_continued):
         raise typer.BadParameter("your own images need two folders: give both --forget and --retain.")
-    own = (sources.data_dir, sources.dataset, sources.forget)
+    own = (sources.data_dir, sources.dataset, sources.forget or None)
     if sum(given is not None for given in (sources.data, *own)) > 1:
         raise typer.BadParameter("give one of --data, --data-dir, --dataset, or --forget and --retain.")
     if sources.forget and sources.forget_classes:
@@ -129,38 +235,8 @@ def _check(sources: Sources) -> None:
     classed = "--data-dir" if sources.data_dir else "--dataset" if sources.dataset else None
     if classed and not sources.forget_classes:
         raise typer.BadParameter(f"{classed} needs --forget-classes, the names of the classes to forget.")
-    if any(own) and not sources.model:
+    if any(own) and not sources.model and not is_continued:
         raise typer.BadParameter("your own images need --model, the checkpoint to unlearn.")
-
-
-def _images(sources: Sources, size: int, channels: int, settings: Settings) -> tuple[ForgetRetain, str]:
-    """Return the images that the options name, at the model's size, and their name in the report."""
-    from .. import data
-
-    how: dict[str, Any] = {
-        "size": size, "channels": channels, "seed": settings.seed, "skip_bad": sources.skip_bad,
-        "memory": settings.memory,
-    }  # fmt: skip
-    classes = sources.forget_classes or ""
-    if sources.data_dir:
-        images = data.load_class_folders(sources.data_dir, classes, **how)
-    elif sources.dataset:
-        columns: dict[str, Any] = {"image_column": sources.image_column, "label_column": sources.label_column}
-        images = data.load_dataset_columns(data.open_dataset(sources.dataset, sources.split), classes, **columns, **how)
-    elif sources.forget and sources.retain:
-        images = data.load_folders(sources.forget, sources.retain, **how)
-    else:
-        return built_in(sources, settings.seed, size)
-    return images, images.name
-
-
-def _labels(text: str) -> list[int]:
-    """Parse labels of a built-in set: `3,8` becomes [3, 8]."""
-    try:
-        return [int(label) for label in text.split(",")]
-    except ValueError:
-        message = f"for built-in images --forget-classes must be numbers separated by commas, such as 3,8, not {text}."
-        raise typer.BadParameter(message) from None
 
 
 def _settings(training: Training, machine: Machine) -> Settings:

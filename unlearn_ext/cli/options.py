@@ -12,9 +12,10 @@ import typer
 
 from ..data.augment import KNOWN as AUGMENTATIONS
 from ..models import FAMILIES
+from ..unlearning.pictures import CHOICES
 from ..unlearning.settings import PRECISIONS
 
-__all__ = ["Device", "Family", "Machine", "Seed", "Small", "Sources", "Training", "unfolded"]
+__all__ = ["Device", "Family", "Machine", "Pictures", "Seed", "Small", "Sources", "Training", "unfolded"]
 
 
 def _option(panel: str, help: str, *names: str, **more: Any) -> Any:
@@ -31,6 +32,13 @@ Device = Annotated[
     str | None,
     _option("Machine", "Device, as in torch: cpu, cuda, cuda:1, mps.", show_default="a GPU if there is one"),
 ]
+
+
+Pictures = Annotated[
+    str,
+    _option("Pictures", f"Pictures to save and to show: {', '.join(CHOICES)}. With blurred, images to forget are "
+            "blurred irreversibly; with retain, they are left out.", metavar="CHOICE"),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,17 @@ class Sources(Small):
     """Options for images, task and model."""
 
     data_dir: Annotated[Path | None, _option("Images", "Folder of your own images, a sub-folder per class.")] = None
-    forget: Annotated[Path | None, _option("Images", "Folder of your own images to forget.")] = None
+    forget: Annotated[
+        list[str],
+        _option("Images", "Folder of your own images to forget; several requests as NAME=DIR, repeated.",
+                metavar="[NAME=]DIR", show_default="none"),
+    ] = field(default_factory=list)  # fmt: skip
     retain: Annotated[Path | None, _option("Images", "Folder of your own images to retain.")] = None
+    validation: Annotated[
+        float,
+        _option("Images", "Fraction of the images of each set that is held out for validation; 0 trains on all.",
+                metavar="F"),
+    ] = 0.2  # fmt: skip
     dataset: Annotated[
         str | None,
         _option(

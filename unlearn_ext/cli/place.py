@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .._utils.distributed import is_first
 
 if TYPE_CHECKING:
+    from ..unlearning.epsilons import Epsilon
     from ..unlearning.outputs import Outputs
 
 __all__ = ["Place"]
@@ -34,30 +35,26 @@ class Place:
     force: bool
 
     @classmethod
-    def of_sweep(cls, folder: Path, points: int, resume: bool, force: bool) -> Place:
-        """Return the output folder of a sweep."""
-        from ..unlearning.phases import OUTPUTS, wanted
-
-        return cls(folder, OUTPUTS, wanted(points, None), resume, force)
-
-    @classmethod
-    def of_run(cls, folder: Path, epsilon: float, resume: bool, force: bool) -> Place:
-        """Return the output folder of one model at one ε; the model goes into a sub-folder.
+    def of_sweep(cls, folder: Path, points: int, pictures: str, resume: bool, force: bool) -> Place:
+        """Return the output folder of a sweep.
 
         Raises:
-            UserError: ε is not a finite number.
+            UserError: there is no such choice of pictures.
         """
-        from ..unlearning.outputs import one_model
-        from ..unlearning.pareto import point_name
-        from ..unlearning.validation import check_epsilon
+        from ..unlearning.phases import OUTPUTS, wanted
 
-        check_epsilon(epsilon)
-        return cls(folder, one_model("run", point_name(epsilon)), {"epsilon": epsilon}, resume, force)
+        return cls(folder, OUTPUTS, wanted(points, None, pictures), resume, force)
 
-    @property
-    def result(self) -> Path:
-        """The path that the command writes last."""
-        return self.folder / self.outputs.result
+    @classmethod
+    def of_run(cls, folder: Path, epsilons: Mapping[str, Epsilon], pictures: str, resume: bool, force: bool) -> Place:
+        """Return the output folder of a run to the ε of one or several requests, by their names.
+
+        Raises:
+            UserError: there is no such choice of pictures.
+        """
+        from ..unlearning.single import OUTPUTS, wanted
+
+        return cls(folder, OUTPUTS, wanted(dict(epsilons), pictures), resume, force)
 
     def check(self, known: Mapping[str, Any]) -> None:
         """Check that the run may be written here; only the first process checks.

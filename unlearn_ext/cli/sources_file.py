@@ -9,18 +9,21 @@ from typing import Any
 
 from .._utils.atomic_io import write_text
 from ..errors import UserError
+from .asked import folders_to_forget
 from .options import Sources
 
 __all__ = ["FILE", "keep", "kept"]
 
 FILE = "sources.json"
-_FOLDERS = ("data_dir", "dataset", "forget", "retain", "model")
+_FOLDERS = ("data_dir", "dataset", "retain", "model")
 
 
 def keep(sources: Sources, run: Path) -> None:
     """Save the options in a run's folder, with existing folders as absolute paths."""
     given = {name: Path(place) for name in _FOLDERS if (place := getattr(sources, name))}
-    found = {name: place.resolve() for name, place in given.items() if place.exists()}
+    found: dict[str, Any] = {name: place.resolve() for name, place in given.items() if place.exists()}
+    folders = folders_to_forget(sources).items()
+    found["forget"] = [f"{name}={Path(folder).expanduser().resolve()}" for name, folder in folders]
     text = json.dumps(asdict(sources) | found, indent=2, default=str, ensure_ascii=False)
     write_text(run / FILE, f"{text}\n")
 
@@ -32,7 +35,10 @@ def kept(run: Path) -> Sources:
         UserError: the run's folder holds no valid options.
     """
     try:
-        sources = Sources(**json.loads((run / FILE).read_text(encoding="utf-8")))
+        found = json.loads((run / FILE).read_text(encoding="utf-8"))
+        if isinstance(found, dict) and not isinstance(found.get("forget"), list):  # of an earlier version
+            found["forget"] = [found["forget"]] if found.get("forget") else []
+        sources = Sources(**found)
         for field in fields(Sources):
             _check(field.name, getattr(sources, field.name), getattr(Sources(), field.name))
         return sources

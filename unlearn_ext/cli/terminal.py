@@ -1,4 +1,4 @@
-"""Terminal output of a run: progress bars if it is interactive, and one line per model."""
+"""Terminal output of a run: progress bars if it is interactive, else a line at the beginning and end of each stage."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .._utils import distributed
+from .estimate import Estimate, in_words
 
 if TYPE_CHECKING:
     from ..reproduction.compare import Standing
@@ -43,14 +44,18 @@ err = Console(stderr=True, highlight=False)
 
 
 class Watch:
-    """A progress callback with one bar for the models and one for the steps of the current model."""
+    """A progress callback with one bar for the models and one for the steps of the current model.
+
+    After a few timed steps, a line says how long the work will take. If the output is no terminal, there are no bars:
+    a line says that a stage begins, with the time that is left, and a line that it has ended, with its seconds.
+    """
 
     def __init__(self) -> None:
         self._last: Progress | None = None
-        self._began = time.monotonic()
+        self._began, self._estimate, self._left, self._estimated = time.monotonic(), Estimate(), math.nan, False
         self._overall = bars.Progress(
             bars.TextColumn("[bold]{task.description:<14}"), bars.BarColumn(16), bars.MofNCompleteColumn(),
-            bars.TimeElapsedColumn(), bars.TextColumn("elapsed,"), bars.TimeRemainingColumn(), bars.TextColumn("left"),
+            bars.TimeElapsedColumn(), bars.TextColumn("elapsed,"), bars.TextColumn("{task.fields[left]}"),
             console=out,
         )  # fmt: skip
         self._steps = bars.Progress(
@@ -81,10 +86,15 @@ class Watch:
         if self._last is None or (now.stage, now.index) != (self._last.stage, self._last.index):
             self._finish_stage()
             self._start_stage(now)
-        self._last = now
+        self._last, self._left = now, self._estimate(now)
+        if not self._estimated and not math.isnan(self._left):
+            self._say_estimate(now)
         for task in self._overall.tasks:
             done = now.index + now.step / now.steps  # decreases when corrections add planned steps, hence the maximum
-            self._overall.update(task.id, completed=max(done, task.completed), total=now.total)
+            left = (task.time_remaining or math.nan) if math.isnan(self._left) else self._left
+            self._overall.update(
+                task.id, completed=max(done, task.completed), total=now.total, left=in_words(left, " left")
+            )
         for task in self._steps.tasks:
             self._steps.update(task.id, completed=now.step, total=now.steps, numbers=_numbers(now))
 
@@ -92,11 +102,21 @@ class Watch:
         if self._last is None or now.total != self._last.total:
             for task in list(self._overall.tasks):
                 self._overall.remove_task(task.id)
-            self._overall.add_task("models", total=now.total)
+            self._overall.add_task("models", total=now.total, left="")
+        if self._last is None or now.total != self._last.total or now.index == 0:
+            self._estimate, self._left, self._estimated = Estimate(), math.nan, False
+        if not self._live and not math.isnan(now.f2):
+            number, left = f", {now.index + 1} of {now.total}" if now.total > 1 else "", in_words(self._left, " left")
+            out.print(f"{escape(now.stage):<14} begins{number}{left and '; '}{left}")
         self._began = time.monotonic()
         for task in list(self._steps.tasks):
             self._steps.remove_task(task.id)
         self._steps.add_task(now.stage, total=now.steps, numbers="")
+
+    def _say_estimate(self, now: Progress) -> None:
+        self._estimated = True
+        models = f" for {now.total} models" if now.total > 1 else ""
+        out.print(f"This will take {in_words(self._left)}{models}.")
 
     def _finish_stage(self) -> None:
         if self._last is None:
@@ -152,10 +172,11 @@ def outcome_table(
 
 def metric_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     """Yield a table of the measures in the hole and a table for each extractor, one row per model and set."""
-    known = ("model", "set", "images")
+    known = ("model", "set", "part", "images")
     columns = [name.partition(":") for name in rows[0] if name not in known]
+    counts = dict.fromkeys(f"{row['images']} to {row['set']}" for row in rows)
     for extractor in dict.fromkeys(extractor for *_, extractor in columns):
-        title = f"by {extractor}" if extractor else f"in the hole, {rows[0]['images']} images each"
+        title = f"by {extractor}" if extractor else f"in the hole; {rows[0]['part']}: {', '.join(counts)}"
         table = Table(title=escape(title), title_style="dim", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("model", no_wrap=True)
         table.add_column("set")

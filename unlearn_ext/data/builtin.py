@@ -42,7 +42,7 @@ def load(
         name: ``"mnist"`` or ``"fashion-mnist"``.
         forget_classes: labels 0…9 to forget; all others are retained.
         size: height and width in pixels: 32, or a smaller power of two, to which the images are averaged down.
-        validation: fraction of each set held out for validation.
+        validation: fraction of each set held out for validation; 0: every image is used for training.
         seed: random seed of the split into training and validation images.
 
     Raises:
@@ -61,7 +61,9 @@ def load(
         raise UserError(
             f"forget at least one and at most nine of the classes 0 to 9 of {name}, not {list(forget_classes)}."
         )
-    return divide(name, images[chosen], images[~chosen], validation=validation, seed=seed)
+    named = [f"{label}/{index}" for index, label in enumerate(labels.tolist())]
+    forget, retain = ([named[row] for row in side.nonzero().flatten().tolist()] for side in (chosen, ~chosen))
+    return divide(name, images[chosen], images[~chosen], validation=validation, seed=seed, names=(forget, retain))
 
 
 def labelled(name: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ from ..errors import UserError, require
 from .classes import Label, choose
 from .labels import class_names, read_labels
 from .reading import Source, read
-from .sets import ForgetRetain
+from .sets import FORGET, ForgetRetain
 from .storage import MEMORY
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def load_dataset_columns(
         image_column: the column of images; may be omitted if there is only one.
         label_column: the column of classes, or of lists of classes; by default the only column of type ``ClassLabel``
             or of lists of it, or ``label`` if there is no such column.
-        validation: fraction of each set held out for validation.
+        validation: fraction of each set held out for validation; 0: every image is used for training.
         seed: random seed of the split into training and validation images.
         skip_bad: skip images that cannot be decoded, with a warning, instead of raising.
         memory: limit in GiB; a larger set of pixels is stored in a file instead of memory.
@@ -85,7 +85,7 @@ def load_dataset_columns(
     name = f"{dataset.info.dataset_name or 'data set'}, forgetting {', '.join(map(str, chosen))}"
     return read(
         name,
-        forget,
+        {FORGET: forget},
         retain,
         size=size,
         channels=channels,

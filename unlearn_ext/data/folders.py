@@ -5,26 +5,28 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 from ..errors import UserError, first_ten
 from . import formats
 from .classes import Label, choose
-from .reading import Source, read
-from .sets import ForgetRetain
+from .reading import Source, read, read_all
+from .sets import FORGET, ForgetRetain
 from .storage import MEMORY
 
-__all__ = ["find_images", "load_class_folders", "load_folders"]
+__all__ = ["find_images", "load_class_folders", "load_folders", "load_images"]
 
 _LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # files that Windows creates in image folders
 _APPLE_LITTER = "._"  # prefix of the files that macOS creates beside others
 
 
 def load_folders(
-    forget: str | os.PathLike[str],
-    retain: str | os.PathLike[str],
+    forget: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
+    retain: str | os.PathLike[str] | None,
     *,
     size: int,
     channels: int,
@@ -33,7 +35,7 @@ def load_folders(
     skip_bad: bool = False,
     memory: float = MEMORY,
 ) -> ForgetRetain:
-    """Read two folders of images, and their sub-folders, at the model's size.
+    """Read folders of images to forget and to retain, and their sub-folders, at the model's size.
 
     Images are sorted by path. A file is an image if its suffix or else its content is that of an image; other files and
     hidden files are skipped, with a warning that states their number. Transparent parts become white, the EXIF
@@ -41,12 +43,13 @@ def load_folders(
     kept, with a warning.
 
     Args:
-        forget: folder of the images to forget; ``~`` is the home folder.
-        retain: folder of the images to retain.
+        forget: folder of the images to forget, or a dict of such folders by the name of the request; ``~`` is the home
+            folder.
+        retain: folder of the images to retain; None: that set is empty, and is joined with others later.
         size: height and width in pixels of the model's images; images are resized to it with antialiasing, without
             keeping the aspect ratio.
         channels: 1 for grey, 3 for RGB.
-        validation: fraction of each set held out for validation.
+        validation: fraction of each set held out for validation; 0: every image is used for training.
         seed: random seed of the split into training and validation images.
         skip_bad: skip images that cannot be decoded, with a warning, instead of raising.
         memory: limit in GiB; a larger set of pixels is stored in a file instead of memory.
@@ -55,20 +58,24 @@ def load_folders(
         UserError: a folder does not exist or has no image, images cannot be decoded (the message counts them and names
             ten), or the same image, at the model's size, is in both sets.
     """
-    folders = [_folder(place) for place in (forget, retain)]
+    named = forget if isinstance(forget, Mapping) else {FORGET: forget}
+    folders = [_folder(place) for place in (*named.values(), *([] if retain is None else [retain]))]
     sides = [_find(folder) for folder in folders]
     for folder, found in zip(folders, sides, strict=True):
         _check_some(folder, found)
         _mention_left_out(folder, found.left_out)
+    sources = [_sources(found.images) for found in sides]
     return read(
         " / ".join(folder.name for folder in folders),
-        *(_sources(found.images) for found in sides),
+        dict(zip(named, sources, strict=False)),
+        [] if retain is None else sources[-1],
         size=size,
         channels=channels,
         validation=validation,
         seed=seed,
         skip_bad=skip_bad,
         memory=memory,
+        partial=retain is None or not named,
     )
 
 
@@ -94,7 +101,7 @@ def load_class_folders(
             are retained. Names that look the same (equal in Unicode form NFC) are equal.
         size: height and width in pixels of the model's images.
         channels: 1 for grey, 3 for RGB.
-        validation: fraction of each set held out for validation.
+        validation: fraction of each set held out for validation; 0: every image is used for training.
         seed: random seed of the split into training and validation images.
         skip_bad: skip images that cannot be decoded, with a warning, instead of raising.
         memory: limit in GiB; a larger set of pixels is stored in a file instead of memory.
@@ -119,7 +126,7 @@ def load_class_folders(
     )
     return read(
         f"{root.name}, forgetting {', '.join(chosen)}",
-        _sources(forget),
+        {FORGET: _sources(forget)},
         _sources(retain),
         size=size,
         channels=channels,
@@ -128,6 +135,43 @@ def load_class_folders(
         skip_bad=skip_bad,
         memory=memory,
     )
+
+
+def load_images(
+    folder: str | os.PathLike[str],
+    *,
+    size: int,
+    channels: int | None = None,
+    skip_bad: bool = False,
+    memory: float = MEMORY,
+) -> torch.Tensor:
+    """Read all images below a folder into one set, to train a model on them.
+
+    Everything else is as in :func:`load_folders`.
+
+    Args:
+        folder: the folder; ``~`` is the home folder.
+        size: height and width in pixels of the result.
+        channels: 1 for grey, 3 for RGB; None: 3 if an image has a colour, else 1.
+        skip_bad: skip images that cannot be decoded, with a warning, instead of raising.
+        memory: limit in GiB; a larger set of pixels is stored in a file instead of memory.
+
+    Returns:
+        uint8 [N, C, size, size], sorted by path.
+
+    Raises:
+        UserError: the folder does not exist, has no image, or images cannot be decoded.
+    """
+    root = _folder(folder)
+    found = _find(root)
+    _check_some(root, found)
+    _mention_left_out(root, found.left_out)
+    sources = _sources(found.images)
+    images = read_all(sources, size=size, channels=channels or 3, skip_bad=skip_bad, memory=memory)
+    if not len(images):
+        raise UserError(f"the folder {root} holds no image that can be read.")
+    is_grey = channels is None and all(bool((image[:1] == image).all()) for image in images)
+    return images[:, :1].clone() if is_grey else images
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -18,10 +18,10 @@ import torch
 from ..errors import UserError, first_ten
 from . import formats
 from .decode import decode
-from .sets import ForgetRetain, divide
+from .sets import FORGET, LEFT_OUT, RETAIN, ForgetRetain, NamedImage, check_validation, divide
 from .storage import empty, gather
 
-__all__ = ["Source", "read"]
+__all__ = ["Source", "file_sha256", "read", "read_all"]
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,14 @@ class Source:
 
 @dataclass(frozen=True)
 class _Read:
-    """The result of decoding one source: the SHA-256 of its pixels, or the reason why it could not be decoded."""
+    """The result of decoding one source, or the reason why it could not be decoded.
+
+    ``digest`` is that of the pixels, ``sha256`` that of the file if there is one; both are hexadecimal.
+    """
 
     name: str
-    digest: bytes = b""
+    digest: str = ""
+    sha256: str = ""
     several_frames: bool = False
     guessed: int | None = None
     reason: str = ""
@@ -50,7 +54,7 @@ class _Read:
 
 def read(
     name: str,
-    forget: Sequence[Source],
+    forget: Mapping[str, Sequence[Source]],
     retain: Sequence[Source],
     *,
     size: int,
@@ -59,6 +63,7 @@ def read(
     seed: int,
     skip_bad: bool,
     memory: float,
+    partial: bool = False,
 ) -> ForgetRetain:
     """Decode both sets in threads, and split each into training and validation images.
 
@@ -67,31 +72,77 @@ def read(
 
     Args:
         name: description of the images, for reports.
-        forget: the images to forget.
+        forget: the images to forget of each request.
         retain: the images to retain.
         size: height and width in pixels of the model's images.
         channels: 1 for grey, 3 for RGB.
-        validation: fraction of each set held out for validation.
+        validation: fraction of each set held out for validation; 0: none.
         seed: random seed of the split into training and validation images.
         skip_bad: skip images that cannot be decoded, instead of raising.
         memory: limit in GiB; a larger set is stored in a file instead of memory.
+        partial: allow empty sets, such as those of images to be joined with others.
 
     Raises:
-        UserError: an image cannot be decoded, the guessed ranges differ, an image is in both sets, or a set has fewer
-            than two images.
+        UserError: an image cannot be decoded, the guessed ranges differ, an image is in both sets, or a set has too few
+            images.
     """
+    check_validation(validation)
     formats.pillow()  # before the threads start, which must not load plug-ins concurrently
-    sides = [_read_side(sources, size, channels, memory) for sources in (forget, retain)]
+    to_forget = [source for sources in forget.values() for source in sources]
+    sides = [_read_side(sources, size, channels, memory) for sources in (to_forget, retain)]
     results = [result for results, _ in sides for result in results]
     _report_bad([result for result in results if result.reason], skip_bad)
     _mention_frames([result.name for result in results if result.several_frames])
     _mention_guesses([result for result in results if result.guessed])
     images, good = zip(*(_good(*side, memory) for side in sides), strict=True)
-    names = [[result.name for result in side] for side in good]
-    divided = divide(name, *images, validation=validation, seed=seed, names=(names[0], names[1]), memory=memory)
+    of_request = [request for request, sources in forget.items() for _ in sources]
+    requests = dict.fromkeys(forget, 0)
+    for request, result in zip(of_request, sides[0][0], strict=True):
+        requests[request] += not result.reason
+    divided = divide(
+        name,
+        *images,
+        validation=validation,
+        seed=seed,
+        requests=requests,
+        names=([result.name for result in good[0]], [result.name for result in good[1]]),
+        sha256=([result.sha256 for result in good[0]], [result.sha256 for result in good[1]]),
+        memory=memory,
+        partial=partial,
+    )
     _mention_copies("forget", good[0])
     _mention_copies("retain", good[1])
-    return divided
+    bad = [*_bad(FORGET, of_request, sides[0][0]), *_bad(RETAIN, [""] * len(retain), sides[1][0])]
+    return replace(divided, listed=(*divided.listed, *bad))
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _bad(side: str, requests: Sequence[str], results: Sequence[_Read]) -> list[NamedImage]:
+    """Return the images that could not be read."""
+    return [
+        NamedImage(side, request, result.name, result.sha256, LEFT_OUT, result.reason)
+        for request, result in zip(requests, results, strict=True)
+        if result.reason
+    ]
+
+
+def read_all(sources: Sequence[Source], *, size: int, channels: int, skip_bad: bool, memory: float) -> torch.Tensor:
+    """Decode images into one set, uint8 [N, C, size, size], with the warnings and errors of :func:`read`."""
+    formats.pillow()  # before the threads start, which must not load plug-ins concurrently
+    results, pixels = _read_side(sources, size, channels, memory)
+    _report_bad([result for result in results if result.reason], skip_bad)
+    _mention_frames([result.name for result in results if result.several_frames])
+    _mention_guesses([result for result in results if result.guessed])
+    images, _ = _good(results, pixels, memory)
+    return images
 
 
 def _read_side(sources: Sequence[Source], size: int, channels: int, memory: float) -> tuple[list[_Read], torch.Tensor]:
@@ -102,12 +153,24 @@ def _read_side(sources: Sequence[Source], size: int, channels: int, memory: floa
 
 
 def _read_one(source: Source, row: np.ndarray, size: int, channels: int) -> _Read:
+    opened: Path | BinaryIO | None = None
     try:
-        decoded = decode(source.open(), size, channels)
+        opened = source.open()
+        decoded = decode(opened, size, channels)
+        row[...] = decoded.pixels
+        digest = hashlib.sha256(row.tobytes()).hexdigest()
+        sha256 = file_sha256(opened) if isinstance(opened, Path) else digest
     except Exception as error:  # decoders raise many types on broken input
-        return _Read(source.name, reason=_reason(error))
-    row[...] = decoded.pixels
-    return _Read(source.name, hashlib.sha256(row.tobytes()).digest(), decoded.several_frames, decoded.guessed)
+        return _Read(source.name, sha256=_sha256_if_readable(opened), reason=_reason(error))
+    return _Read(source.name, digest, sha256, decoded.several_frames, decoded.guessed)
+
+
+def _sha256_if_readable(opened: Path | BinaryIO | None) -> str:
+    """Return the SHA-256 of a file that could not be decoded; "" if it cannot even be read, or is no regular file."""
+    try:
+        return file_sha256(opened) if isinstance(opened, Path) and opened.is_file() else ""
+    except OSError:
+        return ""
 
 
 def _good(results: Sequence[_Read], pixels: torch.Tensor, memory: float) -> tuple[torch.Tensor, list[_Read]]:
@@ -115,7 +178,7 @@ def _good(results: Sequence[_Read], pixels: torch.Tensor, memory: float) -> tupl
     rows = [row for row, result in enumerate(results) if not result.reason]
     if len(rows) == len(results):
         return pixels, list(results)
-    return gather(pixels, torch.tensor(rows), memory), [results[row] for row in rows]
+    return gather(pixels, torch.tensor(rows, dtype=torch.int64), memory), [results[row] for row in rows]
 
 
 def _reason(error: Exception) -> str:

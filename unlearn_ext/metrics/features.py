@@ -8,14 +8,14 @@ from contextlib import contextmanager
 
 import torch
 
-from ..errors import UserError, require
+from ..errors import require
 from .extractors import Extractor
 
-__all__ = ["CHUNK", "LEAST", "SUBSETS", "compare", "extract"]
+__all__ = ["CHUNK", "LEAST", "SUBSETS", "compare", "extract", "left_out"]
 
 CHUNK = 64  # images processed at once; limits memory
 SUBSETS = 50  # of KID
-LEAST = 8  # images; with fewer, the subsets of KID are too small
+LEAST = 8  # images for measures of sets; half of them are compared, and KID's subsets are half of that
 
 
 @torch.no_grad()
@@ -24,7 +24,9 @@ def extract(extractor: Extractor, images: torch.Tensor) -> torch.Tensor:
     return torch.cat([extractor(chunk) for chunk in images.split(CHUNK)])
 
 
-def compare(original: torch.Tensor, generated: torch.Tensor, extractor: Extractor) -> dict[str, float]:
+def compare(
+    original: torch.Tensor, generated: torch.Tensor, extractor: Extractor, *, only_pairs: bool = False
+) -> dict[str, float]:
     """Compare generated images with their originals by an extractor's features.
 
     FID and KID compare sets, and small sets bias FID upwards. So both compare every other original with the images
@@ -35,16 +37,34 @@ def compare(original: torch.Tensor, generated: torch.Tensor, extractor: Extracto
         original: features [N, D] of the originals.
         generated: features [N, D] of the images generated from them, in the same order.
         extractor: the extractor of the features.
+        only_pairs: leave out the measures that compare sets.
 
     Returns:
         ``fid``; ``kid`` and ``kid-spread``, its standard deviation over subsets; ``is`` of the generated images, if the
         extractor has classes; and ``cosine``, the mean over pairs. ``:`` and the extractor's name follow each name.
+        With fewer than ``LEAST`` images only ``cosine``, see :func:`left_out`.
 
     Raises:
-        UserError: there are fewer than ``LEAST`` images, or the extra ``metrics`` is missing.
+        UserError: the extra ``metrics`` is missing.
     """
-    if len(original) < LEAST:
-        raise UserError(f"FID and KID need at least {LEAST} images of each kind, not {len(original)}.")
+    values = {} if only_pairs or left_out(len(original)) else _of_sets(original, generated, extractor)
+    functional = require("torchmetrics.functional", "metrics")
+    values["cosine"] = functional.cosine_similarity(generated, original, reduction="mean").item()
+    return {f"{name}:{extractor.name}": value for name, value in values.items()}
+
+
+def left_out(images: int) -> str:
+    """Return a sentence on the measures that so few images leave out; "" if there are enough for all."""
+    if images >= LEAST:
+        return ""
+    return (
+        f"FID, KID and IS are left out: they need at least {LEAST} images of each set, for their covariances, subsets "
+        f"and class shares, and the smaller set has {images}."
+    )
+
+
+def _of_sets(original: torch.Tensor, generated: torch.Tensor, extractor: Extractor) -> dict[str, float]:
+    """Return the measures that compare whole sets of features."""
     half = len(original) // 2
     real, made = original[0 : 2 * half : 2], generated[1 : 2 * half : 2]
     kid, spread = _kid(real, made)
@@ -52,9 +72,7 @@ def compare(original: torch.Tensor, generated: torch.Tensor, extractor: Extracto
     logits = extractor.logits(generated)
     if logits is not None:
         values["is"] = _inception_score(logits)
-    functional = require("torchmetrics.functional", "metrics")
-    values["cosine"] = functional.cosine_similarity(generated, original, reduction="mean").item()
-    return {f"{name}:{extractor.name}": value for name, value in values.items()}
+    return values
 
 
 class _Given(torch.nn.Identity):

@@ -9,12 +9,11 @@ import torch.nn.functional as F
 
 from ..errors import require
 from ..tasks import Task
+from ..unlearning.hole import RANGE, hole_of, mean_over, psnr_in_hole
 from .extractors import Extractor
 from .features import CHUNK
 
-__all__ = ["RANGE", "hole_values"]
-
-RANGE = 2.0  # of pixel values
+__all__ = ["hole_values"]
 
 
 @torch.no_grad()
@@ -39,24 +38,18 @@ def hole_values(
         length 1: like LPIPS (Zhang et al., arXiv 1801.03924), but with another network and without trained weights.
     """
     chunks = zip(original.split(CHUNK), generated.split(CHUNK), strict=True)
-    values = [_values(real, made, _hole(real, task), extractors) for real, made in chunks]
+    values = [_values(real, made, task, extractors) for real, made in chunks]
     return {name: torch.cat([value[name] for value in values]) for name in values[0]}
 
 
-def _hole(images: torch.Tensor, task: Task) -> torch.Tensor:
-    """Return the mask of the pixels that count, bool [N, 1, H, W]."""
-    hidden = task.mask(images).expand(len(images), -1, -1, -1)
-    return hidden if hidden.any() else ~hidden
-
-
 def _values(
-    original: torch.Tensor, generated: torch.Tensor, hole: torch.Tensor, extractors: Sequence[Extractor]
+    original: torch.Tensor, generated: torch.Tensor, task: Task, extractors: Sequence[Extractor]
 ) -> dict[str, torch.Tensor]:
+    hole = hole_of(original, task)
     made = torch.where(hole, generated, original)
     image = require("torchmetrics.functional.image", "metrics")
     _, ssim = image.structural_similarity_index_measure(made, original, data_range=RANGE, return_full_image=True)
-    error = _mean_over((made - original).square(), hole)
-    values = {"psnr": 10 * torch.log10(RANGE**2 / error), "ssim": _mean_over(ssim, hole)}
+    values = {"psnr": psnr_in_hole(original, made, task), "ssim": mean_over(ssim, hole)}
     for extractor in extractors:
         pairs = list(zip(extractor.maps(made), extractor.maps(original), strict=True))
         if pairs:
@@ -67,10 +60,4 @@ def _values(
 def _distance(a: torch.Tensor, b: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
     """Return the distance [N] of feature maps [N, c, h, w]; positions are weighted by their share of the hole."""
     apart = (F.normalize(a) - F.normalize(b)).square().sum(1, keepdim=True)
-    return _mean_over(apart, F.interpolate(hole.float(), apart.shape[-2:], mode="area"))
-
-
-def _mean_over(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the weighted means [N] of values [N, C, H, W], with weights [N, 1, H, W]."""
-    weight = weight.expand_as(values).flatten(1).float()
-    return (values.flatten(1) * weight).sum(1) / weight.sum(1)
+    return mean_over(apart, F.interpolate(hole.float(), apart.shape[-2:], mode="area"))

@@ -1,4 +1,4 @@
-"""A small model of each family for the built-in images, trained once and cached."""
+"""A small model of each family, for the built-in images or the user's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from . import autoencoder, diffusion, mae, vqgan
 from .loop import train
 from .recipe import Recipe
 
-__all__ = ["RECIPES", "Recipe", "pretrained", "train"]
+__all__ = ["RECIPES", "Recipe", "cached", "pretrained", "train"]
 
 RECIPES = {module.Recipe.family: module.Recipe for module in (vqgan, autoencoder, mae, diffusion)}
 
@@ -48,9 +48,21 @@ def pretrained(
         UserError: the family is unknown or cannot use the task; an extra is missing; or the cache folder is not
             writable, which is checked before training.
     """
+    return cached(family, torch.cat([data.forget, data.retain]), task, seed=seed, recipe=recipe, progress=progress)
+
+
+def cached(
+    family: str,
+    images: torch.Tensor,
+    task: Corruption,
+    *,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    progress: Callback | None = None,
+) -> Path:
+    """Do the same as :func:`pretrained` for one tensor of images, uint8 [N, C, S, S] or float in [-1, 1]."""
     check_family(family)
     recipe = recipe or RECIPES[family]()
-    images = torch.cat([data.forget, data.retain])
     folder = cache_folder() / f"{family}-{_digest(images, task, seed, recipe)}"
     if not folder.is_dir():
         writable_cache_folder()

@@ -32,6 +32,11 @@ class Recipe(recipe.Recipe[AutoencoderKL]):
     divergence: float = 1e-3
     steps: int = 500
 
+    @property
+    def multiple(self) -> int:
+        """The number of pixels that must divide the side of the images."""
+        return 2 ** (len(self.channels) - 1)
+
     def build(self, channels: int, size: int) -> AutoencoderKL:
         """Return the model with random weights, for images [N, channels, size, size]."""
         autoencoder = require("diffusers", "images").AutoencoderKL

@@ -38,6 +38,11 @@ class Recipe(recipe.Recipe[Diffusion]):
     batch_size: int = 32
     lr: float = 5e-3
 
+    @property
+    def multiple(self) -> int:
+        """The number of pixels that must divide the side of the images."""
+        return 2 ** (len(self.channels) - 1)
+
     def build(self, channels: int, size: int) -> Diffusion:
         """Return the model with random weights, for images [N, channels, size, size]."""
         diffusers = require("diffusers", "images")

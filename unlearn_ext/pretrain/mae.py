@@ -32,6 +32,11 @@ class Recipe(recipe.Recipe[MAE]):
     steps: int = 2400
     lr: float = 2e-3
 
+    @property
+    def multiple(self) -> int:
+        """The number of pixels that must divide the side of the images."""
+        return self.patch
+
     def build(self, channels: int, size: int) -> MAE:
         """Return the model with random weights, for images [N, channels, size, size]."""
         transformers = require("transformers", "images")

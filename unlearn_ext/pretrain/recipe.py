@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..data import SIDE
+from ..errors import UserError
 from ..models import I2IModel
 from ..tasks import Corruption
 from ..unlearning.batches import Shuffled, pixels
@@ -47,6 +48,19 @@ class Recipe(ABC, Generic[_Model]):
     steps: int = 400
     batch_size: int = 64
     lr: float = 3e-3
+
+    @property
+    @abstractmethod
+    def multiple(self) -> int:
+        """The number of pixels that must divide the side of the images."""
+
+    def check_size(self, size: int) -> None:
+        """Raise ``UserError`` if the model cannot have images of this side in pixels."""
+        if size < 1 or size % self.multiple:
+            raise UserError(
+                f"the small model of family {self.family} takes images whose side is a multiple of {self.multiple} "
+                f"pixels, not {size}."
+            )
 
     @abstractmethod
     def build(self, channels: int, size: int) -> _Model:

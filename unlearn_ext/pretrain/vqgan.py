@@ -36,6 +36,11 @@ class Recipe(recipe.Recipe[VQGAN]):
     codes: int = 256
     continuous: float = 0.3
 
+    @property
+    def multiple(self) -> int:
+        """The number of pixels that must divide the side of the images."""
+        return 2 ** (len(self.channels) - 1)
+
     def build(self, channels: int, size: int) -> VQGAN:
         """Return the model with random weights, for images [N, channels, size, size]."""
         vqmodel = require("diffusers", "images").VQModel

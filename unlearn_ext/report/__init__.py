@@ -9,12 +9,21 @@ from ..errors import require
 __all__ = ["require_drawing", "require_judging", "write_report", "write_reproduction"]
 
 
-def write_report(run_folder: str | Path) -> Path:
-    """Write ``report.html``, a self-contained file, and its figures into the run's folder; return the file's path."""
+def write_report(run_folder: str | Path, pictures: str | None = None) -> Path:
+    """Write ``report.html``, a self-contained file, and its figures into the run's folder; return the file's path.
+
+    Args:
+        run_folder: folder of the run.
+        pictures: which pictures to show: ``"none"``, ``"retain"``, ``"blurred"`` or ``"all"``, but never more than the
+            run saved; by default the choice of the run, or ``"blurred"`` for runs of earlier versions.
+
+    Raises:
+        UserError: a file cannot be read or written, the choice is unknown, or a library is not installed.
+    """
     require_drawing()
     from .page import write_page
 
-    return write_page(run_folder)
+    return write_page(run_folder, pictures)
 
 
 def write_reproduction(folder: str | Path) -> Path:

@@ -61,12 +61,17 @@ def section(folder: Path, rows: Sequence[ModelRow], judged: Iterable[Quality]) -
     return Section(
         seed,
         gallery_rows(named, shown),
-        strip_rows(read_run(shown.run)) if (shown.run / FRONT).exists() else [],
+        _strip(shown.run) if (shown.run / FRONT).exists() else [],
         _map(named, shown),
         EXTRACTORS[0],
         quality_lines(rows, judged),
         min((quality.images for quality in judged), default=0),
     )
+
+
+def _strip(folder: Path) -> list[StripRow]:
+    run = read_run(folder)
+    return strip_rows(run.points, run.samples)
 
 
 def _map(named: Mapping[str, ModelRow], shown: Pictures) -> Figure | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,7 +14,7 @@ from ..unlearning.pareto import TRAINED
 from ..unlearning.run_folder import CURVES, RunFolder
 from .style import GREEN, INK, ORANGE, VERMILION, shades, style
 
-__all__ = ["convergence", "front", "steering"]
+__all__ = ["convergence", "front", "log_floor", "steering"]
 
 _MISS_ALLOWED = 0.03  # half the width of the green band, as a share of the range of f1
 _TITLES = {
@@ -120,14 +122,23 @@ def _legend(axes: Axes, *, dominated: bool) -> None:
     axes.legend(loc="best")
 
 
-def _log_when_wide(axes: Axes, values: list[float]) -> None:
-    """Use a log axis if the largest value is at least twenty times the 2 % quantile of the positive values."""
-    finite = np.array([v for v in values if np.isfinite(v)])
-    positive = finite[finite > 0]
+def log_floor(values: Sequence[float]) -> float | None:
+    """Return where a log axis for these values begins; None if they need no log axis.
+
+    They need one if the largest is at least twenty times the 2 % quantile of the positive ones.
+    """
+    positive = np.array([v for v in values if np.isfinite(v) and v > 0])
     if positive.size == 0 or positive.max() < 20 * np.quantile(positive, 0.02):
+        return None
+    return float(np.quantile(positive, 0.02) / 1.5)
+
+
+def _log_when_wide(axes: Axes, values: Sequence[float]) -> None:
+    floor = log_floor(values)
+    if floor is None:
         return
     axes.set_yscale("log", nonpositive="mask")
-    axes.set_ylim(bottom=np.quantile(positive, 0.02) / 1.5)
+    axes.set_ylim(bottom=floor)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 

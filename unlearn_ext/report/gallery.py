@@ -55,7 +55,7 @@ def _given(shown: Pictures) -> dict[str, _Said]:
 def _rows(named: Mapping[str, _Said]) -> list[StripRow]:
     """Return the rows of the entries that have pictures."""
     return [
-        StripRow(name, label, note, tiles(sets["forget"]), tiles(sets["retain"]), steers=False)
+        StripRow(name, label, note, {side: tiles(sets[side]) for side in ("forget", "retain")})
         for name, (label, note, sets) in named.items()
         if sets is not None
     ]

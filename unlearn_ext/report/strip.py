@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from ..unlearning.run_folder import RunFolder
-from .style import ORANGE, style
+from ..unlearning.pareto import ParetoPoint
+from ..unlearning.pictures import IS_FORGET
+from .style import INK, ORANGE, style
 
 __all__ = ["REFERENCES", "StripRow", "strip_figure", "strip_rows", "tiles"]
 
@@ -25,39 +27,36 @@ REFERENCES = {
 
 @dataclass(frozen=True)
 class StripRow:
-    """One row of the strip: forget images on the left, retain images on the right.
+    """One row of the strip: images to forget on the left, images to retain on the right.
 
     Attributes:
         name: name of the model or of the reference.
         label: displayed name.
         note: displayed detail, for example f1 and f2.
-        forget: tiles of the forget images, [H, W, RGBA].
-        retain: tiles of the retain images, [H, W, RGBA].
-        steers: whether the page's slider includes this row.
+        sides: tiles, [H, W, RGBA], of images to ``"forget"`` and to ``"retain"``; sides without images are left out.
     """
 
     name: str
     label: str
     note: str
-    forget: np.ndarray
-    retain: np.ndarray
-    steers: bool
+    sides: dict[str, np.ndarray]
 
 
-def strip_rows(run: RunFolder) -> list[StripRow]:
-    """Return a row for each reference and model whose pictures the run saved."""
-    is_forget = run.samples["is_forget"].astype(bool)
-    named = {name: words for name, words in REFERENCES.items() if name in run.samples}
-    named |= {p.name: (p.label, f"f1 {p.f1:.3f} · f2 {p.f2:.4f}") for p in run.points if p.name in run.samples}
+def strip_rows(points: Sequence[ParetoPoint], samples: Mapping[str, np.ndarray]) -> list[StripRow]:
+    """Return a row for each reference and model that has pictures.
+
+    Args:
+        points: the models.
+        samples: pictures by name, as in ``samples.npz``; without images there are no rows.
+    """
+    if not samples or not len(samples[IS_FORGET]):
+        return []
+    is_forget = samples[IS_FORGET].astype(bool)
+    named = {name: words for name, words in REFERENCES.items() if name in samples}
+    named |= {p.name: (p.label, f"f1 {p.f1:.3f} · f2 {p.f2:.4f}") for p in points if p.name in samples}
+    masks = {side: mask for side, mask in (("forget", is_forget), ("retain", ~is_forget)) if mask.any()}
     return [
-        StripRow(
-            name,
-            label,
-            note,
-            tiles(run.samples[name][is_forget]),
-            tiles(run.samples[name][~is_forget]),
-            steers=name not in REFERENCES,
-        )
+        StripRow(name, label, note, {side: tiles(samples[name][mask]) for side, mask in masks.items()})
         for name, (label, note) in named.items()
     ]
 
@@ -65,22 +64,23 @@ def strip_rows(run: RunFolder) -> list[StripRow]:
 def strip_figure(rows: list[StripRow]) -> Figure:
     """Draw the strip as one figure."""
     with style():
-        widths = [rows[0].forget.shape[1], rows[0].retain.shape[1]]
-        inches = _TILE / rows[0].forget.shape[0]
+        widths = [side.shape[1] for side in rows[0].sides.values()]
+        inches = _TILE / next(iter(rows[0].sides.values())).shape[0]
         figure = Figure(figsize=(sum(widths) * inches + 2.2, (_TILE + 0.05) * len(rows) + 0.4))
-        grid = figure.subplots(len(rows), 2, squeeze=False, width_ratios=widths)
+        grid = figure.subplots(len(rows), len(widths), squeeze=False, width_ratios=widths)
         layout = figure.get_layout_engine()
         assert isinstance(layout, ConstrainedLayoutEngine)  # set by style()
         layout.set(h_pad=0.015, w_pad=0.06, hspace=0, wspace=0.02)
-        for (left, right), row in zip(grid, rows, strict=True):
-            for axes, tiles in ((left, row.forget), (right, row.retain)):
-                axes.imshow(tiles, interpolation="nearest")
+        for line, row in zip(grid, rows, strict=True):
+            for axes, tiled in zip(line, row.sides.values(), strict=True):
+                axes.imshow(tiled, interpolation="nearest")
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
                 axes.grid(False)
-            left.set_ylabel(f"{row.label}\n{row.note}", rotation=0, ha="right", va="center", labelpad=8, fontsize=9)
-        grid[0, 0].set_title("to forget", loc="center", color=ORANGE)
-        grid[0, 1].set_title("to retain", loc="center")
+            label = f"{row.label}\n{row.note}"
+            line[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8, fontsize=9)
+        for axes, side in zip(grid[0], rows[0].sides, strict=True):
+            axes.set_title(f"to {side}", loc="center", color=ORANGE if side == "forget" else INK)
         return figure
 
 

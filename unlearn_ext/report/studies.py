@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from ..audit.relearning import FEW
 from ..reproduction.pictures import Pictures
 from ..reproduction.representatives import studied
 from ..reproduction.studies import Convergence, Crops, Infill, Probe, Readers, Resurfacing, Study
 from ..reproduction.studies.convergence import EPSILON, INFIMUM
 from ..reproduction.studies.probe import MEMBER, SET
-from ..reproduction.studies.resurfacing import FEW, FEW_FORGET, RETAIN
+from ..reproduction.studies.resurfacing import FEW_FORGET, RETAIN
 from ..reproduction.table import UNMODIFIED, ModelRow, Table
 from .gallery import infill_rows
 from .strip import StripRow

@@ -89,7 +89,7 @@ def judge(out: str | PathLike[str], progress: Callable[[str], None] | None = Non
         The rows of ``quality.csv``, including those of earlier calls; models without pictures have no rows.
 
     Raises:
-        UserError: a file cannot be read, there are fewer than 8 images, or an extra is not installed.
+        UserError: a file cannot be read, or an extra is not installed.
     """
     out, loaded = Path(out), cache(load_extractor)
     with locked(out):

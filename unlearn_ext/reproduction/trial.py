@@ -21,6 +21,7 @@ from ..unlearning.identity import known
 from ..unlearning.journal import check
 from ..unlearning.pareto import EPSILON, MOST_FORGOTTEN, TRAINED, ParetoPoint
 from ..unlearning.phases import OUTPUTS, sweep, wanted
+from ..unlearning.pictures import ALL
 from ..unlearning.progress import Callback, Progress
 from ..unlearning.schedule import SCHEDULE
 from .effort import Effort
@@ -97,7 +98,7 @@ class Trial:
 
     def check(self) -> None:
         """Raise ``UserError``, before any training, if :meth:`sweep` may not write to its folder."""
-        asked = wanted(self.n_points, None)
+        asked = wanted(self.n_points, None, ALL)
         check(self.folder, OUTPUTS, known(self.family, self.settings, **asked), resume=True, force=False)
 
     def sweep(self) -> list[ParetoPoint]:
@@ -106,7 +107,7 @@ class Trial:
         sweep(
             problem.model, images.forget, images.retain, task=self.task, points=self.n_points, out=self.folder,
             held_out=(images.forget_validation, images.retain_validation), dataset=images.name,
-            settings=self.settings, progress=self.progress, resume=True,
+            settings=self.settings, progress=self.progress, pictures=ALL, resume=True,
         )  # fmt: skip
         return self.points()
 

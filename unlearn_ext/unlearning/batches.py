@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,7 +15,7 @@ from ..data.augment import Augment
 from ..models import I2IModel, Inputs
 from ..tasks import Corruption
 
-__all__ = ["Batch", "Shuffled", "Side", "T", "ahead", "in_bytes", "pairs", "pixels"]
+__all__ = ["Batch", "Shuffled", "Side", "T", "ahead", "in_bytes", "pairs", "pixels", "together"]
 
 T = TypeVar("T")
 
@@ -117,26 +117,29 @@ class Shuffled:
 
 
 def pairs(forget: Side, retain: Side, size: int, seed: int, used: int = 0) -> Iterator[tuple[Batch, Batch]]:
-    """Yield pairs of a forget and a retain minibatch, without end; with several processes, this process's share.
+    """Return pairs of a forget and a retain minibatch, without end; the arguments are those of :func:`together`."""
+    return ((to_forget, to_retain) for to_forget, to_retain in together((forget, retain), size, seed, used))
+
+
+def together(sides: Sequence[Side], size: int, seed: int, used: int = 0) -> Iterator[tuple[Batch, ...]]:
+    """Yield a minibatch of each side, without end; with several processes, this process's share.
 
     Args:
-        forget: images to forget.
-        retain: images to retain.
+        sides: sets of images.
         size: images in each minibatch.
         seed: seed of the order of the images.
-        used: number of pairs to skip, because an earlier process used them.
+        used: number of minibatches to skip, because an earlier process used them.
     """
     generator = torch.Generator().manual_seed(seed)
-    sides = [(side, Shuffled(len(side), size, generator)) for side in (forget, retain)]
+    orders = [(side, Shuffled(len(side), size, generator)) for side in sides]
     for _ in range(used):
-        for _, indices in sides:
+        for _, indices in orders:
             next(indices)
 
-    def drawn() -> Iterator[tuple[Batch, Batch]]:
+    def drawn() -> Iterator[tuple[Batch, ...]]:
         for draw in itertools.count(used + 1):
-            shares = [(side, *distributed.share(next(indices))) for side, indices in sides]
-            to_forget, to_retain = (side.batch(index, draw, weight) for side, index, weight in shares)
-            yield to_forget, to_retain
+            shares = [(side, *distributed.share(next(indices))) for side, indices in orders]
+            yield tuple(side.batch(index, draw, weight) for side, index, weight in shares)
 
     return ahead(drawn())
 

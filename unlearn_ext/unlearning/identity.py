@@ -16,7 +16,7 @@ from ..models import I2IModel
 from ..tasks import Corruption
 from .settings import Settings
 
-__all__ = ["identity", "known", "seen"]
+__all__ = ["identity", "known", "seen", "weights_digest"]
 
 
 def known(family: str, settings: Settings, **asked: Any) -> dict[str, Any]:
@@ -65,9 +65,13 @@ def identity(
         settings: training settings.
         asked: other options; numbers, strings and lists of them.
     """
-    weights = _digest(*model.module.state_dict().values())
-    whole = {"model": weights, "configuration of the model": _configuration(model)}
+    whole = {"model": weights_digest(model), "configuration of the model": _configuration(model)}
     return {**known(model.family, settings, **asked), **whole, **seen(images, task, augment)}
+
+
+def weights_digest(model: I2IModel) -> str:
+    """Return a digest of all weights of a model, hexadecimal."""
+    return _digest(*model.module.state_dict().values())
 
 
 def _configuration(model: I2IModel) -> str:

@@ -220,7 +220,7 @@ def _whole(part: Any, tensors: Mapping[str, torch.Tensor | None]) -> Tree:
 
 def _path(folder: str | PathLike[str], outputs: Outputs) -> Path:
     check_encodable(folder)
-    return Path(folder) / f".{outputs.result}.journal"
+    return Path(folder) / outputs.journal
 
 
 def _decide(

@@ -69,6 +69,7 @@ class Objectives:
         *,
         augment: Augment | None = None,
         settings: Settings | None = None,
+        variance: float | None = None,
     ) -> Objectives:
         """Return objectives whose frozen encoder E0 is the model's current encoder, and compute their targets.
 
@@ -79,6 +80,8 @@ class Objectives:
             task: the task T.
             augment: augmentation of training images.
             settings: ``seed`` of the noise images, ``precision``, and ``memory`` for the targets are used.
+            variance: s² of an earlier run on the same E0, so that both have the same units even if the retain set has
+                changed; by default that of the retain images.
 
         Raises:
             UserError: the task or the images are invalid, or the latents of the retain images are not finite or all
@@ -92,43 +95,53 @@ class Objectives:
         frozen = Encoder(copy.deepcopy(model) if live else model, settings)
         sides = (Side(images, model, task, settings.seed, augment) for images in (forget, retain))
         forget_side, spread = _with_noise(frozen, next(sides), settings)
-        retain_side, variance = _with_latents(frozen, next(sides), live, settings)
-        if not (variance.isfinite() and variance > 0):
+        retain_side, unit = _with_latents(frozen, next(sides), live, settings)
+        if variance is not None:
+            unit = torch.full_like(unit, variance)
+        if not (unit.isfinite() and unit > 0):
             raise UserError(
-                f"the variance of the model's latents of the retain images is {variance.item():g}, so f1 and f2 cannot "
+                f"the variance of the model's latents of the retain images is {unit.item():g}, so f1 and f2 cannot "
                 "be computed: check that weights and images are finite, and that the images are not all alike."
             )
-        return cls(forget_side, retain_side, frozen, spread, variance, settings)
+        return cls(forget_side, retain_side, frozen, spread, unit, settings)
 
-    def held_out(self, forget: torch.Tensor, retain: torch.Tensor) -> Objectives:
+    def toward(self, forget: torch.Tensor) -> Objectives:
+        """Return the same objectives, with the same E0, n̄, s² and retain images, for other images to forget.
+
+        Args:
+            forget: images to forget, as for :meth:`freeze`.
+
+        Raises:
+            UserError: the images are invalid.
+        """
+        check_images("forget", forget, self.forget.model)
+        side, spread = self._like(replace(self.forget, images=forget, targets=None))
+        return replace(self, forget=side, spread=spread)
+
+    def held_out(self, forget: torch.Tensor, retain: torch.Tensor | None) -> Objectives:
         """Return the same objectives, with the same n̄ and s², over other images, without augmentation.
 
         Call it before training begins: the frozen encoder may be the model's own.
 
         Args:
             forget: held-out images to forget, as for :meth:`freeze`.
-            retain: held-out images to retain, as for :meth:`freeze`.
+            retain: held-out images to retain, as for :meth:`freeze`; None to keep the training images.
 
         Raises:
             UserError: the images are invalid.
         """
-        for name, images in (("held-out forget", forget), ("held-out retain", retain)):
-            check_images(name, images, self.forget.model)
-        forget_side, retain_side = (
-            replace(side, images=images, augment=None, targets=None)
-            for side, images in ((self.forget, forget), (self.retain, retain))
-        )
-        noise, spread = self.forget.targets, self.spread
-        if noise is not None and len(noise) == 1 and _seen_alike(forget_side, self.forget):
-            forget_side = replace(forget_side, targets=noise)
-        else:
-            forget_side, spread = _with_noise(self.frozen, forget_side, self.settings)
+        check_images("held-out forget", forget, self.forget.model)
+        side, spread = self._like(replace(self.forget, images=forget, augment=None, targets=None))
+        if retain is None:
+            return replace(self, forget=side, spread=spread)
+        check_images("held-out retain", retain, self.forget.model)
+        retain_side = replace(self.retain, images=retain, augment=None, targets=None)
         retain_side, _ = _with_latents(self.frozen, retain_side, self.retain.targets is None, self.settings)
-        return replace(self, forget=forget_side, retain=retain_side, spread=spread)
+        return replace(self, forget=side, retain=retain_side, spread=spread)
 
     def f1(self, encode: Encode, batch: Batch) -> torch.Tensor:
         """Return f1 of an encoder over a minibatch of forget images, 0-d."""
-        target, spread = (batch.target, self.spread) if batch.target is not None else _noise_latents(self.frozen, batch)
+        target, spread = self._toward_noise(batch)
         return ((encode(*batch.inputs) - target).square().mean() - spread) / self.variance
 
     def f2(self, encode: Encode, batch: Batch) -> torch.Tensor:
@@ -147,6 +160,27 @@ class Objectives:
     def evaluate_f2(self, encode: Encode) -> float:
         """Return f2 over the whole retain set, without gradient."""
         return self._mean(self.f2, encode, self.retain)
+
+    @torch.no_grad()
+    def per_image(self, encode: Encode) -> torch.Tensor:
+        """Return f1 of each forget image, float64 [N] on the CPU; their mean is f1 over the whole set."""
+        values = []
+        for batch in _all(self.forget, self.settings):
+            target, spread = self._toward_noise(batch)
+            errors = (encode(*batch.inputs) - target).square().flatten(1).mean(1)
+            values.append(((errors - spread) / self.variance).cpu())
+        return torch.cat(values).double()
+
+    def _toward_noise(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the noise targets of a minibatch, and their spread."""
+        return (batch.target, self.spread) if batch.target is not None else _noise_latents(self.frozen, batch)
+
+    def _like(self, side: Side) -> tuple[Side, torch.Tensor]:
+        """Return another forget side with the same noise targets if its masks are the same, and the spread."""
+        noise = self.forget.targets
+        if noise is not None and len(noise) == 1 and _seen_alike(side, self.forget):
+            return replace(side, targets=noise), self.spread
+        return _with_noise(self.frozen, side, self.settings)
 
     @torch.no_grad()
     def _mean(self, objective: Callable[[Encode, Batch], torch.Tensor], encode: Encode, side: Side) -> float:

@@ -32,9 +32,9 @@ def warn_if_outside(epsilon: float, lowest: float, original: float) -> None:
         )
 
 
-def warn_if_missed(epsilon: float, f1: float, tolerance: float) -> None:
-    """Warn if f1 ended above ε by more than the tolerance."""
-    if f1 - epsilon > tolerance:
+def warn_if_missed(epsilon: float, f1: float) -> None:
+    """Warn if f1 ended above ε."""
+    if f1 > epsilon:
         warnings.warn(
             f"ε = {epsilon:.4g} was not reached: f1 is {f1:.4g}. Either this encoder cannot forget that much of these "
             "images, or it needs more steps (--steps).",

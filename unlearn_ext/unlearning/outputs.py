@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -12,7 +13,9 @@ from .._utils.atomic_io import saved_files
 from ..errors import UserError
 from .pareto import ParetoFront
 
-__all__ = ["Outputs", "one_model", "refuse_foreign", "refuse_other_commands"]
+__all__ = ["EVIDENCE", "PAGE", "SIGNATURE", "Outputs", "refuse_foreign", "refuse_other_commands"]
+
+EVIDENCE, SIGNATURE, PAGE = "evidence.json", "evidence.json.sig", "evidence.html"  # of a finished run
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Outputs:
     Attributes:
         command: name of the command; commands that write the same outputs share a name.
         result: name of the file or folder that is written last; if it exists, the run is complete.
+        journal: name of the command's journal.
         models: regular expression for the names of model folders.
         files: paths of files, relative to the folder. The result is first, because files are removed in this order, and
             the result must not outlive the files that it refers to.
@@ -29,6 +33,7 @@ class Outputs:
 
     command: str
     result: str
+    journal: str
     models: str
     files: tuple[str, ...] = ()
 
@@ -56,16 +61,13 @@ class Outputs:
         return ours, others
 
 
-def one_model(command: str, name: str) -> Outputs:
-    """Return the outputs of a command that writes only the folder of one model."""
-    return Outputs(command, name, models=re.escape(name))
-
-
 def refuse_other_commands(folder: Path, command: str) -> None:
     """Raise ``UserError`` if another command wrote to the folder, because two results would be mixed up."""
+    front = _command_of_front(folder)
     wrote = {
-        "sweep": (folder / ".front.csv.journal").exists() or _is_front(folder / "front.csv"),
-        "run": any(folder.glob(".eps-*.journal")),
+        "sweep": (folder / ".front.csv.journal").exists() or front == "sweep",
+        # Earlier versions of `run` wrote a journal for each ε, and no front.
+        "run": (folder / ".run.journal").exists() or any(folder.glob(".eps-*.journal")) or front == "run",
         "reproduce": (folder / "reproduction.json").exists(),
     }
     for other, is_there in wrote.items():
@@ -74,6 +76,16 @@ def refuse_other_commands(folder: Path, command: str) -> None:
                 f"{folder} contains the output of `unlearn-ext {other}`, and each command needs a separate folder: "
                 "choose another folder."
             )
+
+
+def _command_of_front(folder: Path) -> str:
+    """Return the command whose front is in a folder; "" if there is no front."""
+    if not _is_front(folder / "front.csv"):
+        return ""
+    try:
+        return str(json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get("command", "sweep"))
+    except (OSError, ValueError, AttributeError):
+        return "sweep"
 
 
 def refuse_foreign(folder: Path, others: Sequence[Path]) -> None:

@@ -18,36 +18,44 @@ from .._utils import distributed
 from .._utils.file_lock import locked
 from .._utils.process_memory import release
 from ..data.augment import Augment
+from ..data.sets import FORGET, TRAINING, NamedImage, unnamed
 from ..errors import UserError
 from ..models import I2IModel, load
 from ..tasks import Corruption
 from .dial import Anchor, Dial, Unlearned, encoder_state
+from .epsilons import Epsilon, check_epsilon, in_f1
 from .history import History
 from .identity import identity
 from .journal import Journal, journal
 from .objectives import Objectives
-from .outputs import Outputs
+from .outputs import EVIDENCE, PAGE, SIGNATURE, Outputs
 from .pareto import ANCHOR, EPSILON, LEAST_FORGOTTEN, MOST_FORGOTTEN, TRAINED, ParetoFront, point_name
+from .pictures import ALL, BLURRED, check_choice
 from .progress import Callback
-from .recorder import Recorder
-from .run_folder import FRONT, read_run, read_steps, steps_of, write_run
+from .recorder import About, Recorder
+from .requests import Request
+from .run_folder import FRONT, SAMPLES, UNSEEN, RunFolder, read_run, read_steps, steps_of, write_run
 from .schedule import SCHEDULE
 from .settings import Settings
+from .tables import IMAGES, PER_IMAGE, REQUESTS
 from .trainer import Trainer
-from .validation import check_epsilon, check_images, check_model, check_task
+from .validation import check_images, check_model, check_task
 
-__all__ = ["OUTPUTS", "add_points", "read_dial", "sweep", "wanted"]
+__all__ = ["OUTPUTS", "add_points", "read_dial", "refuse_run", "sweep", "wanted"]
 
 _FIGURES = [f"{name}.{kind}" for name in ("front", "steering", "convergence", "strip") for kind in ("png", "svg")]
 OUTPUTS = Outputs(
     "sweep",
     FRONT,
+    ".front.csv.journal",
     # Earlier versions used the names `boundary-*`; their runs may be replaced too.
     models=rf"{MOST_FORGOTTEN}|{LEAST_FORGOTTEN}|boundary-high|boundary-low|(anchor|eps)--?\d+\.\d{{4}}",
-    # The sweep writes the first line; the command line, the evaluation and the report write the second.
+    # The sweep writes the first two lines; other commands write the rest.
     files=(
-        FRONT, "history.csv", "samples.npz", "metrics.json",
-        "sources.json", "metrics.csv", "report.html", *(f"figures/{name}" for name in _FIGURES),
+        FRONT, "history.csv", SAMPLES, UNSEEN, "metrics.json",
+        IMAGES, REQUESTS, PER_IMAGE,
+        "sources.json", "hole.csv", "metrics.csv", "report.html", *(f"figures/{name}" for name in _FIGURES),
+        "audit.csv", EVIDENCE, SIGNATURE, PAGE,
     ),
 )  # fmt: skip
 _HELD_OUT = ("forget_validation", "retain_validation")
@@ -60,13 +68,16 @@ def sweep(
     *,
     task: Corruption,
     points: int = 9,
-    epsilons: Sequence[float] | None = None,
+    epsilons: Sequence[Epsilon] | None = None,
     held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
     augment: Augment | None = None,
     out: str | PathLike[str] | None = None,
     dataset: str = "",
+    listed: Sequence[NamedImage] = (),
+    argv: Sequence[str] = (),
     settings: Settings | None = None,
     progress: Callback | None = None,
+    pictures: str = BLURRED,
     resume: bool = False,
     force: bool = False,
 ) -> ParetoFront:
@@ -87,15 +98,20 @@ def sweep(
         retain: images to retain, uint8 [M, C, H, W], or float32 in [-1, 1]; not corrupted.
         task: the task T, one of :mod:`unlearn_ext.tasks`.
         points: number of ε, spaced evenly and strictly between the least and the most forgotten model.
-        epsilons: values of ε to use instead, rounded to four decimals; warns for each that cannot be reached.
+        epsilons: values of ε to use instead, rounded to four decimals, or shares of the unmodified model's f1, such as
+            ``"12%"``; warns for each that cannot be reached.
         held_out: forget and retain images for validation, which are not trained on; without them the validation
             columns are NaN.
         augment: augmentation of training images: one of :mod:`unlearn_ext.data.augment`, or any function of images and
             the number of the draw. The frozen encoder then runs at every step.
-        out: folder for the models, ``front.csv``, ``history.csv``, ``metrics.json`` and ``samples.npz``.
+        out: folder for the models, the tables, ``metrics.json``, ``samples.npz`` and ``validation.npz``.
         dataset: description of the images, for ``metrics.json``.
+        listed: names, hashes and uses of all images, for ``images.csv``; by default images are named by position.
+        argv: the command line, for ``metrics.json``.
         settings: training settings.
         progress: called at most ten times per second.
+        pictures: which pictures to save: ``"none"``, ``"retain"`` (images to retain), ``"blurred"`` (also images to
+            forget, blurred), or ``"all"``.
         resume: continue the sweep that an earlier process left in ``out``, with the same results as without the
             interruption; a finished sweep is returned, with a warning.
         force: replace an earlier sweep in ``out``, finished or not; only files that it wrote are removed.
@@ -119,35 +135,55 @@ def sweep(
     sets = {"forget": forget, "retain": retain, **dict(zip(_HELD_OUT, held_out or (), strict=False))}
     for name, images in sets.items():
         check_images(name.replace("_", " "), images, model)
-    run = {} if out is None else identity(model, sets, task, augment, settings, **wanted(points, epsilons))
+    run = {} if out is None else identity(model, sets, task, augment, settings, **wanted(points, epsilons, pictures))
     freeze = partial(Objectives.freeze, model, forget, retain, task, augment=augment, settings=settings)
     with journal(out, OUTPUTS, run, resume=resume, force=force) as kept:
         if kept.finished:
             warnings.warn(f"the run in {out} is finished: nothing is left to do.", stacklevel=2)
             assert out is not None  # only a run with a folder can be finished
-            folder = Path(out)
-            front = ParetoFront.from_csv(folder / FRONT)
-            loaded = cache(lambda: read_dial(folder, front, model, freeze()))  # loads the models on first use
+            done = Path(out)
+            front = ParetoFront.from_csv(done / FRONT)
+            loaded = cache(lambda: read_dial(done, front, model, freeze()))  # loads the models on first use
             return replace(front, dial=lambda epsilon: loaded().at(epsilon))
         objectives = freeze()
-        recorder = Recorder(model, objectives, held_out, out if distributed.is_first() else None, progress, kept)
+        about = About("sweep", listed or unnamed({FORGET: forget}, retain, _named(held_out)), dataset, argv)
+        request = _request(objectives, held_out, about.listed)
+        folder = Path(out) if out is not None and distributed.is_first() else None
+        recorder = Recorder(model, [request], about, folder, progress, kept, pictures)
         recorder.stages = len(SCHEDULE.anchors) + 1 + (points if epsilons is None else len(epsilons))
         dial = _train_anchors(model, objectives, recorder, kept)
         least = _record_least_forgotten(dial, recorder)
         if epsilons is None:
             most = dial.f1_star
-            epsilons = [most + (least - most) * (i + 1) / (points + 1) for i in range(points)]
-            if (distinct := len(_distinct(epsilons))) < points:
+            between = [most + (least - most) * (i + 1) / (points + 1) for i in range(points)]
+            if (distinct := len(_distinct(between))) < points:
                 warnings.warn(
                     f"{points} points were asked for, but the range of f1, {most:.4g} to {least:.4g}, has only "
                     f"{distinct} ε that differ in four decimals: the front has fewer points.",
                     stacklevel=2,
                 )
-        for epsilon in _distinct(epsilons):
+        else:
+            between = [in_f1(epsilon, recorder.f1_original) for epsilon in epsilons]
+        for epsilon in _distinct(between):
             _record_epsilon(epsilon, dial, recorder, kept)
         front = ParetoFront(tuple(recorder.points), dial.at)
-        recorder.finish(front, dataset)
+        recorder.finish(front)
         return front
+
+
+def _request(
+    objectives: Objectives, held_out: tuple[torch.Tensor, torch.Tensor] | None, listed: Sequence[NamedImage]
+) -> Request:
+    """Return the only request of a sweep."""
+    used = [image for image in listed if (image.set, image.used_as) == (FORGET, TRAINING)]
+    validation = objectives.held_out(*held_out) if held_out else None
+    return Request(used[0].request, objectives, validation, [image.file for image in used])
+
+
+def _named(
+    held_out: tuple[torch.Tensor, torch.Tensor] | None,
+) -> tuple[dict[str, torch.Tensor], torch.Tensor] | None:
+    return ({FORGET: held_out[0]}, held_out[1]) if held_out else None
 
 
 def _train_anchors(model: I2IModel, objectives: Objectives, recorder: Recorder, kept: Journal) -> Dial:
@@ -197,7 +233,7 @@ def add_points(
     retain: torch.Tensor,
     *,
     task: Corruption,
-    epsilons: Sequence[float],
+    epsilons: Sequence[Epsilon],
     held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
     augment: Augment | None = None,
     settings: Settings | None = None,
@@ -211,7 +247,8 @@ def add_points(
         forget: as for :func:`sweep`.
         retain: as for :func:`sweep`.
         task: as for :func:`sweep`.
-        epsilons: values of ε, rounded to four decimals; models at an ε that already exist are replaced.
+        epsilons: values of ε, rounded to four decimals, or shares of the unmodified model's f1, such as ``"12%"``;
+            models at an ε that already exist are replaced.
         held_out: as for :func:`sweep`.
         augment: as for :func:`sweep`.
         settings: as for :func:`sweep`.
@@ -230,18 +267,37 @@ def add_points(
     out = Path(out)
     with locked(out):
         before = read_run(out)
+        refuse_run(before)
         objectives = Objectives.freeze(model, forget, retain, task, augment=augment, settings=settings)
-        recorder = Recorder(model, objectives, held_out, out, progress, Journal())
+        about = About("sweep", before.images or unnamed({FORGET: forget}, retain, _named(held_out)))
+        request = _request(objectives, held_out, about.listed)
+        recorder = Recorder(model, [request], about, out, progress, Journal(), before.pictures)
         dial, recorder.stages = read_dial(out, before.front, model, objectives), len(epsilons)
-        for epsilon in _distinct(epsilons):
+        for epsilon in _distinct([in_f1(epsilon, recorder.f1_original) for epsilon in epsilons]):
             _record_epsilon(epsilon, dial, recorder, Journal())
         new = {point.name for point in recorder.points}
         points = (*recorder.points, *(point for point in before.front if point.name not in new))
         front = ParetoFront(points, dial.at)
         steps = [row for row in read_steps(out) if row[0] not in new]
-        samples = {**before.samples, **recorder.samples}
-        write_run(out, front, [*steps, *steps_of(recorder.histories)], samples, before.metrics)
+        saved = {SAMPLES: before.samples, UNSEEN: before.validation}
+        pictures = {name: {**saved[name], **added.samples} for name, added in recorder.pictures.items()}
+        requests = [*recorder.requests, *(row for row in before.requests if row.point not in new)]
+        per_image = [*(row for row in before.per_image if row.point not in new), *recorder.per_image]
+        order = [point.name for point in front]
+        write_run(
+            out, front, [*steps, *steps_of(recorder.histories)], pictures, before.metrics, listed=about.listed,
+            requests=sorted(requests, key=lambda row: order.index(row.point)), per_image=per_image,
+        )  # fmt: skip
         return front
+
+
+def refuse_run(run: RunFolder) -> None:
+    """Raise ``UserError`` if a folder is that of a run to one ε, which has no dial."""
+    if not run.is_sweep:
+        raise UserError(
+            f"{run.path} is a run to one ε, without the models that the dial needs: give the folder of a sweep, or "
+            "train another model with `unlearn-ext run`."
+        )
 
 
 def read_dial(out: Path, front: ParetoFront, model: I2IModel, objectives: Objectives) -> Dial:
@@ -264,9 +320,16 @@ def read_dial(out: Path, front: ParetoFront, model: I2IModel, objectives: Object
     return Dial(model, objectives, objectives.evaluate_f1(objectives.frozen), anchors)
 
 
-def wanted(points: int, epsilons: Sequence[float] | None) -> dict[str, Any]:
-    """Return the requested points as part of a sweep's identity; the arguments are those of :func:`sweep`."""
-    return {"points": points} if epsilons is None else {"epsilons": _distinct(epsilons)}
+def wanted(points: int, epsilons: Sequence[Epsilon] | None, pictures: str) -> dict[str, Any]:
+    """Return what was asked for as part of a sweep's identity; the arguments are those of :func:`sweep`."""
+    check_choice(pictures)
+    if epsilons is None:
+        asked: dict[str, Any] = {"points": points}
+    else:
+        shares = sorted({epsilon for epsilon in epsilons if isinstance(epsilon, str)})
+        asked = {"epsilons": [*_distinct([epsilon for epsilon in epsilons if not isinstance(epsilon, str)]), *shares]}
+    # Earlier versions saved all pictures, and their journals do not say so.
+    return asked if pictures == ALL else {**asked, "pictures": pictures}
 
 
 def _distinct(epsilons: Sequence[float]) -> list[float]:

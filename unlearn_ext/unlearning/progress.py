@@ -26,6 +26,7 @@ class Progress:
         f2: damage to the retained, for the last minibatch, in the same unit; while pretraining, the training loss; for
             a baseline, its loss on retain images; NaN for a stage that another process has finished.
         lam: multiplier λ of the last step; NaN before unlearning and for baselines.
+        mixed: how many of the later stages are models that are mixed, not trained, and take little time.
     """
 
     stage: str
@@ -36,19 +37,20 @@ class Progress:
     f1: float
     f2: float
     lam: float
+    mixed: int = 0
 
 
 Callback = Callable[[Progress], None]
 OnStep = Callable[[int, int, StepStats, float], None]  # steps taken, steps planned so far, stats of the step, f2
 
 
-def reporter(progress: Callback | None, stage: str, index: int = 0, total: int = 1) -> OnStep | None:
+def reporter(progress: Callback | None, stage: str, index: int = 0, total: int = 1, mixed: int = 0) -> OnStep | None:
     """Return a trainer's callback that reports its steps as progress of a stage; None without ``progress``."""
     if progress is None:
         return None
 
     def on_step(step: int, steps: int, stats: StepStats, f2: float) -> None:
-        progress(Progress(stage, index, total, step, steps, stats.constraint.item(), f2, stats.lam.item()))
+        progress(Progress(stage, index, total, step, steps, stats.constraint.item(), f2, stats.lam.item(), mixed))
 
     return on_step
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import torch
 
 from .._utils import distributed
 from ..models import I2IModel
-from .batches import Batch, pairs
+from .batches import Batch, Side, together
 from .encoder import Encoder
 from .objectives import Objectives
 from .settings import Settings
@@ -30,6 +30,7 @@ class Loop:
         objectives: objectives with the training images.
         settings: batch size, seed and precision.
         optimizer: optimizer of the encoder's parameters.
+        forgets: images to forget of each request; by default those of ``objectives``.
 
     Attributes:
         encode: the encoder for training.
@@ -38,16 +39,22 @@ class Loop:
     """
 
     def __init__(
-        self, model: I2IModel, objectives: Objectives, settings: Settings, optimizer: torch.optim.Optimizer
+        self,
+        model: I2IModel,
+        objectives: Objectives,
+        settings: Settings,
+        optimizer: torch.optim.Optimizer,
+        forgets: Sequence[Side] = (),
     ) -> None:
         self.objectives, self.settings, self.optimizer = objectives, settings, optimizer
+        self._sides = (*(forgets or (objectives.forget,)), objectives.retain)
         self.encode = Encoder(model, settings, training=True)
         scales = settings.precision == "float16"
         self.scaler = torch.amp.GradScaler(model.device.type) if scales else None
         self.steps_taken = 0
 
-    def minibatches(self, lr: float, steps: int, *, taken: int = 0) -> Iterator[tuple[Batch, Batch]]:
-        """Yield a forget and a retain minibatch for each step, and set the learning rate.
+    def minibatches(self, lr: float, steps: int, *, taken: int = 0) -> Iterator[tuple[Batch, ...]]:
+        """Yield a forget minibatch of each request and a retain minibatch for each step, and set the learning rate.
 
         The learning rate is constant for half of the steps and then decreases linearly to 0. Over the first ``WARMUP``
         steps of the loop, it increases linearly to ``lr``.
@@ -63,9 +70,8 @@ class Loop:
             yield next(self._batches)
 
     @cached_property
-    def _batches(self) -> Iterator[tuple[Batch, Batch]]:
-        sides, settings = (self.objectives.forget, self.objectives.retain), self.settings
-        return pairs(*sides, settings.batch_size, settings.seed, used=self.steps_taken)
+    def _batches(self) -> Iterator[tuple[Batch, ...]]:
+        return together(self._sides, self.settings.batch_size, self.settings.seed, used=self.steps_taken)
 
     def backward(self, loss: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Add the gradient of a minibatch's loss to ``p.grad``; with several processes, over the whole minibatch.

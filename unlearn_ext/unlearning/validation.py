@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
 from typing import Any
 
 import torch
@@ -12,7 +10,7 @@ from ..errors import UserError
 from ..models import I2IModel
 from ..models.freezing import check_float32
 
-__all__ = ["check_epsilon", "check_images", "check_model", "check_task"]
+__all__ = ["check_images", "check_model", "check_task"]
 
 _SLACK = 0.1  # tolerance for pixels outside [-1, 1]: sharp resampling filters overshoot
 
@@ -61,9 +59,3 @@ def check_images(name: str, images: Any, model: I2IModel) -> None:
         low, high = (value.item() for value in images.aminmax())
         if not -1 - _SLACK <= low <= high <= 1 + _SLACK:
             raise UserError(f"the {name} images range from {low:.4g} to {high:.4g}; float images must be in [-1, 1].")
-
-
-def check_epsilon(epsilon: Any) -> None:
-    """Raise ``UserError`` if ε is not a finite number."""
-    if not isinstance(epsilon, Real) or not math.isfinite(epsilon):
-        raise UserError(f"ε is {epsilon!r}; it must be a finite number, the f1 to reach.")

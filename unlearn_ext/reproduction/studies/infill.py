@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 
+from ...audit.reading import hole_error
 from ...models import CHUNK, I2IModel
 from ...tasks import Task
 from ...unlearning.batches import Side, pixels
@@ -19,7 +20,6 @@ from ...unlearning.trainer import Trainer
 from ..problem import Problem
 from ..table import UNMODIFIED
 from ..trial import Trial
-from .readers import hole_error
 from .study import Answer, OnStudyStep, Part, Study, of_run
 
 __all__ = [

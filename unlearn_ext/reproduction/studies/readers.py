@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from ... import demo
-from ...errors import require
-from ...models import CHUNK, I2IModel, reconstruct
+from ...audit.reading import hole_error, latents, linear_reading
 from ...tasks import Task
 from ...unlearning.batches import pixels
 from ...unlearning.encoder import Encoder
@@ -21,9 +20,7 @@ from ..table import RETRAINED, UNMODIFIED
 from ..trial import Trial
 from .study import Answer, OnStudyStep, Part, Study
 
-__all__ = ["PENALTIES", "Readable", "Readers", "hole_error", "linear_reading"]
-
-PENALTIES = np.logspace(-4, 2, 7)  # candidates for the ridge penalty, for scaled latents; chosen by leave-one-out
+__all__ = ["Readable", "Readers"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class Readers(Study):
         model, task = trial.model(point), trial.task
         _, images = demo.prepare(trial.family, trial.progress, seed=trial.seed, task=task, share=1.0)
         fitted, asked = images.forget, images.forget_validation
-        seen, unseen = (_latents(Encoder(model, trial.settings), model, part, task) for part in (fitted, asked))
+        seen, unseen = (latents(Encoder(model, trial.settings), model, part, task) for part in (fitted, asked))
         read = linear_reading(seen, unseen, _hole(fitted, task), _hole(asked, task))
         blind = np.square(_hole(fitted, task).mean(0) - _hole(asked, task)).mean()
         forget, retain = math.nan, math.nan
@@ -83,40 +80,7 @@ class Readers(Study):
         return [Readable(trial.family, point, forget, retain, read, float(blind))]
 
 
-def linear_reading(fitted: np.ndarray, asked: np.ndarray, fitted_to: np.ndarray, truth: np.ndarray) -> float:
-    """Return the mean squared error of a ridge regression with an intercept.
-
-    Args:
-        fitted: latents to fit on, float64 [N, D].
-        asked: latents to predict from, [M, D].
-        fitted_to: values for ``fitted``, [N, P].
-        truth: values for ``asked``, [M, P].
-    """
-    require("sklearn", "report")
-    from sklearn.linear_model import RidgeCV
-
-    centre = fitted.mean(0)
-    scale = math.sqrt(np.square(fitted - centre).sum(1).mean()) or 1.0  # 0 if all latents are equal
-    reader = RidgeCV(PENALTIES).fit((fitted - centre) / scale, fitted_to)
-    return float(np.square(reader.predict((asked - centre) / scale) - truth).mean())
-
-
-def hole_error(model: I2IModel, images: torch.Tensor, task: Task) -> float:
-    """Return the mean squared error of a model's reconstructions over all pixels that the task hides."""
-    original = pixels(images)
-    hidden = task.mask(original).expand_as(original)
-    return (reconstruct(model, original, task) - original)[hidden].square().mean().item()
-
-
 def _hole(images: torch.Tensor, task: Task) -> np.ndarray:
     """Return the hidden pixels, float64 [N, P]; the task must hide the same number in each image."""
     original = pixels(images)
     return original[task.mask(original).expand_as(original)].reshape(len(images), -1).double().numpy()
-
-
-@torch.no_grad()
-def _latents(encode: Encoder, model: I2IModel, images: torch.Tensor, task: Task) -> np.ndarray:
-    """Return the latents of images, float64 [N, D]."""
-    inputs = (model.inputs(pixels(chunk), task) for chunk in images.split(CHUNK))
-    made = [encode(*(part.to(model.device) for part in given)).flatten(1).cpu() for given in inputs]
-    return torch.cat(made).double().numpy()

@@ -9,22 +9,16 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from ...models import I2IModel
-from ...pretrain import RECIPES
-from ...pretrain.recipe import Minibatches
-from ...tasks import Task
+from ...audit.relearning import FEW, relearn
 from ...unlearning.encoder import Encoder
 from ...unlearning.objectives import Objectives
 from ..table import UNMODIFIED
 from ..trial import Trial
 from .study import Answer, OnStudyStep, Part, Study
 
-__all__ = ["FEW", "FEW_FORGET", "RETAIN", "Relearned", "Resurfacing", "relearn"]
+__all__ = ["FEW_FORGET", "RETAIN", "Relearned", "Resurfacing"]
 
 RETAIN, FEW_FORGET = "retain", "few forget"
-FEW = 16  # images to forget that unlearning used; also the batch size
 
 
 @dataclass(frozen=True)
@@ -105,24 +99,3 @@ class Resurfacing(Study):
 
 def _share(f1: float, begun: float, reference: float) -> float:
     return math.nan if reference == begun else (f1 - begun) / (reference - begun)
-
-
-def relearn(model: I2IModel, images: torch.Tensor, task: Task, lr: float, seed: int) -> Iterator[float]:
-    """Train a model's encoder in place, one step per ``next``, and yield the losses without end.
-
-    Args:
-        model: model of a family that has a pretraining recipe.
-        images: uint8 [N, C, H, W], or float in [-1, 1].
-        task: the task T that hides part of an image.
-        lr: learning rate of AdamW.
-        seed: seed of the minibatches and of the loss's random numbers.
-    """
-    recipe = RECIPES[model.family]()
-    batches = Minibatches(images.to(model.device), FEW, torch.Generator().manual_seed(seed))
-    optimizer = torch.optim.AdamW(model.encoder_parameters(), lr=lr, weight_decay=0.0)
-    while True:
-        loss = recipe.loss(model, batches, task, recipe.steps)  # the loss at the end of pretraining
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        yield loss.item()
