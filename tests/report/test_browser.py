@@ -39,6 +39,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         write_audit(run)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("unlearn_ext.report.page.save_figures", lambda *_: None)  # the pages do not need them
+        patch.setattr("unlearn_ext.report.page.recommend", lambda _: None)  # then the most forgotten model comes first
         return {name: write_report(run) for name, run in runs.items()}
 
 

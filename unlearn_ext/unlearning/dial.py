@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 UNMODIFIED = "unmodified"
-NEAR_F1 = 0.002  # tolerance of a mixture's |f1 − ε|, as a fraction of the unmodified model's f1
+NEAR_F1 = 0.002  # how far below ε a mixture's f1 may be, as a fraction of the unmodified model's f1
 NEAR_F2 = 0.03  # tolerance of a mixture's √f2, as a fraction of the root of its limit
 MAX_STEPS = 20  # iterations of the search along a line
 
@@ -192,14 +192,17 @@ class Dial:
         return Unlearned(copy.deepcopy(self._model), mixture.f1, mixture.f2, str(mixture))
 
     def _meeting(self, epsilon: float, less: Anchor, more: Anchor) -> Mixture:
-        """Return the mixture of two anchors that has f1 = ε."""
+        """Return the mixture of two anchors that has f1 = ε, or up to ``NEAR_F1`` less."""
+        near = NEAR_F1 * self.anchors[0].f1 / 2
+        aim = epsilon - near
 
         def over(share: float) -> float:
             mix(self._model, less.encoder, more.encoder, share)
-            return self._objectives.evaluate_f1(self._encode) - epsilon
+            return self._objectives.evaluate_f1(self._encode) - aim
 
-        near = NEAR_F1 * self.anchors[0].f1
-        return self._mixture(less, more, root(over, less.f1 - epsilon, more.f1 - epsilon, near))
+        if more.f1 >= aim:
+            return _only(more)
+        return self._mixture(less, more, root(over, less.f1 - aim, more.f1 - aim, near))
 
     def _mixture(self, less: Anchor, more: Anchor, share: float) -> Mixture:
         mix(self._model, less.encoder, more.encoder, share)
