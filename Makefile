@@ -47,8 +47,10 @@ $(STAMP): pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 demo: $(STAMP)
 	$(BIN)/unlearn-ext demo --out runs/demo --resume
 
-# Two processes take two thirds of the time, and a gigabyte each; a file stays in one, for what its tests share.
-PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# One process more than there are cores, since some tests wait for others; each takes a gigabyte. A file stays in one, for
+# what its tests share.
+WORKERS := $(shell $(PYTHON) -c 'import os; print(min((os.cpu_count() or 1) + 1, 5))')
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow"

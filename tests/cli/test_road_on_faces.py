@@ -76,7 +76,7 @@ def test_two_people_are_forgotten_one_after_the_other(place: Path, monkeypatch: 
     for run in ("runs/first", "runs/second"):
         code, said = call("verify", run)
         assert code == 0, said
-    assert "s1" in json.loads((place / "runs" / "second" / "evidence.json").read_text())["requests"][1]["name"]
+    assert "s1" in json.loads((place / "runs" / "second" / "evidence.json").read_text())["requests"][1]["request"]
     code, said = call("export", "runs/second", "exported")
     assert code == 0, said
     assert (place / "exported" / "README.md").is_file()

@@ -330,17 +330,22 @@ class Case {
         std::vector<double> sums = outcome.sums, report = outcome.report;
         const Job job = job_on(nullptr, sums.data(), report.data());
         const Totals<K> t(job);
+        const double length = Totals<K>(t).take_out(std::array<double, K>{}.data());
         for (int i = 0; i < n_constraints_; ++i) {
             const double* control = &control_[(1 + control_row_[i]) * kControl];
             const double* mine = &report[(1 + control_row_[i]) * kReport];
             const double lambda = mine[kLambda], mu = t.mean_lr[i];
             CHECK(std::isfinite(lambda));
-            CHECK(control[kEquality] != 0 || lambda >= 0);
-            CHECK(!(std::fabs(lambda) > control[kLambdaMax]));
+            // A wrapped optimizer has stepped along a part of λ already, so what is added to its step may be negative.
+            const double whole = rule_ == Rule::wrap ? mine[kMultiplier] : lambda;
+            CHECK(control[kEquality] != 0 || whole >= 0);
+            CHECK(!(std::fabs(whole) > control[kLambdaMax] * (1 + 1e-12)));
             double reached = t.lr_dot[i], size = std::fabs(t.lr_dot[i]);
             for (int j = 0; j < n_constraints_; ++j) {
                 const double gain = report[(1 + control_row_[j]) * kReport + kLambda] * t.lr_gram[i][j];
                 reached += gain, size += std::fabs(gain);
+                if (rule_ == Rule::wrap)
+                    size += std::fabs(length * report_[(1 + control_row_[j]) * kReport + kCarried] * t.lr_gram[i][j]);
             }
             if (!(mu > 0) || !std::isfinite(mu * mine[kPsi])) continue;
             const double psi = mu * mine[kPsi], missing = psi - report[kScale] * reached;
@@ -349,7 +354,7 @@ class Case {
             const bool is_free = control[kLambdaMax] == INFINITY && report[kScale] == 1 && t.lr_gram[i][i] > 0;
             if (K > 1 || !is_free) continue;
             CHECK(missing <= rounding);  // one constraint is met, with equality unless λ = 0
-            CHECK((lambda == 0 && control[kEquality] == 0) || missing >= -rounding);
+            CHECK((whole == 0 && control[kEquality] == 0) || missing >= -rounding);
         }
     }
 
