@@ -186,7 +186,7 @@ class Constraints:
         self._phases_on(device, groups, list(named(self.control)))
 
     def carried(self, name: str) -> Tensor | None:
-        """Return the running mean of λ of a constraint, 0-d on the parameters' device; ``None`` before its first step."""
+        """Return the running mean of a constraint's λ, 0-d on the parameters' device; ``None`` before a first step."""
         state = self.kept.get(key("state", name))
         return None if state is None else state[Report.CARRIED - KEPT]
 

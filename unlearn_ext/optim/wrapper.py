@@ -25,9 +25,9 @@ class EpsilonWrapper(EpsilonOptimizer):
     The wrapped optimizer proposes Δ for the gradient of the Lagrangian, ∇f2 + Σ λ̂_i∇c_i, where λ̂ is the running mean of
     the multipliers λ of earlier steps; then Δ' = Δ + μs Σ (λ_i − λ̂_i) P⁻¹∇c_i, with the learning rate μ,
     P = diag(√(v̂ + w·Σ∇c_i²) + eps), v the moving average of that gradient's square, and s the length of Δ/μ relative to
-    P⁻¹ times that gradient. A run comes to rest where λ = λ̂ and Δ = 0: at a stationary point of the Lagrangian, whatever
-    the wrapped optimizer's metric is. The step is projected, not the gradient: an optimizer that rescales a projected
-    gradient, as Adam does, misses ε by 20 to 60 %.
+    P⁻¹ times that gradient. A run comes to rest where λ = λ̂ and Δ = 0, at a stationary point of the Lagrangian,
+    whatever the wrapped optimizer's metric is. The step is projected, not the gradient: an optimizer that rescales a
+    projected gradient, as Adam does, misses ε by 20 to 60 %.
 
     A step without a held constraint is exactly that of the wrapped optimizer, and so is one where λ and λ̂ are zero.
 
@@ -143,14 +143,14 @@ class EpsilonWrapper(EpsilonOptimizer):
         """Take the wrapped optimizer's step for the gradient of the Lagrangian."""
         if closure is None:
             self._add_carried()
-            return self.optimizer.step()  # type: ignore[func-returns-value, return-value]  # None
+            return self.optimizer.step()
 
         def lagrangian() -> T:
             loss = closure()
             self._add_carried()
             return loss
 
-        return self.optimizer.step(lagrangian)  # type: ignore[arg-type]  # torch types it as two functions
+        return self.optimizer.step(lagrangian)  # type: ignore[arg-type, return-value]  # torch types it for floats
 
     @torch.no_grad()
     def _add_carried(self) -> None:
