@@ -101,6 +101,15 @@ time.sleep(60)
         assert until(lambda pid=pid: not alive(pid))
 
 
+@pytest.fixture
+def interruptible():
+    """Let new processes react to SIGINT, also where this one was started in the background and ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_cut_pytest_still_prints_its_failures(report, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "GRACE", 30.0)  # a busy machine is slow at printing
     tests = tmp_path / "test_it.py"
