@@ -48,7 +48,7 @@ def recommend(run: RunFolder) -> Recommendation:
     front = [point for point, dominated in zip(run.points, run.front.dominated, strict=True) if not dominated]
     if len(run.points) == 1:
         (only,) = run.points
-        return _of(only, "it is the only model of this run.")
+        return _of(only, "It is the only model of this run.")
     original = float(run.metrics["f1_original"])
     cheap, lost = knee(front, original), _lost(front, read_hole(run.path))
     marks = [mark for mark in (cheap, lost and lost.point) if mark]
