@@ -20,8 +20,9 @@ pytest.importorskip("jinja2")
 import evidenced
 
 from unlearn_ext import UserError
+from unlearn_ext._utils.file_hash import file_sha256
 from unlearn_ext.evidence import EVIDENCE, PAGE, SIGNATURE, Labels, refresh, write_evidence
-from unlearn_ext.evidence.hashing import digest_of, file_sha256, folder_files
+from unlearn_ext.evidence.hashing import digest_of, folder_files
 from unlearn_ext.evidence.record import Before
 
 SCHEMA = json.loads(importlib.resources.files("unlearn_ext.evidence").joinpath("schema.json").read_text("utf-8"))

@@ -18,9 +18,10 @@ pytest.importorskip("jinja2")
 import evidenced
 
 from unlearn_ext import UserError
+from unlearn_ext._utils.file_hash import file_sha256
 from unlearn_ext.evidence import EVIDENCE, PAGE, write_evidence
 from unlearn_ext.evidence.checks import verify
-from unlearn_ext.evidence.hashing import digest_of, file_sha256
+from unlearn_ext.evidence.hashing import digest_of
 from unlearn_ext.evidence.lines import CONTRADICTS, HOLDS, NOT_AT_HAND, NOTE, Line
 from unlearn_ext.evidence.places import find_image
 from unlearn_ext.evidence.record import text_of

@@ -16,8 +16,8 @@ import torch
 
 from unlearn_ext import models, tasks
 from unlearn_ext._utils.atomic_io import write_table
+from unlearn_ext._utils.file_hash import file_sha256
 from unlearn_ext.data.decode import decode
-from unlearn_ext.evidence.hashing import file_sha256
 from unlearn_ext.evidence.record import Before
 from unlearn_ext.unlearning.encoder import Encoder
 from unlearn_ext.unlearning.objectives import Objectives

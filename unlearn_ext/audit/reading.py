@@ -12,6 +12,7 @@ from ..models import CHUNK, I2IModel, reconstruct
 from ..tasks import Corruption, Task
 from ..unlearning.batches import pixels
 from ..unlearning.encoder import Encoder
+from ..unlearning.hole import hole_of
 
 __all__ = [
     "PENALTIES",
@@ -73,8 +74,7 @@ def hole_errors(model: I2IModel, images: torch.Tensor, task: Task) -> np.ndarray
 
 def hole(images: torch.Tensor, task: Task) -> torch.Tensor:
     """Return the mask of the pixels that count, bool [N, C, H, W]: the hidden ones, or all if the task hides none."""
-    hidden = task.mask(images).expand_as(images)
-    return hidden if hidden.any() else ~hidden
+    return hole_of(images, task).expand_as(images)
 
 
 def mean_in(mask: torch.Tensor, values: torch.Tensor) -> np.ndarray:

@@ -43,7 +43,7 @@ class Prepared:
 
     Attributes:
         model: the unmodified model.
-        images: images to forget and to retain; those of several requests are told apart by ``images.to_forget()``.
+        images: images to forget and to retain; ``images.to_forget()`` returns those of each request.
         task: the task T.
         description: description of the images for the report.
         settings: training settings.

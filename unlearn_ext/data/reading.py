@@ -15,13 +15,14 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
+from .._utils.file_hash import file_sha256
 from ..errors import UserError, first_ten
 from . import formats
 from .decode import decode
 from .sets import FORGET, LEFT_OUT, RETAIN, ForgetRetain, NamedImage, check_validation, divide
 from .storage import empty, gather
 
-__all__ = ["Source", "file_sha256", "read", "read_all"]
+__all__ = ["Source", "read", "read_all"]
 
 
 @dataclass(frozen=True)
@@ -114,15 +115,6 @@ def read(
     _mention_copies("retain", good[1])
     bad = [*_bad(FORGET, of_request, sides[0][0]), *_bad(RETAIN, [""] * len(retain), sides[1][0])]
     return replace(divided, listed=(*divided.listed, *bad))
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _bad(side: str, requests: Sequence[str], results: Sequence[_Read]) -> list[NamedImage]:

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .._utils.file_hash import file_sha256
 from ..errors import UserError, require
 from . import machine, record, tables
 from .files import AtHand, Load
-from .hashing import digest_of, file_sha256
+from .hashing import digest_of
 from .lines import CONTRADICTS, HOLDS, NOT_AT_HAND, NOTE, Line
 from .numbers import numbers
 from .page import render

@@ -1,4 +1,4 @@
-"""SHA-256 of files, folders and JSON values."""
+"""SHA-256 of folders and JSON values."""
 
 from __future__ import annotations
 
@@ -8,16 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["canonical", "digest_of", "file_sha256", "files_sha256", "folder_files"]
+from .._utils.file_hash import file_sha256
 
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+__all__ = ["canonical", "digest_of", "files_sha256", "folder_files"]
 
 
 def folder_files(place: Path) -> dict[str, str]:

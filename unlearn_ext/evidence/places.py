@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .._utils.cache import cache_folder
+from .._utils.file_hash import file_sha256
 from .._utils.hub import expanded
 from ..errors import UserError, require
-from .hashing import file_sha256
 from .tables import SOURCES, metrics_of
 
 __all__ = ["earlier_of", "find_image", "has_files", "model_place", "roots", "sources_of"]

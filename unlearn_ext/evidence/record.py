@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from .._utils.atomic_io import write_atomically, write_text
+from .._utils.file_hash import file_sha256
 from ..errors import UserError
 from ..unlearning.outputs import EVIDENCE, PAGE, SIGNATURE
 from . import machine, tables
-from .hashing import canonical, digest_of, file_sha256, files_sha256, folder_files
+from .hashing import canonical, digest_of, files_sha256, folder_files
 from .page import render
 from .promises import NOT_PROMISED, PURPOSE
 

@@ -11,12 +11,13 @@ from typing import Any
 
 from ..errors import UserError
 from ..unlearning.pareto import ParetoFront, ParetoPoint
+from ..unlearning.tables import IMAGES, PER_IMAGE, REQUESTS
 
 __all__ = ["AUDIT", "IMAGES", "METRICS", "REQUESTS", "SOURCES", "TABLES", "metrics_of", "models_of", "rows_of"]
 
-METRICS, SOURCES, IMAGES, REQUESTS, AUDIT = "metrics.json", "sources.json", "images.csv", "requests.csv", "audit.csv"
+METRICS, SOURCES, AUDIT = "metrics.json", "sources.json", "audit.csv"
 # The files whose SHA-256 the evidence contains.
-TABLES = ("front.csv", REQUESTS, "per_image.csv", "history.csv", IMAGES, METRICS, SOURCES, AUDIT)
+TABLES = ("front.csv", REQUESTS, PER_IMAGE, "history.csv", IMAGES, METRICS, SOURCES, AUDIT)
 
 
 def finite(value: Any) -> Any:

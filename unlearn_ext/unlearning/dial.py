@@ -153,7 +153,7 @@ class Dial:
         return trained if trained.f2 < mixture.f2 else self.model(mixture)
 
     def mixture(self, epsilon: float) -> Mixture:
-        """Return a mixture with f1 = ε, the one with the lower f2 of two; both values are over whole sets.
+        """Return a mixture with f1 at ε or just below, the one with the lower f2 of two; values are over whole sets.
 
         The two candidates are on the line between the neighbours of ε, and on the line from the unmodified model to
         the neighbour that has forgotten more.

@@ -11,8 +11,9 @@ from .requests import Request
 
 __all__ = ["bring_within"]
 
-_NEAR = 0.0005  # how far below ε f1 may end, twice, as a fraction of the unmodified model's f1
-_LONGEST = 0.2  # of the displacement from the unmodified model
+# Fractions of the unmodified model's f1, and of the displacement from the unmodified model.
+_NEAR = 0.0005  # the search aims this far below ε and ends within the same distance of its aim
+_LONGEST = 0.2
 
 
 def bring_within(
@@ -40,9 +41,8 @@ def bring_within(
         f1 of each request, and f2, of the model as it is left.
     """
     objectives = requests[0].objectives
-    encode, before, trained = (
-        Encoder(unlearned, objectives.settings), encoder_state(unmodified), encoder_state(unlearned),
-    )  # fmt: skip
+    encode = Encoder(unlearned, objectives.settings)
+    before, trained = encoder_state(unmodified), encoder_state(unlearned)
 
     def excess(f1: Mapping[str, float]) -> float:
         return max((f1[name] - epsilon) / originals[name] for name, epsilon in epsilons.items())
