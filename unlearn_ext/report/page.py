@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..unlearning.pictures import BLURRED, allowed, check_choice, lower
 from ..unlearning.recommend import recommend
 from ..unlearning.run_folder import RunFolder, read_run
+from ..unlearning.tables import RequestRow
 from .clickable import chart
 from .figures import convergence, front, steering
 from .saving import remove_figures, save_figures
@@ -23,12 +24,6 @@ from .template import render
 __all__ = ["write_page"]
 
 Table = list[dict[str, str]]
-
-# The columns of requests.csv that the page shows.
-_REQUEST = (
-    "point", "request", "epsilon", "f1_unmodified", "f1", "f1_validation", "images", "worst_f1", "worst_file", "above",
-    "held", "since",
-)  # fmt: skip
 
 _FILES = {
     "front.csv": "the models: ε, f1, f2, and what each is made of",
@@ -55,7 +50,7 @@ def write_page(run_folder: str | Path, pictures: str | None) -> Path:
     run = read_run(run_folder)
     choice = _choice(run, pictures)
     strips = _strips(run, choice)
-    requests, audit = _table(run.path / "requests.csv", "requests", _REQUEST), _table(run.path / "audit.csv", "audits")
+    audit = _table(run.path / "audit.csv", "audits")
     single = len(run.points) == 1
     downloads = {name: content for name, content in _FILES.items() if (run.path / name).is_file()}
     plots = {"convergence": convergence(run)} | ({} if single else {"steering": steering(run)})
@@ -73,13 +68,13 @@ def write_page(run_folder: str | Path, pictures: str | None) -> Path:
         single=single,
         reach=None if single else run.span,
         settings=_flat(run.metrics.get("settings", {})),
-        sections=_sections(single, requests, audit),
+        sections=_sections(single, bool(run.requests), bool(audit)),
         pictures=choice,
         strips=strips,
         chart=None if single else chart(run),
         recommended=None if single else recommend(run),
-        requests=requests,
-        worst=_worst(requests),
+        requests=run.requests,
+        worst=_worst(run.requests),
         audit=audit,
         downloads=downloads,
     )
@@ -87,7 +82,7 @@ def write_page(run_folder: str | Path, pictures: str | None) -> Path:
     return page
 
 
-def _sections(single: bool, requests: Table, audit: Table) -> dict[str, str]:
+def _sections(single: bool, has_requests: bool, has_audit: bool) -> dict[str, str]:
     """Return the titles of the page's sections by template, in the order of the page."""
     titles = {
         "requests": "What was asked for",
@@ -102,7 +97,7 @@ def _sections(single: bool, requests: Table, audit: Table) -> dict[str, str]:
         "settings": "Settings",
         "glossary": "Glossary",
     }
-    left_out = {name for name, rows in (("requests", requests), ("audit", audit)) if not rows}
+    left_out = {name for name, is_there in (("requests", has_requests), ("audit", has_audit)) if not is_there}
     return {name: title for name, title in titles.items() if name not in left_out}
 
 
@@ -130,34 +125,29 @@ def _strips(run: RunFolder, choice: str) -> dict[str, list[StripRow]]:
     return {name: rows for name, rows in strips.items() if rows}
 
 
-def _worst(requests: Sequence[Mapping[str, str]]) -> Mapping[str, str] | None:
+def _worst(requests: Sequence[RequestRow]) -> RequestRow | None:
     """Return this run's request whose worst image has the largest f1; None if nothing is known about single images."""
-    mine = {index: float(row.get("worst_f1") or "nan") for index, row in enumerate(requests) if not row.get("since")}
-    known = {index: worst for index, worst in mine.items() if not math.isnan(worst)}
-    return requests[max(known, key=lambda index: known[index])] if known else None
+    known = [row for row in requests if not row.since and not math.isnan(row.worst_f1)]
+    return max(known, key=lambda row: row.worst_f1, default=None)
 
 
-def _table(path: Path, content: str, columns: Iterable[str] = ()) -> Table:
+def _table(path: Path, content: str) -> Table:
     """Return the rows of a CSV file; no rows if there is no file.
 
     Args:
         path: path of the file.
         content: what its rows are, for messages.
-        columns: columns that it must have.
 
     Raises:
-        UserError: the file cannot be read, or a column is missing.
+        UserError: the file cannot be read.
     """
     if not path.exists():
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+            return list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table of {content}: {error}.") from error
-    if rows and (missing := set(columns) - set(rows[0])):
-        raise UserError(f"{path} cannot be read as a table of {content}: no column {', '.join(sorted(missing))}.")
-    return rows
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:

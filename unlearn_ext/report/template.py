@@ -32,10 +32,10 @@ def rounded(made_of: str) -> str:
     return re.sub(r"\d+\.\d+(?=\*)", lambda share: f"{float(share[0]):.3f}", made_of)
 
 
-def short(cell: str | None) -> str:
+def short(cell: str | float | None) -> str:
     """Return the text of a table's cell: numbers with four digits, and a dash for what is missing."""
     try:
-        value = float(cell or "nan")
+        value = math.nan if cell is None or cell == "" else float(cell)
     except ValueError:
         return str(cell)
     return "–" if math.isnan(value) else f"{value:.4g}"
