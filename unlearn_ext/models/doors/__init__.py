@@ -1,0 +1,1 @@
+"""Doors: models from checkpoint files in the layouts of other projects."""
