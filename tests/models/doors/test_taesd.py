@@ -118,7 +118,7 @@ def test_float16_goes_back_bit_for_bit(tmp_path):
 
 def test_the_decoder_is_not_written_back(tmp_path):
     _, decoder = written(tmp_path)
-    with pytest.raises(UserError, match=r"taesd_decoder.pth is the decoder, which .* give .*taesd_encoder.pth"):
+    with pytest.raises(UserError, match=r"taesd_decoder.pth is the decoder, which .* give the encoder's file"):
         door.write_back(door.load(decoder), decoder)
 
 
@@ -145,7 +145,8 @@ def test_the_size_is_the_configurations(tmp_path):
 
 def test_a_folder_of_both_files(tmp_path):
     assert door.encoder_file(tmp_path) is None
-    written(tmp_path)
+    encoder, decoder = written(tmp_path)
+    assert (door.companions(encoder.path), door.companions(decoder.path)) == ([decoder.path], [encoder.path])
     assert door.encoder_file(tmp_path) == tmp_path / "taesd_encoder.pth"
     written(tmp_path, "taef1")
     with pytest.raises(UserError, match=r"has taef1_encoder.pth and taesd_encoder.pth: give one of the files"):

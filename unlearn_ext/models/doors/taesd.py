@@ -19,7 +19,7 @@ from ..protocol import I2IModel
 from .checkpoint import Checkpoint
 from .key_map import fill, written_back
 
-__all__ = ["FAMILY", "NAME", "encoder_file", "load", "recognises", "write_back"]
+__all__ = ["FAMILY", "NAME", "companions", "encoder_file", "load", "recognises", "write_back"]
 
 NAME = "taesd"
 FAMILY = "autoencoder"
@@ -46,7 +46,7 @@ def load(checkpoint: Checkpoint) -> I2IModel:
     """
     parts = {_part(one): one for one in (checkpoint, _sibling(checkpoint))}
     if len(parts) == 1:
-        raise UserError(f"{checkpoint.path} and {_beside(checkpoint)} are both {next(iter(parts))}s: {_REMEDY}.")
+        raise UserError(f"{checkpoint.path} and the file beside it are both {next(iter(parts))}s: {_REMEDY}.")
     channels = {part: _channels(part, one) for part, one in parts.items()}
     if len(set(channels.values())) > 1:
         raise UserError(
@@ -72,10 +72,16 @@ def write_back(model: I2IModel, checkpoint: Checkpoint) -> dict[str, torch.Tenso
     """
     if _part(checkpoint) == "decoder":
         raise UserError(
-            f"{checkpoint.path} is the decoder, which unlearning does not change: give {_beside(checkpoint)}."
+            f"{checkpoint.path} is the decoder, which unlearning does not change: give the encoder's file as --model."
         )
     encoder: Any = model.module.get_submodule("encoder")
     return written_back(encoder.state_dict(), checkpoint, _names("encoder", encoder))
+
+
+def companions(path: Path) -> list[Path]:
+    """Return the file that belongs to an encoder's or decoder's, by its name; none if it is not there."""
+    other = path.with_name(_swapped(path.name))
+    return [other] if other != path and other.is_file() else []
 
 
 def encoder_file(path: Path) -> Path | None:
@@ -84,7 +90,7 @@ def encoder_file(path: Path) -> Path | None:
     Raises:
         UserError: the folder has several pairs.
     """
-    pairs = [file for file in sorted(path.glob("*encoder.*")) if file.with_name(_swapped(file.name)).is_file()]
+    pairs = [file for file in sorted(path.glob("*encoder.*")) if companions(file)]
     if len(pairs) > 1:
         raise UserError(f"{path} has {pairs[0].name} and {pairs[1].name}: give one of the files instead of the folder.")
     return pairs[0] if pairs else None
@@ -131,22 +137,19 @@ def _swapped(name: str) -> str:
     return theirs.join(name.rsplit(ours, 1))
 
 
-def _beside(checkpoint: Checkpoint) -> Path:
-    return checkpoint.path.with_name(_swapped(checkpoint.path.name))
-
-
 def _sibling(checkpoint: Checkpoint) -> Checkpoint:
     """Return the file that belongs to an encoder's or decoder's.
 
     Raises:
         UserError: it is not there.
     """
-    part, path = _part(checkpoint), _beside(checkpoint)
-    other = _swapped(part)
-    if path == checkpoint.path or not path.is_file():
-        named = _swapped(checkpoint.path.name) if path != checkpoint.path else f"*_{other}{path.suffix}"
-        raise UserError(f"{checkpoint.path} is only the {part}: put the {other}'s file beside it, as {named}.")
-    return replace(checkpoint, path=path, weights=_weights(path), content={})
+    found = companions(checkpoint.path)
+    if not found:
+        part, name = _part(checkpoint), checkpoint.path.name
+        other = _swapped(part)
+        asked = _swapped(name) if _swapped(name) != name else f"*_{other}{checkpoint.path.suffix}"
+        raise UserError(f"{checkpoint.path} is only the {part}: put the {other}'s file beside it, as {asked}.")
+    return replace(checkpoint, path=found[0], weights=_weights(found[0]), content={})
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:
