@@ -182,6 +182,14 @@ def test_weights_that_cannot_be_loaded(kind, tmp_path):
         door.load(file)
 
 
+def test_taesana_has_other_layers(tmp_path):
+    widths = {"0.weight": (32, 3), "2.weight": (64, 32), "4.conv.4.weight": (64, 64), "17.weight": (32, 64)}
+    weights = {name: torch.zeros(*width, 3, 3) for name, width in widths.items()}
+    torch.save({"1.weight": torch.zeros(256, 32, 3, 3)}, tmp_path / "taesana_decoder.pth")
+    with pytest.raises(UserError, match=r"has no convolution 14.weight, .*: give the files of taesd, taesdxl"):
+        door.load(Checkpoint(tmp_path / "taesana_encoder.pth", weights))
+
+
 def test_files_that_are_alone(tmp_path):
     encoder, decoder = written(tmp_path)
     decoder.path.unlink()
@@ -194,7 +202,7 @@ def test_files_that_are_alone(tmp_path):
 
 def test_entries_of_a_configuration_that_are_not_used(tmp_path):
     encoder, _ = written(tmp_path)
-    with pytest.raises(UserError, match="has scaling_factor; it may only have sample_size"):
+    with pytest.raises(UserError, match="has scaling_factor, but it may only have sample_size: name the"):
         door.load(Checkpoint(**vars(encoder) | {"config": {"scaling_factor": 1.0}}))
 
 

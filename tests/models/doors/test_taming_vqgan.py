@@ -157,7 +157,7 @@ def test_weights_that_cannot_be_loaded(kind):
 
 
 CONFIGS = {
-    "none": (lambda c: c.clear(), r"no configuration belongs to last.ckpt: put the .yaml .* same name as last.yaml"),
+    "none": (lambda c: c.clear(), r"no configuration belongs to last.ckpt: put the .yaml .*, as last.yaml, or name"),
     "of something else": (lambda c: c.pop("model"), "has no section model: give the .yaml of its training"),
     "model is no section": (lambda c: c.update(model=3), "has no section model"),
     "no params": (lambda c: c["model"].pop("params"), "has no section model.params"),

@@ -54,7 +54,10 @@ def load(checkpoint: Checkpoint) -> I2IModel:
             f"{channels['decoder']}: give an encoder and a decoder of the same model."
         )
     if left := sorted(checkpoint.config.keys() - {"sample_size"}):
-        raise UserError(f"the configuration of {checkpoint.path} has {left[0]}; it may only have sample_size.")
+        raise UserError(
+            f"the configuration of {checkpoint.path} has {left[0]}, but it may only have sample_size: name the right "
+            "file with --model-config."
+        )
     with torch.device("meta"):
         module = _class(parts["encoder"])(latent_channels=channels["encoder"])
     module.register_to_config(sample_size=checkpoint.config.get("sample_size"))

@@ -159,8 +159,8 @@ def _within(checkpoint: Checkpoint, *names: str) -> Mapping[str, Any]:
     """
     if not checkpoint.config:
         raise UserError(
-            f"no configuration belongs to {checkpoint.path}: put the .yaml of its training beside it, under the same "
-            f"name as {checkpoint.path.with_suffix('.yaml').name}."
+            f"no configuration belongs to {checkpoint.path}: put the .yaml of its training beside it, as "
+            f"{checkpoint.path.with_suffix('.yaml').name}, or name it with --model-config."
         )
     section: Any = checkpoint.config
     for name in names:
