@@ -5,7 +5,8 @@ A door is a module with
 - ``NAME``, the name of the format, and ``FAMILY``, the family of its models;
 - ``recognises(checkpoint)``: whether a checkpoint is of this format, from the names and shapes of its weights only;
 - ``load(checkpoint)``: the model;
-- ``write_back(model, checkpoint)``: the weights of the checkpoint, with E's replaced by those of the model.
+- ``write_back(model, checkpoint)``: the weights of the checkpoint, with E's replaced by those of the model;
+- where a model is in several files, ``companions(path)``: the others that belong to one of them.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import torch
 from ...errors import UserError
 from ..protocol import I2IModel
 from .checkpoint import Checkpoint
+from .configuration import CONFIGURATIONS, find_configuration
 from .reading import read
 
-__all__ = ["DOORS", "Checkpoint", "Door", "door_of", "read"]
+__all__ = ["CONFIGURATIONS", "DOORS", "Checkpoint", "Door", "companions", "door_of", "find_configuration", "read"]
 
 # Names of the modules. No two of them recognise the same checkpoint.
 DOORS = ("mae",)
@@ -66,3 +68,19 @@ def door_of(path: Path, configuration: Path | None = None) -> Door:
         f"give a file of one of the formats {', '.join(DOORS)}, or a folder that the save_pretrained of the model's "
         "library wrote."
     )
+
+
+def companions(path: Path, configuration: Path | None = None) -> list[Path]:
+    """Return the files that a checkpoint file is loaded with: its configuration, and other parts of the model.
+
+    Args:
+        path: the file.
+        configuration: its configuration, if it is not the one that :func:`find_configuration` finds.
+
+    Raises:
+        UserError: as for :func:`door_of`.
+    """
+    door = door_of(path, configuration)
+    parts = door.companions(path) if hasattr(door, "companions") else []
+    found = configuration or find_configuration(path)
+    return [*([found] if found else []), *parts]

@@ -10,9 +10,9 @@ from typing import Any
 
 from ...errors import UserError, require
 
-__all__ = ["find_configuration", "read_configuration"]
+__all__ = ["CONFIGURATIONS", "find_configuration", "read_configuration"]
 
-_SUFFIXES = (".yaml", ".yml", ".json")
+CONFIGURATIONS = (".yaml", ".yml", ".json")  # suffixes
 _LARGEST = 256 << 10  # bytes; a model's configuration has a few thousand
 # Where training programmes put the configuration, by the name of the folder that holds the checkpoints.
 _LAYOUTS = {"checkpoints": "configs/*-project.yaml", "checkpoint": "config.json"}
@@ -30,7 +30,7 @@ def find_configuration(path: Path) -> Path | None:
         UserError: several files may be meant.
     """
     folder = path.absolute().parent
-    beside = [file for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES and file.is_file()]
+    beside = [file for file in sorted(folder.iterdir()) if file.suffix in CONFIGURATIONS and file.is_file()]
     same = [file for file in beside if file.stem == path.stem]
     layout = sorted(folder.parent.glob(_LAYOUTS[folder.name])) if folder.name in _LAYOUTS else []
     for found in (same, layout):
@@ -57,8 +57,8 @@ def read_configuration(path: Path) -> dict[str, Any]:
         raise UserError(f"the configuration {path} cannot be read: {error.strerror}.") from error
     if len(text) > _LARGEST:
         raise UserError(f"{path} has more than {_LARGEST} bytes, too many for the configuration of a model.")
-    if path.suffix not in _SUFFIXES:
-        raise UserError(f"{path} is not a configuration: give a file that ends with {', '.join(_SUFFIXES)}.")
+    if path.suffix not in CONFIGURATIONS:
+        raise UserError(f"{path} is not a configuration: give a file that ends with {', '.join(CONFIGURATIONS)}.")
     try:
         content = (_json if path.suffix == ".json" else _yaml)(text.decode("utf-8-sig"))
     except Exception as error:  # PyYAML raises errors of many types, RecursionError among them
