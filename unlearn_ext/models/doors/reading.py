@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -58,7 +59,7 @@ def read(path: Path, configuration: Path | None = None, *, data: bool = True) ->
     except Damaged as damage:
         raise UserError(f"{path} is no checkpoint that can be read: {damage}.") from damage
     except Exception as error:  # of any type: nothing in the file can be relied on
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = textwrap.shorten(str(error), 240, placeholder=" …") or type(error).__name__
         raise UserError(f"{path} is no checkpoint that can be read: it is damaged ({said}).") from error
     return Checkpoint(path, weights, content, config)
 
