@@ -143,17 +143,28 @@ def test_the_size_is_the_configurations(tmp_path):
         _ = door.load(Checkpoint(**vars(encoder) | {"config": {"sample_size": 20}})).size
 
 
+@pytest.mark.parametrize("named", [".", "taef2_encoder.pth", "taef2_decoder.pth"])
+def test_a_folder_and_either_file_load_by_themselves(named, images, tmp_path):
+    encoder, _ = written(tmp_path, "taef2")
+    (tmp_path / "taef2_encoder.json").write_text('{"sample_size": 24}')
+    assert models.family_of(tmp_path / named) == "autoencoder"
+    ours = models.load("autoencoder", tmp_path / named)
+    assert ours.size == 24
+    with torch.no_grad():
+        assert torch.equal(ours.encode(images), door.load(encoder).encode(images))
+
+
 def test_a_folder_of_both_files(tmp_path):
-    assert door.encoder_file(tmp_path) is None
+    assert door.file_in(tmp_path) is None
     encoder, decoder = written(tmp_path)
     assert (door.companions(encoder.path), door.companions(decoder.path)) == ([decoder.path], [encoder.path])
-    assert door.encoder_file(tmp_path) == tmp_path / "taesd_encoder.pth"
+    assert door.file_in(tmp_path) == tmp_path / "taesd_encoder.pth"
     written(tmp_path, "taef1")
     with pytest.raises(UserError, match=r"has taef1_encoder.pth and taesd_encoder.pth: give one of the files"):
-        door.encoder_file(tmp_path)
+        door.file_in(tmp_path)
     for path in tmp_path.glob("*_decoder.pth"):
         path.unlink()
-    assert door.encoder_file(tmp_path) is None
+    assert door.file_in(tmp_path) is None
 
 
 ODD = {

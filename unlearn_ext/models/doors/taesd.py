@@ -18,8 +18,9 @@ from ..autoencoder_tiny import AutoencoderTiny
 from ..protocol import I2IModel
 from .checkpoint import Checkpoint
 from .key_map import fill, written_back
+from .reading import read
 
-__all__ = ["FAMILY", "NAME", "companions", "encoder_file", "load", "recognises", "write_back"]
+__all__ = ["FAMILY", "NAME", "companions", "file_in", "load", "recognises", "write_back"]
 
 NAME = "taesd"
 FAMILY = "autoencoder"
@@ -87,15 +88,17 @@ def companions(path: Path) -> list[Path]:
     return [other] if other != path and other.is_file() else []
 
 
-def encoder_file(path: Path) -> Path | None:
-    """Return the encoder's file of a folder with an encoder's and a decoder's file, None if it has no such pair.
+def file_in(folder: Path) -> Path | None:
+    """Return the encoder's file of a folder with an encoder's and a decoder's; None if it has no such pair.
 
     Raises:
         UserError: the folder has several pairs.
     """
-    pairs = [file for file in sorted(path.glob("*encoder.*")) if companions(file)]
+    pairs = [file for file in sorted(folder.glob("*encoder.*")) if companions(file)]
     if len(pairs) > 1:
-        raise UserError(f"{path} has {pairs[0].name} and {pairs[1].name}: give one of the files instead of the folder.")
+        raise UserError(
+            f"{folder} has {pairs[0].name} and {pairs[1].name}: give one of the files instead of the folder."
+        )
     return pairs[0] if pairs else None
 
 
@@ -152,8 +155,4 @@ def _sibling(checkpoint: Checkpoint) -> Checkpoint:
         other = _swapped(part)
         asked = _swapped(name) if _swapped(name) != name else f"*_{other}{checkpoint.path.suffix}"
         raise UserError(f"{checkpoint.path} is only the {part}: put the {other}'s file beside it, as {asked}.")
-    return replace(checkpoint, path=found[0], weights=_weights(found[0]), content={})
-
-
-def _weights(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return replace(checkpoint, path=found[0], weights=read(found[0]).weights, content={})
