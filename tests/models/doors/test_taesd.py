@@ -10,6 +10,7 @@ from originals import taesd as original
 
 import unlearn_ext as ux
 from unlearn_ext import models
+from unlearn_ext.data.decode import decode
 from unlearn_ext.errors import UserError
 from unlearn_ext.models.doors import taesd as door
 from unlearn_ext.models.doors.checkpoint import Checkpoint
@@ -233,15 +234,11 @@ def test_a_folder_that_enlarges_more_than_it_reduces():
 
 
 @pytest.mark.slow
-def test_the_reconstruction_of_photographs_by_taef2(tmp_path):
-    if not (DATA / "taef2").is_dir():
-        pytest.skip("../shared/data is not there")
-    from unlearn_ext.data.decode import decode
-
-    path = DATA / "taef2" / "taef2_encoder.pth"
-    ours = door.load(Checkpoint(path, torch.load(path, weights_only=True)))
+@pytest.mark.skipif(not DATA.is_dir(), reason="taef2 and photographs are not beside the repository, in ../shared/data")
+def test_the_reconstruction_of_photographs_by_taef2():
+    ours = models.load("autoencoder", DATA / "taef2")
     photographs = sorted((DATA / "imagenet-256").glob("*.jpg"))[::50]
     images = torch.stack([torch.from_numpy(decode(path, 256, 3).pixels) for path in photographs]) / 127.5 - 1
-    made = models.reconstruct(ours, images, Reconstruct())
-    psnr = 10 * torch.log10(4 / (made - images).square().mean((1, 2, 3)))
+    reconstructed = models.reconstruct(ours, images, Reconstruct())
+    psnr = 10 * torch.log10(4 / (reconstructed - images).square().mean((1, 2, 3)))
     assert psnr.mean() > 25
