@@ -162,10 +162,10 @@ FILES: dict[str, tuple[str, Write, str]] = {
         UNREAD + "it contains no weights: save the model's state_dict().",
     ),
     "a list of tensors": (
-        "x.pt", saved([torch.ones(3)]), UNREAD + "it is a list, not a state dict: save the model's state_dict().",
+        "x.pt", saved([torch.ones(3)]), UNREAD + "it contains a value of the type list, not a state dict",
     ),
-    "a tensor": ("x.pt", saved(torch.ones(3)), UNREAD + "it is a RecordedTensor, not a state dict"),
-    "a number": ("x.pt", saved(3), UNREAD + "it is a int, not a state dict: save the model's state_dict()."),
+    "a tensor": ("x.pt", saved(torch.ones(3)), UNREAD + "it contains a value of the type Tensor, not a state dict"),
+    "a number": ("x.pt", saved(3), UNREAD + "it contains a value of the type int, not a state dict: save the model's state_dict()."),
     "an empty state dict": ("x.pth", saved({}), UNREAD + "it contains no weights: save the model's state_dict()."),
     "only an optimizer": (
         "x.pth", saved({"optimizer": torch.optim.AdamW([torch.ones(2)]).state_dict()}),
@@ -257,6 +257,9 @@ def test_folders_of_libraries(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match=sentence):
             models.family_of(tmp_path)
+        if "architecture" in content:
+            with pytest.raises(UserError, match=sentence):
+                models.load("mae", tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json of .* cannot be read: Expecting property name"):
         models.family_of(tmp_path)

@@ -108,7 +108,8 @@ def _from_torch(saved: TorchFile, file: BinaryIO, data: bool) -> tuple[dict[str,
             f"it is a whole object of the class {content.name}: where that class is installed, save its state_dict()"
         )
     if not isinstance(content, dict):
-        raise Damaged(f"it is a {type(content).__name__}, not a state dict: save the model's state_dict()")
+        kind = type(content).__name__.removeprefix("Recorded")
+        raise Damaged(f"it contains a value of the type {kind}, not a state dict: save the model's state_dict()")
     inner = [name for name, value in content.items() if isinstance(name, str) and _is_state_dict(value)]
     if len(inner) > 1:
         raise Damaged(
