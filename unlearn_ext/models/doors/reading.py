@@ -121,11 +121,20 @@ def _from_torch(saved: TorchFile, file: BinaryIO, data: bool) -> tuple[dict[str,
     else:
         recorded = {name: value for name, value in content.items() if isinstance(value, RecordedTensor)}
     if not recorded:
-        raise Damaged("it contains no weights: save the model's state_dict()")
+        raise Damaged(_why_no_weights(content))
     if odd := [name for name in recorded if not isinstance(name, str)]:
         raise Damaged(f"the name of a weight is {odd[0]!r}, not a text")
     rest = {name: value for name, value in content.items() if isinstance(name, str) and name not in (inner or recorded)}
     return saved.tensors(file, recorded) if data else saved.outlines(recorded), rest
+
+
+def _why_no_weights(content: Mapping[Any, Any]) -> str:
+    """Return a clause that says why a dictionary has no state dict: perhaps a tensor in it is sparse or quantised."""
+    dictionaries = [content, *(value for value in content.values() if isinstance(value, dict))]
+    for name, value in (item for found in dictionaries for item in found.items()):
+        if isinstance(value, Stub) and value.name.startswith(("torch._utils._rebuild", "torch._tensor._rebuild")):
+            return f"{name} is made by {value.name}, and only dense weights are read: save them so"
+    return "it contains no weights: save the model's state_dict()"
 
 
 def _is_state_dict(value: Any) -> bool:
