@@ -202,13 +202,13 @@ FILES: dict[str, tuple[str, Write, str]] = {
     ),
     "a folder without a configuration": (
         "x", folder,
-        "{path} does not say which class of model it is, because its config.json is missing or names none: give "
-        "--family.",
+        "{path} does not say which class of model it is, because its config.json is missing or names none: give a "
+        "folder that save_pretrained wrote",
     ),
     "a folder with a name of a file": (
         "x.pth", folder,
-        "{path} does not say which class of model it is, because its config.json is missing or names none: give "
-        "--family.",
+        "{path} does not say which class of model it is, because its config.json is missing or names none: give a "
+        "folder that save_pretrained wrote",
     ),
     "safetensors without its end": ("x.safetensors", safetensors(ONE, b"1234"), UNREAD + DAMAGED),
     "safetensors with too much": ("x.safetensors", safetensors(ONE, bytes(99)), UNREAD + DAMAGED),
