@@ -361,6 +361,9 @@ def test_which_configuration_belongs_to_a_file(tmp_path):
     assert doors.find_configuration(path) is None
     (path.parent / "other.yaml").write_text("only: 1")
     assert doors.find_configuration(path) == path.parent / "other.yaml"
+    (path.parent / "other.pth").touch()
+    assert doors.find_configuration(path) is None  # it belongs to the other checkpoint
+    (path.parent / "other.pth").unlink()
     (path.parent / "another.yaml").write_text("second: 1")
     assert doors.find_configuration(path) is None  # neither has the file's name
     configs = tmp_path / "logs" / "configs"
