@@ -25,8 +25,8 @@ def find_configuration(path: Path) -> Path | None:
     """Return the configuration file that belongs to a checkpoint file; None if there is none.
 
     It has the checkpoint's name with another suffix; or is where a training programme that also wrote the checkpoint's
-    folder puts it, such as ``configs/*-project.yaml`` beside ``checkpoints/``; or is the only one in the folder, and does
-    not have the name of another checkpoint.
+    folder puts it, such as ``configs/*-project.yaml`` beside ``checkpoints/``; or is the only one in the folder, unless
+    it has the name of another checkpoint there.
 
     Raises:
         UserError: several files may be meant.
