@@ -62,10 +62,11 @@ def door_of(path: Path, configuration: Path | None = None) -> Door:
         UserError: the file cannot be read, or no door recognises it.
     """
     checkpoint = _unwrapped(read(path, configuration, data=False))
-    for name in DOORS:
-        door = cast(Door, importlib.import_module(f".{name}", __name__))
-        if door.recognises(checkpoint):
-            return door
+    modules = (cast(Door, importlib.import_module(f".{name}", __name__)) for name in DOORS)
+    found = [door for door in modules if door.recognises(checkpoint)]
+    assert len(found) < 2, [door.NAME for door in found]
+    if found:
+        return found[0]
     if (path.parent / "config.json").is_file():
         raise UserError(f"{path} is a file; give the folder that the model's library saved.")
     raise UserError(
