@@ -18,7 +18,7 @@ __all__ = ["CHUNK", "FAMILIES", "I2IModel", "Inputs", "check_family", "family_cl
 CHUNK = 64  # images decoded at once; limits memory
 
 # Each family's class, in the module of the same name as the family. Modules are imported on first use.
-FAMILIES = {"vqgan": "VQGAN", "autoencoder": "AutoencoderKL", "mae": "MAE", "diffusion": "Diffusion"}
+FAMILIES = {"vqgan": "VQGAN", "autoencoder": "AutoencoderKL", "mae": "MAE", "diffusion": "Diffusion", "mage": "MAGE"}
 
 
 def load(family: str, path_or_id: str | os.PathLike[str]) -> I2IModel:
@@ -28,8 +28,9 @@ def load(family: str, path_or_id: str | os.PathLike[str]) -> I2IModel:
 
     Args:
         family: ``"vqgan"`` for a checkpoint of ``diffusers.VQModel``, ``"autoencoder"`` for
-            ``diffusers.AutoencoderKL``, ``"mae"`` for ``transformers.ViTMAEForPreTraining``, or ``"diffusion"`` for
-            ``diffusers.UNet2DModel`` with a scheduler that has DDPM's noise schedule.
+            ``diffusers.AutoencoderKL``, ``"mae"`` for ``transformers.ViTMAEForPreTraining``, ``"diffusion"`` for
+            ``diffusers.UNet2DModel`` with a scheduler that has DDPM's noise schedule, or ``"mage"`` for a folder that
+            this package saved.
         path_or_id: folder that ``save_pretrained`` wrote (``~`` is the home folder), or hub id.
 
     Raises:
