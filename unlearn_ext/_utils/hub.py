@@ -48,7 +48,7 @@ def is_local(place: str | os.PathLike[str], *, owned: bool = True) -> bool:
             why = f"; since there is a folder {path.parent}, this is not taken for an id of the Hugging Face hub"
         else:
             return False
-    raise UserError(f"there is no folder {path}{why}.")
+    raise UserError(f"there is no {'file' if path.suffix in _SUFFIXES else 'folder'} {path}{why}.")
 
 
 def _is_id(text: str) -> bool:

@@ -21,7 +21,7 @@ from .sides import read_sides
 if TYPE_CHECKING:
     from transformers import ViTMAEForPreTraining
 
-__all__ = ["MAE"]
+__all__ = ["MAE", "without_bars"]
 
 _PROCESSOR = "preprocessor_config.json"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -136,7 +136,7 @@ class MAE:
 
         ``ViTMAEForPreTraining.from_pretrained`` loads the model, ``AutoImageProcessor`` the normalisation.
         """
-        with _without_bars():
+        with without_bars():
             self.module.save_pretrained(folder)
         processor = {
             "image_processor_type": "ViTImageProcessor",
@@ -167,7 +167,7 @@ class MAE:
                     f"family mae is ViTMAEForPreTraining; {path_or_id} is a checkpoint of {config.model_type}."
                 )
             _make_square(config)  # the class computes only with single numbers
-            with _without_bars():
+            with without_bars():
                 module, info = transformers.ViTMAEForPreTraining.from_pretrained(
                     path_or_id, config=config, use_safetensors=True, dtype=torch.float32, variant=variant(path_or_id),
                     output_loading_info=True, ignore_mismatched_sizes=True,
@@ -252,7 +252,7 @@ def _keeping(config: Any, visible: int, patches: int) -> Iterator[None]:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Hide the progress bars of transformers for loading and saving weights."""
     logging = require("transformers.utils.logging", "images")
     shown = logging.is_progress_bar_enabled()
