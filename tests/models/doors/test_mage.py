@@ -1,5 +1,6 @@
 """MAGE's checkpoints, against an independent network of the original architecture; and family mage itself."""
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -229,6 +230,30 @@ def test_what_does_not_belong_together_is_named(change, sentence):
     change(checkpoint.weights, checkpoint.config)
     with pytest.raises(UserError, match=sentence):
         mage.load(checkpoint)
+
+
+def test_the_file_in_a_saved_folder_has_the_layout_of_a_checkpoint(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    loaded = models.load("mage", tmp_path / "model.safetensors")  # with the heads of its config.json
+    for name, weight in loaded.module.state_dict().items():
+        assert torch.equal(weight, model.module.state_dict()[name])
+    assert loaded.module.config == model.module.config
+    torch.save(loaded.module.state_dict(), tmp_path / "model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"as a pickle, model.bin"):
+        models.load("mage", tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_weights_of_any_precision_are_loaded_in_float32(dtype, tmp_path, model):
+    model.save_pretrained(tmp_path)
+    safetensors = importlib.import_module("safetensors.torch")
+    path = tmp_path / "model.safetensors"
+    weights = {name: weight.to(dtype) for name, weight in safetensors.load_file(path).items()}
+    safetensors.save_file(weights, path)
+    for name, weight in models.load("mage", tmp_path).module.state_dict().items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, weights[name].float())
 
 
 def test_what_is_no_mage_is_refused(tmp_path, model):
