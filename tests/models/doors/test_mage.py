@@ -1,5 +1,6 @@
 """MAGE's checkpoints, against an independent network of the original architecture; and family mage itself."""
 
+import argparse
 import importlib
 import json
 from dataclasses import replace
@@ -12,6 +13,7 @@ from originals import mage as original
 import unlearn_ext as ux
 from unlearn_ext import models
 from unlearn_ext.errors import UserError
+from unlearn_ext.models import doors
 from unlearn_ext.models.doors import mage
 from unlearn_ext.models.doors.checkpoint import Checkpoint
 from unlearn_ext.models.mage import MAGE
@@ -133,6 +135,19 @@ def test_a_changed_encoder_is_saved_loaded_and_written_back(tmp_path):
     again = mage.load(replace(checkpoint, weights=network.state_dict()))
     inputs = loaded.inputs(images, TASK)
     assert torch.equal(again.encode(*inputs), loaded.encode(*inputs))
+
+
+def test_a_file_of_a_training_run_is_loaded(tmp_path):
+    _, checkpoint = saved()
+    path = tmp_path / "checkpoint-last.pth"
+    content = {"model": dict(checkpoint.weights), "epoch": 3, "args": argparse.Namespace(model="mage_tiny", lr=None)}
+    torch.save(content, path)
+    path.with_suffix(".json").write_text(json.dumps(checkpoint.config))
+    assert models.family_of(path) == "mage"
+    assert doors.door_of(path).NAME == "mage"
+    loaded = models.load("mage", path).module.state_dict()
+    for name, weight in mage.load(checkpoint).module.state_dict().items():
+        assert torch.equal(loaded[name], weight)
 
 
 @pytest.mark.filterwarnings("ignore:ε = ")

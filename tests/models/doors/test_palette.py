@@ -1,6 +1,7 @@
 """Palette's checkpoints, against an independent network of the original architecture."""
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from originals import palette as original
 import unlearn_ext as ux
 from unlearn_ext import models
 from unlearn_ext.errors import UserError
+from unlearn_ext.models import doors
 from unlearn_ext.models.doors import palette
 from unlearn_ext.models.doors.checkpoint import Checkpoint
 from unlearn_ext.tasks import CenterCrop
@@ -161,6 +163,23 @@ def test_a_changed_encoder_is_saved_loaded_and_written_back(tmp_path):
     with torch.no_grad():
         ours = loaded.module(seen, loaded.level(inputs[2])).sample
         torch.testing.assert_close(network.denoise_fn(seen, network.gammas[inputs[2]]), ours, rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_is_loaded_with_the_json_of_its_training_run(tmp_path):
+    _, checkpoint = saved()
+    path = tmp_path / "checkpoint" / "5_Network.pth"
+    path.parent.mkdir()
+    torch.save(dict(checkpoint.weights), path)
+    text = json.dumps(checkpoint.config, indent=1).replace('"model": {', '"model": { // the "network"')
+    (tmp_path / "config.json").write_text(f"/* {{ */ {text}")
+    assert models.family_of(path) == "diffusion"
+    assert doors.door_of(path).NAME == "palette"
+    loaded = models.load("diffusion", path).module.state_dict()
+    for name, weight in palette.load(checkpoint).module.state_dict().items():
+        assert torch.equal(loaded[name], weight)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="give the JSON file that the model was trained with as --model-config FILE"):
+        models.load("diffusion", path)
 
 
 @pytest.mark.slow
