@@ -55,7 +55,7 @@ def load(
     door = doors.door_of(place, beside)
     if family != door.FAMILY:
         raise UserError(f"{path_or_id} is a checkpoint of family {door.FAMILY} (format {door.NAME}), not of {family}.")
-    return door.load(doors.read(place, beside))
+    return doors.load(place, beside)
 
 
 def family_class(family: str) -> Any:
