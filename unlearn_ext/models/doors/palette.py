@@ -7,7 +7,7 @@ guided-diffusion (Dhariwal and Nichol, arXiv 2105.05233).
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from ...errors import UserError, require
 from ..diffusion import PALETTE, Diffusion
 from ..protocol import I2IModel
 from .checkpoint import Checkpoint
-from .layout import check_layout
 from .palette_settings import REMEDY, UNetSettings, read_settings, scheduler_of
 
 __all__ = ["FAMILY", "NAME", "load", "recognises", "write_back"]
@@ -85,7 +84,7 @@ def load(checkpoint: Checkpoint) -> Diffusion:
     pairs = list(_pairs(unet, arguments))
     empty = unet.state_dict()
     expected = {pair.theirs: pair.write([empty[name] for name in pair.ours]).shape for pair in pairs}
-    check_layout(checkpoint, expected, _SCHEDULE, REMEDY)
+    _check(checkpoint, expected)
     weights = {
         name: part.float().clone(memory_format=torch.contiguous_format)
         for pair in pairs
@@ -108,6 +107,25 @@ def write_back(model: I2IModel, checkpoint: Checkpoint) -> dict[str, torch.Tenso
         old = checkpoint.weights[pair.theirs]
         written[pair.theirs] = pair.write([ours[name] for name in pair.ours]).to(old).contiguous()
     return written
+
+
+def _check(checkpoint: Checkpoint, expected: Mapping[str, torch.Size]) -> None:
+    """Check that a checkpoint has exactly the expected weights, and perhaps the buffers of the schedule.
+
+    Raises:
+        UserError: a weight is missing, left over, of another shape or not floating-point; the first is named.
+    """
+    path, weights = checkpoint.path, checkpoint.weights
+    for name, shape in expected.items():
+        if name not in weights:
+            raise UserError(f"{path} lacks {name}: {REMEDY}.")
+        if not weights[name].is_floating_point():
+            raise UserError(f"{path} has {name} as {weights[name].dtype}, not as floating-point: {REMEDY}.")
+        if weights[name].shape != shape:
+            given = list(weights[name].shape)
+            raise UserError(f"{path} has {name} with shape {given} where the model has {list(shape)}: {REMEDY}.")
+    if left := sorted(weights.keys() - expected.keys() - set(_SCHEDULE)):
+        raise UserError(f"{path} has {left[0]}, which the model has no place for: {REMEDY}.")
 
 
 @dataclass(frozen=True)
