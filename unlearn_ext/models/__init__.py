@@ -23,7 +23,7 @@ __all__ = [
 CHUNK = 64  # images decoded at once; limits memory
 
 # Each family's class, in the module of the same name as the family. Modules are imported on first use.
-FAMILIES = {"vqgan": "VQGAN", "autoencoder": "AutoencoderKL", "mae": "MAE", "diffusion": "Diffusion"}
+FAMILIES = {"vqgan": "VQGAN", "autoencoder": "AutoencoderKL", "mae": "MAE", "diffusion": "Diffusion", "mage": "MAGE"}
 
 
 def load(
@@ -36,8 +36,9 @@ def load(
 
     Args:
         family: ``"vqgan"`` for a checkpoint of ``diffusers.VQModel``, ``"autoencoder"`` for
-            ``diffusers.AutoencoderKL``, ``"mae"`` for ``transformers.ViTMAEForPreTraining``, or ``"diffusion"`` for
-            ``diffusers.UNet2DModel`` with a scheduler that has DDPM's noise schedule. :func:`family_of` returns it.
+            ``diffusers.AutoencoderKL`` or ``AutoencoderTiny``, ``"mae"`` for ``transformers.ViTMAEForPreTraining``,
+            ``"diffusion"`` for ``diffusers.UNet2DModel`` with a scheduler that has DDPM's noise schedule, or ``"mage"``
+            for a MAGE, whose class is of this package. :func:`family_of` returns it.
         path_or_id: folder that ``save_pretrained`` wrote, checkpoint file (``~`` is the home folder), or hub id.
         configuration: YAML or JSON file with the configuration of a checkpoint file; by default the one beside it.
 
@@ -45,7 +46,7 @@ def load(
         UserError: the family is unknown; the checkpoint does not exist, lacks weights, or is of another family or of
             an unsupported kind; or an extra is missing.
     """
-    model_class, place = family_class(family), Path(expanded(path_or_id))
+    model_class, place = family_class(family), doors.file_in(Path(expanded(path_or_id)))
     beside = None if configuration is None else Path(expanded(configuration))
     if not place.is_file():
         if beside:

@@ -18,8 +18,11 @@ __all__ = ["CLASSES", "family_of"]
 CLASSES = {
     "VQModel": "vqgan",
     "AutoencoderKL": "autoencoder",
+    "AutoencoderTiny": "autoencoder",
+    "TAEF2": "autoencoder",
     "ViTMAEForPreTraining": "mae",
     "UNet2DModel": "diffusion",
+    "MAGE": "mage",
 }
 
 
@@ -33,7 +36,7 @@ def family_of(path_or_id: str | os.PathLike[str], configuration: Path | None = N
     Raises:
         UserError: there is no such checkpoint, or it is of no known family.
     """
-    place = Path(expanded(path_or_id))
+    place = doors.file_in(Path(expanded(path_or_id)))
     if place.is_file():
         return doors.door_of(place, configuration).FAMILY
     check_reachable(path_or_id)

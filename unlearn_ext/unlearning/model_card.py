@@ -20,6 +20,7 @@ LIBRARIES = {
     "autoencoder": ("diffusers", "AutoencoderKL"),
     "mae": ("transformers", "ViTMAEForPreTraining"),
     "diffusion": ("diffusers", "UNet2DModel"),
+    "mage": ("unlearn_ext.models.mage", "MAGE"),
 }
 _NOT_PROMISED = (
     "This is no proof of deletion and no privacy guarantee: nobody has certified that the forgotten images cannot be "

@@ -6,7 +6,8 @@ A door is a module with
 - ``recognises(checkpoint)``: whether a checkpoint is of this format, from the names and shapes of its weights only;
 - ``load(checkpoint)``: the model;
 - ``write_back(model, checkpoint)``: the weights of the checkpoint, with E's replaced by those of the model;
-- where a model is in several files, ``companions(path)``: the others that belong to one of them.
+- where a model is in several files, ``companions(path)``: the others that belong to one of them; and
+  ``file_in(folder)``: the one to give for a folder that contains them, or None.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from .configuration import CONFIGURATIONS, find_configuration
 from .reading import read
 
 __all__ = [
-    "CONFIGURATIONS", "DOORS", "Checkpoint", "Door", "companions", "door_of", "find_configuration", "load", "read",
-    "write_back",
+    "CONFIGURATIONS", "DOORS", "Checkpoint", "Door", "companions", "door_of", "file_in", "find_configuration", "load",
+    "read", "write_back",
 ]  # fmt: skip
 
 # Names of the modules. No two of them recognise the same checkpoint.
-DOORS = ("mae",)
+DOORS = ("mae", "taming_vqgan", "taesd", "mage", "palette")
 
 
 class Door(Protocol):
@@ -62,8 +63,7 @@ def door_of(path: Path, configuration: Path | None = None) -> Door:
         UserError: the file cannot be read, or no door recognises it.
     """
     checkpoint = _unwrapped(read(path, configuration, data=False))
-    modules = (cast(Door, importlib.import_module(f".{name}", __name__)) for name in DOORS)
-    found = [door for door in modules if door.recognises(checkpoint)]
+    found = [door for door in map(_door, DOORS) if door.recognises(checkpoint)]
     assert len(found) < 2, [door.NAME for door in found]
     if found:
         return found[0]
@@ -74,6 +74,19 @@ def door_of(path: Path, configuration: Path | None = None) -> Door:
         f"give a file of one of the formats {', '.join(DOORS)}, or a folder that the save_pretrained of the model's "
         "library wrote."
     )
+
+
+def file_in(place: Path) -> Path:
+    """Return the file to load for a folder that contains the files of a model; any other path is returned as it is.
+
+    Raises:
+        UserError: the folder contains the files of several models.
+    """
+    if place.is_dir() and not (place / "config.json").is_file():
+        for door in map(_door, DOORS):
+            if hasattr(door, "file_in") and (found := door.file_in(place)):
+                return found
+    return place
 
 
 def load(path: Path, configuration: Path | None = None) -> I2IModel:
@@ -107,6 +120,10 @@ def write_back(model: I2IModel, path: Path, configuration: Path | None = None) -
     same = {name: (weight.shape, weight.dtype) for name, weight in checkpoint.weights.items()}
     assert {name: (weight.shape, weight.dtype) for name, weight in named.items()} == same
     return named
+
+
+def _door(name: str) -> Door:
+    return cast(Door, importlib.import_module(f".{name}", __name__))
 
 
 def _unwrapped(checkpoint: Checkpoint) -> Checkpoint:
