@@ -11,6 +11,7 @@ import torch
 
 from .._utils.hub import expanded
 from ..errors import UserError
+from .adapters import has_adapter, load_merged
 from .protocol import I2IModel, Inputs
 
 __all__ = ["CHUNK", "FAMILIES", "I2IModel", "Inputs", "check_family", "family_class", "load", "reconstruct"]
@@ -30,13 +31,15 @@ def load(family: str, path_or_id: str | os.PathLike[str]) -> I2IModel:
         family: ``"vqgan"`` for a checkpoint of ``diffusers.VQModel``, ``"autoencoder"`` for
             ``diffusers.AutoencoderKL``, ``"mae"`` for ``transformers.ViTMAEForPreTraining``, or ``"diffusion"`` for
             ``diffusers.UNet2DModel`` with a scheduler that has DDPM's noise schedule.
-        path_or_id: folder that ``save_pretrained`` wrote (``~`` is the home folder), or hub id.
+        path_or_id: folder that ``save_pretrained`` wrote (``~`` is the home folder), or hub id. If a run with an
+            adapter wrote it, the adapter is merged into the weights.
 
     Raises:
         UserError: the family is unknown; the checkpoint does not exist, lacks weights, or is of another family or of
             an unsupported kind; or an extra is missing.
     """
-    return family_class(family).from_pretrained(expanded(path_or_id))
+    read, place = family_class(family).from_pretrained, expanded(path_or_id)
+    return load_merged(place, read) if has_adapter(place) else read(place)
 
 
 def family_class(family: str) -> Any:
