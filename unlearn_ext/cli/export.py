@@ -30,8 +30,9 @@ def export(
 ) -> None:
     """Copy one model of a run to a folder of its own, with a model card: a README.md that the Hugging Face hub reads.
 
-    The model loads with its own library's `from_pretrained`. The card says which ε was asked and reached, and what is
-    not promised. It names no file, class or person. Fill in the licence before you publish it.
+    The model loads with its own library's `from_pretrained`; an adapter is merged into its weights. The card says which
+    ε was asked and reached, and what is not promised. It names no file, class or person. Fill in the licence before you
+    publish it.
 
     For example:
 
@@ -39,6 +40,8 @@ def export(
 
     - `unlearn-ext export runs/mine models/unlearned --point eps-0.3000`
     """
+    from ..models import load
+    from ..models.adapters import has_adapter
     from ..unlearning.model_card import model_card
     from ..unlearning.recommend import recommend
     from ..unlearning.run_folder import read_run
@@ -55,12 +58,16 @@ def export(
         raise UserError(f"there is no model {point} in {run}; there are {', '.join(by_name)}.")
     card = model_card(finished, by_name[point], names=names)
     files = _model_files(run / point)
+    adapted = load(str(finished.metrics["family"]), run / point) if has_adapter(run / point) else None
 
     def save(place: Path) -> None:
-        for file in files:
-            copy = place / file.relative_to(run / point)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
+        if adapted:
+            adapted.save_pretrained(place)
+        else:
+            for file in files:
+                copy = place / file.relative_to(run / point)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
         write_text(place / "README.md", card)
 
     save_folder(folder, save, replace=True)

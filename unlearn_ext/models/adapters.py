@@ -206,7 +206,8 @@ class Adapted:
         if not has_adapter(folder):
             raise UserError(f"the model in {folder} was trained whole, without an adapter: leave out --lora.")
         with loading("adapter", folder):
-            digest = json.loads((Path(folder) / _RECORD).read_text(encoding="utf-8"))["digest"]
+            record = json.loads((Path(folder) / _RECORD).read_text(encoding="utf-8"))
+            digest, rank = record["digest"], record["rank"]
             saved = require("safetensors.torch", "images").load_file(str(Path(folder) / self._file[0]))
         if digest != self._digest:
             raise UserError(
@@ -214,11 +215,17 @@ class Adapted:
                 f"for, which its run has saved as {Path(folder).parent / UNMODIFIED}."
             )
         names = self._names()
-        if unlike := sorted(set(names) ^ set(saved)):
-            raise UserError(
-                f"the adapter in {folder} is not the one that was saved there: {unlike[0]} is "
-                f"{'missing' if unlike[0] in names else 'left over'}; run the command again."
-            )
+        wanted = {
+            name: _with_rank(rank, name, mine.shape)
+            for name, mine in zip(names, self.encoder_parameters(), strict=True)
+        }
+        there = {name: list(value.shape) for name, value in saved.items()}
+        for name in sorted(wanted.keys() | there.keys()):
+            if wanted.get(name) != there.get(name):
+                raise UserError(
+                    f"the adapter in {folder} is damaged: the shape of {name} is {there.get(name)}, not "
+                    f"{wanted.get(name)}; run the command again."
+                )
         return [saved[name] / SCALING if ".lora_B." in name else saved[name] for name in names]
 
     @property
@@ -289,6 +296,12 @@ def _takes_factors(part: nn.Module) -> bool:
     Subclasses may be used without being called, as in torch's attention. Grouped convolutions need grouped factors.
     """
     return type(part) is nn.Linear or (type(part) is nn.Conv2d and part.groups == 1)
+
+
+def _with_rank(rank: int, name: str, shape: Sequence[int]) -> list[int]:
+    """Return the shape of a parameter of an adapter for another rank: rows of A, columns of B."""
+    rank_axis = next((axis for axis, factor in enumerate(("lora_A", "lora_B")) if f".{factor}." in name), None)
+    return [rank if axis == rank_axis else side for axis, side in enumerate(shape)]
 
 
 def _add_factors(module: nn.Module, layers: Sequence[str], rank: int, seed: int) -> None:
