@@ -4,8 +4,8 @@
     python tests/helpers/kills.py 50 chain
     python tests/helpers/kills.py 50 adapter
 
-The work is a sweep, a chain of two runs, of which the second continues the first, or such a chain with an adapter. It runs in a forked child, so that
-Python and its libraries are loaded once. SIGKILL kills it.
+The work is a sweep; a chain of two runs, of which the second continues the first; or such a chain with an adapter. It
+runs in a forked child, so that Python and its libraries are loaded once. SIGKILL kills it.
 """
 
 from __future__ import annotations
