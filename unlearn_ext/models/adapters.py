@@ -257,7 +257,7 @@ def to_train(model: I2IModel, rank: int | None, seed: int) -> I2IModel:
 
 def has_adapter(folder: str | os.PathLike[str]) -> bool:
     """Return whether :meth:`Adapted.save_pretrained` wrote a folder."""
-    return (Path(folder) / _RECORD).is_file()
+    return os.path.isfile(os.path.join(folder, _RECORD))  # False for invalid paths, such as a very long hub id
 
 
 def load_merged(folder: str | os.PathLike[str], load: Callable[[Path], I2IModel]) -> I2IModel:
