@@ -543,6 +543,8 @@ def test_an_adapter_is_trained_saved_verified_and_exported(place: Path, tmp_path
     code, said = call("verify", str(run))
     assert code == 0, said
     assert f"model {point.name}: f1 = " in said
+    assert "adapters are merged into the weights for this" in said
+    assert "although machine and versions are the same" not in said
     shutil.rmtree(run / "unmodified")
     code, said = call("verify", str(run))
     assert "its adapter cannot be used without the folder unmodified" in said
