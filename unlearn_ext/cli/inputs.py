@@ -87,6 +87,7 @@ def prepare(
     """
     from .. import models, tasks
     from ..data import augment, join
+    from ..models.adapters import to_train
     from ..pretrain import pretrained
     from ..unlearning.identity import known, seen
     from ..unlearning.validation import check_model
@@ -123,7 +124,8 @@ def prepare(
         raise UserError(f"the model takes images of {model.channels} channels; those of {images.name} have {channels}.")
     check_model(model)
     _place(model, device, machine)
-    count = sum(parameter.numel() for parameter in model.encoder_parameters())
+    trained = to_train(model, settings.lora, settings.seed)
+    count = sum(parameter.numel() for parameter in trained.encoder_parameters())
     if sources.model_config:
         out.print(f"Configuration of the model: {escape(str(sources.model_config))}", soft_wrap=True)
     out.print(f"{model.family}: {count:,} parameters to train, on {model.device}, in {settings.precision}")
@@ -219,6 +221,7 @@ def continued(sources: Sources, training: Training, earlier: Earlier) -> tuple[S
         ("--family", sources.family, Sources.family, before.family),
         ("--task", sources.task, Sources.task, before.task),
         ("--seed", training.seed, Training.seed, seed),
+        ("--lora", training.lora, Training.lora, earlier.lora),
     ):
         if typed not in (usual, its):
             raise typer.BadParameter(
@@ -235,7 +238,7 @@ def continued(sources: Sources, training: Training, earlier: Earlier) -> tuple[S
     same = replace(
         sources, model=before.model, model_config=before.model_config, family=before.family, task=before.task
     )
-    return same, replace(training, seed=seed)
+    return same, replace(training, seed=seed, lora=earlier.lora)
 
 
 def _recorded(sources: Sources, names: Mapping[str, str], before: Sources) -> Sources:
@@ -278,7 +281,7 @@ def _settings(training: Training, machine: Machine) -> Settings:
 
     given = {"steps": training.steps, "lr": training.lr, "batch_size": training.batch_size, "memory": machine.memory}
     typed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    typed["sharpness"] = training.sharpness
+    typed |= {"sharpness": training.sharpness, "lora": training.lora}
     return Settings(seed=training.seed, precision=machine.precision, compile=machine.compile, **typed)
 
 

@@ -13,6 +13,7 @@ import torch
 from .._utils.hub import expanded
 from ..errors import UserError
 from . import doors
+from .adapters import has_adapter, load_merged
 from .protocol import I2IModel, Inputs
 from .recognition import family_of
 
@@ -39,7 +40,8 @@ def load(
             ``diffusers.AutoencoderKL`` or ``AutoencoderTiny``, ``"mae"`` for ``transformers.ViTMAEForPreTraining``,
             ``"diffusion"`` for ``diffusers.UNet2DModel`` with a scheduler that has DDPM's noise schedule, or ``"mage"``
             for a MAGE, whose class is of this package. :func:`family_of` returns it.
-        path_or_id: folder that ``save_pretrained`` wrote, checkpoint file (``~`` is the home folder), or hub id.
+        path_or_id: folder that ``save_pretrained`` wrote, checkpoint file (``~`` is the home folder), or hub id. If a
+            run with an adapter wrote the folder, the adapter is merged into the weights.
         configuration: YAML or JSON file with the configuration of a checkpoint file; by default the one beside it.
 
     Raises:
@@ -51,7 +53,8 @@ def load(
     if not place.is_file():
         if beside:
             raise UserError(f"{path_or_id} has its configuration in its folder: leave out the configuration {beside}.")
-        return model_class.from_pretrained(expanded(path_or_id))
+        read = model_class.from_pretrained
+        return load_merged(place, read) if has_adapter(place) else read(expanded(path_or_id))
     door = doors.door_of(place, beside)
     if family != door.FAMILY:
         raise UserError(f"{path_or_id} is a checkpoint of family {door.FAMILY} (format {door.NAME}), not of {family}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -13,6 +12,7 @@ from ..data.augment import Augment
 from ..data.storage import empty
 from ..errors import UserError
 from ..models import I2IModel
+from ..models.adapters import copied, unadapted
 from ..tasks import Corruption
 from .batches import Batch, Side
 from .encoder import Encoder
@@ -92,7 +92,8 @@ class Objectives:
         for name, images in (("forget", forget), ("retain", retain)):
             check_images(name, images, model)
         live = augment is not None or model.random
-        frozen = Encoder(copy.deepcopy(model) if live else model, settings)
+        still = unadapted(model)  # training an adapter does not change it
+        frozen = Encoder(copied(model) if live and still is model else still, settings)
         sides = (Side(images, model, task, settings.seed, augment) for images in (forget, retain))
         forget_side, spread = _with_noise(frozen, next(sides), settings)
         retain_side, unit = _with_latents(frozen, next(sides), live, settings)

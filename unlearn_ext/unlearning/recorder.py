@@ -18,6 +18,7 @@ from .._utils.process_memory import peak_mb
 from .._version import __version__
 from ..data.sets import FORGET, LEFT_OUT, RETAIN, USES, VALIDATION, NamedImage
 from ..models import I2IModel
+from ..models.adapters import UNMODIFIED, unadapted
 from .batches import pixels
 from .dial import Unlearned
 from .encoder import Encoder
@@ -109,12 +110,14 @@ class Recorder:
         pictures: str = BLURRED,
     ) -> None:
         self._start, self._journal = time.monotonic(), journal
-        self._original, self._requests, self._about, self._progress = model, requests, about, progress
+        self._original, self._requests, self._about, self._progress = unadapted(model), requests, about, progress
         self._counts = about.counts
         self._first, *others = requests
         self._objectives = objectives = self._first.objectives
         self._out = None if out is None else Path(out)
         self._started = journal.recall(_now)
+        if self._out is not None and objectives.settings.lora and not (self._out / UNMODIFIED).exists():
+            save_folder(self._out / UNMODIFIED, self._original.save_pretrained, replace=False)  # adapters need it
         self.f1_original, self.f2_original = journal.recall(lambda: objectives.evaluate(objectives.frozen))
         self.originals = {self._first.name: self.f1_original}
         frozen, further = objectives.frozen, [request.objectives for request in others]
