@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from .._utils.distributed import local
 from .._utils.process_memory import release
 from ..models import I2IModel
 from .encoder import Encoder
@@ -210,7 +211,7 @@ class Dial:
 
 
 def encoder_state(model: I2IModel) -> list[torch.Tensor]:
-    """Return copies of the encoder's parameters, on the CPU."""
+    """Return copies of the encoder's parameters, on the CPU; of a sharded model, those of this process's parts."""
     return [parameter.detach().cpu().clone() for parameter in model.encoder_parameters()]
 
 
@@ -218,7 +219,8 @@ def encoder_state(model: I2IModel) -> list[torch.Tensor]:
 def mix(model: I2IModel, less: Sequence[torch.Tensor], more: Sequence[torch.Tensor], share: float) -> None:
     """Set a model's encoder parameters to (1 − share)·less + share·more; both come from :func:`encoder_state`."""
     for parameter, a, b in zip(model.encoder_parameters(), less, more, strict=True):
-        parameter.copy_(torch.lerp(a, b, share))
+        mine, a, b = (local(tensor, parameter) for tensor in (parameter, a, b))
+        mine.copy_(torch.lerp(a, b, share))
 
 
 def _only(anchor: Anchor) -> Mixture:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from .._utils.distributed import assign
 from ..errors import UserError
 from ..models import I2IModel, load
 from .identity import weights_digest
@@ -55,7 +54,6 @@ class Earlier:
         found = next((row for row in self.requests if row.request == request), None)
         return "" if found is None else found.since or self.folder.name
 
-    @torch.no_grad()
     def model(self, original: I2IModel) -> I2IModel:
         """Return a copy of the unmodified model with the encoder of the earlier run's model.
 
@@ -70,7 +68,7 @@ class Earlier:
         start = copy.deepcopy(original)
         trained = load(original.family, self.folder / self.point)
         for mine, its in zip(start.encoder_parameters(), trained.encoder_parameters(), strict=True):
-            mine.copy_(its)
+            assign(mine, its)
         return start
 
     def identity(self) -> dict[str, Any]:

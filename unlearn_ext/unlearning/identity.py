@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from .._utils.distributed import whole
 from .._version import __version__
 from ..data.augment import Augment
 from ..models import I2IModel
+from ..models.sharding import Sharded
 from ..tasks import Corruption
 from .settings import Settings
 
@@ -70,12 +72,13 @@ def identity(
 
 
 def weights_digest(model: I2IModel) -> str:
-    """Return a digest of all weights of a model, hexadecimal."""
+    """Return a digest of all weights of a model, hexadecimal; of a sharded model, every process must ask for it."""
     return _digest(*model.module.state_dict().values())
 
 
 def _configuration(model: I2IModel) -> str:
     """Return a digest of a model's properties other than weights: library configurations and tuples of numbers."""
+    model = model.model if isinstance(model, Sharded) else model
     parts = {**getattr(model, "__dict__", {}), "module": model.module}
     said: dict[str, Any] = {}
     for name, part in parts.items():
@@ -92,5 +95,5 @@ def _digest(*tensors: torch.Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(whole(tensor).cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
