@@ -222,7 +222,7 @@ def _parameters(module: torch.nn.Module) -> list[torch.nn.Parameter]:
 @torch.no_grad()
 def _copy_into(target: I2IModel, source: I2IModel, made: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Copy all parameters, as ``made`` returns them, and all buffers."""
-    for parameter, its in zip(target.module.parameters(), source.module.parameters(), strict=True):
-        distributed.assign(parameter, made(its))
-    for buffer, its in zip(target.module.buffers(), source.module.buffers(), strict=True):
-        buffer.copy_(its)
+    for parameter, part in zip(target.module.parameters(), source.module.parameters(), strict=True):
+        distributed.assign(parameter, made(part))
+    for buffer, value in zip(target.module.buffers(), source.module.buffers(), strict=True):
+        buffer.copy_(value)
