@@ -12,8 +12,9 @@ import torch
 from .._utils.hub import expanded
 from ..errors import UserError
 from .protocol import I2IModel, Inputs
+from .sharding import shard
 
-__all__ = ["CHUNK", "FAMILIES", "I2IModel", "Inputs", "check_family", "family_class", "load", "reconstruct"]
+__all__ = ["CHUNK", "FAMILIES", "I2IModel", "Inputs", "check_family", "family_class", "load", "reconstruct", "shard"]
 
 CHUNK = 64  # images decoded at once; limits memory
 
