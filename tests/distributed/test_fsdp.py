@@ -28,7 +28,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     tiny.write_inputs(folder, images=11)
     for family in FAMILIES:
-        tiny.model(family).save_pretrained(folder / family)
+        tiny.brief(family).save_pretrained(folder / family)
     return folder
 
 

@@ -18,7 +18,6 @@ from unlearn_ext._utils import distributed
 from unlearn_ext.errors import UserError
 from unlearn_ext.models import reconstruct
 from unlearn_ext.models.autoencoder import Autoencoder
-from unlearn_ext.models.diffusion import Diffusion
 from unlearn_ext.models.sharding import Sharded, shard, whole
 from unlearn_ext.tasks import CenterCrop
 from unlearn_ext.unlearning import journal as journals
@@ -161,13 +160,6 @@ class Ended(BaseException):
     """Raised in place of a kill."""
 
 
-def member(family):
-    """Return a small model of a family; diffusion samples pictures in few steps."""
-    if family != "diffusion":
-        return tiny.model(family)
-    return Diffusion(tiny.unet(), pytest.importorskip("diffusers").DDPMScheduler(num_train_timesteps=4))
-
-
 def swept(family, folder, end_after=None):
     """Sweep with a journal at every step, or continue a sweep; end it after some steps."""
     journals.SECONDS, checkpoint, left = 0.0, journals.Journal.checkpoint, [end_after]
@@ -179,7 +171,7 @@ def swept(family, folder, end_after=None):
             raise Ended
 
     journals.Journal.checkpoint = ending
-    model = shard(member(family)) if dist.is_initialized() else member(family)
+    model = shard(tiny.brief(family)) if dist.is_initialized() else tiny.brief(family)
     try:
         with nullcontext() if end_after is None else pytest.raises(Ended):
             front = ux.sweep(
@@ -222,11 +214,14 @@ def test_a_whole_model_needs_a_group():
 
 
 def refused():
+    settings = ux.Settings(compile=True)
+    with pytest.raises(UserError, match="divided among processes cannot be compiled"):
+        ux.unlearn(shard(tiny.model("vqgan")), images(2), images(2), task=TASK, epsilon=0.1, settings=settings)
     model = tiny.model("vqgan")
     model.module.to(memory_format=torch.channels_last)
     with pytest.raises(UserError, match="leave out the memory format channels-last"):
         shard(model)
 
 
-def test_other_memory_formats_are_refused(processes):
+def test_compilation_and_other_memory_formats_are_refused(processes):
     processes.run(2, refused)

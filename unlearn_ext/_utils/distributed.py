@@ -199,8 +199,10 @@ def average(value: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Te
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return a DTensor's whole tensor, gathered by all processes together; a plain tensor is returned unchanged."""
-    gathered: Any = tensor.detach()
-    return gathered.full_tensor() if is_dtensor(tensor) else gathered
+    if not is_dtensor(tensor):
+        return tensor.detach()
+    part: Any = tensor.detach().to(placement_spec(tensor).mesh.device_type)  # copies of parameters are on the CPU
+    return part.full_tensor()
 
 
 def local(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -127,10 +127,10 @@ def prepare(
     count = sum(parameter.numel() for parameter in model.encoder_parameters())
     out.print(f"{model.family}: {count:,} parameters to train, on {device}, in {settings.precision}")
     out.print(counts(images), soft_wrap=True)
-    if place and is_first():
-        sets = {"images to forget": images.forget, "images to retain": images.retain}
-        say_ability(model, task, sets, "unlearning them cannot show anything; see `unlearn-ext pretrain --help`")
-    return Prepared(model, images, task, description, settings, augmentation, sources, earlier)
+    prepared = Prepared(model, images, task, description, settings, augmentation, sources, earlier)
+    if place and is_first() and not machine.fsdp:
+        _say_ability(prepared)
+    return prepared
 
 
 def divided(prepared: Prepared, machine: Machine) -> Prepared:
@@ -139,7 +139,9 @@ def divided(prepared: Prepared, machine: Machine) -> Prepared:
 
     if not machine.fsdp:
         return prepared
-    return replace(prepared, model=shard(prepared.model, device_named(machine.device)))
+    prepared = replace(prepared, model=shard(prepared.model, device_named(machine.device)))
+    _say_ability(prepared)
+    return prepared
 
 
 def prepared_of(run: Path, machine: Machine, progress: Callback | None = None) -> Prepared:
@@ -263,6 +265,12 @@ def _check_fsdp(machine: Machine) -> None:
             "--fsdp divides the model among several processes: start them with "
             "`torchrun --nproc-per-node N -m unlearn_ext …`."
         )
+
+
+def _say_ability(prepared: Prepared) -> None:
+    sets = {"images to forget": prepared.images.forget, "images to retain": prepared.images.retain}
+    remedy = "unlearning them cannot show anything; see `unlearn-ext pretrain --help`"
+    say_ability(prepared.model, prepared.task, sets, remedy)
 
 
 def _settings(training: Training, machine: Machine) -> Settings:
