@@ -64,6 +64,14 @@ def model(family: str) -> Any:
     return wrapped(family)
 
 
+def brief(family: str) -> Any:
+    """Return a wrapped model of a family; diffusion samples pictures in few steps."""
+    made = model(family)
+    if family == "diffusion":
+        made = type(made)(made.module, pytest.importorskip("diffusers").DDPMScheduler(num_train_timesteps=4))
+    return made
+
+
 def wrapped(family: str, **options: Any) -> Any:
     """Return a wrapped model of a family, with options of its configuration."""
     from unlearn_ext.models.autoencoder import AutoencoderKL

@@ -161,6 +161,11 @@ class Machine:
     checkpointing: Annotated[
         bool, _option("Machine", "Use gradient checkpointing: less memory, more time.", "--checkpointing")
     ] = False
+    fsdp: Annotated[
+        bool,
+        _option("Machine", "Divide the model's weights among the processes that torchrun started (FSDP2), for models "
+                "larger than a device.", "--fsdp"),
+    ] = False  # fmt: skip
     memory: Annotated[
         float | None,
         _option("Machine", "GiB of images, and of cached targets, to keep in memory; beyond that, a file is used.",

@@ -16,9 +16,11 @@ from . import doors
 from .adapters import has_adapter, load_merged
 from .protocol import I2IModel, Inputs
 from .recognition import family_of
+from .sharding import shard
 
 __all__ = [
     "CHUNK", "FAMILIES", "I2IModel", "Inputs", "check_family", "family_class", "family_of", "load", "reconstruct",
+    "shard",
 ]  # fmt: skip
 
 CHUNK = 64  # images decoded at once; limits memory

@@ -24,6 +24,7 @@ from .._utils.tensor_hash import tensors_sha256
 from ..errors import UserError, require
 from .loading import loading
 from .protocol import I2IModel, Inputs
+from .sharding import Sharded
 
 __all__ = ["UNMODIFIED", "Adapted", "copied", "has_adapter", "load_merged", "to_train", "unadapted"]
 
@@ -251,8 +252,16 @@ def unadapted(model: I2IModel) -> I2IModel:
 
 
 def to_train(model: I2IModel, rank: int | None, seed: int) -> I2IModel:
-    """Return a model with a new adapter of a rank; if the rank is None, the model itself."""
-    return model if rank is None else Adapted(model, rank, seed)
+    """Return a model with a new adapter of a rank; if the rank is None, the model itself.
+
+    Raises:
+        UserError: the model is divided among processes; or as for :class:`Adapted`.
+    """
+    if rank is None:
+        return model
+    if isinstance(model, Sharded):
+        raise UserError("a model that is divided among processes cannot get an adapter: leave out lora or fsdp.")
+    return Adapted(model, rank, seed)
 
 
 def has_adapter(folder: str | os.PathLike[str]) -> bool:

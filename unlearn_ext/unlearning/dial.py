@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from .._utils.distributed import local
 from .._utils.process_memory import release
 from ..models import I2IModel, load
 from ..models.adapters import UNMODIFIED, Adapted, copied
@@ -212,7 +213,7 @@ class Dial:
 
 
 def encoder_state(model: I2IModel) -> list[torch.Tensor]:
-    """Return copies of the encoder's parameters, on the CPU."""
+    """Return copies of the encoder's parameters, on the CPU; of a sharded model, those of this process's parts."""
     return [parameter.detach().cpu().clone() for parameter in model.encoder_parameters()]
 
 
@@ -223,7 +224,8 @@ def mix(model: I2IModel, less: Sequence[torch.Tensor], more: Sequence[torch.Tens
         model.mix(less, more, share)
         return
     for parameter, a, b in zip(model.encoder_parameters(), less, more, strict=True):
-        parameter.copy_(torch.lerp(a, b, share))
+        mine, a, b = (local(tensor, parameter) for tensor in (parameter, a, b))
+        mine.copy_(torch.lerp(a, b, share))
 
 
 def saved_state(model: I2IModel, folder: Path) -> list[torch.Tensor]:

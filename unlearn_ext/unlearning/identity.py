@@ -14,6 +14,7 @@ from .._utils.tensor_hash import tensors_sha256
 from .._version import __version__
 from ..data.augment import Augment
 from ..models import I2IModel
+from ..models.sharding import Sharded
 from ..tasks import Corruption
 from .settings import Settings
 
@@ -71,12 +72,13 @@ def identity(
 
 
 def weights_digest(model: I2IModel) -> str:
-    """Return a digest of all weights of a model, hexadecimal."""
+    """Return a digest of all weights of a model, hexadecimal; of a sharded model, every process must ask for it."""
     return tensors_sha256(*model.module.state_dict().values())
 
 
 def _configuration(model: I2IModel) -> str:
     """Return a digest of a model's properties other than weights: library configurations and tuples of numbers."""
+    model = model.model if isinstance(model, Sharded) else model
     parts = {**getattr(model, "__dict__", {}), "module": model.module}
     said: dict[str, Any] = {}
     for name, part in parts.items():

@@ -186,8 +186,11 @@ class Objectives:
     @torch.no_grad()
     def _mean(self, objective: Callable[[Encode, Batch], torch.Tensor], encode: Encode, side: Side) -> float:
         """Return the mean over all images of a side; each process computes a part."""
-        batches = side.batches(distributed.part(torch.arange(len(side))), _chunk(self.settings))
-        total = sum(objective(encode, batch).item() * len(batch.inputs[0]) for batch in batches)
+        mine, total, most = distributed.part(torch.arange(len(side))), 0.0, _chunk(self.settings)
+        for batch in side.batches(mine, most):
+            total += objective(encode, batch).item() * len(batch.inputs[0])
+        if len(mine) % most == 0 and distributed.largest_part(len(side)) > len(mine):
+            objective(encode, side.batch(torch.arange(1)))  # others have one minibatch more, and encode it together
         return distributed.total(total) / len(side)
 
 
