@@ -226,7 +226,15 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
+def test_a_family_without_a_small_model_is_one_sentence(tmp_path: Path) -> None:
+    for command in ("pretrain", "demo", "run"):
+        rest = ["--epsilon", "0.1"] if command == "run" else []
+        code, said = call(command, "--family", "mage", "--out", str(tmp_path), *rest)
+        assert code == 1
+        assert said.startswith("Error: family mage has no small model, so it needs --model, a checkpoint; families")
+
+
+@pytest.mark.parametrize("family", pretrain.RECIPES)
 def test_without_a_checkpoint_every_family_has_a_small_model(quick: Path, tmp_path: Path, family: str) -> None:
     code, said = call("pretrain", "--family", family, "--forget-classes", "7")
     assert code == 0, said
@@ -243,7 +251,7 @@ def test_without_a_checkpoint_every_family_has_a_small_model(quick: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "family", ["vqgan", *(pytest.param(f, marks=pytest.mark.slow) for f in models.FAMILIES if f != "vqgan")]
+    "family", ["vqgan", *(pytest.param(f, marks=pytest.mark.slow) for f in pretrain.RECIPES if f != "vqgan")]
 )
 def test_the_demo_shows_every_family(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     monkeypatch.setitem(demo.CHOICES, family, demo.Choice(Settings(lr=1e-3, steps=12), points=1, share=0.9))
@@ -518,3 +526,37 @@ def test_a_second_demo_shows_the_first_again(quick: Path, tmp_path: Path, monkey
         assert code == 0, said
         assert "Report: " in said
     assert "is finished: nothing is left to do" in said
+
+
+def test_an_adapter_is_trained_saved_verified_and_exported(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    pytest.importorskip("jsonschema")
+    run, out = tmp_path / "run", tmp_path / "model"
+    command = ["run", *options(place), "--out", str(run), "--epsilon", "60%", "--steps", "5"]
+    code, said = call(*command, "--lora", "2")
+    assert code == 0, said
+    assert "vqgan: 1,262 parameters to train" in said
+    (point,) = (folder for folder in run.glob("eps-*"))
+    assert {path.name for path in point.iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
+    assert "the folder <code>unmodified</code>" in (run / "report.html").read_text()
+    code, said = call(*command, "--lora", "4", "--resume")
+    assert code == 1
+    assert "that differs in: lora;" in said
+    code, said = call("export", str(run), str(out), "--point", point.name)
+    assert code == 0, said
+    exported = diffusers.VQModel.from_pretrained(out, low_cpu_mem_usage=False)
+    its = models.load("vqgan", point).encoder_parameters()[0]
+    assert torch.equal(next(exported.encoder.parameters()), its)
+    assert "a low-rank adapter (LoRA) of rank 2, merged" in (out / "README.md").read_text()
+    code, said = call("verify", str(run))
+    assert code == 0, said
+    assert f"model {point.name}: f1 = " in said
+    assert "adapters are merged into the weights for this" in said
+    assert "although machine and versions are the same" not in said
+    shutil.rmtree(run / "unmodified")
+    code, said = call("verify", str(run))
+    assert "its adapter cannot be used without the folder unmodified" in said
+    code, said = call("run", *options(place)[:-2], "--after", str(run), "--lora", "3", "--out", str(tmp_path / "next"),
+                      "--epsilon", "50%")  # fmt: skip
+    assert code == 2
+    assert "--lora is that of" in said

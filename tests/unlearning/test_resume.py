@@ -73,12 +73,15 @@ KINDS = {
     "sharpness": {"settings": Settings(steps=4, batch_size=8, precision="float16", sharpness=0.05)},
     "random masks": {"task": RandomMask(0.5, 4)},
     "own epsilons": {"epsilons": [0.3, "30%"]},
+    "adapter": {"settings": Settings(steps=4, batch_size=8, lora=2)},
 }
 
 
 @pytest.mark.filterwarnings("ignore:ε = ")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_bytes_however_it_is_trained(tmp_path, model, images, ending, kind):
+    if kind == "adapter":
+        pytest.importorskip("peft")
     swept(model, images, tmp_path / "alone", **KINDS[kind])
     for step in (7, 6, 1):
         ending(step)
@@ -89,7 +92,7 @@ def test_the_same_bytes_however_it_is_trained(tmp_path, model, images, ending, k
     assert bytes_of(tmp_path / "ended") == bytes_of(tmp_path / "alone")
 
 
-@pytest.mark.parametrize("family", ["mae", "diffusion", "autoencoder"])
+@pytest.mark.parametrize("family", ["mae", "diffusion", "autoencoder", "mage"])
 def test_the_same_bytes_of_every_family(tmp_path, images, ending, family):
     model, few = tiny.model(family), [side[:12] for side in images]
     quick = Settings(steps=3, batch_size=6)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.markup import escape
 
-from .._utils.distributed import is_first
+from .._utils.distributed import is_first, launched
 from ..errors import UserError
 from .ability import say_ability
 from .asked import folders_to_forget, request_names
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from ..unlearning.progress import Callback
     from ..unlearning.settings import Settings
 
-__all__ = ["Prepared", "continued", "device_named", "keep_apart", "prepare", "prepared_of", "recognised"]
+__all__ = [
+    "Prepared", "continued", "device_named", "divided", "keep_apart", "prepare", "prepared_of", "recognised",
+]  # fmt: skip
 
 
 _COLUMNS = ("image_column", "label_column")
@@ -71,7 +73,7 @@ def prepare(
     place: Place | None = None,
     earlier: Earlier | None = None,
 ) -> Prepared:
-    """Read the images, load or train the model, and move it to its device.
+    """Read the images, load or train the model, and move it to its device, or with ``--fsdp`` leave it on the CPU.
 
     Args:
         sources: images, task and model, as typed.
@@ -85,8 +87,11 @@ def prepare(
         UserError: the images, the model, the settings or the output folder cannot be used.
         typer.BadParameter: options contradict each other, or one that another needs is missing.
     """
+    import torch
+
     from .. import models, tasks
     from ..data import augment, join
+    from ..models.adapters import to_train
     from ..pretrain import pretrained
     from ..unlearning.identity import known, seen
     from ..unlearning.validation import check_model
@@ -95,6 +100,7 @@ def prepare(
     if earlier:
         sources, training = continued(sources, training, earlier)
     _check(sources, is_continued=earlier is not None)
+    _check_fsdp(machine, training)
     sources = recognised(sources)
     models.check_family(sources.family)
     task, augmentation = tasks.parse(sources.task), augment.parse(sources.augment)
@@ -122,16 +128,28 @@ def prepare(
     if model.channels != channels:
         raise UserError(f"the model takes images of {model.channels} channels; those of {images.name} have {channels}.")
     check_model(model)
-    _place(model, device, machine)
-    count = sum(parameter.numel() for parameter in model.encoder_parameters())
+    _place(model, torch.device("cpu") if machine.fsdp else device, machine)
+    trained = to_train(model, settings.lora, settings.seed)
+    count = sum(parameter.numel() for parameter in trained.encoder_parameters())
     if sources.model_config:
         out.print(f"Configuration of the model: {escape(str(sources.model_config))}", soft_wrap=True)
-    out.print(f"{model.family}: {count:,} parameters to train, on {model.device}, in {settings.precision}")
+    out.print(f"{model.family}: {count:,} parameters to train, on {device}, in {settings.precision}")
     out.print(counts(images), soft_wrap=True)
-    if place and is_first():
-        sets = {"images to forget": images.forget, "images to retain": images.retain}
-        say_ability(model, task, sets, "unlearning them cannot show anything; see `unlearn-ext pretrain --help`")
-    return Prepared(model, images, task, description, settings, augmentation, sources, earlier)
+    prepared = Prepared(model, images, task, description, settings, augmentation, sources, earlier)
+    if place and is_first() and not machine.fsdp:
+        _say_ability(prepared)
+    return prepared
+
+
+def divided(prepared: Prepared, machine: Machine) -> Prepared:
+    """Divide the model's weights among the processes, if ``--fsdp`` was typed; every process must call it."""
+    from ..models.sharding import shard
+
+    if not machine.fsdp:
+        return prepared
+    prepared = replace(prepared, model=shard(prepared.model, device_named(machine.device)))
+    _say_ability(prepared)
+    return prepared
 
 
 def prepared_of(run: Path, machine: Machine, progress: Callback | None = None) -> Prepared:
@@ -219,6 +237,7 @@ def continued(sources: Sources, training: Training, earlier: Earlier) -> tuple[S
         ("--family", sources.family, Sources.family, before.family),
         ("--task", sources.task, Sources.task, before.task),
         ("--seed", training.seed, Training.seed, seed),
+        ("--lora", training.lora, Training.lora, earlier.lora),
     ):
         if typed not in (usual, its):
             raise typer.BadParameter(
@@ -235,7 +254,7 @@ def continued(sources: Sources, training: Training, earlier: Earlier) -> tuple[S
     same = replace(
         sources, model=before.model, model_config=before.model_config, family=before.family, task=before.task
     )
-    return same, replace(training, seed=seed)
+    return same, replace(training, seed=seed, lora=earlier.lora)
 
 
 def _recorded(sources: Sources, names: Mapping[str, str], before: Sources) -> Sources:
@@ -272,13 +291,34 @@ def _check(sources: Sources, is_continued: bool) -> None:
         raise typer.BadParameter("your own images need --model, the checkpoint to unlearn.")
 
 
+def _check_fsdp(machine: Machine, training: Training) -> None:
+    """Reject ``--fsdp`` with options that it does not support, or without torchrun."""
+    if not machine.fsdp:
+        return
+    others = {"--compile": machine.compile, "--channels-last": machine.channels_last, "--lora": training.lora}
+    for option, typed in others.items():
+        if typed:
+            raise typer.BadParameter(f"{option} is not supported with --fsdp: leave one of them out.")
+    if not launched():
+        raise UserError(
+            "--fsdp divides the model among several processes: start them with "
+            "`torchrun --nproc-per-node N -m unlearn_ext …`."
+        )
+
+
+def _say_ability(prepared: Prepared) -> None:
+    sets = {"images to forget": prepared.images.forget, "images to retain": prepared.images.retain}
+    remedy = "unlearning them cannot show anything; see `unlearn-ext pretrain --help`"
+    say_ability(prepared.model, prepared.task, sets, remedy)
+
+
 def _settings(training: Training, machine: Machine) -> Settings:
     """Return the default settings, changed by the options that were typed."""
     from ..unlearning.settings import Settings
 
     given = {"steps": training.steps, "lr": training.lr, "batch_size": training.batch_size, "memory": machine.memory}
     typed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    typed["sharpness"] = training.sharpness
+    typed |= {"sharpness": training.sharpness, "lora": training.lora}
     return Settings(seed=training.seed, precision=machine.precision, compile=machine.compile, **typed)
 
 

@@ -22,6 +22,7 @@ CLASSES = {
     "TAEF2": "autoencoder",
     "ViTMAEForPreTraining": "mae",
     "UNet2DModel": "diffusion",
+    "MAGE": "mage",
 }
 
 
@@ -49,7 +50,7 @@ def family_of(path_or_id: str | os.PathLike[str], configuration: Path | None = N
         raise UserError(f"{path_or_id} is a {name}, but the families are of {', '.join(CLASSES)}.")
     raise UserError(
         f"{path_or_id} does not say which class of model it is, because its config.json is missing or names none: give "
-        "--family."
+        "a folder that save_pretrained wrote, or --family."
     )
 
 

@@ -6,6 +6,7 @@ which also contain an ``argparse.Namespace``.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import tempfile
@@ -86,14 +87,32 @@ def load(checkpoint: Checkpoint) -> MAE:
 
 def write_back(model: MAE, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Return the weights of a checkpoint, with those of the ViT replaced by the model's."""
-    with tempfile.TemporaryDirectory() as folder:  # names in memory depend on the release of transformers
-        model.save_pretrained(folder)
-        saved = require("safetensors.torch", "images").load_file(Path(folder) / "model.safetensors")
+    trained, in_memory = model.module.state_dict(), _names_in_memory(model.module.config)
     written = dict(checkpoint.weights)
     for name, names in _table(checkpoint).items():
         if names[0].startswith("vit."):
-            written[name] = torch.cat([saved[theirs] for theirs in names]).to(written[name].dtype)
+            parts = [trained[in_memory[theirs]].cpu() for theirs in names]
+            written[name] = torch.cat(parts).to(written[name].dtype)
     return written
+
+
+def _names_in_memory(config: Any) -> dict[str, str]:
+    """Return the name in memory of each weight by its name in files, which depends on the release of transformers.
+
+    A model of the same depth, whose weights are their numbers, is saved and read.
+    """
+    small = copy.deepcopy(config)
+    for name in ("hidden_size", "intermediate_size", "decoder_hidden_size", "decoder_intermediate_size"):
+        setattr(small, name, 4)
+    small.num_attention_heads = small.decoder_num_attention_heads = small.image_size = small.patch_size = 1
+    module = require("transformers", "images").ViTMAEForPreTraining(small)
+    for number, value in enumerate(module.state_dict().values()):
+        value.fill_(number)
+    with tempfile.TemporaryDirectory() as folder, without_bars():
+        module.save_pretrained(folder)
+        saved = require("safetensors.torch", "images").load_file(Path(folder) / "model.safetensors")
+    names = list(module.state_dict())
+    return {name: names[int(value.flatten()[0])] for name, value in saved.items()}
 
 
 def _table(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
