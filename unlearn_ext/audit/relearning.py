@@ -16,7 +16,7 @@ from ..unlearning.encoder import Encoder
 from .context import Context, f1_and_f2
 from .estimates import mean
 from .linear_reader import mean_image
-from .protocol import Audit, Finding
+from .protocol import Audit, Finding, NotRun
 from .reading import hole_errors
 
 __all__ = ["FEW", "LR", "RELEARNING", "STEPS", "relearn"]
@@ -58,6 +58,8 @@ def _findings(context: Context) -> Iterator[Finding]:
             errors = [mean(hole_errors(model, images, context.task)) for images in (forget, retain)]
             yield Finding.of(f"error in the hole {when}", errors, chance=chance)
 
+    if context.model.family not in RECIPES:
+        raise NotRun(f"family {context.model.family} has no pretraining loss here")
     yield from context.left_out()
     yield from measured(context.model, "before further training")
     few = context.forget.fitted[:FEW]

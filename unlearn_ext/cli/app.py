@@ -150,11 +150,11 @@ def demo(out_: Out = Path("runs/demo"), family: Family = "vqgan", resume: Resume
     - `unlearn-ext demo --family diffusion --out runs/diffusion`
     """
     from .. import demo as chosen
-    from ..models import check_family
+    from ..pretrain import recipe_of
     from ..unlearning.identity import known
     from ..unlearning.pictures import ALL  # these images are public
 
-    check_family(family)
+    recipe_of(family)
     choice = chosen.CHOICES[family]
     place = Place.of_sweep(out_, choice.points, ALL, resume, force)
     with together():

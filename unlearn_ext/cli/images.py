@@ -28,11 +28,9 @@ __all__ = ["built_in", "counts", "describe", "named_images", "recovered"]
 def built_in(small: Small, seed: int, size: int | None = None, validation: float = 0.2) -> tuple[ForgetRetain, str]:
     """Return built-in images and their name in the report; the default size is that of the family's small model."""
     from .. import data
-    from ..models import check_family
-    from ..pretrain import RECIPES
+    from ..pretrain import recipe_of
 
-    check_family(small.family)
-    size = size or RECIPES[small.family].size
+    size = size or recipe_of(small.family).size
     classes = _labels("0,1" if small.forget_classes is None else small.forget_classes)
     images = data.load(small.data or "mnist", forget_classes=classes, size=size, validation=validation, seed=seed)
     return images, describe(images.name, classes)

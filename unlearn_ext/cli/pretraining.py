@@ -110,14 +110,13 @@ def _check(small: Small, photographs: Photographs) -> None:
 
 def _trained(small: Small, photographs: Photographs, seed: int, out_: Path | None, progress: Callback) -> Path:
     """Train the model, save it in a folder or in the cache, and return its folder."""
-    from ..models import check_family, load
-    from ..pretrain import RECIPES, cached, train
+    from ..models import load
+    from ..pretrain import cached, recipe_of, train
     from ..tasks import parse
 
-    check_family(small.family)
-    task, recipe = parse(small.task), RECIPES[small.family]()
+    task, recipe = parse(small.task), recipe_of(small.family)()
     recipe = replace(recipe, steps=photographs.steps or recipe.steps)
-    size = photographs.size or RECIPES[small.family].size
+    size = photographs.size or recipe_of(small.family).size
     recipe.check_size(size)
     images, held_out = _images(small, photographs, size, seed)
     if out_ is None:

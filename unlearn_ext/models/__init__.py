@@ -13,12 +13,20 @@ from .._utils.hub import expanded
 from ..errors import UserError
 from .protocol import I2IModel, Inputs
 
-__all__ = ["CHUNK", "FAMILIES", "I2IModel", "Inputs", "check_family", "family_class", "load", "reconstruct"]
+__all__ = [
+    "CHUNK", "FAMILIES", "I2IModel", "Inputs", "check_family", "family_class", "load", "load_like", "reconstruct",
+]  # fmt: skip
 
 CHUNK = 64  # images decoded at once; limits memory
 
-# Each family's class, in the module of the same name as the family. Modules are imported on first use.
-FAMILIES = {"vqgan": "VQGAN", "autoencoder": "AutoencoderKL", "mae": "MAE", "diffusion": "Diffusion"}
+# Each family's class, in the module of the family's name with `_` for `-`. Modules are imported on first use.
+FAMILIES = {
+    "vqgan": "VQGAN",
+    "autoencoder": "AutoencoderKL",
+    "mae": "MAE",
+    "diffusion": "Diffusion",
+    "latent-diffusion": "LatentDiffusion",
+}
 
 
 def load(family: str, path_or_id: str | os.PathLike[str]) -> I2IModel:
@@ -28,8 +36,9 @@ def load(family: str, path_or_id: str | os.PathLike[str]) -> I2IModel:
 
     Args:
         family: ``"vqgan"`` for a checkpoint of ``diffusers.VQModel``, ``"autoencoder"`` for
-            ``diffusers.AutoencoderKL``, ``"mae"`` for ``transformers.ViTMAEForPreTraining``, or ``"diffusion"`` for
-            ``diffusers.UNet2DModel`` with a scheduler that has DDPM's noise schedule.
+            ``diffusers.AutoencoderKL``, ``"mae"`` for ``transformers.ViTMAEForPreTraining``, ``"diffusion"`` for
+            ``diffusers.UNet2DModel`` with a scheduler that has DDPM's noise schedule, or ``"latent-diffusion"`` for a
+            whole pipeline of ``diffusers`` that inpaints or edits.
         path_or_id: folder that ``save_pretrained`` wrote (``~`` is the home folder), or hub id.
 
     Raises:
@@ -39,10 +48,22 @@ def load(family: str, path_or_id: str | os.PathLike[str]) -> I2IModel:
     return family_class(family).from_pretrained(expanded(path_or_id))
 
 
+def load_like(model: I2IModel, path_or_id: str | os.PathLike[str]) -> I2IModel:
+    """Load another model of a model's family, for the same prompts if the family takes prompts.
+
+    Raises:
+        UserError: as for :func:`load`.
+    """
+    loaded: Any = load(model.family, path_or_id)
+    if hasattr(model, "prompts"):
+        loaded.prompts = model.prompts
+    return loaded
+
+
 def family_class(family: str) -> Any:
     """Return the class of a family's models; raise ``UserError`` if there is no such family."""
     check_family(family)
-    return getattr(importlib.import_module(f".{family}", __name__), FAMILIES[family])
+    return getattr(importlib.import_module(f".{family.replace('-', '_')}", __name__), FAMILIES[family])
 
 
 def check_family(family: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from .._utils.atomic_io import save_folder
 from .._utils.cache import cache_folder, writable_cache_folder
 from ..data import ForgetRetain
+from ..errors import UserError
 from ..models import check_family
 from ..tasks import Corruption
 from ..unlearning.progress import Callback
@@ -18,9 +19,24 @@ from . import autoencoder, diffusion, mae, vqgan
 from .loop import train
 from .recipe import Recipe
 
-__all__ = ["RECIPES", "Recipe", "cached", "pretrained", "train"]
+__all__ = ["RECIPES", "Recipe", "cached", "pretrained", "recipe_of", "train"]
 
 RECIPES = {module.Recipe.family: module.Recipe for module in (vqgan, autoencoder, mae, diffusion)}
+
+
+def recipe_of(family: str) -> type[Recipe]:
+    """Return the recipe of a family's small model.
+
+    Raises:
+        UserError: there is no such family, or it has no small model.
+    """
+    check_family(family)
+    if family not in RECIPES:
+        raise UserError(
+            f"family {family} has no small model, so it needs --model, a checkpoint; families with a small model: "
+            f"{', '.join(RECIPES)}."
+        )
+    return RECIPES[family]
 
 
 def pretrained(
@@ -61,8 +77,7 @@ def cached(
     progress: Callback | None = None,
 ) -> Path:
     """Do the same as :func:`pretrained` for one tensor of images, uint8 [N, C, S, S] or float in [-1, 1]."""
-    check_family(family)
-    recipe = recipe or RECIPES[family]()
+    recipe = recipe or recipe_of(family)()
     folder = cache_folder() / f"{family}-{_digest(images, task, seed, recipe)}"
     if not folder.is_dir():
         writable_cache_folder()

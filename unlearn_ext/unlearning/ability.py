@@ -13,7 +13,7 @@ import torch
 
 from .._utils.atomic_io import write_table
 from ..errors import UserError
-from ..models import I2IModel, load, reconstruct
+from ..models import I2IModel, load_like, reconstruct
 from ..tasks import Task
 from .batches import pixels
 from .dial import UNMODIFIED
@@ -95,7 +95,7 @@ def write_hole(
     for point in ParetoFront.from_csv(run / "front.csv"):
         if progress is not None:
             progress(point.name)
-        model = load(unmodified.family, run / point.name)
+        model = load_like(unmodified, run / point.name)
         model.module.to(unmodified.device)
         after = ability(model, images, task, seconds=math.inf)  # on the same images, or they could not be compared
         rows.append((point.name, after.psnr, after.images))

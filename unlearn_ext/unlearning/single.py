@@ -17,7 +17,7 @@ from .._utils import distributed
 from ..data.augment import Augment
 from ..data.sets import FORGET, TRAINING, NamedImage, unnamed
 from ..errors import UserError
-from ..models import I2IModel, load
+from ..models import I2IModel, load_like
 from ..tasks import Corruption
 from .dial import Unlearned
 from .earlier import Earlier
@@ -130,7 +130,7 @@ def unlearn(
             warnings.warn(f"the run in {out} is finished: nothing is left to do.", stacklevel=2)
             assert out is not None  # only a run with a folder can be finished
             (point,) = ParetoFront.from_csv(Path(out) / FRONT)
-            return load(model.family, Path(out) / point.name)
+            return load_like(model, Path(out) / point.name)
         objectives = Objectives.freeze(
             model, next(iter(to_forget.values())), retain, task, augment=augment, settings=settings,
             variance=None if after is None else after.variance,
