@@ -21,12 +21,12 @@ _TOKENS = 77
 
 def inpainting(**unet: Any) -> Any:
     """Return a tiny ``StableDiffusionInpaintPipeline``; options are those of its U-Net."""
-    return _stable_diffusion(diffusers.StableDiffusionInpaintPipeline, in_channels=9, **unet)
+    return _stable_diffusion(diffusers.StableDiffusionInpaintPipeline, {"in_channels": 9} | unet)
 
 
 def pix2pix(**unet: Any) -> Any:
     """Return a tiny ``StableDiffusionInstructPix2PixPipeline``; options are those of its U-Net."""
-    return _stable_diffusion(diffusers.StableDiffusionInstructPix2PixPipeline, in_channels=8, **unet)
+    return _stable_diffusion(diffusers.StableDiffusionInstructPix2PixPipeline, {"in_channels": 8} | unet)
 
 
 def xl_inpainting(**unet: Any) -> Any:
@@ -88,7 +88,7 @@ def scheduler(**options: Any) -> Any:
     return diffusers.PNDMScheduler(**noise | known | options)
 
 
-def _stable_diffusion(pipeline: Any, **unet: Any) -> Any:
+def _stable_diffusion(pipeline: Any, unet: dict[str, Any]) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return _quiet(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.markup import escape
 
 from .._utils.distributed import is_first
 from ..errors import UserError
@@ -17,6 +18,7 @@ from .asked import folders_to_forget, request_names
 from .images import built_in, counts, named_images, recovered
 from .options import Machine, Sources, Training
 from .place import Place
+from .prompts import check_prompts, give_prompts
 from .sources_file import kept
 from .terminal import out
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Prepared", "continued", "device_named", "keep_apart", "prepare", "prepared_of"]
 
 
-_COLUMNS = ("image_column", "label_column")
+_COLUMNS = ("image_column", "label_column", "prompt_column")
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,13 @@ def prepare(
     if model.channels != channels:
         raise UserError(f"the model takes images of {model.channels} channels; those of {images.name} have {channels}.")
     check_model(model)
+    prompts = give_prompts(model, images, sources)
     _place(model, device, machine)
     count = sum(parameter.numel() for parameter in model.encoder_parameters())
     out.print(f"{model.family}: {count:,} parameters to train, on {model.device}, in {settings.precision}")
     out.print(counts(images), soft_wrap=True)
+    if prompts:
+        out.print(escape(prompts), soft_wrap=True)
     if place and is_first():
         sets = {"images to forget": images.forget, "images to retain": images.retain}
         say_ability(model, task, sets, "unlearning them cannot show anything; see `unlearn-ext pretrain --help`")
@@ -159,6 +164,7 @@ def prepared_of(run: Path, machine: Machine, progress: Callback | None = None) -
     if not len(images.forget) or not len(images.retain):
         side = "retain" if len(images.forget) else "forget"
         raise UserError(f"the images to {side} of {run} are not at hand any more, so its models cannot be evaluated.")
+    give_prompts(model, images, sources)
     _place(model, device_named(machine.device), machine)
     return Prepared(model, images, task, before.metrics["dataset"], settings, augmentation, sources)
 
@@ -187,6 +193,7 @@ def continued(sources: Sources, training: Training, earlier: Earlier) -> tuple[S
         ("--model", sources.model, None, before.model),
         ("--family", sources.family, Sources.family, before.family),
         ("--task", sources.task, Sources.task, before.task),
+        ("--prompt", sources.prompt, None, before.prompt),
         ("--seed", training.seed, Training.seed, seed),
     ):
         if typed not in (usual, its):
@@ -201,7 +208,7 @@ def continued(sources: Sources, training: Training, earlier: Earlier) -> tuple[S
             raise typer.BadParameter(f"{earlier.folder} has folders of images, without classes: give --forget DIR.")
         named = {name: getattr(before, name) for name in ("data", "data_dir", "dataset", "split", *_COLUMNS)}
         sources = replace(sources, **named)
-    same = replace(sources, model=before.model, family=before.family, task=before.task)
+    same = replace(sources, model=before.model, family=before.family, task=before.task, prompt=before.prompt)
     return same, replace(training, seed=seed)
 
 
@@ -237,6 +244,7 @@ def _check(sources: Sources, is_continued: bool) -> None:
         raise typer.BadParameter(f"{classed} needs --forget-classes, the names of the classes to forget.")
     if any(own) and not sources.model and not is_continued:
         raise typer.BadParameter("your own images need --model, the checkpoint to unlearn.")
+    check_prompts(sources)
 
 
 def _settings(training: Training, machine: Machine) -> Settings:

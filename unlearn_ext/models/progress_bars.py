@@ -1,4 +1,4 @@
-"""Hide the progress bars that model libraries show while they load and save weights."""
+"""Hide what model libraries show while they load and save weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from ..errors import require
 
-__all__ = ["without_bars"]
+__all__ = ["quiet", "without_bars"]
 
 
 @contextmanager
@@ -19,4 +19,15 @@ def without_bars(*libraries: str) -> Iterator[None]:
             if logging.is_progress_bar_enabled():
                 logging.disable_progress_bar()
                 shown_again.callback(logging.enable_progress_bar)
+        yield
+
+
+@contextmanager
+def quiet(*libraries: str) -> Iterator[None]:
+    """Hide the progress bars of libraries, and their messages that are not errors."""
+    with without_bars(*libraries), ExitStack() as as_before:
+        for library in libraries:
+            logging = require(f"{library}.utils.logging", "images")
+            as_before.callback(logging.set_verbosity, logging.get_verbosity())
+            logging.set_verbosity_error()
         yield

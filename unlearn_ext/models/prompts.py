@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -23,6 +23,18 @@ class Prompts(NamedTuple):
 
     fixed: str = ""
     own: Mapping[str, str] = {}
+
+    @classmethod
+    def filled(cls, fixed: str, own: Mapping[str, str], known: Iterable[str]) -> Prompts:
+        """Return the prompts of images of which some have their own; the others get the fixed one.
+
+        Args:
+            fixed: prompt of the images that have none of their own.
+            own: prompts by the SHA-256 of the pixels; those of other images are left out.
+            known: the SHA-256 of all images.
+        """
+        filled = {digest: own.get(digest, fixed) for digest in known}
+        return cls(fixed, filled if own.keys() & filled.keys() else {})
 
     def of(self, images: torch.Tensor) -> list[str]:
         """Return the prompts of images, float [N, C, H, W] in [-1, 1].

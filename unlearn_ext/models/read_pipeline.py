@@ -12,7 +12,7 @@ import torch
 from ..errors import UserError, require
 from .loading import check_complete, loading, variant
 from .pipelines import check_kind
-from .progress_bars import without_bars
+from .progress_bars import quiet
 
 __all__ = ["read_pipeline"]
 
@@ -24,6 +24,8 @@ _CHECKED = {
     "text_encoder": ("transformers", ("CLIPTextModel", "CLIPTextModelWithProjection")),
     "text_encoder_2": ("transformers", ("CLIPTextModelWithProjection",)),
 }
+_TOKENIZERS = {"tokenizer", "tokenizer_2"}
+_VOCABULARIES = ("tokenizer.json", "vocab.json")
 
 
 def read_pipeline(path_or_id: str | os.PathLike[str]) -> Any:
@@ -34,13 +36,16 @@ def read_pipeline(path_or_id: str | os.PathLike[str]) -> Any:
             only as a pickle.
     """
     diffusers = require("diffusers", "images")
-    with loading("pipeline", path_or_id), without_bars("diffusers", "transformers"):
+    # Importing a pipeline, and building one without a safety checker, each give a message that users cannot act on.
+    with loading("pipeline", path_or_id), quiet("diffusers", "transformers"):
         folder = Path(path_or_id)
         if not folder.is_dir():
             folder = Path(diffusers.DiffusionPipeline.download(os.fspath(path_or_id), use_safetensors=True))
         index = _index(folder)
         name = str(index.get("_class_name"))
         check_kind(name, index)
+        for part in _TOKENIZERS & index.keys():
+            _check_vocabulary(folder / part)
         parts = {part: _component(folder, part, index[part]) for part in _CHECKED if part in index}
         return getattr(diffusers, name).from_pretrained(
             folder, use_safetensors=True, low_cpu_mem_usage=False, variant=variant(folder / "unet"), **parts
@@ -54,6 +59,15 @@ def _index(folder: Path) -> dict[str, Any]:
     if not isinstance(index, dict):
         raise UserError(f"{folder / _INDEX} does not list the components of a pipeline.")
     return index
+
+
+def _check_vocabulary(folder: Path) -> None:
+    """Raise ``UserError`` if a tokenizer has no vocabulary: transformers would take one without words, in silence."""
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        raise UserError(
+            f"{folder} has no vocabulary, tokenizer.json, or vocab.json and merges.txt: copy the tokenizer of the "
+            "original pipeline there."
+        )
 
 
 def _component(folder: Path, name: str, named: Any) -> Any:

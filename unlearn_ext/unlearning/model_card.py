@@ -20,6 +20,7 @@ LIBRARIES = {
     "autoencoder": ("diffusers", "AutoencoderKL"),
     "mae": ("transformers", "ViTMAEForPreTraining"),
     "diffusion": ("diffusers", "UNet2DModel"),
+    "latent-diffusion": ("diffusers", "DiffusionPipeline"),  # loads the class that model_index.json names
 }
 _NOT_PROMISED = (
     "This is no proof of deletion and no privacy guarantee: nobody has certified that the forgotten images cannot be "
