@@ -14,7 +14,7 @@ import torch
 from commands import call
 from torch.nn import functional
 
-from unlearn_ext import data, demo, models, pretrain
+from unlearn_ext import data, demo, pretrain
 from unlearn_ext.models import diffusion
 from unlearn_ext.unlearning import journal, objectives
 from unlearn_ext.unlearning.settings import Settings
@@ -226,7 +226,15 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
+def test_a_family_without_a_small_model_is_one_sentence(tmp_path: Path) -> None:
+    for command in ("pretrain", "demo", "run"):
+        rest = ["--epsilon", "0.1"] if command == "run" else []
+        code, said = call(command, "--family", "mage", "--out", str(tmp_path), *rest)
+        assert code == 1
+        assert said.startswith("Error: family mage has no small model, so it needs --model, a checkpoint; families")
+
+
+@pytest.mark.parametrize("family", pretrain.RECIPES)
 def test_without_a_checkpoint_every_family_has_a_small_model(quick: Path, tmp_path: Path, family: str) -> None:
     code, said = call("pretrain", "--family", family, "--forget-classes", "7")
     assert code == 0, said
@@ -243,7 +251,7 @@ def test_without_a_checkpoint_every_family_has_a_small_model(quick: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "family", ["vqgan", *(pytest.param(f, marks=pytest.mark.slow) for f in models.FAMILIES if f != "vqgan")]
+    "family", ["vqgan", *(pytest.param(f, marks=pytest.mark.slow) for f in pretrain.RECIPES if f != "vqgan")]
 )
 def test_the_demo_shows_every_family(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     monkeypatch.setitem(demo.CHOICES, family, demo.Choice(Settings(lr=1e-3, steps=12), points=1, share=0.9))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 SIDE = 8  # pixels
+FAMILIES = ("vqgan", "autoencoder", "mae", "diffusion", "mage")  # whose models are one module; see also pipelines.py
 
 
 def vqmodel(**options: Any) -> Any:
@@ -45,6 +46,20 @@ def unet(**options: Any) -> Any:
     return _built("diffusers", "UNet2DModel", sizes | options)
 
 
+def mage(**options: Any) -> Any:
+    """Return a ``MAGENetwork`` of 8x8 grey images in patches of 2 pixels."""
+    from unlearn_ext.models.mage_network import MAGEConfig, MAGENetwork
+
+    sizes: dict[str, Any] = {
+        "image_size": SIDE, "num_channels": 1, "embed_dim": 8, "depth": 2, "num_heads": 2, "mlp_dim": 16,
+        "decoder_embed_dim": 8, "decoder_depth": 1, "decoder_num_heads": 2, "decoder_mlp_dim": 16, "vocab_size": 100,
+        "codebook_size": 16, "codebook_dim": 4, "vqgan_widths": (32, 32, 32), "vqgan_blocks": 1,
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MAGENetwork(MAGEConfig(**sizes | options))
+
+
 def model(family: str) -> Any:
     """Return a wrapped model of a family."""
     return wrapped(family)
@@ -55,11 +70,14 @@ def wrapped(family: str, **options: Any) -> Any:
     from unlearn_ext.models.autoencoder import AutoencoderKL
     from unlearn_ext.models.diffusion import Diffusion
     from unlearn_ext.models.mae import MAE
+    from unlearn_ext.models.mage import MAGE
     from unlearn_ext.models.vqgan import VQGAN
 
     if family == "diffusion":
         return Diffusion(unet(**options), pytest.importorskip("diffusers").DDPMScheduler(num_train_timesteps=100))
-    kind, module = {"vqgan": (VQGAN, vqmodel), "autoencoder": (AutoencoderKL, kl), "mae": (MAE, vitmae)}[family]
+    kind, module = {
+        "vqgan": (VQGAN, vqmodel), "autoencoder": (AutoencoderKL, kl), "mae": (MAE, vitmae), "mage": (MAGE, mage),
+    }[family]  # fmt: skip
     return kind(module(**options))
 
 

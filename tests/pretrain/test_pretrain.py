@@ -29,8 +29,12 @@ def data(images):
     return divide("stripes", *images)
 
 
-def test_there_is_a_recipe_for_every_family():
-    assert set(pretrain.RECIPES) == set(models.FAMILIES)
+def test_a_family_without_a_recipe_needs_a_checkpoint():
+    assert set(pretrain.RECIPES) == set(TINY)
+    for family in models.FAMILIES:
+        if family not in TINY:
+            with pytest.raises(UserError, match=f"family {family} has no small model, so it needs --model"):
+                pretrain.recipe_of(family)
 
 
 @every_family

@@ -48,7 +48,7 @@ def is_local(place: str | os.PathLike[str], *, owned: bool = True) -> bool:
             why = f"; since there is a folder {path.parent}, this is not taken for an id of the Hugging Face hub"
         else:
             return False
-    raise UserError(f"there is no folder {path}{why}.")
+    raise UserError(f"there is no {'file' if path.suffix in _SUFFIXES else 'folder'} {path}{why}.")
 
 
 def _is_id(text: str) -> bool:
@@ -102,6 +102,7 @@ def check_reachable(place: str | os.PathLike[str]) -> None:
         return
     repository = os.fspath(place)
     silence = ask_hub(repository, "model")
-    cached = require("huggingface_hub", "images").try_to_load_from_cache(repository, "config.json")
-    if silence and not isinstance(cached, str):
+    find = require("huggingface_hub", "images").try_to_load_from_cache
+    is_cached = any(isinstance(find(repository, name), str) for name in ("config.json", "model_index.json"))
+    if silence and not is_cached:
         raise UserError(f"there is no folder {repository}, and the Hugging Face hub does not answer: {silence}.")

@@ -17,6 +17,7 @@ from ..unlearning.pictures import CHOICES
 from . import commands
 from .asked import asked_epsilons, folders_to_forget, request_names, typed_epsilons
 from .audit import audit
+from .convert import convert
 from .evidence import Evidence, add_commands
 from .export import export
 from .images import describe
@@ -34,6 +35,7 @@ __all__ = [
     "Resume",
     "Wanted",
     "app",
+    "convert",
     "demo",
     "dial",
     "evaluate",
@@ -211,7 +213,7 @@ def sweep(
             with first_alone():
                 prepared = prepare(sources, training, machine, watch, place)
             commands.sweep_to(place, prepared, points, pictures, watch)
-        commands.show_run(out_, sources, evidence, sign)
+        commands.show_run(out_, prepared.sources, evidence, sign)
 
 
 @app.command()
@@ -307,6 +309,7 @@ def report(
     out.print(f"Report: {escape(str(write_report(run, pictures)))}", soft_wrap=True)
 
 
+app.command()(convert)
 app.command()(export)
 
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from .._utils.distributed import is_first
 from .._utils.hub import expanded
 from .images import built_in
-from .inputs import prepared_of
+from .inputs import prepared_of, recognised
 from .options import Machine, Sources, unfolded
 from .sources_file import kept
 from .terminal import Watch, out
@@ -112,7 +112,7 @@ def verify(
     run: _Run,
     model_before: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of the model before, if it was moved."),
+        typer.Option(metavar="MODEL", help="Folder or file of the model before, if it was moved."),
     ] = None,
     public_key: Annotated[
         Path | None,
@@ -165,12 +165,17 @@ def _model_before(sources: Sources, seed: int) -> Before | None:
     from .. import tasks
     from ..evidence.places import model_place
     from ..evidence.record import Before
+    from ..models.doors import companions
     from ..pretrain import pretrained
 
     if sources.model:
         place = model_place(sources.model, {"model": sources.model})
+        if place is None:
+            return None
         local = Path(expanded(sources.model))
-        return Before(local.resolve().name if local.exists() else sources.model, place) if place else None
+        named = local.resolve().name if local.exists() else sources.model
+        configuration = recognised(sources).model_config
+        return Before(named, place, companions(place, configuration) if place.is_file() else ())
     images, _ = built_in(sources, seed, validation=sources.validation)
     folder = pretrained(sources.family, images, tasks.parse(sources.task), seed=seed)
     return Before(folder.name, folder)

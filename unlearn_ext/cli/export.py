@@ -13,9 +13,12 @@ from .._utils.atomic_io import RECORD, save_folder, saved_files, write_text
 from .._utils.hub import expanded
 from ..errors import UserError
 from .model_folder import check_model_folder
+from .original import Original
 from .terminal import out
 
-__all__ = ["export"]
+__all__ = ["FORMATS", "export"]
+
+FORMATS = LIBRARY, ORIGINAL = "library", "original"
 
 
 def export(
@@ -25,12 +28,21 @@ def export(
         str | None,
         typer.Option(metavar="NAME", help="Name of the model, such as eps-0.3000.", show_default="the recommended one"),
     ] = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="FORMAT",
+            help="library: a folder for `from_pretrained`; original: a safetensors file with the layout of the "
+            "checkpoint file that the run began with.",
+        ),
+    ] = LIBRARY,
     names: Annotated[bool, typer.Option("--names", help="Name the requests in the model card.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that was exported earlier.")] = False,
 ) -> None:
     """Copy one model of a run to a folder of its own, with a model card: a README.md that the Hugging Face hub reads.
 
-    The model loads with its own library's `from_pretrained`. The card says which ε was asked and reached, and what is
+    The model loads with its own library's `from_pretrained`, or with `--format original` in the programme that the
+    checkpoint file of the run came from. The card says which ε was asked and reached, and what is
     not promised. It names no file, class or person. Fill in the licence before you publish it.
 
     For example:
@@ -38,11 +50,15 @@ def export(
     - `unlearn-ext export runs/mine models/unlearned`
 
     - `unlearn-ext export runs/mine models/unlearned --point eps-0.3000`
+
+    - `unlearn-ext export runs/mine models/unlearned --format original`
     """
     from ..unlearning.model_card import model_card
     from ..unlearning.recommend import recommend
     from ..unlearning.run_folder import read_run
 
+    if format not in FORMATS:
+        raise typer.BadParameter(f"there is no format {format}; there are {' and '.join(FORMATS)}.")
     finished = read_run(run)
     _keep_apart(run, folder)
     check_model_folder(folder, force)
@@ -53,11 +69,13 @@ def export(
         out.print(f"Recommended: {point}. {escape(best.reason)}", soft_wrap=True)
     if point not in by_name:
         raise UserError(f"there is no model {point} in {run}; there are {', '.join(by_name)}.")
-    card = model_card(finished, by_name[point], names=names)
-    files = _model_files(run / point)
+    files, original = _model_files(run / point), Original(run) if format == ORIGINAL else None
+    card = model_card(finished, by_name[point], names=names, file=original.name if original else None)
 
     def save(place: Path) -> None:
-        for file in files:
+        if original:
+            original.save(point, place)
+        for file in () if original else files:
             copy = place / file.relative_to(run / point)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)

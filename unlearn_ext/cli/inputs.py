@@ -16,7 +16,7 @@ from ..errors import UserError
 from .ability import say_ability
 from .asked import folders_to_forget, request_names
 from .images import built_in, counts, named_images, recovered
-from .options import Machine, Sources, Training
+from .options import Machine, Small, Sources, Training
 from .place import Place
 from .prompts import check_prompts, give_prompts
 from .sources_file import kept
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..unlearning.progress import Callback
     from ..unlearning.settings import Settings
 
-__all__ = ["Prepared", "continued", "device_named", "keep_apart", "prepare", "prepared_of"]
+__all__ = ["Prepared", "continued", "device_named", "keep_apart", "prepare", "prepared_of", "recognised"]
 
 
 _COLUMNS = ("image_column", "label_column", "prompt_column")
@@ -96,6 +96,7 @@ def prepare(
     if earlier:
         sources, training = continued(sources, training, earlier)
     _check(sources, is_continued=earlier is not None)
+    sources = recognised(sources)
     models.check_family(sources.family)
     task, augmentation = tasks.parse(sources.task), augment.parse(sources.augment)
     settings = _settings(training, machine)
@@ -105,7 +106,7 @@ def prepare(
     if earlier and not sources.model:
         sources = replace(sources, model=str(_small_model(kept(earlier.first), settings, progress)))
     if sources.model:
-        model = models.load(sources.family, sources.model)
+        model = models.load(sources.family, sources.model, sources.model_config)
         images, description = named_images(sources, model.size, model.channels, settings)
     else:
         images, description = built_in(sources, settings.seed, validation=sources.validation)
@@ -125,6 +126,8 @@ def prepare(
     prompts = give_prompts(model, images, sources)
     _place(model, device, machine)
     count = sum(parameter.numel() for parameter in model.encoder_parameters())
+    if sources.model_config:
+        out.print(f"Configuration of the model: {escape(str(sources.model_config))}", soft_wrap=True)
     out.print(f"{model.family}: {count:,} parameters to train, on {model.device}, in {settings.precision}")
     out.print(counts(images), soft_wrap=True)
     if prompts:
@@ -154,12 +157,13 @@ def prepared_of(run: Path, machine: Machine, progress: Callback | None = None) -
     from ..unlearning.run_folder import read_run
     from ..unlearning.settings import Settings
 
-    before, sources = read_run(run), kept(run)
+    before, sources = read_run(run), recognised(kept(run))
     settings = Settings(**before.metrics["settings"])
     if not before.images:  # of an earlier version
         return replace(prepare(sources, Training(seed=settings.seed), machine, progress), settings=settings)
     task, augmentation = tasks.parse(sources.task), augment.parse(sources.augment)
-    model = models.load(sources.family, sources.model or _small_model(sources, settings, progress))
+    place = sources.model or _small_model(sources, settings, progress)
+    model = models.load(sources.family, place, sources.model_config)
     images = recovered(before, model, settings.memory)
     if not len(images.forget) or not len(images.retain):
         side = "retain" if len(images.forget) else "forget"
@@ -169,10 +173,31 @@ def prepared_of(run: Path, machine: Machine, progress: Callback | None = None) -
     return Prepared(model, images, task, before.metrics["dataset"], settings, augmentation, sources)
 
 
+def recognised(sources: Sources) -> Sources:
+    """Return the options with the family of the model and the configuration of its file, if they were not typed.
+
+    Raises:
+        UserError: the model is of no known family, or several files may be its configuration.
+    """
+    from .. import models
+
+    if sources.model is None:
+        if sources.model_config:
+            raise typer.BadParameter("--model-config needs --model, the checkpoint file that it belongs to.")
+        return replace(sources, family=sources.family or Small.family)
+    place = Path(sources.model).expanduser()
+    configuration = Path(sources.model_config) if sources.model_config else None  # a text if it was saved
+    if configuration is None and place.is_file():
+        configuration = models.doors.find_configuration(place)
+    family = sources.family or models.family_of(sources.model, configuration)
+    return replace(sources, model_config=configuration, family=family)
+
+
 def keep_apart(out: Path, sources: Sources, after: Path | None = None) -> None:
     """Raise ``UserError`` if an input folder and the output folder are the same or one contains the other."""
     to_forget = folders_to_forget(sources).values()
-    for read in (sources.model, sources.data_dir, sources.dataset, *to_forget, sources.retain, after):
+    models = (sources.model, sources.model_config, after)
+    for read in (*models, sources.data_dir, sources.dataset, *to_forget, sources.retain):
         if read is not None and os.path.exists(original := Path(read).expanduser()):
             written, original = out.resolve(), original.resolve()
             if written == original or written in original.parents or original in written.parents:
@@ -188,9 +213,10 @@ def continued(sources: Sources, training: Training, earlier: Earlier) -> tuple[S
     Raises:
         typer.BadParameter: an option contradicts the earlier run.
     """
-    before, seed = kept(earlier.folder), int(earlier.run.metrics["seed"])
+    before, seed = recognised(kept(earlier.folder)), int(earlier.run.metrics["seed"])
     for option, typed, usual, its in (
         ("--model", sources.model, None, before.model),
+        ("--model-config", sources.model_config, None, before.model_config),
         ("--family", sources.family, Sources.family, before.family),
         ("--task", sources.task, Sources.task, before.task),
         ("--prompt", sources.prompt, None, before.prompt),
@@ -208,7 +234,10 @@ def continued(sources: Sources, training: Training, earlier: Earlier) -> tuple[S
             raise typer.BadParameter(f"{earlier.folder} has folders of images, without classes: give --forget DIR.")
         named = {name: getattr(before, name) for name in ("data", "data_dir", "dataset", "split", *_COLUMNS)}
         sources = replace(sources, **named)
-    same = replace(sources, model=before.model, family=before.family, task=before.task, prompt=before.prompt)
+    same = replace(
+        sources, model=before.model, model_config=before.model_config, family=before.family, task=before.task,
+        prompt=before.prompt,
+    )  # fmt: skip
     return same, replace(training, seed=seed)
 
 

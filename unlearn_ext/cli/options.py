@@ -10,12 +10,13 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from .._utils.hub import expanded
 from ..data.augment import KNOWN as AUGMENTATIONS
 from ..models import FAMILIES
 from ..unlearning.pictures import CHOICES
 from ..unlearning.settings import PRECISIONS
 
-__all__ = ["Device", "Family", "Machine", "Pictures", "Seed", "Small", "Sources", "Training", "unfolded"]
+__all__ = ["Device", "Family", "Machine", "ModelConfig", "Pictures", "Seed", "Small", "Sources", "Training", "unfolded"]
 
 
 def _option(panel: str, help: str, *names: str, **more: Any) -> Any:
@@ -23,6 +24,13 @@ def _option(panel: str, help: str, *names: str, **more: Any) -> Any:
 
 
 Family = Annotated[str, _option("Model", f"Kind of model: {', '.join(FAMILIES)}.", metavar="FAMILY")]
+
+
+ModelConfig = Annotated[
+    Path | None,
+    _option("Model", "Configuration of a checkpoint file, YAML or JSON.", metavar="FILE",
+            show_default="the one beside it, if there is one", callback=lambda path: path and expanded(path)),
+]  # fmt: skip
 
 
 Seed = Annotated[int, _option("Training", "Random seed.")]
@@ -110,9 +118,16 @@ class Sources(Small):
     ] = field(default_factory=list)  # fmt: skip
     model: Annotated[
         str | None,
-        _option("Model", "Checkpoint: a folder, or a Hugging Face hub id, owner/name.", metavar="DIR",
+        _option("Model", "Checkpoint: a folder that save_pretrained wrote, a .pth, .ckpt or .safetensors file, or a "
+                "Hugging Face hub id, owner/name.", metavar="MODEL",
                 show_default="a small model, trained once and cached"),
     ] = None  # fmt: skip
+    model_config: ModelConfig = None
+    family: Annotated[
+        str,
+        _option("Model", f"Kind of model: {', '.join(FAMILIES)}.", metavar="FAMILY",
+                show_default="that of --model; without it vqgan"),
+    ] = ""  # fmt: skip
 
 
 @dataclass(frozen=True)

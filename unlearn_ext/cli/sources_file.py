@@ -15,12 +15,12 @@ from .options import Sources
 __all__ = ["FILE", "keep", "kept"]
 
 FILE = "sources.json"
-_FOLDERS = ("data_dir", "dataset", "retain", "model")
+_PLACES = ("data_dir", "dataset", "retain", "model", "model_config")
 
 
 def keep(sources: Sources, run: Path) -> None:
-    """Save the options in a run's folder, with existing folders as absolute paths."""
-    given = {name: Path(place) for name in _FOLDERS if (place := getattr(sources, name))}
+    """Save the options in a run's folder, with existing files and folders as absolute paths."""
+    given = {name: Path(place) for name in _PLACES if (place := getattr(sources, name))}
     found: dict[str, Any] = {name: place.resolve() for name, place in given.items() if place.exists()}
     folders = folders_to_forget(sources).items()
     found["forget"] = [f"{name}={Path(folder).expanduser().resolve()}" for name, folder in folders]

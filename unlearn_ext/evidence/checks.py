@@ -34,7 +34,7 @@ def verify(
 
     Args:
         run: folder of the run; it may have been moved.
-        model_before: folder of the model before, if it is not where it was.
+        model_before: folder or file of the model before, if it is not where it was.
         public_key: PEM file of an Ed25519 key, to check the signature.
         load: returns the images of built-in sets and of data sets, which are no files.
 
@@ -43,7 +43,7 @@ def verify(
     """
     run = Path(run)
     if model_before is not None and not model_before.exists():
-        raise UserError(f"there is no folder {model_before}.")
+        raise UserError(f"there is no folder or file {model_before}.")
     if not (run / record.EVIDENCE).is_file():
         record.read(run)  # raises
     encoded = (run / record.EVIDENCE).read_bytes()

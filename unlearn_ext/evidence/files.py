@@ -16,6 +16,7 @@ from ..data.prompts import prompt_file, read_prompt
 from ..data.sets import digests
 from ..errors import UserError
 from ..models import I2IModel
+from ..models.doors import CONFIGURATIONS
 from ..models.prompts import Prompts
 from .hashing import folder_files
 from .lines import CONTRADICTS, HOLDS, NOT_AT_HAND, NOTE, Line
@@ -40,13 +41,15 @@ class AtHand:
 
     Attributes:
         sources: the options of the run.
-        before: folder of the model before; None if it is not at hand as it was.
+        before: folder or file of the model before; None if it is not at hand as it was.
+        configuration: the configuration of that file, if it has one.
         after: names of the run's models that are at hand as they were.
     """
 
     def __init__(self, run: Path, content: Mapping[str, Any], load: Load | None) -> None:
         self.sources = sources_of(run)
         self.before: Path | None = None
+        self.configuration: Path | None = None
         self.after: set[str] = set()
         self._run, self._content, self._load = run, content, load
         self._found: dict[int, Image] = {}  # by position in the list of images
@@ -69,15 +72,17 @@ class AtHand:
         """Compare every file of the models with its SHA-256.
 
         Args:
-            model_before: folder of the model before, if it is not where it was.
+            model_before: folder or file of the model before, if it is not where it was.
         """
         before = self._content["models"]["before"]
         if before is None:
             yield Line(NOTE, "the evidence does not say what the model before was.")
         else:
             place = model_before or model_place(before["named"], self.sources)
-            lines = _compared(f"model before, {before['named']}", place, before["files"])
+            companions = self._companions(place, before["files"]) if place and place.is_file() else []
+            lines = _compared(f"model before, {before['named']}", place, before["files"], companions)
             self.before = place if _all_hold(lines) else None
+            self.configuration = next((file for file in companions if file.suffix in CONFIGURATIONS), None)
             yield from lines
         for model in self._content["models"]["after"]:
             place = self._run / model["name"]
@@ -135,6 +140,14 @@ class AtHand:
             named = ", ".join(missing[:_SHOWN]) + more
             yield Line(NOT_AT_HAND, f"{name}: {len(missing)} of {len(positions)}: {named}.")
 
+    def _companions(self, place: Path, recorded: Mapping[str, str]) -> list[Path]:
+        """Return the files that were recorded together with a file: beside it, or where the options name them."""
+        named = Path(self.sources.get("model_config") or "")
+        found = []
+        for name in (name for name in recorded if name != place.name):
+            found += [path for path in (place.with_name(name), named) if path.name == name and path.is_file()][:1]
+        return found
+
     def _finder(self) -> Callable[[Mapping[str, Any]], tuple[Image | None, bool]]:
         """Return a function that finds an image; its result is the image, or None, and whether it is unchanged."""
         if has_files(self.sources):
@@ -164,11 +177,13 @@ def _all_hold(lines: Sequence[Line]) -> bool:
     return all(line.status == HOLDS for line in lines)
 
 
-def _compared(subject: str, place: Path | None, recorded: Mapping[str, str]) -> list[Line]:
+def _compared(
+    subject: str, place: Path | None, recorded: Mapping[str, str], companions: Sequence[Path] = ()
+) -> list[Line]:
     """Compare the files of a model with those recorded."""
     if place is None:
         return [Line(NOT_AT_HAND, f"{subject}.")]
-    there = folder_files(place)
+    there = folder_files(place, companions)
     if there == recorded:
         return [Line(HOLDS, f"{subject}: {len(there)} file{'' if len(there) == 1 else 's'}, unchanged.")]
     lines = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,17 @@ from .._utils.file_hash import file_sha256
 __all__ = ["canonical", "digest_of", "files_sha256", "folder_files"]
 
 
-def folder_files(place: Path) -> dict[str, str]:
+def folder_files(place: Path, companions: Iterable[Path] = ()) -> dict[str, str]:
     """Return the SHA-256 of each file of a model, by its path in the folder with slashes; of a file, by its name.
 
     Hidden files and folders are left out: they hold notes of tools, and no library loads weights from them.
+
+    Args:
+        place: folder or file.
+        companions: the files that a file is loaded with, such as its configuration.
     """
     if place.is_file():
-        return {place.name: file_sha256(place)}
+        return {file.name: file_sha256(file) for file in (place, *companions)}
     files = sorted(path.relative_to(place) for path in place.rglob("*") if path.is_file())
     return {
         file.as_posix(): file_sha256(place / file) for file in files if not any(p.startswith(".") for p in file.parts)

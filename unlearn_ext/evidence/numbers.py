@@ -43,7 +43,7 @@ def numbers(run: Path, content: Mapping[str, Any], at_hand: AtHand) -> Iterator[
     if at_hand.before is None:
         yield Line(NOT_AT_HAND, "f1 and f2 were not computed again, without the model before as it was.")
         return
-    before = _loaded(command, at_hand.before, device)
+    before = _loaded(command, at_hand.before, device, at_hand.configuration)
     sets = at_hand.training_images(before)
     if sets.retain is None:
         yield Line(NOT_AT_HAND, "f1 and f2 were not computed again, without all images to retain as they were.")
@@ -116,7 +116,9 @@ def _pairs(
     yield "f2", model["f2"], measured.f2
 
 
-def _loaded(command: Mapping[str, Any], place: Path, device: torch.device) -> I2IModel:
-    model = models.load(str(command["family"]), place)
+def _loaded(
+    command: Mapping[str, Any], place: Path, device: torch.device, configuration: Path | None = None
+) -> I2IModel:
+    model = models.load(str(command["family"]), place, configuration)
     model.module.to(device)
     return model

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -54,10 +54,12 @@ class Before:
     Attributes:
         named: how it was named: as typed, or the name of a small model in the cache.
         place: its folder or file.
+        companions: the files that a file is loaded with, such as its configuration.
     """
 
     named: str
     place: Path
+    companions: Sequence[Path] = ()
 
 
 def write_evidence(
@@ -83,7 +85,7 @@ def write_evidence(
     now = machine.conditions(str(metrics.get("device", "cpu")))
     made_with = machine.merged(now, earlier["made_with"]) if earlier else now
     if before:
-        model: dict[str, Any] | None = {"named": before.named, **_hashed(before.place)}
+        model: dict[str, Any] | None = {"named": before.named, **_hashed(before.place, before.companions)}
     else:
         model = earlier["models"]["before"] if earlier else None
     models = {"before": model, "after": [{**point, **_hashed(run / point["name"])} for point in known["models"]]}
@@ -194,8 +196,8 @@ def _after(earlier: str | None) -> dict[str, Any] | None:
         return {"run": Path(earlier).name, "evidence_sha256": None}
 
 
-def _hashed(place: Path) -> dict[str, Any]:
-    files = folder_files(place)
+def _hashed(place: Path, companions: Sequence[Path] = ()) -> dict[str, Any]:
+    files = folder_files(place, companions)
     return {"sha256": files_sha256(files), "files": files}
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .._utils.hub import expanded
 from ..errors import UserError
+from . import doors
 from .protocol import I2IModel, Inputs
+from .recognition import family_of
 
 __all__ = [
-    "CHUNK", "FAMILIES", "I2IModel", "Inputs", "check_family", "family_class", "load", "load_like", "reconstruct",
+    "CHUNK", "FAMILIES", "I2IModel", "Inputs", "check_family", "family_class", "family_of", "load", "load_like",
+    "reconstruct",
 ]  # fmt: skip
 
 CHUNK = 64  # images decoded at once; limits memory
@@ -25,27 +29,42 @@ FAMILIES = {
     "autoencoder": "AutoencoderKL",
     "mae": "MAE",
     "diffusion": "Diffusion",
+    "mage": "MAGE",
     "latent-diffusion": "LatentDiffusion",
 }
 
 
-def load(family: str, path_or_id: str | os.PathLike[str]) -> I2IModel:
-    """Load a model from a folder or a hub id with its own library's ``from_pretrained``; only safetensors files.
+def load(
+    family: str, path_or_id: str | os.PathLike[str], configuration: str | os.PathLike[str] | None = None
+) -> I2IModel:
+    """Load a model from a folder, a hub id or a checkpoint file; nothing that a file contains is executed.
 
-    Weights are converted to float32.
+    A folder or hub id is loaded by its own library's ``from_pretrained``, from safetensors files only. A file may have
+    the layout of another programme, see :mod:`unlearn_ext.models.doors`. Weights are converted to float32.
 
     Args:
         family: ``"vqgan"`` for a checkpoint of ``diffusers.VQModel``, ``"autoencoder"`` for
             ``diffusers.AutoencoderKL``, ``"mae"`` for ``transformers.ViTMAEForPreTraining``, ``"diffusion"`` for
-            ``diffusers.UNet2DModel`` with a scheduler that has DDPM's noise schedule, or ``"latent-diffusion"`` for a
-            whole pipeline of ``diffusers`` that inpaints or edits.
-        path_or_id: folder that ``save_pretrained`` wrote (``~`` is the home folder), or hub id.
+            ``diffusers.UNet2DModel`` with a scheduler that has DDPM's noise schedule, ``"mage"`` for a MAGE, whose
+            class is of this package, or ``"latent-diffusion"`` for a whole pipeline of ``diffusers`` that inpaints or
+            edits. :func:`family_of` returns it.
+        path_or_id: folder that ``save_pretrained`` wrote, checkpoint file (``~`` is the home folder), or hub id.
+        configuration: YAML or JSON file with the configuration of a checkpoint file; by default the one beside it.
 
     Raises:
         UserError: the family is unknown; the checkpoint does not exist, lacks weights, or is of another family or of
             an unsupported kind; or an extra is missing.
     """
-    return family_class(family).from_pretrained(expanded(path_or_id))
+    model_class, place = family_class(family), Path(expanded(path_or_id))
+    beside = None if configuration is None else Path(expanded(configuration))
+    if not place.is_file():
+        if beside:
+            raise UserError(f"{path_or_id} has its configuration in its folder: leave out the configuration {beside}.")
+        return model_class.from_pretrained(expanded(path_or_id))
+    door = doors.door_of(place, beside)
+    if family != door.FAMILY:
+        raise UserError(f"{path_or_id} is a checkpoint of family {door.FAMILY} (format {door.NAME}), not of {family}.")
+    return door.load(doors.read(place, beside))
 
 
 def load_like(model: I2IModel, path_or_id: str | os.PathLike[str]) -> I2IModel:

@@ -21,9 +21,10 @@ from .sides import read_sides
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin, UNet2DModel
 
-__all__ = ["SAMPLING_STEPS", "Diffusion"]
+__all__ = ["PALETTE", "SAMPLING_STEPS", "Diffusion"]
 
 SAMPLING_STEPS = 25
+PALETTE = "_palette"  # entry of a U-Net's configuration; diffusers keeps entries that begin with _, and ignores them
 
 
 class Diffusion:
@@ -36,6 +37,9 @@ class Diffusion:
     E and D share: the time embedding, because f2 does not measure how its changes affect the up blocks, and the first
     convolution, because it does not distinguish forgotten images from others.
 
+    U-Nets of Palette's published code have ``"_palette": true`` in their configuration: in place of the timestep they
+    take ᾱ, the share of the image's variance that is left; and in the image to complete, the hole is noise, not 0.
+
     Args:
         module: the U-Net; wrappers such as ``torch.compile``'s are removed, evaluation mode is set, and everything
             except E is frozen.
@@ -44,11 +48,12 @@ class Diffusion:
 
     Attributes:
         noise_schedule: a ``DDPMScheduler`` with the scheduler's betas.
+        palette: whether the U-Net takes ᾱ and a hole of noise.
 
     Raises:
         UserError: the U-Net or the scheduler is of another class; the U-Net does not take two images and return one
             (and a variance if the scheduler has a learned one), or needs more than images and the scheduler's
-            timesteps; or the noise schedule is not DDPM's.
+            timesteps (or ᾱ); or the noise schedule is not DDPM's.
     """
 
     family = "diffusion"
@@ -62,6 +67,7 @@ class Diffusion:
         self.noise_schedule = noise_schedule(scheduler)
         _check_unet(self.module, len(self.noise_schedule.betas))
         self.channels = _image_channels(self.module, scheduler)
+        self.palette = bool(self.module.config.get(PALETTE, False))
         self._ddim, self._timesteps = sampler(scheduler, self.noise_schedule, SAMPLING_STEPS)
         adopt(self)
 
@@ -83,7 +89,8 @@ class Diffusion:
         """Return the images, random noise and timesteps, and the mask of the hidden pixels.
 
         Returns:
-            float [N, C, H, W] twice, int64 [N] and bool [N, 1, H, W].
+            float [N, C, H, W] twice, int64 [N] and bool [N, 1, H, W]. With ``palette``, the noise is [N, 2C, H, W]: for
+            the noisy image, and for the hole of the other.
 
         Raises:
             UserError: the sides of the images cannot be halved as often as the U-Net needs; see also :meth:`hole`.
@@ -92,7 +99,8 @@ class Diffusion:
         steps = len(self.noise_schedule.betas)
         drawn = list(draws.generators(images, "timestep", draw))
         timesteps = torch.stack([torch.randint(steps, (), generator=generator) for generator in drawn])
-        noise = torch.stack([torch.randn(images.shape[1:], generator=generator) for generator in drawn])
+        shape = (images.shape[1] * (2 if self.palette else 1), *images.shape[2:])
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in drawn])
         return images, noise.to(images), timesteps.to(images.device), self.hole(images, task)
 
     def hole(self, images: torch.Tensor, task: Corruption) -> torch.Tensor:
@@ -106,9 +114,20 @@ class Diffusion:
     def seen(
         self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, hole: torch.Tensor
     ) -> torch.Tensor:
-        """Return the U-Net's input [N, 2C, H, W]: images with 0 in the hole, and images with noise in the hole."""
-        noisy = torch.where(hole, self.noise_schedule.add_noise(images, noise, timesteps), images)
-        return torch.cat([images.masked_fill(hole, 0), noisy], 1)
+        """Return the U-Net's input [N, 2C, H, W]: images without the hole, and images with noise added in the hole.
+
+        In the first, the hole is 0, or with ``palette`` nothing but noise.
+        """
+        added, fill = noise[:, : self.channels], noise[:, self.channels :]
+        noisy = torch.where(hole, self.noise_schedule.add_noise(images, added, timesteps), images)
+        corrupted = torch.where(hole, fill, images) if self.palette else images.masked_fill(hole, 0)
+        return torch.cat([corrupted, noisy], 1)
+
+    def level(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Return what the U-Net takes besides images: timesteps of any shape as they are, or their ᾱ (``palette``)."""
+        if not self.palette:
+            return timesteps
+        return self.noise_schedule.alphas_cumprod.to(timesteps.device)[timesteps]
 
     def encode(
         self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, hole: torch.Tensor
@@ -118,7 +137,7 @@ class Diffusion:
         ``UNet2DModel.forward`` computes the same features, but does not return them.
         """
         unet, seen = self.module, self.seen(images, noise, timesteps, hole)
-        time = unet.time_embedding(unet.time_proj(timesteps).to(images.dtype))
+        time = unet.time_embedding(unet.time_proj(self.level(timesteps)).to(images.dtype))
         if unet.config.center_input_sample:
             seen = 2 * seen - 1
         # On a CPU in channels-last format, torch 2.13 crashes in the first norm if its input requires no gradient.
@@ -147,8 +166,11 @@ class Diffusion:
         corrupted = images.masked_fill(hole, 0)
         noise = draws.normal(corrupted, "sample").to(corrupted)
         image = torch.where(hole, self.noise_schedule.add_noise(corrupted, noise, self._timesteps[-1:]), corrupted)
+        if self.palette:
+            corrupted = torch.where(hole, draws.normal(corrupted, "hole").to(corrupted), corrupted)
         for step in self._ddim.timesteps:
-            predicted = self.module(torch.cat([corrupted, image], 1), self._timesteps[step]).sample
+            level = self.level(self._timesteps[step])
+            predicted = self.module(torch.cat([corrupted, image], 1), level).sample
             # DDIM does not use a learned variance, which is in the channels after the prediction.
             before = self._ddim.step(predicted[:, : self.channels], step, image).prev_sample
             image = torch.where(hole, before, corrupted)
@@ -227,6 +249,11 @@ def _check_unet(module: Any, timesteps: int) -> None:
         raise UserError(
             f"the U-Net has learned embeddings of {module.time_proj.num_embeddings} timesteps and its scheduler has "
             f"{timesteps}: correct num_train_timesteps in scheduler_config.json."
+        )
+    if config.time_embedding_type == "learned" and config.get(PALETTE, False):
+        raise UserError(
+            f"the U-Net has learned embeddings of whole timesteps, but {PALETTE} in its config.json says that it takes "
+            "ᾱ: delete that entry, or use a U-Net with positional time embeddings."
         )
     if any(hasattr(block, "skip_conv") for block in module.down_blocks):
         raise UserError(

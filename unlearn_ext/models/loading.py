@@ -13,7 +13,7 @@ from .._utils.atomic_io import check_encodable
 from .._utils.hub import check_reachable
 from ..errors import UserError
 
-__all__ = ["check_complete", "loading", "variant"]
+__all__ = ["check_complete", "encoder_only", "loading", "variant"]
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 
@@ -83,3 +83,12 @@ def check_complete(path_or_id: str | os.PathLike[str], info: Mapping[str, Any]) 
             f"{path_or_id} has {name} with shape {list(saved)}, but its config.json asks for {list(asked)}: use the "
             "config.json that was saved with the weights."
         )
+
+
+def encoder_only(path_or_id: str | os.PathLike[str]) -> UserError:
+    """Return the error for a masked autoencoder without its decoder, as timm and ``mae_pretrain_*`` files have it."""
+    return UserError(
+        f"{path_or_id} has only the encoder of a masked autoencoder, as mae_pretrain_*.pth and the models of timm, but "
+        "pictures need its decoder: get mae_visualize_vit_*.pth or mae_pretrain_vit_*_full.pth, or a folder of "
+        "ViTMAEForPreTraining such as facebook/vit-mae-base."
+    )

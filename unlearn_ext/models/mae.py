@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 
 from ..errors import UserError, require
-from ..tasks import Corruption, Task
+from ..tasks import Corruption
 from .freezing import adopt, unwrapped
 from .loading import check_complete, loading, variant
+from .patches import visible_patches
 from .progress_bars import without_bars
 from .sides import read_sides
 
@@ -94,25 +94,10 @@ class MAE:
             The unchanged images, and int64 [N, V], the indices of the visible patches in row-major order, ascending.
 
         Raises:
-            UserError: the images do not have the model's size, the task has no mask, no patch is visible, or the number
-                of visible patches differs between images.
+            UserError: as for :func:`~unlearn_ext.models.patches.visible_patches`.
         """
-        if tuple(images.shape[-2:]) != (self.size, self.size):
-            height, width = images.shape[-2:]
-            raise UserError(f"the model takes images of {self.size}x{self.size} pixels, not {height}x{width}.")
-        if not isinstance(task, Task):
-            raise UserError("family mae needs a task with a mask: use one of unlearn_ext.tasks.")
-        hidden = F.max_pool2d(task.mask(images).float(), self.module.config.patch_size).flatten(1)
-        counts = (hidden == 0).sum(1)
-        if counts.min() == 0:
-            raise UserError(f"task {task} leaves no patch of the model wholly visible; hide less.")
-        if counts.min() != counts.max():
-            raise UserError(
-                f"task {task} leaves more patches visible in one image than in another, but a masked autoencoder needs "
-                f"the same number in each: use random-mask on the model's own grid, random-mask:F:{self._side}."
-            )
-        visible = (hidden == 0).nonzero()[:, 1].view(len(hidden), -1)
-        return images, visible.expand(len(images), -1)
+        patch_size = self.module.config.patch_size
+        return images, visible_patches(images, task, self.size, patch_size, self.family)
 
     def encode(self, images: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         """Return the latents [N, 1 + V, hidden_size] of the visible patches; the first is the class token."""

@@ -20,6 +20,7 @@ LIBRARIES = {
     "autoencoder": ("diffusers", "AutoencoderKL"),
     "mae": ("transformers", "ViTMAEForPreTraining"),
     "diffusion": ("diffusers", "UNet2DModel"),
+    "mage": ("unlearn_ext.models.mage", "MAGE"),
     "latent-diffusion": ("diffusers", "DiffusionPipeline"),  # loads the class that model_index.json names
 }
 _NOT_PROMISED = (
@@ -32,7 +33,7 @@ _NOT_PROMISED = (
 )
 
 
-def model_card(run: RunFolder, point: ParetoPoint, *, names: bool = False) -> str:
+def model_card(run: RunFolder, point: ParetoPoint, *, names: bool = False, file: str | None = None) -> str:
     """Return the model card of one model of a run.
 
     No file, class or person is named, because names are personal data too.
@@ -41,6 +42,7 @@ def model_card(run: RunFolder, point: ParetoPoint, *, names: bool = False) -> st
         run: the run.
         point: the model.
         names: whether to name the requests.
+        file: name of the model's only file, if it has the layout of the checkpoint file that the run began with.
     """
     library, class_name = LIBRARIES[run.metrics["family"]]
     return "\n".join([
@@ -73,17 +75,36 @@ def model_card(run: RunFolder, point: ParetoPoint, *, names: bool = False) -> st
         "",
         "## How to load it",
         "",
-        "```python",
-        f"from {library} import {class_name}",
-        "",
-        f'model = {class_name}.from_pretrained("path/to/this/folder")',
-        "```",
+        *(_in_library(library, class_name) if file is None else _in_original(file)),
         "",
         "## What is not promised",
         "",
         *(f"- {sentence}" for sentence in _NOT_PROMISED),
         "",
     ])  # fmt: skip
+
+
+def _in_library(library: str, class_name: str) -> list[str]:
+    return [
+        "```python",
+        f"from {library} import {class_name}",
+        "",
+        f'model = {class_name}.from_pretrained("path/to/this/folder")',
+        "```",
+    ]
+
+
+def _in_original(file: str) -> list[str]:
+    return [
+        f"`{file}` has the names and shapes of the checkpoint file that the model was made from, and only its weights. "
+        "Load them as those of that file:",
+        "",
+        "```python",
+        "from safetensors.torch import load_file",
+        "",
+        f'weights = load_file("{file}")',
+        "```",
+    ]
 
 
 def _requests(run: RunFolder, point: ParetoPoint, names: bool) -> list[str]:

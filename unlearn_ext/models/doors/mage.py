@@ -1,0 +1,131 @@
+"""Checkpoints of MAGE's pretraining, as family mage, whose module has the same names.
+
+Source of the layout: the repository LTH14/mage.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch
+
+from ...errors import UserError
+from ..mage import MAGE
+from ..mage_network import MAGEConfig, MAGENetwork
+from ..protocol import I2IModel
+from .checkpoint import Checkpoint
+from .layout import check_layout
+
+__all__ = ["FAMILY", "NAME", "load", "recognises", "write_back"]
+
+NAME = "mage"
+FAMILY = "mage"
+
+_WORDS = "token_emb.word_embeddings.weight"
+_REMEDY = "give a checkpoint of MAGE's pretraining, with VQ-GAN, encoder and decoder"
+
+# Weights that the checkpoints have, but that MAGE does not use: remains of the masked autoencoder it was made from.
+_UNUSED = (
+    "patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "pos_embed", "mask_token", "decoder_pos_embed",
+    "decoder_pred.weight", "decoder_pred.bias", "token_emb.position_ids",
+)  # fmt: skip
+
+# Heads of the encoder's attention by its width, in the published models; their decoders have 16.
+_HEADS = {768: 12, 1024: 16}
+_DECODER_HEADS = 16
+
+
+def recognises(checkpoint: Checkpoint) -> bool:
+    """Return whether a checkpoint has the layout of MAGE."""
+    return _WORDS in checkpoint.weights
+
+
+def load(checkpoint: Checkpoint) -> MAGE:
+    """Return the model. All sizes are those of its weights; only the numbers of heads are not in them.
+
+    Raises:
+        UserError: the checkpoint lacks a weight or has another, or its numbers of heads are unknown.
+    """
+    config = _config(checkpoint)
+    with torch.device("meta"):  # nothing is allocated before names and shapes are compared
+        module = MAGENetwork(config)
+    empty = module.state_dict()
+    check_layout(checkpoint, {name: weight.shape for name, weight in empty.items()}, _UNUSED, _REMEDY)
+    weights = {name: checkpoint.weights[name].float().clone(memory_format=torch.contiguous_format) for name in empty}
+    module.load_state_dict(weights, assign=True)
+    return MAGE(module)
+
+
+def write_back(model: I2IModel, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Return the checkpoint's weights with the model's in their place; unused weights stay."""
+    ours = {name: weight.to(checkpoint.weights[name]) for name, weight in model.module.state_dict().items()}
+    return {**checkpoint.weights, **ours}
+
+
+def _config(checkpoint: Checkpoint) -> MAGEConfig:
+    """Return the sizes of the weights.
+
+    Raises:
+        UserError: a weight that gives one is missing or has another number of dimensions, or the sizes do not fit
+            together.
+    """
+    words, width = _shape(checkpoint, _WORDS, 2)
+    decoder_width, _ = _shape(checkpoint, "decoder_embed.weight", 2)
+    codes, code = _shape(checkpoint, "vqgan.quantize.embedding.weight", 2)
+    positions, _ = _shape(checkpoint, "token_emb.position_embeddings.weight", 2)
+    first, channels, *_ = _shape(checkpoint, "vqgan.encoder.conv_in.weight", 4)
+    levels = range(_count(checkpoint, "vqgan.encoder.down"))
+    widths = [_shape(checkpoint, f"vqgan.encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in levels]
+    heads, decoder_heads = _heads(checkpoint, width)
+    return MAGEConfig(
+        image_size=math.isqrt(positions - 1) * 2 ** (len(levels) - 1) if positions > 1 and levels else 0,
+        num_channels=channels,
+        embed_dim=width,
+        depth=_count(checkpoint, "blocks"),
+        num_heads=heads,
+        mlp_dim=_shape(checkpoint, "blocks.0.mlp.fc1.weight", 2)[0],
+        decoder_embed_dim=decoder_width,
+        decoder_depth=_count(checkpoint, "decoder_blocks"),
+        decoder_num_heads=decoder_heads,
+        decoder_mlp_dim=_shape(checkpoint, "decoder_blocks.0.mlp.fc1.weight", 2)[0],
+        vocab_size=words,
+        codebook_size=codes,
+        codebook_dim=code,
+        vqgan_widths=(first, *widths),
+        vqgan_blocks=_count(checkpoint, "vqgan.encoder.down.0.block"),
+    )
+
+
+def _heads(checkpoint: Checkpoint, width: int) -> tuple[int, int]:
+    """Return the numbers of heads of encoder and decoder: those of the configuration, or of the published models.
+
+    Raises:
+        UserError: there is no configuration with them, and no published model of this width.
+    """
+    config = checkpoint.config
+    if "num_heads" in config and "decoder_num_heads" in config:
+        return config["num_heads"], config["decoder_num_heads"]
+    if width not in _HEADS:
+        raise UserError(
+            f"{checkpoint.path} is a MAGE of width {width}, and its weights do not say how many heads of attention it "
+            'has: write them into a file, such as {"num_heads": 6, "decoder_num_heads": 8}, and give it as '
+            "--model-config FILE."
+        )
+    return _HEADS[width], _DECODER_HEADS
+
+
+def _shape(checkpoint: Checkpoint, name: str, dimensions: int) -> list[int]:
+    """Return the shape of a weight; raise ``UserError`` if it is missing or has another number of dimensions."""
+    if name not in checkpoint.weights:
+        raise UserError(f"{checkpoint.path} lacks the weight {name}: {_REMEDY}.")
+    shape = list(checkpoint.weights[name].shape)
+    if len(shape) != dimensions:
+        raise UserError(f"{checkpoint.path} has {name} with shape {shape}, not {dimensions} dimensions: {_REMEDY}.")
+    return shape
+
+
+def _count(checkpoint: Checkpoint, prefix: str) -> int:
+    """Return the number of layers in a list, from the names of their weights."""
+    pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
+    return len({match[1] for match in map(pattern.match, checkpoint.weights) if match})
