@@ -103,9 +103,9 @@ def _everything(sources: Sources, model: I2IModel, memory: float) -> Iterator[Fo
     from .. import data
     from ..unlearning.settings import Settings
 
-    whole = replace(sources, validation=0.0, skip_bad=True)
+    whole = replace(sources, family=model.family, validation=0.0, skip_bad=True)
     how: dict[str, Any] = {"size": model.size, "channels": model.channels, "validation": 0.0, "skip_bad": True,
-                           "memory": memory, "prompts": takes_prompts(sources.family)}  # fmt: skip
+                           "memory": memory, "prompts": takes_prompts(model.family)}  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the run gave them
         folders: list[tuple[dict[str, str], Path | None]]

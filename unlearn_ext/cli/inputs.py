@@ -98,6 +98,7 @@ def prepare(
     _check(sources, is_continued=earlier is not None)
     sources = recognised(sources)
     models.check_family(sources.family)
+    check_prompts(sources)
     task, augmentation = tasks.parse(sources.task), augment.parse(sources.augment)
     settings = _settings(training, machine)
     device = device_named(machine.device)
@@ -273,7 +274,6 @@ def _check(sources: Sources, is_continued: bool) -> None:
         raise typer.BadParameter(f"{classed} needs --forget-classes, the names of the classes to forget.")
     if any(own) and not sources.model and not is_continued:
         raise typer.BadParameter("your own images need --model, the checkpoint to unlearn.")
-    check_prompts(sources)
 
 
 def _settings(training: Training, machine: Machine) -> Settings:

@@ -108,8 +108,8 @@ def _prompts(dataset: Dataset, column: str | None) -> list[str | None]:
     if column is None:
         return [None] * len(dataset)
     texts = list(dataset.with_format(None)[column])
-    if bad := next((text for text in texts if not isinstance(text, (str, type(None)))), None):
-        raise UserError(f"the column `{column}` must hold texts, the prompts, but one value is {bad!r}.")
+    if others := [text for text in texts if not isinstance(text, (str, type(None)))]:
+        raise UserError(f"the column `{column}` must hold texts, the prompts, but one value is {others[0]!r}.")
     return texts
 
 
