@@ -14,7 +14,7 @@ from .loading import check_complete, loading, variant
 from .pipelines import check_kind
 from .progress_bars import quiet
 
-__all__ = ["read_pipeline"]
+__all__ = ["check_vocabulary", "read_pipeline"]
 
 _INDEX = "model_index.json"
 # The components whose weights the results depend on, and their classes. Only these are checked for missing weights.
@@ -45,7 +45,7 @@ def read_pipeline(path_or_id: str | os.PathLike[str]) -> Any:
         name = str(index.get("_class_name"))
         check_kind(name, index)
         for part in _TOKENIZERS & index.keys():
-            _check_vocabulary(folder / part)
+            check_vocabulary(folder / part)
         parts = {part: _component(folder, part, index[part]) for part in _CHECKED if part in index}
         return getattr(diffusers, name).from_pretrained(
             folder, use_safetensors=True, low_cpu_mem_usage=False, variant=variant(folder / "unet"), **parts
@@ -61,7 +61,7 @@ def _index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _check_vocabulary(folder: Path) -> None:
+def check_vocabulary(folder: Path) -> None:
     """Raise ``UserError`` if a tokenizer has no vocabulary: transformers would take one without words, in silence."""
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         raise UserError(

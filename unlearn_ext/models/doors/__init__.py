@@ -27,7 +27,7 @@ from .reading import read
 __all__ = ["CONFIGURATIONS", "DOORS", "Checkpoint", "Door", "companions", "door_of", "find_configuration", "read"]
 
 # Names of the modules. No two of them recognise the same checkpoint.
-DOORS = ("mae", "mage", "palette")
+DOORS = ("mae", "mage", "palette", "stable_diffusion")
 
 
 class Door(Protocol):
