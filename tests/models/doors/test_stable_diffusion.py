@@ -123,6 +123,12 @@ CHANGES = {
     "lacks the weight of AutoencoderKL.quant_conv.weight": lambda w: w.pop("first_stage_model.quant_conv.weight"),
     "lacks the weight of CLIPTextModel.final_layer_norm.bias": lambda w: w.pop(f"{TEXT}final_layer_norm.bias"),
     "has a weight more too many for CLIPTextModel": lambda w: w.update({f"{TEXT}more": torch.ones(1)}),
+    "lacks a weight, or it has another shape: .*input_blocks.1.0.out_layers.3.weight": lambda w: w.pop(
+        "model.diffusion_model.input_blocks.1.0.out_layers.3.weight"
+    ),
+    "lacks a weight, or it has another shape: ": lambda w: w.update(
+        {f"{TEXT}embeddings.token_embedding.weight": torch.ones(5)}
+    ),
     "has lora.up, which is no weight of Stable Diffusion 1": lambda w: w.update({"lora.up": torch.ones(1)}),
     "takes 4 channels; it must take 9 for inpainting, or 8": lambda w: w.update(
         {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(32, 4, 3, 3)}
@@ -150,10 +156,18 @@ def test_a_u_net_alone_is_not_recognised(file):
     assert not stable_diffusion.recognises(Checkpoint(file, weights))
 
 
-def test_another_parameterization_is_named(file):
-    config = {"model": {"params": {"parameterization": "x0"}}}
-    with pytest.raises(UserError, match="predicts x0 according to its configuration; known are eps, v"):
-        stable_diffusion.load(Checkpoint(file, made()[1], config=config))
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [
+        ({"parameterization": "x0"}, "predicts x0 according to its configuration; known are eps, v"),
+        ({"timesteps": 10**12}, "has timesteps = 1000000000000; usual is 1000"),
+        ({"scale_factor": "much"}, "has scale_factor = 'much'; usual is 0.18215"),
+        ({"unet_config": {"params": {"num_heads": -1}}}, "has num_heads = -1; usual is 8"),
+    ],
+)
+def test_odd_entries_of_the_configuration_are_named(file, params, sentence):
+    with pytest.raises(UserError, match=sentence):
+        stable_diffusion.load(Checkpoint(file, made()[1], config={"model": {"params": params}}))
 
 
 def test_without_a_tokenizer_and_without_network_it_is_said_what_to_do(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Single files of Stable Diffusion 1: inpainting (9 channels) and InstructPix2Pix (8), as family latent-diffusion.
 
-Source of the layout: the repositories CompVis/latent-diffusion and runwayml/stable-diffusion. The names of the U-Net and
-of the VAE are translated by the functions with which diffusers reads such files.
+Source of the layout: the repositories CompVis/latent-diffusion and runwayml/stable-diffusion. The names of the U-Net
+and of the VAE are translated by the functions with which diffusers reads such files.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ _LATER = {"conditioner.embedders.": "SDXL", "cond_stage_model.model.": "Stable D
 _TOKENIZER = "openai/clip-vit-large-patch14"
 _REMEDY = "give the complete file of an inpainting model or of InstructPix2Pix, or a folder of its pipeline"
 
-# What the weights do not tell, as entries of the configuration: of Stable Diffusion 1 unless a YAML file says otherwise.
+# What the weights do not tell: entries of the configuration of Stable Diffusion 1, unless a YAML file has others.
 _USUAL: dict[str, Any] = {
     "linear_start": 0.00085, "linear_end": 0.012, "timesteps": 1000, "parameterization": "eps",
     "scale_factor": 0.18215, "image_size": 64, "num_heads": 8,
 }  # fmt: skip
+_MOST = 100_000  # of any of these numbers; a schedule of 10¹² timesteps would fill the memory
 _PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}
 
 
@@ -60,14 +61,14 @@ def load(checkpoint: Checkpoint) -> LatentDiffusion:
     kind = _kind(checkpoint)
     settings = _settings(checkpoint)
     _check_left_over(checkpoint)
-    unet = diffusers.UNet2DConditionModel(**_unet_config(checkpoint.weights, settings))
+    unet_config, vae_config, text_config = _configurations(checkpoint, settings)
+    unet = diffusers.UNet2DConditionModel(**unet_config)
     _fill(unet, checkpoint, {new: checkpoint.weights[old] for new, old in _unet_names(checkpoint).items()})
-    config = _vae_config(checkpoint.weights, settings)
-    vae = diffusers.AutoencoderKL(**config)
+    vae = diffusers.AutoencoderKL(**vae_config)
     convert = require("diffusers.loaders.single_file_utils", "images").convert_ldm_vae_checkpoint
     part = {name: weight for name, weight in checkpoint.weights.items() if name.startswith(_VAE)}
-    _fill(vae, checkpoint, convert(part, config))
-    text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**_text_config(checkpoint.weights)))
+    _fill(vae, checkpoint, convert(part, vae_config))
+    text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**text_config))
     names = [name for name in checkpoint.weights if name.startswith(_TEXT) and name not in _IGNORED]
     _fill(text, checkpoint, {name.removeprefix(_TEXT): checkpoint.weights[name] for name in names})
     scheduler = diffusers.PNDMScheduler(
@@ -119,15 +120,26 @@ def _kind(checkpoint: Checkpoint) -> str:
 
 def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the entries of ``_USUAL``, as the YAML file of the checkpoint gives them, if it has one."""
-    params = checkpoint.config.get("model", {}).get("params", {})
-    given = {**params.get("unet_config", {}).get("params", {}), **params}
-    settings = {name: type(usual)(given.get(name, usual)) for name, usual in _USUAL.items()}
+    params = _entry(_entry(checkpoint.config, "model"), "params")
+    given = {**_entry(_entry(params, "unet_config"), "params"), **params}
+    settings = {name: given.get(name, usual) for name, usual in _USUAL.items()}
+    for name, usual in _USUAL.items():
+        value = settings[name]
+        is_number = isinstance(value, (int, type(usual))) and not isinstance(value, bool)
+        if name != "parameterization" and not (is_number and 0 < value < _MOST):
+            raise UserError(f"the configuration of {checkpoint.path} has {name} = {value!r}; usual is {usual!r}.")
     if settings["parameterization"] not in _PREDICTIONS:
         raise UserError(
             f"{checkpoint.path} predicts {settings['parameterization']} according to its configuration; known are "
             f"{', '.join(_PREDICTIONS)}."
         )
     return settings
+
+
+def _entry(config: Any, name: str) -> Mapping[str, Any]:
+    """Return an entry of a configuration that is a mapping; empty if there is none."""
+    found = config.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _check_left_over(checkpoint: Checkpoint) -> None:
@@ -137,10 +149,25 @@ def _check_left_over(checkpoint: Checkpoint) -> None:
             raise UserError(f"{checkpoint.path} has {name}, which is no weight of Stable Diffusion 1: {_REMEDY}.")
 
 
+def _configurations(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Return the configurations of the U-Net, the VAE and the text encoder.
+
+    Raises:
+        UserError: a weight from whose shape they are read is missing, or has too few or too many dimensions.
+    """
+    weights = checkpoint.weights
+    try:
+        return _unet_config(weights, settings), _vae_config(weights, settings), _text_config(weights)
+    except (LookupError, ValueError) as error:
+        raise UserError(f"{checkpoint.path} lacks a weight, or it has another shape: {error}; {_REMEDY}.") from error
+
+
 def _unet_config(weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of the U-Net, from the shapes of its weights."""
     block = f"{_UNET}input_blocks"
-    widths, attended, layers, number = [], [], [0], 1
+    widths: list[int] = []
+    attended: list[bool] = []
+    layers, number = [0], 1
     while any(name.startswith(f"{block}.{number}.") for name in weights):
         if f"{block}.{number}.0.op.weight" in weights:
             layers.append(0)
@@ -150,7 +177,7 @@ def _unet_config(weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any
                 widths.append(weights[f"{block}.{number}.0.out_layers.3.weight"].shape[0])
                 attended.append(f"{block}.{number}.1.norm.weight" in weights)
         number += 1
-    key = next(name for name in weights if name.startswith(_UNET) and name.endswith("attn2.to_k.weight"))
+    key = f"{_UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     return {
         "sample_size": settings["image_size"], "in_channels": weights[_FIRST].shape[1], "out_channels": 4,
         "block_out_channels": tuple(widths), "layers_per_block": layers[0],
@@ -162,7 +189,8 @@ def _unet_config(weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any
 
 def _vae_config(weights: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of the VAE, from the shapes of its weights."""
-    down, widths = f"{_VAE}encoder.down", []
+    down = f"{_VAE}encoder.down"
+    widths: list[int] = []
     while f"{down}.{len(widths)}.block.0.conv2.weight" in weights:
         widths.append(weights[f"{down}.{len(widths)}.block.0.conv2.weight"].shape[0])
     layers = sum(f"{down}.0.block.{number}.conv1.weight" in weights for number in range(16))
