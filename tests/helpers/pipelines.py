@@ -24,6 +24,27 @@ def inpainting(**unet: Any) -> Any:
     return _stable_diffusion(diffusers.StableDiffusionInpaintPipeline, {"in_channels": 9} | unet)
 
 
+def stable_diffusion() -> Any:
+    """Return the inpainting pipeline of Stable Diffusion 1.5 in its original size, with random weights, 4.3 GB."""
+    pipeline = inpainting(
+        sample_size=64, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2, norm_num_groups=32,
+        cross_attention_dim=768, attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    )  # fmt: skip
+    large_vae = vae(
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32, mid_block_add_attention=True,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, sample_size=512,
+    )  # fmt: skip
+    text = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768
+        )
+    )
+    parts = pipeline.components | {"vae": large_vae, "text_encoder": text}
+    return _quiet(type(pipeline)(**parts, requires_safety_checker=False))
+
+
 def pix2pix(**unet: Any) -> Any:
     """Return a tiny ``StableDiffusionInstructPix2PixPipeline``; options are those of its U-Net."""
     return _stable_diffusion(diffusers.StableDiffusionInstructPix2PixPipeline, {"in_channels": 8} | unet)
