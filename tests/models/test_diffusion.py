@@ -199,9 +199,7 @@ def test_what_a_configuration_leaves_out_is_the_default_of_its_own_class(beside)
     "name", sorted(name for name in dir(diffusers) if name.endswith("Scheduler") and name not in KNOWN)
 )
 def test_a_scheduler_of_another_kind_is_refused_at_load_time(name, beside):
-    with pytest.raises(
-        UserError, match=rf"is a {name}, but only those .* are supported: DDPMScheduler, .*SASolver"
-    ):
+    with pytest.raises(UserError, match=rf"is a {name}, but only those .* are supported: DDPMScheduler, .*SASolver"):
         beside({"_class_name": name})
 
 
