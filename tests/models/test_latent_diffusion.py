@@ -275,8 +275,11 @@ def test_half_precision_is_loaded_in_float32(dtype, tmp_path):
     loaded = models.load("latent-diffusion", tmp_path)
     for part in (loaded.module, loaded.pipeline.vae, loaded.pipeline.text_encoder):
         assert {parameter.dtype for parameter in part.parameters()} == {torch.float32}
-    with pytest.raises(UserError, match=r"make them float32"):
-        LatentDiffusion(pipelines.inpainting().to(dtype))
+    for name in ("unet", "vae", "text_encoder"):
+        pipeline = pipelines.inpainting()
+        getattr(pipeline, name).to(dtype)
+        with pytest.raises(UserError, match=r"make them float32"):
+            LatentDiffusion(pipeline)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from .._utils import draws
 from ..errors import UserError
 from ..tasks import Corruption
 from .features import joined
-from .freezing import adopt, check_float32, unwrapped
+from .freezing import adopt, unwrapped
 from .from_diffusers import check_class
 from .holes import hidden
 from .latent_space import LatentSpace
@@ -98,7 +98,7 @@ class LatentDiffusion:
         if sides is None or sides[0] != sides[1]:
             raise UserError(
                 f"sample_size in unet/config.json is {self.module.config.sample_size!r}; write the side of the latents "
-                f"into it, a {self._space.scale}th of the images', such as 64."
+                f"into it, that of the images divided by {self._space.scale}, such as 64."
             )
         return sides[0] * self._space.scale
 
@@ -301,7 +301,7 @@ def _check_unet(unet: Any, pipeline: str) -> None:
 
 
 def _check_vae(vae: Any) -> None:
-    """Raise ``UserError`` if the VAE does not have Stable Diffusion's latents of RGB images, or is not float32."""
+    """Raise ``UserError`` if the VAE does not have Stable Diffusion's latents of RGB images."""
     check_class(vae, LatentDiffusion.family, "AutoencoderKL")
     config = vae.config
     if (config.in_channels, config.latent_channels) != (3, LATENT_CHANNELS) or config.get("latents_mean") is not None:
@@ -309,4 +309,3 @@ def _check_vae(vae: Any) -> None:
             f"the VAE takes {config.in_channels} channels and has {config.latent_channels} latent channels; family "
             f"latent-diffusion needs 3 and {LATENT_CHANNELS}, without latents_mean in vae/config.json."
         )
-    check_float32(vae)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .freezing import check_float32
 from .frozen_outputs import FrozenOutputs
 from .pipelines import Kind
 
@@ -26,11 +27,15 @@ class LatentSpace:
     Attributes:
         scale: pixels along a side of a latent's element.
         factor: by which latents are multiplied to have about variance 1.
+
+    Raises:
+        UserError: weights are not float32.
     """
 
     def __init__(self, pipeline: Any, kind: Kind) -> None:
         self._parts = [part for name in _PARTS if (part := getattr(pipeline, name, None)) is not None]
         for part in self._parts:
+            check_float32(part)
             part.eval().requires_grad_(False)
         self._vae = pipeline.vae
         self.scale, self.factor = int(pipeline.vae_scale_factor), float(pipeline.vae.config.scaling_factor)
