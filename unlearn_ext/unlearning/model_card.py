@@ -21,6 +21,7 @@ LIBRARIES = {
     "mae": ("transformers", "ViTMAEForPreTraining"),
     "diffusion": ("diffusers", "UNet2DModel"),
     "mage": ("unlearn_ext.models.mage", "MAGE"),
+    "latent-diffusion": ("diffusers", "DiffusionPipeline"),  # loads the class that model_index.json names
 }
 _NOT_PROMISED = (
     "This is no proof of deletion and no privacy guarantee: nobody has certified that the forgotten images cannot be "
