@@ -92,6 +92,26 @@ def test_a_run_without_adapter_is_not_continued_with_one(model, images, tmp_path
         )  # fmt: skip
 
 
+def test_the_untouched_pipeline_draws_the_same_pictures_with_the_saved_adapter(tmp_path):
+    import pipelines
+
+    from unlearn_ext.models.latent_diffusion import LatentDiffusion
+
+    pipelines.inpainting().save_pretrained(tmp_path / "pipeline")
+    model = models.load("latent-diffusion", tmp_path / "pipeline")
+    forget, retain = torch.rand(2, 8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    quick = replace(QUICK, steps=10, lora=4)
+    made = unlearn(model, forget, retain, task=TASK, epsilon="50%", settings=quick, out=tmp_path / "run")
+    (point,) = (tmp_path / "run").glob("eps-*")
+    pipeline = type(pipelines.inpainting()).from_pretrained(tmp_path / "pipeline", safety_checker=None)
+    pipeline.load_lora_weights(str(point))
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    pictures = models.reconstruct(made, forget, TASK)
+    torch.testing.assert_close(models.reconstruct(LatentDiffusion(pipeline), forget, TASK), pictures, rtol=0, atol=1e-5)
+    assert (models.reconstruct(model, forget, TASK) - pictures).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("rank", [0, -1, 1.5, "16"])
 def test_a_rank_is_a_whole_number(rank):
     with pytest.raises(UserError, match=r"lora is .*; it must be a whole number, 1 or more"):
