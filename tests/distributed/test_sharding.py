@@ -28,7 +28,7 @@ from unlearn_ext.unlearning.objectives import Objectives
 from unlearn_ext.unlearning.pareto import ParetoFront
 
 TASK = CenterCrop(0.5)
-FAMILIES = ["vqgan", "autoencoder", "mae", "diffusion"]
+FAMILIES = ["vqgan", "autoencoder", "mae", "mage", "diffusion"]
 
 
 class Gained(nn.Module):
