@@ -195,7 +195,7 @@ def prepared_of(run: Path, machine: Machine, progress: Callback | None = None) -
 def recognised(sources: Sources) -> Sources:
     """Return the options with the family of the model and the configuration of its file, if they were not typed.
 
-    For a folder that contains the files of a model, the model is the file to load.
+    For a folder that contains the files of a model, or for one of them, the model is the file to load.
 
     Raises:
         UserError: the model is of no known family, or several files may be its configuration.

@@ -160,6 +160,11 @@ def test_a_folder_of_both_files(tmp_path):
     encoder, decoder = written(tmp_path)
     assert (door.companions(encoder.path), door.companions(decoder.path)) == ([decoder.path], [encoder.path])
     assert door.file_in(tmp_path) == tmp_path / "taesd_encoder.pth"
+    assert (door.file_in(encoder.path), door.file_in(decoder.path)) == (None, encoder.path)
+    torch.save({"weight": torch.ones(3)}, tmp_path / "encoder.pth")  # a pair of another kind
+    torch.save({"weight": torch.ones(3)}, tmp_path / "decoder.pth")
+    assert door.file_in(tmp_path) == encoder.path
+    assert door.file_in(tmp_path / "decoder.pth") is None
     written(tmp_path, "taef1")
     with pytest.raises(UserError, match=r"has taef1_encoder.pth and taesd_encoder.pth: give one of the files"):
         door.file_in(tmp_path)

@@ -7,7 +7,7 @@ A door is a module with
 - ``load(checkpoint)``: the model;
 - ``write_back(model, checkpoint)``: the weights of the checkpoint, with E's replaced by those of the model;
 - where a model is in several files, ``companions(path)``: the others that belong to one of them; and
-  ``file_in(folder)``: the one to give for a folder that contains them, or None.
+  ``file_in(place)``: the one to load for a folder that contains them, or for another of them; or None.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ def door_of(path: Path, configuration: Path | None = None) -> Door:
 
 
 def file_in(place: Path) -> Path:
-    """Return the file to load for a folder that contains the files of a model; any other path is returned as it is.
+    """Return the file to load for a folder, or a file, that belongs to a model of several files; else the place itself.
 
     Raises:
         UserError: the folder contains the files of several models.
     """
-    if place.is_dir() and not (place / "config.json").is_file():
+    if place.is_file() or (place.is_dir() and not (place / "config.json").is_file()):
         for door in map(_door, DOORS):
             if hasattr(door, "file_in") and (found := door.file_in(place)):
                 return found

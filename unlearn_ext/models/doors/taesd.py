@@ -25,6 +25,7 @@ __all__ = ["FAMILY", "NAME", "companions", "file_in", "load", "recognises", "wri
 NAME = "taesd"
 FAMILY = "autoencoder"
 
+_SUFFIXES = (".pt", ".pth", ".safetensors")
 _BLOCK = re.compile(r"\d+\.conv\.4\.weight")  # the last convolution of a residual block
 _REMEDY = "give the files of taesd, taesdxl, taesd3, taef1 or taef2 as their author published them"
 
@@ -88,16 +89,21 @@ def companions(path: Path) -> list[Path]:
     return [other] if other != path and other.is_file() else []
 
 
-def file_in(folder: Path) -> Path | None:
-    """Return the encoder's file of a folder with an encoder's and a decoder's; None if it has no such pair.
+def file_in(place: Path) -> Path | None:
+    """Return the encoder's file of a folder, or that of a decoder's file; None if there is no such pair.
 
     Raises:
-        UserError: the folder has several pairs.
+        UserError: the folder has several pairs, or a file in it cannot be read.
     """
-    pairs = [file for file in sorted(folder.glob("*encoder.*")) if companions(file)]
+    if place.is_file():
+        others = companions(place)
+        is_decoder = "encoder" not in place.name and others and recognises(read(place, data=False))
+        return others[0] if is_decoder else None
+    files = [file for file in sorted(place.glob("*encoder.*")) if file.suffix in _SUFFIXES and companions(file)]
+    pairs = [file for file in files if recognises(read(file, data=False))]
     if len(pairs) > 1:
         raise UserError(
-            f"{folder} has {pairs[0].name} and {pairs[1].name}: give one of the files instead of the folder."
+            f"{place} has {pairs[0].name} and {pairs[1].name}: give one of the files instead of the folder."
         )
     return pairs[0] if pairs else None
 
