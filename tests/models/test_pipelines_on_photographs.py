@@ -11,10 +11,10 @@ from unlearn_ext.tasks import CenterCrop
 from unlearn_ext.unlearning.settings import Settings
 
 pytest.importorskip("diffusers")
-import pipelines  # noqa: E402
-import trained_pipelines  # noqa: E402
+import pipelines
+import trained_pipelines
 
-from unlearn_ext.models.latent_diffusion import LatentDiffusion  # noqa: E402
+from unlearn_ext.models.latent_diffusion import LatentDiffusion
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "tiny-imagenet-20" / "train"
 CLASSES = {"forget": ("goldfish", "lion", "monarch"), "retain": ("lakeside", "barn", "lighthouse")}
