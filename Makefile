@@ -22,7 +22,7 @@ help:
 	@echo "make test-slow  run the slow tests; about 6 minutes"
 	@echo "make test-all  run all tests; about 16 minutes"
 	@echo "make true-size  one step of a 256-pixel VQ-GAN, a ViT-B MAE and a 62 M U-Net: what it takes; 25 minutes"
-	@echo "make fuzz     throw anything at the operators and the kernels, and kill 50 sweeps; about an hour, and clang++ is needed"
+	@echo "make fuzz     throw anything at the operators, the kernels and the readers of files, and kill 50 sweeps; over an hour, and clang++ is needed"
 	@echo "make sanitize  run the core's tests with the kernels under g++'s sanitizers, and with faults put into them; 20 minutes"
 	@echo "make bench    time the step against its peers on this CPU (and GPU); about 10 minutes"
 	@echo "make bench-control  measure whether constraints settle at ε under noise; about 10 minutes"
@@ -76,6 +76,7 @@ fuzz: $(STAMP)
 	build/fuzz/fuzz_step -max_len=2048 -runs=$(RUNS) build/corpus tests/faults/corpus
 	build/fuzz/fuzz_qp -max_len=256 -runs=$(RUNS) build/corpus-qp
 	UNLEARN_EXT_FUZZ=10000 $(BIN)/python -m pytest tests/faults/test_fuzz_ops.py tests/faults/test_kills.py
+	UNLEARN_EXT_FUZZ=12500 $(BIN)/python -m pytest tests/models/doors/test_fuzz_files.py
 
 # A copy of the package around a binary of its own; the sanitizer's runtime must be in Python before anything else.
 # Python itself leaks by design, and torch.compile would compile with the sanitizers.

@@ -70,7 +70,7 @@ def watched(clock: list[float], monkeypatch: pytest.MonkeyPatch, *, is_terminal:
 
 
 def test_without_a_terminal_a_stage_is_two_lines(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = "f1 0.5000  f2 0.25000  λ 1"
+    numbers = "last minibatch: f1 0.5000  f2 0.25000  λ 1"
     assert watched(clock, monkeypatch, is_terminal=False).splitlines() == [
         "anchor-0.6000  begins, 1 of 2",
         "This will take about 2 minutes for 2 models.",

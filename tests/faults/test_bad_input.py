@@ -134,7 +134,8 @@ FILES = {
     "an empty folder for a checkpoint": (
         lambda p: (p / "empty").mkdir(),
         RUN.replace("checkpoint", "empty"),
-        "no VQModel could be loaded from {place}/empty: …",
+        "{place}/empty does not say which class of model it is, because its config.json is missing or names none: give "
+        "a folder that save_pretrained wrote, or --family.",
     ),
     "a file for a checkpoint": (
         nothing,
@@ -152,12 +153,13 @@ FILES = {
     "half of a config": (
         text("checkpoint/config.json", "{"),
         RUN,
-        "no VQModel could be loaded from {place}/checkpoint: …",
+        "config.json of {place}/checkpoint cannot be read: …",
     ),
     "a config of another kind": (
         text("checkpoint/config.json", "[]"),
         RUN,
-        "no VQModel could be loaded from {place}/checkpoint: …",
+        "{place}/checkpoint does not say which class of model it is, because its config.json is missing or names none: "
+        "give a folder that save_pretrained wrote, or --family.",
     ),
     "weights of other shapes": (
         entry("checkpoint/config.json", "block_out_channels", [16]),

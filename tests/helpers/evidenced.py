@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from unlearn_ext import models, tasks
 from unlearn_ext._utils.atomic_io import write_table
 from unlearn_ext._utils.file_hash import file_sha256
+from unlearn_ext.audit import table as audit_table
 from unlearn_ext.data.decode import decode
 from unlearn_ext.evidence.record import Before
 from unlearn_ext.unlearning.encoder import Encoder
@@ -109,10 +111,7 @@ def write_run(place: Path, **metrics: Any) -> tuple[Path, Before]:
 
 def write_audit(run: Path, note: str = "") -> None:
     """Write an `audit.csv` of one row."""
-    write_table(
-        run / "audit.csv", ("point", "audit", "measure", "forget", "retain", "chance", "note"),
-        [(POINT, "linear reader", "error", 0.27, 0.03, "", note)],
-    )  # fmt: skip
+    audit_table.write_audit(run, [audit_table.AuditRow(POINT, "linear reader", "error", 0.27, 0.03, math.nan, note)])
 
 
 def edit(table: Path, column: str, value: str) -> None:

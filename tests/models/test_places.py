@@ -53,14 +53,14 @@ PATHS = [
 @pytest.mark.parametrize("place", [*PATHS, Path("nowhere"), Path("owner/name")])
 def test_a_path_that_does_not_exist_is_said_without_the_network(place, asked):
     for load in (data.open_dataset, *(partial(models.load, family) for family in models.FAMILIES)):
-        with pytest.raises(UserError, match=r"^there is no folder "):
+        with pytest.raises(UserError, match=r"^there is no (file|folder) "):
             load(place)
     assert not asked
 
 
 @pytest.mark.parametrize("place", PATHS)
 def test_a_path_of_an_extractor_that_does_not_exist_is_said_without_the_network(place, asked):
-    with pytest.raises(UserError, match=r"^there is no folder "):
+    with pytest.raises(UserError, match=r"^there is no (file|folder) "):
         load_extractor(f"clip:{place}")
     assert not asked
 

@@ -89,7 +89,7 @@ def test_the_same_bytes_however_it_is_trained(tmp_path, model, images, ending, k
     assert bytes_of(tmp_path / "ended") == bytes_of(tmp_path / "alone")
 
 
-@pytest.mark.parametrize("family", ["mae", "diffusion", "autoencoder"])
+@pytest.mark.parametrize("family", ["mae", "diffusion", "autoencoder", "mage"])
 def test_the_same_bytes_of_every_family(tmp_path, images, ending, family):
     model, few = tiny.model(family), [side[:12] for side in images]
     quick = Settings(steps=3, batch_size=6)

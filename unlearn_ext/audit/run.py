@@ -60,7 +60,8 @@ def audit(
         images: the images of the run. Held-out images may be missing (empty tensors).
         task: the task T.
         points: names of the models to audit; by default those of :func:`default_points`.
-        retrained: folder or hub id of a model of the same family that was trained without the images to forget.
+        retrained: folder or hub id of a model of the same family, for images of the same size, that was trained without
+            the images to forget.
         canaries: folder with images known to be in the training set, and look-alikes that were not, see
             :func:`~unlearn_ext.audit.canaries.read_canaries`.
         audits: the audits to run; findings are stored under their names.
@@ -122,8 +123,9 @@ def _models(
     places = {RETRAINED: retrained} if retrained is not None else {}
     for name, place in {**places, **{name: run.path / name for name in names}}.items():
         model = load_like(unmodified, place)
-        if model.channels != unmodified.channels:
-            raise UserError(f"the model {place} takes images of {model.channels} channels, not {unmodified.channels}.")
+        takes, expected = (f"{one.size}x{one.size} pixels and {one.channels} channels" for one in (model, unmodified))
+        if takes != expected:
+            raise UserError(f"the model {place} takes images of {takes}, but the images of the run have {expected}.")
         model.module.to(unmodified.device)
         yield name, model
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from .._utils.atomic_io import write_table
-from ..errors import UserError
+from ..unlearning.tables import read_rows, write_rows
 
 __all__ = ["FILE", "AuditRow", "read_audit", "write_audit"]
 
@@ -39,17 +36,13 @@ class AuditRow:
     note: str
 
 
-_NUMBERS = ("forget", "retain", "chance")
-_COLUMNS: dict[str, Any] = {name: float if name in _NUMBERS else str for name in AuditRow.__annotations__}
-
-
 def write_audit(run: Path, rows: Sequence[AuditRow]) -> None:
     """Write the table to the folder of a run.
 
     Raises:
         UserError: it cannot be written.
     """
-    write_table(run / FILE, list(_COLUMNS), map(astuple, rows))
+    write_rows(run / FILE, AuditRow, rows)
 
 
 def read_audit(run: Path) -> list[AuditRow]:
@@ -58,13 +51,4 @@ def read_audit(run: Path) -> list[AuditRow]:
     Raises:
         UserError: the table cannot be read.
     """
-    path = run / FILE
-    if not path.exists():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [
-                AuditRow(**{name: kind(row[name]) for name, kind in _COLUMNS.items()}) for row in csv.DictReader(file)
-            ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as the table of an audit: {error}.") from error
+    return read_rows(run / FILE, AuditRow)

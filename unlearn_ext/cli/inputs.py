@@ -177,6 +177,8 @@ def prepared_of(run: Path, machine: Machine, progress: Callback | None = None) -
 def recognised(sources: Sources) -> Sources:
     """Return the options with the family of the model and the configuration of its file, if they were not typed.
 
+    For a folder that contains the files of a model, the model is the file to load.
+
     Raises:
         UserError: the model is of no known family, or several files may be its configuration.
     """
@@ -186,12 +188,14 @@ def recognised(sources: Sources) -> Sources:
         if sources.model_config:
             raise typer.BadParameter("--model-config needs --model, the checkpoint file that it belongs to.")
         return replace(sources, family=sources.family or Small.family)
-    place = Path(sources.model).expanduser()
+    typed = Path(sources.model).expanduser()
+    place = models.doors.file_in(typed)
     configuration = Path(sources.model_config) if sources.model_config else None  # a text if it was saved
     if configuration is None and place.is_file():
         configuration = models.doors.find_configuration(place)
     family = sources.family or models.family_of(sources.model, configuration)
-    return replace(sources, model_config=configuration, family=family)
+    model = sources.model if place == typed else str(place)
+    return replace(sources, model=model, model_config=configuration, family=family)
 
 
 def keep_apart(out: Path, sources: Sources, after: Path | None = None) -> None:

@@ -133,7 +133,7 @@ def _numbers(now: Progress) -> str:
         return f"loss {now.f2:.4f}"
     if math.isnan(now.lam):  # a baseline, whose losses need not be f1 and f2
         return f"losses {now.f1:.4f} and {now.f2:.5f}"
-    return f"f1 {now.f1:.4f}  f2 {now.f2:.5f}  λ {now.lam:.3g}"
+    return f"last minibatch: f1 {now.f1:.4f}  f2 {now.f2:.5f}  λ {now.lam:.3g}"
 
 
 @contextmanager

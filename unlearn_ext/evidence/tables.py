@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..audit.table import FILE as AUDIT
+from ..audit.table import AuditRow
+from ..data.sets import NamedImage
 from ..errors import UserError
 from ..unlearning.pareto import ParetoFront, ParetoPoint
-from ..unlearning.tables import IMAGES, PER_IMAGE, REQUESTS
+from ..unlearning.tables import IMAGES, PER_IMAGE, REQUESTS, RequestRow, read_rows
 
 __all__ = ["AUDIT", "IMAGES", "METRICS", "REQUESTS", "SOURCES", "TABLES", "metrics_of", "models_of", "rows_of"]
 
-METRICS, SOURCES, AUDIT = "metrics.json", "sources.json", "audit.csv"
+METRICS, SOURCES = "metrics.json", "sources.json"
 # The files whose SHA-256 the evidence contains.
 TABLES = ("front.csv", REQUESTS, PER_IMAGE, "history.csv", IMAGES, METRICS, SOURCES, AUDIT)
+
+_KINDS: dict[str, type[Any]] = {IMAGES: NamedImage, REQUESTS: RequestRow, AUDIT: AuditRow}
 
 
 def finite(value: Any) -> Any:
@@ -29,42 +34,14 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _number(text: str) -> float | None:
-    return finite(float(text)) if text.strip() else None
-
-
-def _count(text: str) -> int | None:
-    """Return a number of images; -1 in a table means that it is not known."""
-    return int(text) if text.strip() and int(text) >= 0 else None
-
-
-_COLUMNS: dict[str, dict[str, Callable[[str], Any]]] = {
-    IMAGES: dict.fromkeys(("set", "request", "file", "sha256", "used_as", "reason"), str),
-    REQUESTS: {
-        "point": str, "request": str, "epsilon": _number, "f1_unmodified": _number, "f1": _number,
-        "f1_validation": _number, "images": _count, "worst_f1": _number, "worst_file": str, "above": _count,
-        "held": str, "since": str,
-    },
-    AUDIT: {
-        "point": str, "audit": str, "measure": str, "forget": _number, "retain": _number, "chance": _number,
-        "note": str,
-    },
-}  # fmt: skip
-
-
 def rows_of(run: Path, table: str) -> list[dict[str, Any]]:
     """Return the rows of ``images.csv``, ``requests.csv`` or ``audit.csv``; an absent table has none.
 
     Raises:
         UserError: the table cannot be read.
     """
-    try:
-        with (run / table).open(newline="", encoding="utf-8") as file:
-            return [{name: kind(row[name]) for name, kind in _COLUMNS[table].items()} for row in csv.DictReader(file)]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, AttributeError, csv.Error) as error:
-        raise UserError(f"{run / table} cannot be read: {type(error).__name__}: {error}.") from error
+    rows = [finite(asdict(row)) for row in read_rows(run / table, _KINDS[table])]
+    return [{**row, "above": None} if row.get("above") == -1 else row for row in rows]  # -1: not known
 
 
 def models_of(run: Path) -> list[dict[str, Any]]:

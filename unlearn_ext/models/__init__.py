@@ -44,10 +44,10 @@ def load(
 
     Args:
         family: ``"vqgan"`` for a checkpoint of ``diffusers.VQModel``, ``"autoencoder"`` for
-            ``diffusers.AutoencoderKL``, ``"mae"`` for ``transformers.ViTMAEForPreTraining``, ``"diffusion"`` for
-            ``diffusers.UNet2DModel`` with a scheduler that has DDPM's noise schedule, ``"mage"`` for a MAGE, whose
-            class is of this package, or ``"latent-diffusion"`` for a whole pipeline of ``diffusers`` that inpaints or
-            edits. :func:`family_of` returns it.
+            ``diffusers.AutoencoderKL`` or ``AutoencoderTiny``, ``"mae"`` for ``transformers.ViTMAEForPreTraining``,
+            ``"diffusion"`` for ``diffusers.UNet2DModel`` with a scheduler that has DDPM's noise schedule, ``"mage"``
+            for a MAGE, whose class is of this package, or ``"latent-diffusion"`` for a whole pipeline of ``diffusers``
+            that inpaints or edits. :func:`family_of` returns it.
         path_or_id: folder that ``save_pretrained`` wrote, checkpoint file (``~`` is the home folder), or hub id.
         configuration: YAML or JSON file with the configuration of a checkpoint file; by default the one beside it.
 
@@ -55,7 +55,7 @@ def load(
         UserError: the family is unknown; the checkpoint does not exist, lacks weights, or is of another family or of
             an unsupported kind; or an extra is missing.
     """
-    model_class, place = family_class(family), Path(expanded(path_or_id))
+    model_class, place = family_class(family), doors.file_in(Path(expanded(path_or_id)))
     beside = None if configuration is None else Path(expanded(configuration))
     if not place.is_file():
         if beside:
@@ -64,7 +64,7 @@ def load(
     door = doors.door_of(place, beside)
     if family != door.FAMILY:
         raise UserError(f"{path_or_id} is a checkpoint of family {door.FAMILY} (format {door.NAME}), not of {family}.")
-    return door.load(doors.read(place, beside))
+    return doors.load(place, beside)
 
 
 def load_like(model: I2IModel, path_or_id: str | os.PathLike[str]) -> I2IModel:

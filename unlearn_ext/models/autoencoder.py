@@ -1,4 +1,7 @@
-"""Autoencoders: `diffusers.AutoencoderKL` (Kingma and Welling, arXiv 1312.6114), and any encoder and decoder."""
+"""Autoencoders: `diffusers.AutoencoderKL` (Kingma and Welling, arXiv 1312.6114), and any encoder and decoder.
+
+Those of ``autoencoder_tiny.py`` are of the same family.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ from torch.nn.parameter import is_lazy
 
 from .._torch_internals import tree_leaves
 from ..errors import UserError, require
+from .autoencoder_tiny import AutoencoderTiny
 from .freezing import adopt, unwrapped
-from .from_diffusers import DiffusersAutoencoder
+from .from_diffusers import DiffusersAutoencoder, saved_class
 from .outputs import described, only_tensor
 
 if TYPE_CHECKING:
@@ -56,8 +60,10 @@ class AutoencoderKL(DiffusersAutoencoder):
         return self.module.decode(latents).sample
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str | os.PathLike[str]) -> Self:
-        """Load a model from a folder or a hub id; only safetensors files, because a pickle can run code.
+    def from_pretrained(cls, path_or_id: str | os.PathLike[str]) -> DiffusersAutoencoder:
+        """Load a model of the family from a folder or a hub id; only safetensors files, because a pickle can run code.
+
+        Its class is the one that the configuration names: this one, or that of a tiny autoencoder.
 
         Raises:
             UserError: the checkpoint does not exist, is of another class, lacks weights, or is one that ``Autoencoder``
@@ -68,6 +74,8 @@ class AutoencoderKL(DiffusersAutoencoder):
                 f"{path_or_id} contains the weights of an encoder and a decoder, but not their classes: build both "
                 "modules in Python, and load each file with safetensors.torch.load_model."
             )
+        if saved_class(path_or_id, cls.class_name) in AutoencoderTiny.class_names:
+            return AutoencoderTiny.from_pretrained(path_or_id)
         return super().from_pretrained(path_or_id)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,9 +17,8 @@ from .sides import read_sides
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
-    from typing_extensions import Self
 
-__all__ = ["DiffusersAutoencoder", "check_class", "check_sides", "read_module", "sample_side"]
+__all__ = ["DiffusersAutoencoder", "check_class", "check_sides", "read_module", "sample_side", "saved_class"]
 
 
 # Objects of diffusers are `Any` here: type checkers see its classes as placeholders without attributes.
@@ -55,7 +55,7 @@ class DiffusersAutoencoder(ABC):
                 f"the model takes images of {self.channels} channels and returns {config.out_channels}; give a model "
                 "that returns as many channels as it takes."
             )
-        read_sides("sample_size", config.sample_size)
+        read_sides("sample_size", config.get("sample_size"))  # those of tiny autoencoders have none
         adopt(self)
 
     @property
@@ -106,7 +106,7 @@ class DiffusersAutoencoder(ABC):
         self.module.save_pretrained(folder, safe_serialization=True)
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str | os.PathLike[str]) -> Self:
+    def from_pretrained(cls, path_or_id: str | os.PathLike[str]) -> DiffusersAutoencoder:
         """Load a model from a folder or a hub id; only safetensors files, because a pickle can run code.
 
         Raises:
@@ -132,7 +132,7 @@ def sample_side(module: Any) -> int:
     Raises:
         UserError: the configuration gives no size, a size that is not square, or one that :func:`check_sides` rejects.
     """
-    sides = read_sides("sample_size", module.config.sample_size)
+    sides = read_sides("sample_size", module.config.get("sample_size"))
     if sides is None:
         raise UserError(
             "the model's configuration does not say how large its images are: write their side in pixels into its "
@@ -166,13 +166,31 @@ def check_sides(sides: Sequence[int], module: Any) -> None:
         )
 
 
+def saved_class(path_or_id: str | os.PathLike[str], class_name: str) -> Any:
+    """Return the name of the class in the configuration of a folder or a hub id; None if it names none.
+
+    Args:
+        path_or_id: folder or hub id.
+        class_name: name of the class that is expected.
+
+    Raises:
+        UserError: there is no configuration.
+    """
+    module_class = getattr(require("diffusers", "images"), class_name)
+    with loading(class_name, path_or_id):
+        return module_class.load_config(path_or_id).get("_class_name")
+
+
 def read_module(path_or_id: str | os.PathLike[str], family: str, class_name: str) -> Any:
-    """Load a module of ``diffusers`` from a folder or a hub id, and convert its weights to float32.
+    """Load a module of ``diffusers``, or a TAEF2, from a folder or a hub id, and convert its weights to float32.
 
     Raises:
         UserError: the checkpoint does not exist, has no safetensors file, is of another class, or lacks weights.
     """
-    module_class = getattr(require("diffusers", "images"), class_name)
+    library = require("diffusers", "images")
+    if class_name == "TAEF2":  # the only class here that is not one of diffusers
+        library = import_module(".taef2", __package__)
+    module_class = getattr(library, class_name)
     with loading(class_name, path_or_id):
         config = module_class.load_config(path_or_id)
         saved = config.get("_class_name", "another library")

@@ -14,7 +14,7 @@ import torch
 from ..errors import UserError, require
 from ..tasks import Corruption
 from .freezing import adopt, unwrapped
-from .loading import check_complete, loading, variant
+from .loading import check_complete, encoder_only, loading, variant
 from .patches import visible_patches
 from .progress_bars import without_bars
 from .sides import read_sides
@@ -160,6 +160,8 @@ class MAE:
         transformers = require("transformers", "images")
         with loading("ViTMAEForPreTraining", path_or_id):
             saved, _ = transformers.PreTrainedConfig.get_config_dict(path_or_id)
+            if "architecture" in saved:  # of timm
+                raise encoder_only(path_or_id)
             for name in (name for name in _SIZES if name in saved):
                 _square(name, saved[name])  # the library's own message has twenty lines
             config = transformers.AutoConfig.from_pretrained(path_or_id)

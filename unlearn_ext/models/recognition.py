@@ -19,6 +19,8 @@ __all__ = ["CLASSES", "family_of"]
 CLASSES = {
     "VQModel": "vqgan",
     "AutoencoderKL": "autoencoder",
+    "AutoencoderTiny": "autoencoder",
+    "TAEF2": "autoencoder",
     "ViTMAEForPreTraining": "mae",
     "UNet2DModel": "diffusion",
     "MAGE": "mage",
@@ -36,7 +38,7 @@ def family_of(path_or_id: str | os.PathLike[str], configuration: Path | None = N
     Raises:
         UserError: there is no such checkpoint, or it is of no known family.
     """
-    place = Path(expanded(path_or_id))
+    place = doors.file_in(Path(expanded(path_or_id)))
     if place.is_file():
         return doors.door_of(place, configuration).FAMILY
     check_reachable(path_or_id)
@@ -52,7 +54,7 @@ def family_of(path_or_id: str | os.PathLike[str], configuration: Path | None = N
         raise UserError(f"{path_or_id} is a {name}, but the families are of {', '.join(CLASSES)}.")
     raise UserError(
         f"{path_or_id} does not say which class of model it is, because its config.json is missing or names none: give "
-        "--family."
+        "a folder that save_pretrained wrote, or --family."
     )
 
 

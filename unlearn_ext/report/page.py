@@ -84,11 +84,13 @@ def write_page(run_folder: str | Path, pictures: str | None) -> Path:
 
 def _sections(single: bool, has_requests: bool, has_audit: bool) -> dict[str, str]:
     """Return the titles of the page's sections by template, in the order of the page."""
-    titles = {
-        "requests": "What was asked for",
+    requests = {"requests": "What was asked for"}
+    models = {
         "choose": "Pictures" if single else "Choose a model",
         "promises": "Promises",
         "models": "The model" if single else "All models",
+    }
+    others = {
         "audit": "Audit",
         "destroy": "What to destroy",
         "load": "Load a model",
@@ -97,6 +99,8 @@ def _sections(single: bool, has_requests: bool, has_audit: bool) -> dict[str, st
         "settings": "Settings",
         "glossary": "Glossary",
     }
+    # The table of all models of a sweep already shows what was asked and reached.
+    titles = {**requests, **models, **others} if single else {**models, **requests, **others}
     left_out = {name for name, is_there in (("requests", has_requests), ("audit", has_audit)) if not is_there}
     return {name: title for name, title in titles.items() if name not in left_out}
 

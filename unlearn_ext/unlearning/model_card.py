@@ -47,7 +47,7 @@ def model_card(run: RunFolder, point: ParetoPoint, *, names: bool = False, file:
     library, class_name = LIBRARIES[run.metrics["family"]]
     return "\n".join([
         "---",
-        f"library_name: {library}",
+        f"library_name: {library.partition('.')[0]}",
         "pipeline_tag: image-to-image",
         "tags:",
         "- image-to-image",

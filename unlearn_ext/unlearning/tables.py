@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .._utils.atomic_io import write_table
+from ..errors import UserError
 
 __all__ = [
     "IMAGES",
@@ -100,13 +101,16 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
     """Read what :func:`write_rows` wrote; an empty list if there is no such file, as in runs of earlier versions.
 
     Raises:
-        ValueError: a column is missing, or a value has another type.
+        UserError: the file cannot be read, a column is missing, or a value has another type.
     """
-    if not path.is_file():
-        return []
     columns = {field.name: _TYPES[str(field.type)] for field in fields(kind)}  # type: ignore[arg-type]  # a dataclass
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if rows and (missing := [column for column in columns if rows[0].get(column) is None]):
-        raise ValueError(f"{path.name} has no column {missing[0]}")
-    return [kind(**{column: convert(row[column]) for column, convert in columns.items()}) for row in rows]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            return [kind(**{name: convert(row[name]) for name, convert in columns.items()}) for row in rows]
+    except FileNotFoundError:
+        return []
+    except KeyError as error:
+        raise UserError(f"{path} cannot be read: it has no column {error.args[0]}.") from error
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a table of a run: {error}.") from error

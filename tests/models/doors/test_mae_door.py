@@ -52,21 +52,22 @@ def test_outputs_are_those_of_the_original(original, tmp_path, legacy):
     assert model.module.config.layer_norm_eps == 1e-6
 
 
-def test_every_weight_is_written_back(original, saved):
-    checkpoint = doors.read(saved)
-    door = doors.door_of(saved)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_every_weight_is_written_back(original, saved, prefix):
+    weights = {f"{prefix}{name}": value for name, value in original.state_dict().items()}
+    torch.save({"model": weights}, saved)
     model = loaded(saved)
-    written = door.write_back(model, checkpoint)
-    assert list(written) == list(original.state_dict())
-    for name, value in original.state_dict().items():
+    written = doors.write_back(model, saved)
+    assert list(written) == list(weights)
+    for name, value in weights.items():
         assert torch.equal(written[name], value), name
     with torch.no_grad():
         for parameter in model.encoder_parameters():
             parameter.add_(1)
-    written = door.write_back(model, checkpoint)
+    written = doors.write_back(model, saved)
     for name, value in original.state_dict().items():
         trained = name.startswith(("blocks", "norm", "patch_embed", "cls_token"))
-        assert torch.equal(written[name], value + 1 if trained else value), name
+        assert torch.equal(written[f"{prefix}{name}"], value + 1 if trained else value), name
 
 
 def test_half_precision_is_kept(original, saved):
@@ -74,7 +75,7 @@ def test_half_precision_is_kept(original, saved):
     original.float()
     model = loaded(saved)
     assert {p.dtype for p in model.module.parameters()} == {torch.float32}
-    written = doors.door_of(saved).write_back(model, doors.read(saved))
+    written = doors.write_back(model, saved)
     assert {value.dtype for value in written.values()} == {torch.float16}
 
 

@@ -48,7 +48,10 @@ def saved(saved_schedule=True, **options):
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1) / 4, std=0.1)
     arguments = {"module_name": "guided_diffusion", "unet": unet, "beta_schedule": {"train": dict(TRAIN), "test": {}}}
-    config = {"model": {"which_networks": [{"name": ["models.network", "Network"], "args": arguments}]}}
+    model = {"name": ["models.model", "Palette"], "args": {"task": "inpainting"}}
+    config = {
+        "model": {"which_model": model, "which_networks": [{"name": ["models.network", "Network"], "args": arguments}]}
+    }
     return network, Checkpoint(Path("runs/5_Network.pth"), network.state_dict(), config=config)
 
 
@@ -211,15 +214,19 @@ FIRST = "denoise_fn.input_blocks.1.0.in_layers.2.weight"
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda c: c.weights.pop(FIRST), rf"lacks the weight {FIRST}: give the JSON file"),
-        (lambda c: c.weights.update(extra=torch.zeros(1)), "has extra, which is no weight of this architecture"),
+        (lambda c: c.weights.pop(FIRST), rf"lacks {FIRST}: give the JSON file"),
+        (lambda c: c.weights.update(extra=torch.zeros(1)), "has extra, which the model has no place for"),
         (
             lambda c: c.weights.update({FIRST: torch.zeros(1, 2)}),
-            rf"{FIRST} with shape \[1, 2\], not \[32, 32, 3, 3\]",
+            rf"{FIRST} with shape \[1, 2\] where the model has \[32, 32, 3, 3\]",
         ),
         (lambda c: c.config.clear(), "does not say how its attention and its noise are made: give the JSON file"),
         (lambda c: c.config.update(model=[]), "lacks model, which_networks, args with unet and beta_schedule"),
         (lambda c: c.config["model"].update(which_networks=[]), "lacks model, which_networks"),
+        (
+            lambda c: c.config["model"]["which_model"]["args"].update(task="colorization"),
+            "was trained for colorization, but family diffusion only fills in hidden pixels: give a model for inpaint",
+        ),
         (lambda c: unet_of(c).update(attention=1), "has an unknown entry attention"),
         (lambda c: unet_of(c).pop("res_blocks"), r"is invalid \(.*res_blocks"),
         (lambda c: unet_of(c).update(attn_res=2), "is invalid"),
@@ -231,13 +238,19 @@ FIRST = "denoise_fn.input_blocks.1.0.in_layers.2.weight"
         (lambda c: unet_of(c).update(channel_mults=[2, 2]), "begins with another channel_mults than 1"),
         (lambda c: unet_of(c).update(channel_mults=[1, 10**12]), "is invalid|with shape"),
         (lambda c: unet_of(c).update(conv_resample=False, resblock_updown=False), "resamples without weights"),
-        (lambda c: unet_of(c).update(attn_res=[]), "lacks the weight denoise_fn.output_blocks.1.1.in_layers.0"),
-        (lambda c: unet_of(c).update(attn_res=[1]), r"lacks the weight denoise_fn.input_blocks.1.1"),
+        (lambda c: unet_of(c).update(attn_res=[]), "lacks denoise_fn.output_blocks.1.1.in_layers.0"),
+        (lambda c: unet_of(c).update(attn_res=[1]), r"lacks denoise_fn.input_blocks.1.1"),
         (lambda c: unet_of(c).update(num_head_channels=0), "is invalid"),
-        (lambda c: unet_of(c).update(num_head_channels=48), r"qkv.weight with shape \[192, 64, 1\], not \[144, 64, 1"),
+        (
+            lambda c: unet_of(c).update(num_head_channels=48),
+            r"qkv.weight with shape \[192, 64, 1\] where the model has \[144, 64, 1",
+        ),
         (lambda c: unet_of(c).update(num_head_channels=-1, num_heads=2, attn_res=[1, 2]), "different numbers of chan"),
         (lambda c: unet_of(c).update(num_head_channels=-1, num_heads_upsample=2), "different numbers of channels"),
-        (lambda c: unet_of(c).update(out_channel=6), r"out.2.weight with shape \[3, 32, 3, 3\], not \[6"),
+        (
+            lambda c: unet_of(c).update(out_channel=6),
+            r"out.2.weight with shape \[3, 32, 3, 3\] where the model has \[6",
+        ),
         (lambda c: unet_of(c).update(image_size=0), "sample_size in the model's configuration is 0"),
         (lambda c: unet_of(c).update(dropout="much"), "is invalid"),
         (lambda c: schedule_of(c).pop("train"), "lacks train with schedule, n_timestep"),

@@ -6,13 +6,16 @@ A door is a module with
 - ``recognises(checkpoint)``: whether a checkpoint is of this format, from the names and shapes of its weights only;
 - ``load(checkpoint)``: the model;
 - ``write_back(model, checkpoint)``: the weights of the checkpoint, with E's replaced by those of the model;
-- where a model is in several files, ``companions(path)``: the others that belong to one of them.
+- where a model is in several files, ``companions(path)``: the others that belong to one of them; and
+  ``file_in(folder)``: the one to give for a folder that contains them, or None.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -24,10 +27,13 @@ from .checkpoint import Checkpoint
 from .configuration import CONFIGURATIONS, find_configuration
 from .reading import read
 
-__all__ = ["CONFIGURATIONS", "DOORS", "Checkpoint", "Door", "companions", "door_of", "find_configuration", "read"]
+__all__ = [
+    "CONFIGURATIONS", "DOORS", "Checkpoint", "Door", "companions", "door_of", "file_in", "find_configuration", "load",
+    "read", "write_back",
+]  # fmt: skip
 
 # Names of the modules. No two of them recognise the same checkpoint.
-DOORS = ("mae", "mage", "palette", "stable_diffusion")
+DOORS = ("mae", "taming_vqgan", "taesd", "mage", "palette", "stable_diffusion")
 
 
 class Door(Protocol):
@@ -56,9 +62,8 @@ def door_of(path: Path, configuration: Path | None = None) -> Door:
     Raises:
         UserError: the file cannot be read, or no door recognises it.
     """
-    checkpoint = read(path, configuration, data=False)
-    for name in DOORS:
-        door = cast(Door, importlib.import_module(f".{name}", __name__))
+    checkpoint = _unwrapped(read(path, configuration, data=False))
+    for door in map(_door, DOORS):
         if door.recognises(checkpoint):
             return door
     if (path.parent / "config.json").is_file():
@@ -68,6 +73,68 @@ def door_of(path: Path, configuration: Path | None = None) -> Door:
         f"give a file of one of the formats {', '.join(DOORS)}, or a folder that the save_pretrained of the model's "
         "library wrote."
     )
+
+
+def file_in(place: Path) -> Path:
+    """Return the file to load for a folder that contains the files of a model; any other path is returned as it is.
+
+    Raises:
+        UserError: the folder contains the files of several models.
+    """
+    if place.is_dir() and not (place / "config.json").is_file():
+        for door in map(_door, DOORS):
+            if hasattr(door, "file_in") and (found := door.file_in(place)):
+                return found
+    return place
+
+
+def load(path: Path, configuration: Path | None = None) -> I2IModel:
+    """Return the model of a checkpoint file.
+
+    Args:
+        path: the file.
+        configuration: its configuration, if it is not the one that :func:`find_configuration` finds.
+
+    Raises:
+        UserError: the file cannot be read, no door recognises it, or as for the door's ``load``.
+    """
+    return door_of(path, configuration).load(_unwrapped(read(path, configuration)))
+
+
+def write_back(model: I2IModel, path: Path, configuration: Path | None = None) -> dict[str, torch.Tensor]:
+    """Return all weights of a checkpoint file, with its names, shapes and types, and with those of E replaced.
+
+    Args:
+        model: a model that was loaded from this file and trained.
+        path: the file.
+        configuration: as for :func:`load`.
+
+    Raises:
+        UserError: as for :func:`load`.
+    """
+    checkpoint = read(path, configuration)
+    written = door_of(path, configuration).write_back(model, _unwrapped(checkpoint))
+    prefix = _prefix(checkpoint)
+    named = {f"{prefix}{name}": weight for name, weight in written.items()}
+    same = {name: (weight.shape, weight.dtype) for name, weight in checkpoint.weights.items()}
+    assert {name: (weight.shape, weight.dtype) for name, weight in named.items()} == same
+    return named
+
+
+def _door(name: str) -> Door:
+    return cast(Door, importlib.import_module(f".{name}", __name__))
+
+
+def _unwrapped(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint without the prefix that torch.compile or data parallelism put before all its names."""
+    prefix = _prefix(checkpoint)
+    return replace(checkpoint, weights={name.removeprefix(prefix): w for name, w in checkpoint.weights.items()})
+
+
+def _prefix(checkpoint: Checkpoint) -> str:
+    found = re.match(r"(?:module\.|_orig_mod\.)*", next(iter(checkpoint.weights)))
+    prefix = found[0] if found else ""
+    return prefix if all(name.startswith(prefix) for name in checkpoint.weights) else ""
 
 
 def companions(path: Path, configuration: Path | None = None) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ...errors import UserError, require
 __all__ = ["CONFIGURATIONS", "find_configuration", "read_configuration"]
 
 CONFIGURATIONS = (".yaml", ".yml", ".json")  # suffixes
-_LARGEST = 256 << 10  # bytes; a model's configuration has a few thousand
+_LARGEST = 64 << 10  # bytes; a model's configuration has a few thousand
 # Where training programmes put the configuration, by the name of the folder that holds the checkpoints.
 _LAYOUTS = {"checkpoints": "configs/*-project.yaml", "checkpoint": "config.json"}
 # A string, which may contain what looks like a comment; or a comment.
@@ -62,7 +63,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
     try:
         content = (_json if path.suffix == ".json" else _yaml)(text.decode("utf-8-sig"))
     except Exception as error:  # PyYAML raises errors of many types, RecursionError among them
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = textwrap.shorten(str(error), 240, placeholder=" …") or type(error).__name__
         raise UserError(f"the configuration {path} cannot be read: {said}.") from error
     if not isinstance(content, dict):
         raise UserError(f"the configuration {path} contains no names with values.")

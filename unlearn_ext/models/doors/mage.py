@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import torch
 
@@ -15,7 +16,7 @@ from ..mage import MAGE
 from ..mage_network import MAGEConfig, MAGENetwork
 from ..protocol import I2IModel
 from .checkpoint import Checkpoint
-from .layout import check_layout
+from .key_map import fill, written_back
 
 __all__ = ["FAMILY", "NAME", "load", "recognises", "write_back"]
 
@@ -50,17 +51,19 @@ def load(checkpoint: Checkpoint) -> MAGE:
     config = _config(checkpoint)
     with torch.device("meta"):  # nothing is allocated before names and shapes are compared
         module = MAGENetwork(config)
-    empty = module.state_dict()
-    check_layout(checkpoint, {name: weight.shape for name, weight in empty.items()}, _UNUSED, _REMEDY)
-    weights = {name: checkpoint.weights[name].float().clone(memory_format=torch.contiguous_format) for name in empty}
-    module.load_state_dict(weights, assign=True)
+    used = {name: weight for name, weight in checkpoint.weights.items() if name not in _UNUSED}
+    fill(module, replace(checkpoint, weights=used), _names(module), _REMEDY)
     return MAGE(module)
 
 
 def write_back(model: I2IModel, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Return the checkpoint's weights with the model's in their place; unused weights stay."""
-    ours = {name: weight.to(checkpoint.weights[name]) for name, weight in model.module.state_dict().items()}
-    return {**checkpoint.weights, **ours}
+    return written_back(model.module.state_dict(), checkpoint, _names(model.module))
+
+
+def _names(module: torch.nn.Module) -> dict[str, str]:
+    """Return the name in a checkpoint of each weight of a module: it is the same."""
+    return {name: name for name in module.state_dict()}
 
 
 def _config(checkpoint: Checkpoint) -> MAGEConfig:
@@ -118,7 +121,7 @@ def _heads(checkpoint: Checkpoint, width: int) -> tuple[int, int]:
 def _shape(checkpoint: Checkpoint, name: str, dimensions: int) -> list[int]:
     """Return the shape of a weight; raise ``UserError`` if it is missing or has another number of dimensions."""
     if name not in checkpoint.weights:
-        raise UserError(f"{checkpoint.path} lacks the weight {name}: {_REMEDY}.")
+        raise UserError(f"{checkpoint.path} lacks {name}: {_REMEDY}.")
     shape = list(checkpoint.weights[name].shape)
     if len(shape) != dimensions:
         raise UserError(f"{checkpoint.path} has {name} with shape {shape}, not {dimensions} dimensions: {_REMEDY}.")

@@ -189,6 +189,9 @@ class Unpickler:
         self._memo[index] = self._stack[-1]
 
     def _persistent(self, given: Any) -> None:
+        if given[0] == "module":  # a class together with its source code, in files before torch 1.6
+            self._push(given[1])
+            return
         kind, type_, key, _location, count, *view = given
         if kind != "storage" or not isinstance(type_, Stub) or any(part is not None for part in view):
             raise TypeError("a storage is described in an unknown way")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -58,7 +59,7 @@ def read(path: Path, configuration: Path | None = None, *, data: bool = True) ->
     except Damaged as damage:
         raise UserError(f"{path} is no checkpoint that can be read: {damage}.") from damage
     except Exception as error:  # of any type: nothing in the file can be relied on
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = textwrap.shorten(str(error), 240, placeholder=" …") or type(error).__name__
         raise UserError(f"{path} is no checkpoint that can be read: it is damaged ({said}).") from error
     return Checkpoint(path, weights, content, config)
 
@@ -107,7 +108,8 @@ def _from_torch(saved: TorchFile, file: BinaryIO, data: bool) -> tuple[dict[str,
             f"it is a whole object of the class {content.name}: where that class is installed, save its state_dict()"
         )
     if not isinstance(content, dict):
-        raise Damaged(f"it is a {type(content).__name__}, not a state dict: save the model's state_dict()")
+        kind = type(content).__name__.removeprefix("Recorded")
+        raise Damaged(f"it contains a value of the type {kind}, not a state dict: save the model's state_dict()")
     inner = [name for name, value in content.items() if isinstance(name, str) and _is_state_dict(value)]
     if len(inner) > 1:
         raise Damaged(
@@ -119,11 +121,20 @@ def _from_torch(saved: TorchFile, file: BinaryIO, data: bool) -> tuple[dict[str,
     else:
         recorded = {name: value for name, value in content.items() if isinstance(value, RecordedTensor)}
     if not recorded:
-        raise Damaged("it contains no weights: save the model's state_dict()")
+        raise Damaged(_why_no_weights(content))
     if odd := [name for name in recorded if not isinstance(name, str)]:
         raise Damaged(f"the name of a weight is {odd[0]!r}, not a text")
     rest = {name: value for name, value in content.items() if isinstance(name, str) and name not in (inner or recorded)}
     return saved.tensors(file, recorded) if data else saved.outlines(recorded), rest
+
+
+def _why_no_weights(content: Mapping[Any, Any]) -> str:
+    """Return a clause that says why a dictionary has no state dict: perhaps a tensor in it is sparse or quantised."""
+    dictionaries = [content, *(value for value in content.values() if isinstance(value, dict))]
+    for name, value in (item for found in dictionaries for item in found.items()):
+        if isinstance(value, Stub) and value.name.startswith(("torch._utils._rebuild", "torch._tensor._rebuild")):
+            return f"{name} is made by {value.name}, and only dense weights are read: save them so"
+    return "it contains no weights: save the model's state_dict()"
 
 
 def _is_state_dict(value: Any) -> bool:

@@ -125,7 +125,7 @@ def read_legacy(file: BinaryIO) -> TorchFile:
     """
     end = file.seek(0, io.SEEK_END)
     file.seek(0)
-    head, machine = io.BytesIO(file.read(_LONGEST)), Unpickler()
+    head, machine = io.BytesIO(file.read(min(_LONGEST, end))), Unpickler()
     _magic, _protocol, system, content, keys = (machine.load(head) for _ in range(5))
     if isinstance(system, dict) and system.get("little_endian") is False:
         raise Damaged("it was written on a big-endian machine: save it again on another")
