@@ -419,3 +419,11 @@ def test_sides_that_the_pipeline_does_not_take_are_one_sentence(model, sides):
 def test_inpainting_needs_a_hole(inpainter, images, task, sentence):
     with pytest.raises(UserError, match=sentence):
         inpainter.inputs(images[0], task)
+
+
+def test_the_family_of_a_pipeline_is_recognised_and_that_of_a_transformer_is_refused(folder):
+    assert models.family_of(folder) == "latent-diffusion"
+    parts = {"unet": [None, None], "transformer": ["diffusers", "FluxTransformer2DModel"]}
+    edited(folder / "model_index.json", _class_name="FluxFillPipeline", **parts)
+    with pytest.raises(UserError, match="FluxFillPipeline is a diffusion transformer"):
+        models.family_of(folder)
