@@ -20,12 +20,19 @@ from unlearn_ext.unlearning.settings import Settings
 diffusers = pytest.importorskip("diffusers")
 import pipelines  # noqa: E402
 
-from unlearn_ext.models.latent_diffusion import SAMPLING_STEPS, LatentDiffusion  # noqa: E402
+from unlearn_ext.models import latent_diffusion  # noqa: E402
+from unlearn_ext.models.latent_diffusion import LatentDiffusion  # noqa: E402
 from unlearn_ext.models.prompts import Prompts  # noqa: E402
 
 TASK = CenterCrop(0.5)
 MAKERS = {"inpainting": pipelines.inpainting, "pix2pix": pipelines.pix2pix, "xl": pipelines.xl_inpainting}
 QUICK = Settings(steps=2, batch_size=4)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Draw pictures in few steps."""
+    monkeypatch.setattr(latent_diffusion, "SAMPLING_STEPS", 3)
 
 
 @pytest.fixture(params=MAKERS)
@@ -156,7 +163,7 @@ def test_pictures_are_those_of_the_untouched_pipeline(model, images, tmp_path):
             "height": 16, "width": 16, "strength": 1.0,
         }  # fmt: skip
     drawn = pipeline(
-        ["a red bus"] * 2, num_inference_steps=SAMPLING_STEPS, latents=draws.normal(condition, "sample"),
+        ["a red bus"] * 2, num_inference_steps=3, latents=draws.normal(condition, "sample"),
         output_type="pt", **named,
     ).images  # fmt: skip
     torch.testing.assert_close(made, drawn * 2 - 1, atol=1e-5, rtol=1e-5)
@@ -221,6 +228,7 @@ def test_a_copy_has_a_u_net_of_its_own_and_shares_the_rest(model):
     assert model.encoder_parameters()[0].any()
 
 
+@pytest.mark.filterwarnings("ignore:ε = ")
 def test_only_the_encoder_changes_and_the_pipeline_loads_in_its_own_class(model, images, tmp_path):
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     unlearned = ux.unlearn(model, *images, task=TASK, epsilon="50%", settings=QUICK)
@@ -411,3 +419,11 @@ def test_sides_that_the_pipeline_does_not_take_are_one_sentence(model, sides):
 def test_inpainting_needs_a_hole(inpainter, images, task, sentence):
     with pytest.raises(UserError, match=sentence):
         inpainter.inputs(images[0], task)
+
+
+def test_the_family_of_a_pipeline_is_recognised_and_that_of_a_transformer_is_refused(folder):
+    assert models.family_of(folder) == "latent-diffusion"
+    parts = {"unet": [None, None], "transformer": ["diffusers", "FluxTransformer2DModel"]}
+    edited(folder / "model_index.json", _class_name="FluxFillPipeline", **parts)
+    with pytest.raises(UserError, match="FluxFillPipeline is a diffusion transformer"):
+        models.family_of(folder)

@@ -58,9 +58,7 @@ def file(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-@pytest.mark.parametrize(
-    ("channels", "layers", "multiples"), [(9, 1, (1, 2)), (8, 1, (1, 2)), (9, 2, (1, 2, 4)), (9, 2, (1, 2, 4, 4))]
-)
+@pytest.mark.parametrize(("channels", "layers", "multiples"), [(9, 1, (1, 2)), (8, 1, (1, 2)), (9, 2, (1, 2, 4, 4))])
 def test_the_outputs_are_those_of_the_original(file, channels, layers, multiples):
     (unet, vae, text), weights = made(channels, layers, multiples)
     checkpoint = Checkpoint(file, weights, config=CONFIG)
