@@ -14,7 +14,7 @@ import torch
 from commands import call
 from torch.nn import functional
 
-from unlearn_ext import data, demo, pretrain
+from unlearn_ext import data, demo, models, pretrain
 from unlearn_ext.models import diffusion
 from unlearn_ext.unlearning import journal, objectives
 from unlearn_ext.unlearning.settings import Settings
@@ -526,3 +526,37 @@ def test_a_second_demo_shows_the_first_again(quick: Path, tmp_path: Path, monkey
         assert code == 0, said
         assert "Report: " in said
     assert "is finished: nothing is left to do" in said
+
+
+def test_an_adapter_is_trained_saved_verified_and_exported(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    pytest.importorskip("jsonschema")
+    run, out = tmp_path / "run", tmp_path / "model"
+    command = ["run", *options(place), "--out", str(run), "--epsilon", "60%", "--steps", "5"]
+    code, said = call(*command, "--lora", "2")
+    assert code == 0, said
+    assert "vqgan: 1,262 parameters to train" in said
+    (point,) = (folder for folder in run.glob("eps-*"))
+    assert {path.name for path in point.iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
+    assert "the folder <code>unmodified</code>" in (run / "report.html").read_text()
+    code, said = call(*command, "--lora", "4", "--resume")
+    assert code == 1
+    assert "that differs in: lora;" in said
+    code, said = call("export", str(run), str(out), "--point", point.name)
+    assert code == 0, said
+    exported = diffusers.VQModel.from_pretrained(out, low_cpu_mem_usage=False)
+    its = models.load("vqgan", point).encoder_parameters()[0]
+    assert torch.equal(next(exported.encoder.parameters()), its)
+    assert "a low-rank adapter (LoRA) of rank 2, merged" in (out / "README.md").read_text()
+    code, said = call("verify", str(run))
+    assert code == 0, said
+    assert f"model {point.name}: f1 = " in said
+    assert "adapters are merged into the weights for this" in said
+    assert "although machine and versions are the same" not in said
+    shutil.rmtree(run / "unmodified")
+    code, said = call("verify", str(run))
+    assert "its adapter cannot be used without the folder unmodified" in said
+    code, said = call("run", *options(place)[:-2], "--after", str(run), "--lora", "3", "--out", str(tmp_path / "next"),
+                      "--epsilon", "50%")  # fmt: skip
+    assert code == 2
+    assert "--lora is that of" in said

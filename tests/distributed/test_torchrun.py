@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from processes import PATIENCE
+from launches import KILLED, called, errors, launched
 
 import unlearn_ext as ux
 from unlearn_ext._utils import distributed
 from unlearn_ext.errors import UserError
 from unlearn_ext.unlearning.pareto import ParetoFront
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +34,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels = rng.integers(0, brightest, (8, 8), dtype=np.uint8)
             image.fromarray(pixels).save(folder / side / f"{index}.png")
     return folder
-
-
-def called(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return launched(processes, "-m", "unlearn_ext", *arguments)
-
-
-def launched(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.run(
-        [sys.executable, *(torchrun if processes > 1 else []), *arguments],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, timeout=4 * PATIENCE,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
 
 
 def options(place: Path, out: Path) -> list[str]:
@@ -85,10 +67,6 @@ def test_an_error_ends_all_processes_and_is_printed_once(place, tmp_path):
     assert done.returncode == 1
     (said,) = errors(done)
     assert said.startswith("Error: there is no folder")
-
-
-def errors(done: subprocess.CompletedProcess[str]) -> list[str]:
-    return [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
 
 
 def sweep_options(place: Path, out: Path) -> list[str]:
@@ -131,22 +109,6 @@ def test_processes_refuse_a_finished_run_and_print_one_error(place, swept, swapp
     assert done.returncode == 1
     (said,) = errors(done)
     assert sentence in said
-
-
-KILLED = """
-import os, signal, sys
-from unlearn_ext.unlearning import journal
-from unlearn_ext.cli import main
-journal.SECONDS, left = 0.0, [int(os.environ["KILL_AFTER"])]
-checkpoint = journal.Journal.checkpoint
-def killing(self, state):
-    checkpoint(self, state)
-    left[0] -= 1
-    if not left[0] and os.environ["RANK"] == "0":
-        os.kill(os.getpid(), signal.SIGKILL)
-journal.Journal.checkpoint = killing
-main()
-"""
 
 
 @pytest.mark.slow

@@ -2,9 +2,10 @@
 
     python tests/helpers/kills.py 50 sweep
     python tests/helpers/kills.py 50 chain
+    python tests/helpers/kills.py 50 adapter
 
-The work is a sweep, or a chain of two runs, of which the second continues the first. It runs in a forked child, so that
-Python and its libraries are loaded once. SIGKILL kills it.
+The work is a sweep; a chain of two runs, of which the second continues the first; or such a chain with an adapter. It
+runs in a forked child, so that Python and its libraries are loaded once. SIGKILL kills it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import tiny
@@ -40,10 +42,10 @@ def random_images() -> torch.Tensor:
     return torch.rand(4, 12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def chain_to(folder: Path) -> None:
+def chain_to(folder: Path, lora: int | None = None) -> None:
     """Forget two sets of images one after the other, each in a run of its own; resume what is there."""
     images = random_images()
-    given = {"task": CenterCrop(0.5), "resume": True, "settings": Settings(steps=6, batch_size=8)}
+    given = {"task": CenterCrop(0.5), "resume": True, "settings": Settings(steps=6, batch_size=8, lora=lora)}
     model, retain, first = tiny.model("vqgan"), images[1], {"ana": images[0] / 2}
     unlearn(model, first, retain, epsilon={"ana": "60%"}, out=folder / "first", **given)
     unlearn(
@@ -61,7 +63,7 @@ def sweep_to(folder: Path) -> None:
     )  # fmt: skip
 
 
-WORK = {"sweep": sweep_to, "chain": chain_to}
+WORK = {"sweep": sweep_to, "chain": chain_to, "adapter": partial(chain_to, lora=2)}
 
 
 def run_and_kill(work: Callable[[Path], None], folder: Path, seconds: float) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 SIDE = 8  # pixels
+FAMILIES = ("vqgan", "autoencoder", "mae", "diffusion", "mage")  # whose models are one module; see also pipelines.py
 
 
 def vqmodel(**options: Any) -> Any:
@@ -62,6 +63,14 @@ def mage(**options: Any) -> Any:
 def model(family: str) -> Any:
     """Return a wrapped model of a family."""
     return wrapped(family)
+
+
+def brief(family: str) -> Any:
+    """Return a wrapped model of a family; diffusion samples pictures in few steps."""
+    made = model(family)
+    if family == "diffusion":
+        made = type(made)(made.module, pytest.importorskip("diffusers").DDPMScheduler(num_train_timesteps=4))
+    return made
 
 
 def wrapped(family: str, **options: Any) -> Any:

@@ -73,12 +73,15 @@ KINDS = {
     "sharpness": {"settings": Settings(steps=4, batch_size=8, precision="float16", sharpness=0.05)},
     "random masks": {"task": RandomMask(0.5, 4)},
     "own epsilons": {"epsilons": [0.3, "30%"]},
+    "adapter": {"settings": Settings(steps=4, batch_size=8, lora=2)},
 }
 
 
 @pytest.mark.filterwarnings("ignore:ε = ")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_bytes_however_it_is_trained(tmp_path, model, images, ending, kind):
+    if kind == "adapter":
+        pytest.importorskip("peft")
     swept(model, images, tmp_path / "alone", **KINDS[kind])
     for step in (7, 6, 1):
         ending(step)

@@ -3,6 +3,9 @@
 Gradients are averaged with one collective after the backward pass instead of ``DistributedDataParallel``, so models
 need no wrapper. DDP needs a module with ``forward``, but a model here is an object with ``encode``; DDP also requires
 that every pass uses every parameter. The disadvantage is that the collective does not overlap with the backward pass.
+
+Parameters may also be DTensors, divided among all processes along their first dimension, see
+:mod:`unlearn_ext.models.sharding`; FSDP averages their gradients itself.
 """
 
 from __future__ import annotations
@@ -16,21 +19,27 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from .._torch_internals import is_dtensor, local_shard, placement_spec
 from ..errors import UserError
 
 __all__ = [
     "FirstFailed",
     "T",
+    "any_says",
+    "assign",
     "average",
     "first_alone",
     "from_first",
     "is_first",
     "joined",
+    "largest_part",
     "launched",
+    "local",
     "part",
     "several",
     "share",
     "total",
+    "whole",
 ]
 
 T = TypeVar("T")
@@ -133,6 +142,11 @@ def part(index: torch.Tensor) -> torch.Tensor:
     return index.tensor_split(dist.get_world_size())[dist.get_rank()] if several() else index
 
 
+def largest_part(count: int) -> int:
+    """Return the size of the largest part of ``count`` items."""
+    return -(-count // dist.get_world_size()) if several() else count
+
+
 def share(index: torch.Tensor) -> tuple[torch.Tensor, float]:
     """Return this process's part of a minibatch, and the weight of its mean loss in the mean over the minibatch.
 
@@ -156,8 +170,13 @@ def total(value: float) -> float:
     return box.item()
 
 
+def any_says(yes: bool) -> bool:
+    """Return whether any process says yes, the same in all of them."""
+    return total(float(yes)) > 0
+
+
 def average(value: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Average a loss, and ``p.grad`` in place, over all processes.
+    """Average a loss, and ``p.grad`` of plain parameters in place, over all processes.
 
     Args:
         value: loss of this process, 0-d, multiplied by the weight from :func:`share`.
@@ -168,7 +187,7 @@ def average(value: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Te
     """
     if not several():
         return value
-    grads = [p.grad for p in parameters if p.grad is not None]
+    grads = [p.grad for p in parameters if p.grad is not None and not is_dtensor(p)]
     flat = torch.cat([*(grad.flatten() for grad in grads), value.reshape(1)])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
@@ -176,3 +195,33 @@ def average(value: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Te
     for grad, averaged in zip(grads, parts, strict=True):
         grad.copy_(averaged.view_as(grad))
     return mean.reshape(())
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a DTensor's whole tensor, gathered by all processes together; a plain tensor is returned unchanged."""
+    if not is_dtensor(tensor):
+        return tensor.detach()
+    part: Any = tensor.detach().to(placement_spec(tensor).mesh.device_type)  # copies of parameters are on the CPU
+    return part.full_tensor()
+
+
+def local(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return this process's part of a tensor that is divided like a parameter.
+
+    Args:
+        value: a DTensor that is divided already, or the whole tensor.
+        like: the parameter; if it is a plain tensor, ``value`` is returned unchanged.
+    """
+    if not is_dtensor(like):
+        return value
+    if is_dtensor(value):
+        return local_shard(value)
+    mesh = placement_spec(like).mesh
+    parts, rank = value.chunk(mesh.size()), mesh.get_local_rank()  # as FSDP divides
+    return parts[rank] if rank < len(parts) else value[:0]
+
+
+@torch.no_grad()
+def assign(parameter: torch.Tensor, value: torch.Tensor) -> None:
+    """Set a parameter to a value; each of both may be a plain tensor, or a DTensor, see :func:`local`."""
+    local(parameter, parameter).copy_(local(value, parameter))

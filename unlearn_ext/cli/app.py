@@ -21,7 +21,7 @@ from .convert import convert
 from .evidence import Evidence, add_commands
 from .export import export
 from .images import describe
-from .inputs import Prepared, keep_apart, prepare
+from .inputs import Prepared, divided, keep_apart, prepare
 from .options import Device, Family, Machine, Pictures, Sources, Training, unfolded
 from .place import Place
 from .pretraining import pretrain
@@ -212,6 +212,7 @@ def sweep(
         with Watch() as watch:
             with first_alone():
                 prepared = prepare(sources, training, machine, watch, place)
+            prepared = divided(prepared, machine)
             commands.sweep_to(place, prepared, points, pictures, watch)
         commands.show_run(out_, prepared.sources, evidence, sign)
 
@@ -255,6 +256,7 @@ def run(
         with Watch() as watch:
             with first_alone():
                 prepared = prepare(sources, training, machine, watch, place, earlier)
+            prepared = divided(prepared, machine)
             commands.unlearn_to(place, prepared, epsilons, pictures, watch)
         commands.show_run(out_, prepared.sources, evidence, sign)
 

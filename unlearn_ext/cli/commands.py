@@ -29,6 +29,7 @@ __all__ = ["dial_to", "evaluate_run", "prepared_of", "reproduce_to", "show_run",
 
 def sweep_to(place: Place, prepared: Prepared, points: int, pictures: str, progress: Callback) -> None:
     """Run a sweep with the given number of points between the boundaries, and write it to a folder."""
+    from ..models.sharding import Sharded
     from ..unlearning.ability import write_hole
     from ..unlearning.phases import sweep
 
@@ -40,7 +41,7 @@ def sweep_to(place: Place, prepared: Prepared, points: int, pictures: str, progr
         listed=images.listed, argv=sys.argv, settings=prepared.settings, progress=progress, pictures=pictures,
         resume=place.resume, force=place.force,
     )  # fmt: skip
-    if is_first():
+    if is_first() or isinstance(prepared.model, Sharded):
         write_hole(place.folder, prepared.model, images.forget, prepared.task)
 
 

@@ -42,8 +42,8 @@ def export(
     """Copy one model of a run to a folder of its own, with a model card: a README.md that the Hugging Face hub reads.
 
     The model loads with its own library's `from_pretrained`, or with `--format original` in the programme that the
-    checkpoint file of the run came from. The card says which ε was asked and reached, and what is
-    not promised. It names no file, class or person. Fill in the licence before you publish it.
+    checkpoint file of the run came from; an adapter is merged into its weights. The card says which ε was asked and
+    reached, and what is not promised. It names no file, class or person. Fill in the licence before you publish it.
 
     For example:
 
@@ -53,6 +53,8 @@ def export(
 
     - `unlearn-ext export runs/mine models/unlearned --format original`
     """
+    from ..models import load
+    from ..models.adapters import has_adapter
     from ..unlearning.model_card import model_card
     from ..unlearning.recommend import recommend
     from ..unlearning.run_folder import read_run
@@ -69,16 +71,21 @@ def export(
         out.print(f"Recommended: {point}. {escape(best.reason)}", soft_wrap=True)
     if point not in by_name:
         raise UserError(f"there is no model {point} in {run}; there are {', '.join(by_name)}.")
-    files, original = _model_files(run / point), Original(run) if format == ORIGINAL else None
+    original = Original(run) if format == ORIGINAL else None
     card = model_card(finished, by_name[point], names=names, file=original.name if original else None)
+    files = _model_files(run / point)
+    adapted = has_adapter(run / point)
 
     def save(place: Path) -> None:
         if original:
             original.save(point, place)
-        for file in () if original else files:
-            copy = place / file.relative_to(run / point)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
+        elif adapted:
+            load(str(finished.metrics["family"]), run / point).save_pretrained(place)
+        else:
+            for file in files:
+                copy = place / file.relative_to(run / point)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
         write_text(place / "README.md", card)
 
     save_folder(folder, save, replace=True)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.markup import escape
 
-from .._utils.distributed import is_first
+from .._utils.distributed import is_first, launched
 from ..errors import UserError
 from .ability import say_ability
 from .asked import folders_to_forget, request_names
 from .images import built_in, counts, named_images, recovered
 from .options import Machine, Small, Sources, Training
 from .place import Place
+from .prompts import check_prompts, give_prompts
 from .sources_file import kept
 from .terminal import out
 
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
     from ..unlearning.progress import Callback
     from ..unlearning.settings import Settings
 
-__all__ = ["Prepared", "continued", "device_named", "keep_apart", "prepare", "prepared_of", "recognised"]
+__all__ = [
+    "Prepared", "continued", "device_named", "divided", "keep_apart", "prepare", "prepared_of", "recognised",
+]  # fmt: skip
 
 
-_COLUMNS = ("image_column", "label_column")
+_COLUMNS = ("image_column", "label_column", "prompt_column")
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def prepare(
     place: Place | None = None,
     earlier: Earlier | None = None,
 ) -> Prepared:
-    """Read the images, load or train the model, and move it to its device.
+    """Read the images, load or train the model, and move it to its device, or with ``--fsdp`` leave it on the CPU.
 
     Args:
         sources: images, task and model, as typed.
@@ -85,8 +88,11 @@ def prepare(
         UserError: the images, the model, the settings or the output folder cannot be used.
         typer.BadParameter: options contradict each other, or one that another needs is missing.
     """
+    import torch
+
     from .. import models, tasks
     from ..data import augment, join
+    from ..models.adapters import to_train
     from ..pretrain import pretrained
     from ..unlearning.identity import known, seen
     from ..unlearning.validation import check_model
@@ -95,8 +101,10 @@ def prepare(
     if earlier:
         sources, training = continued(sources, training, earlier)
     _check(sources, is_continued=earlier is not None)
+    _check_fsdp(machine, training)
     sources = recognised(sources)
     models.check_family(sources.family)
+    check_prompts(sources)
     task, augmentation = tasks.parse(sources.task), augment.parse(sources.augment)
     settings = _settings(training, machine)
     device = device_named(machine.device)
@@ -122,16 +130,31 @@ def prepare(
     if model.channels != channels:
         raise UserError(f"the model takes images of {model.channels} channels; those of {images.name} have {channels}.")
     check_model(model)
-    _place(model, device, machine)
-    count = sum(parameter.numel() for parameter in model.encoder_parameters())
+    prompts = give_prompts(model, images, sources)
+    _place(model, torch.device("cpu") if machine.fsdp else device, machine)
+    trained = to_train(model, settings.lora, settings.seed)
+    count = sum(parameter.numel() for parameter in trained.encoder_parameters())
     if sources.model_config:
         out.print(f"Configuration of the model: {escape(str(sources.model_config))}", soft_wrap=True)
-    out.print(f"{model.family}: {count:,} parameters to train, on {model.device}, in {settings.precision}")
+    out.print(f"{model.family}: {count:,} parameters to train, on {device}, in {settings.precision}")
     out.print(counts(images), soft_wrap=True)
-    if place and is_first():
-        sets = {"images to forget": images.forget, "images to retain": images.retain}
-        say_ability(model, task, sets, "unlearning them cannot show anything; see `unlearn-ext pretrain --help`")
-    return Prepared(model, images, task, description, settings, augmentation, sources, earlier)
+    if prompts:
+        out.print(escape(prompts), soft_wrap=True)
+    prepared = Prepared(model, images, task, description, settings, augmentation, sources, earlier)
+    if place and is_first() and not machine.fsdp:
+        _say_ability(prepared)
+    return prepared
+
+
+def divided(prepared: Prepared, machine: Machine) -> Prepared:
+    """Divide the model's weights among the processes, if ``--fsdp`` was typed; every process must call it."""
+    from ..models.sharding import shard
+
+    if not machine.fsdp:
+        return prepared
+    prepared = replace(prepared, model=shard(prepared.model, device_named(machine.device)))
+    _say_ability(prepared)
+    return prepared
 
 
 def prepared_of(run: Path, machine: Machine, progress: Callback | None = None) -> Prepared:
@@ -164,6 +187,7 @@ def prepared_of(run: Path, machine: Machine, progress: Callback | None = None) -
     if not len(images.forget) or not len(images.retain):
         side = "retain" if len(images.forget) else "forget"
         raise UserError(f"the images to {side} of {run} are not at hand any more, so its models cannot be evaluated.")
+    give_prompts(model, images, sources)
     _place(model, device_named(machine.device), machine)
     return Prepared(model, images, task, before.metrics["dataset"], settings, augmentation, sources)
 
@@ -218,7 +242,9 @@ def continued(sources: Sources, training: Training, earlier: Earlier) -> tuple[S
         ("--model-config", sources.model_config, None, before.model_config),
         ("--family", sources.family, Sources.family, before.family),
         ("--task", sources.task, Sources.task, before.task),
+        ("--prompt", sources.prompt, None, before.prompt),
         ("--seed", training.seed, Training.seed, seed),
+        ("--lora", training.lora, Training.lora, earlier.lora),
     ):
         if typed not in (usual, its):
             raise typer.BadParameter(
@@ -233,9 +259,10 @@ def continued(sources: Sources, training: Training, earlier: Earlier) -> tuple[S
         named = {name: getattr(before, name) for name in ("data", "data_dir", "dataset", "split", *_COLUMNS)}
         sources = replace(sources, **named)
     same = replace(
-        sources, model=before.model, model_config=before.model_config, family=before.family, task=before.task
-    )
-    return same, replace(training, seed=seed)
+        sources, model=before.model, model_config=before.model_config, family=before.family, task=before.task,
+        prompt=before.prompt,
+    )  # fmt: skip
+    return same, replace(training, seed=seed, lora=earlier.lora)
 
 
 def _recorded(sources: Sources, names: Mapping[str, str], before: Sources) -> Sources:
@@ -272,13 +299,34 @@ def _check(sources: Sources, is_continued: bool) -> None:
         raise typer.BadParameter("your own images need --model, the checkpoint to unlearn.")
 
 
+def _check_fsdp(machine: Machine, training: Training) -> None:
+    """Reject ``--fsdp`` with options that it does not support, or without torchrun."""
+    if not machine.fsdp:
+        return
+    others = {"--compile": machine.compile, "--channels-last": machine.channels_last, "--lora": training.lora}
+    for option, typed in others.items():
+        if typed:
+            raise typer.BadParameter(f"{option} is not supported with --fsdp: leave one of them out.")
+    if not launched():
+        raise UserError(
+            "--fsdp divides the model among several processes: start them with "
+            "`torchrun --nproc-per-node N -m unlearn_ext …`."
+        )
+
+
+def _say_ability(prepared: Prepared) -> None:
+    sets = {"images to forget": prepared.images.forget, "images to retain": prepared.images.retain}
+    remedy = "unlearning them cannot show anything; see `unlearn-ext pretrain --help`"
+    say_ability(prepared.model, prepared.task, sets, remedy)
+
+
 def _settings(training: Training, machine: Machine) -> Settings:
     """Return the default settings, changed by the options that were typed."""
     from ..unlearning.settings import Settings
 
     given = {"steps": training.steps, "lr": training.lr, "batch_size": training.batch_size, "memory": machine.memory}
     typed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    typed["sharpness"] = training.sharpness
+    typed |= {"sharpness": training.sharpness, "lora": training.lora}
     return Settings(seed=training.seed, precision=machine.precision, compile=machine.compile, **typed)
 
 

@@ -102,6 +102,14 @@ class Sources(Small):
     label_column: Annotated[
         str | None, _option("Images", "Class column of --dataset.", metavar="NAME", show_default="its only one")
     ] = None
+    prompt_column: Annotated[
+        str | None, _option("Images", "Column of --dataset with the prompts.", metavar="NAME", show_default="none")
+    ] = None
+    prompt: Annotated[
+        str | None,
+        _option("Images", "Prompt of every image without its own, for latent-diffusion. A text file beside an image, "
+                "lion.txt beside lion.png, is its own prompt.", metavar="TEXT", show_default="an empty prompt"),
+    ] = None  # fmt: skip
     skip_bad: Annotated[bool, _option("Images", "Skip images that cannot be read.", "--skip-bad")] = False
     augment: Annotated[
         list[str],
@@ -139,6 +147,11 @@ class Training:
         _option("Training", "Radius ρ in weight space within which forgetting is enforced, so that further training "
                 "brings back less. Start with 0.05; damage grows with ρ, and 0 is off.", min=0.0),
     ] = 0.0  # fmt: skip
+    lora: Annotated[
+        int | None,
+        _option("Training", "Train a low-rank adapter (LoRA) of the encoder instead of its weights: less memory, and "
+                "small files. 16 is a usual rank.", metavar="RANK", min=1, show_default="the encoder is trained"),
+    ] = None  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -156,6 +169,11 @@ class Machine:
     checkpointing: Annotated[
         bool, _option("Machine", "Use gradient checkpointing: less memory, more time.", "--checkpointing")
     ] = False
+    fsdp: Annotated[
+        bool,
+        _option("Machine", "Divide the model's weights among the processes that torchrun started (FSDP2), for models "
+                "larger than a device.", "--fsdp"),
+    ] = False  # fmt: skip
     memory: Annotated[
         float | None,
         _option("Machine", "GiB of images, and of cached targets, to keep in memory; beyond that, a file is used.",

@@ -12,6 +12,7 @@ import torch
 
 from .. import models
 from ..models import I2IModel
+from ..models.adapters import UNMODIFIED, has_adapter
 from . import machine
 from .files import AtHand
 from .lines import CONTRADICTS, HOLDS, NOT_AT_HAND, NOTE, Line
@@ -48,19 +49,29 @@ def numbers(run: Path, content: Mapping[str, Any], at_hand: AtHand) -> Iterator[
     if sets.retain is None:
         yield Line(NOT_AT_HAND, "f1 and f2 were not computed again, without all images to retain as they were.")
         return
+    if hasattr(before, "prompts"):
+        before.prompts = at_hand.prompts(sets, before)
     for request in (request for request, images in sets.forget.items() if images is None):
         yield Line(NOT_AT_HAND, f"f1 of request {request} was not computed again, without all its images as they were.")
     meter = Meter(before, sets.retain, sets.forget, command, at_hand.sources.get("augment") or [])
     is_elsewhere = then["device"].partition(":")[0] != device.type or command["settings"].get("precision") != "float32"
-    compare = _Comparison(NEAR_ELSEWHERE if is_elsewhere else NEAR, bool(differing))
+    is_adapted = command["settings"].get("lora") is not None
+    if is_adapted:
+        yield Line(NOTE, "adapters are merged into the weights for this, so the last bits of numbers differ.")
+    compare = _Comparison(NEAR_ELSEWHERE if is_elsewhere else NEAR, bool(differing) or is_adapted)
     first = next(iter(sets.forget), "")
     rows = content["requests"]
     recorded = {row["request"]: row["f1_unmodified"] for row in rows} or {first: command["f1_unmodified"]}
     if unmodified := meter.unmodified():
         yield compare("model before", [(f"f1 of {name}", recorded.get(name), f1) for name, f1 in unmodified.items()])
     for model in content["models"]["after"]:
-        if model["name"] in at_hand.after:
-            measured = meter.measure(_loaded(command, run / model["name"], device))
+        place = run / model["name"]
+        if has_adapter(place) and not (run / UNMODIFIED).is_dir():
+            yield Line(
+                NOT_AT_HAND, f"model {model['name']}: its adapter cannot be used without the folder {UNMODIFIED}."
+            )
+        elif model["name"] in at_hand.after:
+            measured = meter.measure(_loaded(command, place, device))
             mine = {row["request"]: row for row in rows if row["point"] == model["name"]}
             yield compare(f"model {model['name']}", list(_pairs(model, mine, measured, first)))
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from .._utils.distributed import assign
+
 State = dict[str, Any]
 
 
@@ -23,12 +25,13 @@ def restore(state: State, optimizer: torch.optim.Optimizer, scaler: torch.amp.Gr
     """Restore the state that :func:`training_state` returned in an earlier process."""
     parameters = _parameters(optimizer)
     for parameter, value in zip(parameters, state["parameters"], strict=True):
-        parameter.copy_(value)
+        assign(parameter, value)
     for number, moments in state["optimizer"]["state"].items():
         parameter = parameters[number]
         for name, value in moments.items():
             if value.shape == parameter.shape:  # keep the strides: they set the order of summation
-                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype)
+                assign(moments[name], value)
     optimizer.load_state_dict(state["optimizer"])
     if scaler is not None:
         scaler.load_state_dict(state["scaler"])

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import torch
 
+from .._utils import distributed
 from .._utils.atomic_io import write_table
 from ..errors import UserError
-from ..models import I2IModel, load, reconstruct
+from ..models import I2IModel, load_like, reconstruct
+from ..models.sharding import Sharded, placed_like
 from ..tasks import Task
 from .batches import pixels
 from .dial import UNMODIFIED
@@ -66,7 +68,8 @@ def ability(model: I2IModel, images: torch.Tensor, task: Task, seconds: float = 
         made.append(reconstruct(model, images[taken : taken + more], task))
         taken, more = taken + len(made[-1]), 2 * more
         spent = time.monotonic() - start
-        if spent + more * spent / taken > seconds:
+        late = spent + more * spent / taken > seconds
+        if distributed.any_says(late) if isinstance(model, Sharded) else late:
             break
     images = images[:taken]
     filled = hole_of(images, task) * _mean_colour(images, task)
@@ -79,6 +82,8 @@ def write_hole(
     run: Path, unmodified: I2IModel, images: torch.Tensor, task: Task, progress: Callable[[str], None] | None = None
 ) -> None:
     """Write ``hole.csv``: the PSNR in the hole of the unmodified model and of every model of a sweep.
+
+    If the unmodified model is sharded, every process must call it, and the first one writes.
 
     Args:
         run: folder of the finished sweep.
@@ -95,11 +100,11 @@ def write_hole(
     for point in ParetoFront.from_csv(run / "front.csv"):
         if progress is not None:
             progress(point.name)
-        model = load(unmodified.family, run / point.name)
-        model.module.to(unmodified.device)
+        model = placed_like(load_like(unmodified, run / point.name), unmodified)
         after = ability(model, images, task, seconds=math.inf)  # on the same images, or they could not be compared
         rows.append((point.name, after.psnr, after.images))
-    write_table(run / HOLE, _COLUMNS, rows)
+    if distributed.is_first():
+        write_table(run / HOLE, _COLUMNS, rows)
 
 
 def read_hole(run: Path) -> dict[str, float]:

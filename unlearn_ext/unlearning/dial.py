@@ -6,17 +6,19 @@ that has forgotten more also has a lower f2 than the mixture, a model is trained
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from .._utils.distributed import local
 from .._utils.process_memory import release
-from ..models import I2IModel
+from ..models import I2IModel, load
+from ..models.adapters import UNMODIFIED, Adapted, copied
 from .encoder import Encoder
 from .history import History
 from .journal import Journal
@@ -37,10 +39,11 @@ __all__ = [
     "Unlearned",
     "encoder_state",
     "mix",
+    "restored",
     "root",
+    "saved_state",
 ]
 
-UNMODIFIED = "unmodified"
 NEAR_F1 = 0.002  # how far below ε a mixture's f1 may be, as a fraction of the unmodified model's f1
 NEAR_F2 = 0.03  # tolerance of a mixture's √f2, as a fraction of the root of its limit
 MAX_STEPS = 20  # iterations of the search along a line
@@ -118,7 +121,7 @@ class Dial:
     """
 
     def __init__(self, model: I2IModel, objectives: Objectives, f1_original: float, anchors: Sequence[Anchor]) -> None:
-        self._objectives, self._model = objectives, copy.deepcopy(model)
+        self._objectives, self._model = objectives, copied(model)
         self._encode = Encoder(self._model, objectives.settings)
         self.anchors = [Anchor(UNMODIFIED, encoder_state(model), f1_original, 0.0), *anchors]
 
@@ -189,7 +192,7 @@ class Dial:
     def model(self, mixture: Mixture) -> Unlearned:
         """Return a model with the weights of a mixture."""
         mix(self._model, mixture.less.encoder, mixture.more.encoder, mixture.share)
-        return Unlearned(copy.deepcopy(self._model), mixture.f1, mixture.f2, str(mixture))
+        return Unlearned(copied(self._model), mixture.f1, mixture.f2, str(mixture))
 
     def _meeting(self, epsilon: float, less: Anchor, more: Anchor) -> Mixture:
         """Return the mixture of two anchors that has f1 = ε, or up to ``NEAR_F1`` less."""
@@ -210,15 +213,35 @@ class Dial:
 
 
 def encoder_state(model: I2IModel) -> list[torch.Tensor]:
-    """Return copies of the encoder's parameters, on the CPU."""
+    """Return copies of the encoder's parameters, on the CPU; of a sharded model, those of this process's parts."""
     return [parameter.detach().cpu().clone() for parameter in model.encoder_parameters()]
 
 
 @torch.no_grad()
 def mix(model: I2IModel, less: Sequence[torch.Tensor], more: Sequence[torch.Tensor], share: float) -> None:
     """Set a model's encoder parameters to (1 − share)·less + share·more; both come from :func:`encoder_state`."""
+    if isinstance(model, Adapted):
+        model.mix(less, more, share)
+        return
     for parameter, a, b in zip(model.encoder_parameters(), less, more, strict=True):
-        parameter.copy_(torch.lerp(a, b, share))
+        mine, a, b = (local(tensor, parameter) for tensor in (parameter, a, b))
+        mine.copy_(torch.lerp(a, b, share))
+
+
+def saved_state(model: I2IModel, folder: Path) -> list[torch.Tensor]:
+    """Return the encoder's parameters of a saved model of the same kind, on the CPU; of an adapted one, its adapter.
+
+    Raises:
+        UserError: it cannot be loaded, or ``model`` is adapted and the saved model is not.
+    """
+    return model.read(folder) if isinstance(model, Adapted) else encoder_state(load(model.family, folder))
+
+
+def restored(model: I2IModel, folder: Path) -> I2IModel:
+    """Return a copy of a model with the encoder of a saved one; the errors are those of :func:`saved_state`."""
+    made, state = copied(model), saved_state(model, folder)
+    mix(made, state, state, 1.0)
+    return made
 
 
 def _only(anchor: Anchor) -> Mixture:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import UserError
-from ..models import I2IModel, load
+from ..models import I2IModel
+from ..models.adapters import unadapted
+from .dial import restored
 from .identity import weights_digest
 from .run_folder import RunFolder, read_run
 from .tables import REQUESTS, RequestRow, read_rows
@@ -55,23 +54,31 @@ class Earlier:
         found = next((row for row in self.requests if row.request == request), None)
         return "" if found is None else found.since or self.folder.name
 
-    @torch.no_grad()
-    def model(self, original: I2IModel) -> I2IModel:
+    @property
+    def lora(self) -> int | None:
+        """The rank of the run's adapter; None if there is none."""
+        return self.run.metrics["settings"].get("lora")
+
+    def model(self, original: I2IModel, lora: int | None = None) -> I2IModel:
         """Return a copy of the unmodified model with the encoder of the earlier run's model.
 
+        Args:
+            original: the unmodified model, with an adapter if there is one.
+            lora: rank of the adapter; that of the earlier run.
+
         Raises:
-            UserError: the earlier model cannot be loaded, or ``original`` is not the model that the run started from.
+            UserError: the earlier model cannot be loaded, ``original`` is not the model that the run started from, or
+                the rank is another one.
         """
-        if weights_digest(original) != self.run.metrics["units"]["model"]:
+        if weights_digest(unadapted(original)) != self.run.metrics["units"]["model"]:
             raise UserError(
                 f"the model is not the one that {self.folder} started from, so its f1 and f2 cannot be continued: give "
                 "the unmodified model of that run."
             )
-        start = copy.deepcopy(original)
-        trained = load(original.family, self.folder / self.point)
-        for mine, its in zip(start.encoder_parameters(), trained.encoder_parameters(), strict=True):
-            mine.copy_(its)
-        return start
+        if lora != self.lora:
+            its = "no adapter" if self.lora is None else f"an adapter of rank {self.lora}"
+            raise UserError(f"{self.folder} was trained with {its}: continue it with the same rank (lora).")
+        return restored(original, self.folder / self.point)
 
     def identity(self) -> dict[str, Any]:
         """Return what a run's result depends on, see :mod:`unlearn_ext.unlearning.identity`."""

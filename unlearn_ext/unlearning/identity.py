@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from .._utils.tensor_hash import tensors_sha256
 from .._version import __version__
 from ..data.augment import Augment
 from ..models import I2IModel
+from ..models.sharding import Sharded
 from ..tasks import Corruption
 from .settings import Settings
 
@@ -42,9 +44,9 @@ def seen(images: Mapping[str, torch.Tensor], task: Corruption, augment: Augment 
     first = next(iter(images.values()))
     shape, device = first.shape[1:], first.device
     noise = (torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(device)
-    augmented = None if augment is None else _digest(*(augment(noise, draw) for draw in range(1, 5)))
-    digests = {name: _digest(part) for name, part in images.items()}
-    return {"task": _digest(task(noise)), "augmentation": augmented, **digests}
+    augmented = None if augment is None else tensors_sha256(*(augment(noise, draw) for draw in range(1, 5)))
+    digests = {name: tensors_sha256(part) for name, part in images.items()}
+    return {"task": tensors_sha256(task(noise)), "augmentation": augmented, **digests}
 
 
 def identity(
@@ -70,12 +72,13 @@ def identity(
 
 
 def weights_digest(model: I2IModel) -> str:
-    """Return a digest of all weights of a model, hexadecimal."""
-    return _digest(*model.module.state_dict().values())
+    """Return a digest of all weights of a model, hexadecimal; of a sharded model, every process must ask for it."""
+    return tensors_sha256(*model.module.state_dict().values())
 
 
 def _configuration(model: I2IModel) -> str:
     """Return a digest of a model's properties other than weights: library configurations and tuples of numbers."""
+    model = model.model if isinstance(model, Sharded) else model
     parts = {**getattr(model, "__dict__", {}), "module": model.module}
     said: dict[str, Any] = {}
     for name, part in parts.items():
@@ -86,11 +89,3 @@ def _configuration(model: I2IModel) -> str:
             said[name] = part
     text = json.dumps(said, sort_keys=True, default=repr)  # tuples and lists give the same text
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _digest(*tensors: torch.Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]

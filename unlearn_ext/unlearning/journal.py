@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from .._torch_internals import is_dtensor
 from .._utils import distributed
 from .._utils.atomic_io import check_encodable, remove, save_file, tidy
 from .._utils.file_lock import FILE as LOCK
@@ -37,6 +38,8 @@ Tree = Any  # nested dicts, lists, numbers, strings and tensors
 
 class Journal:
     """Results in the order in which a run computes them. Without a path, nothing is written.
+
+    Several processes call it together, and the first one writes.
 
     Args:
         path: path of the file.
@@ -90,7 +93,10 @@ class Journal:
 
     def checkpoint(self, state: Callable[[], Tree]) -> None:
         """Write the file with the state of the segment, at most once in ``SECONDS``."""
-        if self._path is not None and time.monotonic() - self._written >= SECONDS:
+        if self._path is None:
+            return
+        is_due = distributed.is_first() and time.monotonic() - self._written >= SECONDS
+        if distributed.any_says(is_due):  # in every process, because shards are gathered
             self._write(finished=False, entries=self._entries, aside=self._aside, state=state())
 
     def end_segment(self, result: Tree) -> None:
@@ -104,7 +110,9 @@ class Journal:
 
     def _write(self, **content: Tree) -> None:
         assert self._path is not None  # the callers check it
-        _write(self._path, self._identity, **content)
+        gathered = _gathered(content)
+        if distributed.is_first():
+            _write(self._path, self._identity, **gathered)
         self._written, self._is_empty = time.monotonic(), False
 
 
@@ -148,11 +156,11 @@ def journal(
 
         content = distributed.from_first(opened)
         kept = None if content is None else _read(path, lambda: unpacked(content))
-        run = Journal(path if distributed.is_first() else None, identity, kept)
+        run = Journal(path, identity, kept)
         try:
             yield run
         finally:
-            if run.is_empty and outputs.find(path.parent, has_journal=True) == ([], []):
+            if distributed.is_first() and run.is_empty and outputs.find(path.parent, has_journal=True) == ([], []):
                 path.unlink(missing_ok=True)  # otherwise it would block the next run
 
 
@@ -192,6 +200,16 @@ def unpacked(content: bytes) -> Tree:
     tensors = require("safetensors.torch", "images").load(content)
     length = int.from_bytes(content[:8], "little")  # of the header; the library reads headers only from files
     return _whole(_tree(content[8 : 8 + length]), tensors)
+
+
+def _gathered(part: Tree) -> Tree:
+    """Return a tree whose DTensors are gathered on the CPU of the first process; in the others, they are empty."""
+    if isinstance(part, torch.Tensor) and is_dtensor(part):
+        whole = distributed.whole(part)
+        return whole.cpu() if distributed.is_first() else whole.new_empty(0)
+    if isinstance(part, dict):
+        return {key: _gathered(value) for key, value in part.items()}
+    return [_gathered(value) for value in part] if isinstance(part, (list, tuple)) else part
 
 
 def _tree(header: bytes) -> Any:

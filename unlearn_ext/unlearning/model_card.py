@@ -21,6 +21,7 @@ LIBRARIES = {
     "mae": ("transformers", "ViTMAEForPreTraining"),
     "diffusion": ("diffusers", "UNet2DModel"),
     "mage": ("unlearn_ext.models.mage", "MAGE"),
+    "latent-diffusion": ("diffusers", "DiffusionPipeline"),  # loads the class that model_index.json names
 }
 _NOT_PROMISED = (
     "This is no proof of deletion and no privacy guarantee: nobody has certified that the forgotten images cannot be "
@@ -140,6 +141,8 @@ def _making(run: RunFolder, point: ParetoPoint) -> Iterator[tuple[str, str]]:
         yield "finished", metrics["finished"]
     yield "task", f"`{metrics['task']}`: what is hidden from the model"
     yield "seed", str(metrics["seed"])
+    if rank := metrics["settings"].get("lora"):
+        yield "trained", f"a low-rank adapter (LoRA) of rank {rank}, merged into the weights"
     yield "made of", "trained at this ε" if point.made_of == TRAINED else f"weighted average: `{point.made_of}`"
 
 

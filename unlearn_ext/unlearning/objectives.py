@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -13,6 +12,7 @@ from ..data.augment import Augment
 from ..data.storage import empty
 from ..errors import UserError
 from ..models import I2IModel
+from ..models.adapters import copied, unadapted
 from ..tasks import Corruption
 from .batches import Batch, Side
 from .encoder import Encoder
@@ -92,7 +92,8 @@ class Objectives:
         for name, images in (("forget", forget), ("retain", retain)):
             check_images(name, images, model)
         live = augment is not None or model.random
-        frozen = Encoder(copy.deepcopy(model) if live else model, settings)
+        still = unadapted(model)  # training an adapter does not change it
+        frozen = Encoder(copied(model) if live and still is model else still, settings)
         sides = (Side(images, model, task, settings.seed, augment) for images in (forget, retain))
         forget_side, spread = _with_noise(frozen, next(sides), settings)
         retain_side, unit = _with_latents(frozen, next(sides), live, settings)
@@ -185,8 +186,11 @@ class Objectives:
     @torch.no_grad()
     def _mean(self, objective: Callable[[Encode, Batch], torch.Tensor], encode: Encode, side: Side) -> float:
         """Return the mean over all images of a side; each process computes a part."""
-        batches = side.batches(distributed.part(torch.arange(len(side))), _chunk(self.settings))
-        total = sum(objective(encode, batch).item() * len(batch.inputs[0]) for batch in batches)
+        mine, total, most = distributed.part(torch.arange(len(side))), 0.0, _chunk(self.settings)
+        for batch in side.batches(mine, most):
+            total += objective(encode, batch).item() * len(batch.inputs[0])
+        if len(mine) % most == 0 and distributed.largest_part(len(side)) > len(mine):
+            objective(encode, side.batch(torch.arange(1)))  # others have one minibatch more, and encode it together
         return distributed.total(total) / len(side)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 from collections.abc import Sequence
@@ -20,9 +19,10 @@ from .._utils.process_memory import release
 from ..data.augment import Augment
 from ..data.sets import FORGET, TRAINING, NamedImage, unnamed
 from ..errors import UserError
-from ..models import I2IModel, load
+from ..models import I2IModel
+from ..models.adapters import UNMODIFIED, copied, to_train
 from ..tasks import Corruption
-from .dial import Anchor, Dial, Unlearned, encoder_state
+from .dial import Anchor, Dial, Unlearned, encoder_state, saved_state
 from .epsilons import Epsilon, check_epsilon, in_f1
 from .history import History
 from .identity import identity
@@ -49,7 +49,7 @@ OUTPUTS = Outputs(
     FRONT,
     ".front.csv.journal",
     # Earlier versions used the names `boundary-*`; their runs may be replaced too.
-    models=rf"{MOST_FORGOTTEN}|{LEAST_FORGOTTEN}|boundary-high|boundary-low|(anchor|eps)--?\d+\.\d{{4}}",
+    models=rf"{UNMODIFIED}|{MOST_FORGOTTEN}|{LEAST_FORGOTTEN}|boundary-high|boundary-low|(anchor|eps)--?\d+\.\d{{4}}",
     # The sweep writes the first two lines; other commands write the rest.
     files=(
         FRONT, "history.csv", SAMPLES, UNSEEN, "metrics.json",
@@ -136,6 +136,7 @@ def sweep(
     for name, images in sets.items():
         check_images(name.replace("_", " "), images, model)
     run = {} if out is None else identity(model, sets, task, augment, settings, **wanted(points, epsilons, pictures))
+    model = to_train(model, settings.lora, settings.seed)
     freeze = partial(Objectives.freeze, model, forget, retain, task, augment=augment, settings=settings)
     with journal(out, OUTPUTS, run, resume=resume, force=force) as kept:
         if kept.finished:
@@ -192,7 +193,7 @@ def _train_anchors(model: I2IModel, objectives: Objectives, recorder: Recorder, 
     Raises:
         UserError: f1 did not fall.
     """
-    anchors, unlearned = [], copy.deepcopy(model)
+    anchors, unlearned = [], copied(model)
     release()
     trainer = Trainer(unlearned, objectives, History(), journal=kept)
     for share in SCHEDULE.anchors:
@@ -268,6 +269,8 @@ def add_points(
     with locked(out):
         before = read_run(out)
         refuse_run(before)
+        settings = settings or Settings()
+        model = to_train(model, settings.lora, settings.seed)
         objectives = Objectives.freeze(model, forget, retain, task, augment=augment, settings=settings)
         about = About("sweep", before.images or unnamed({FORGET: forget}, retain, _named(held_out)))
         request = _request(objectives, held_out, about.listed)
@@ -313,10 +316,8 @@ def read_dial(out: Path, front: ParetoFront, model: I2IModel, objectives: Object
         UserError: an anchor cannot be loaded.
     """
     points = [point for point in reversed(front.points) if point.role in (ANCHOR, MOST_FORGOTTEN)]
-    loaded = (load(model.family, out / point.name) for point in points)
-    anchors = [
-        Anchor(point.name, encoder_state(anchor), *point.values) for point, anchor in zip(points, loaded, strict=True)
-    ]
+    states = (saved_state(model, out / point.name) for point in points)
+    anchors = [Anchor(point.name, state, *point.values) for point, state in zip(points, states, strict=True)]
     return Dial(model, objectives, objectives.evaluate_f1(objectives.frozen), anchors)
 
 

@@ -18,6 +18,8 @@ from .._utils.process_memory import peak_mb
 from .._version import __version__
 from ..data.sets import FORGET, LEFT_OUT, RETAIN, USES, VALIDATION, NamedImage
 from ..models import I2IModel
+from ..models.adapters import UNMODIFIED, unadapted
+from ..models.sharding import whole
 from .batches import pixels
 from .dial import Unlearned
 from .encoder import Encoder
@@ -109,12 +111,14 @@ class Recorder:
         pictures: str = BLURRED,
     ) -> None:
         self._start, self._journal = time.monotonic(), journal
-        self._original, self._requests, self._about, self._progress = model, requests, about, progress
+        self._original, self._requests, self._about, self._progress = unadapted(model), requests, about, progress
         self._counts = about.counts
         self._first, *others = requests
         self._objectives = objectives = self._first.objectives
         self._out = None if out is None else Path(out)
         self._started = journal.recall(_now)
+        if self._out is not None and objectives.settings.lora and not (self._out / UNMODIFIED).exists():
+            save_folder(self._out / UNMODIFIED, self._original.save_pretrained, replace=False)  # adapters need it
         self.f1_original, self.f2_original = journal.recall(lambda: objectives.evaluate(objectives.frozen))
         self.originals = {self._first.name: self.f1_original}
         frozen, further = objectives.frozen, [request.objectives for request in others]
@@ -182,10 +186,11 @@ class Recorder:
 
     def finish(self, front: ParetoFront) -> None:
         """Write the tables and pictures of a finished run, if there is a folder to write to."""
+        digest = weights_digest(self._original)
         if self._out is not None:
             pictures = {name: kept.samples for name, kept in self.pictures.items()}
             write_run(
-                self._out, front, steps_of(self.histories), pictures, self._metrics(),
+                self._out, front, steps_of(self.histories), pictures, self._metrics(digest),
                 listed=self._about.listed, requests=self.requests, per_image=self.per_image,
             )  # fmt: skip
         warn_if_skipped(history for (_, request), history in self.histories.items() if request == self._first.name)
@@ -205,12 +210,13 @@ class Recorder:
         unseen = validation is not None and validation.retain is not self._objectives.retain
         f2_validation = validation.evaluate_f2(encode) if validation and unseen else math.nan
         pictures = [kept.made_by(model) for kept in self.pictures.values()]
+        saved = whole(model)
         if self._out is not None:
-            save_folder(self._out / name, model.save_pretrained, replace=True)
+            save_folder(self._out / name, saved.save_pretrained, replace=True)
         judged = [(one.f1, one.f1_validation, one.images) for one in each]
         return judged, f2_validation, pictures, time.monotonic() - start
 
-    def _metrics(self) -> dict[str, Any]:
+    def _metrics(self, digest: str) -> dict[str, Any]:
         settings, about = self._objectives.settings, self._about
         is_sweep = about.command == "sweep"
         return {
@@ -232,7 +238,7 @@ class Recorder:
                 FORGET: {request: uses for (side, request), uses in self._counts.items() if side == FORGET},
                 RETAIN: self._counts[RETAIN, ""],
             },
-            "units": {"variance": self._objectives.variance.item(), "model": weights_digest(self._original)},
+            "units": {"variance": self._objectives.variance.item(), "model": digest},
             "f1_original": self.f1_original,
             "f2_original": self.f2_original,
             "f1_star": next((point.f1 for point in self.points if point.role == MOST_FORGOTTEN), None),

@@ -33,6 +33,8 @@ class Settings:
         sharpness: radius ρ around the encoder's parameters; ∇f1 is that of the worst neighbour, see
             :func:`unlearn_ext.sharpness`, so that further training brings back less of the forgotten. 0: ∇f1 itself.
             Baselines ignore it.
+        lora: rank of a low-rank adapter of the encoder, which is trained instead of its weights, see
+            :class:`unlearn_ext.models.adapters.Adapted`. None: the encoder itself is trained.
         seed: random seed of minibatches, noise images and augmentation.
         precision: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for torch's automatic mixed precision; with
             float16, losses are scaled.
@@ -49,6 +51,7 @@ class Settings:
     rate: float = 0.1
     tolerance: float = 0.007
     sharpness: float = 0.0
+    lora: int | None = None
     seed: int = 0
     precision: str = "float32"
     compile: bool = False
@@ -59,7 +62,7 @@ class Settings:
             raise UserError(f"there is no precision `{self.precision}`; known: {', '.join(PRECISIONS)}.")
         for name, is_right, rule in _RULES:
             value = getattr(self, name)
-            if name == "steps" and value is None:
+            if value is None and name in ("steps", "lora"):
                 continue
             if not isinstance(value, Integral if rule.startswith("a whole") else Real) or not is_right(value):
                 raise UserError(f"{name} is {value!r}; it must be {rule}.")
@@ -72,6 +75,7 @@ _RULES = (
     ("rate", lambda rate: 0 < rate <= 1, "a number above 0, 1 at most"),
     ("tolerance", lambda tolerance: tolerance >= 0, "a number, 0 or more"),
     ("sharpness", lambda rho: 0 <= rho < math.inf, "a finite number, 0 or more"),
+    ("lora", lambda rank: rank > 0, "a whole number, 1 or more"),
     ("seed", lambda seed: 0 <= seed < 2**63, "a whole number, 0 or more and below 2**63"),
     ("memory", lambda memory: memory >= 0, "a number, 0 or more"),
 )

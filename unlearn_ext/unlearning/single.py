@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,9 +16,10 @@ from .._utils import distributed
 from ..data.augment import Augment
 from ..data.sets import FORGET, TRAINING, NamedImage, unnamed
 from ..errors import UserError
-from ..models import I2IModel, load
+from ..models import I2IModel
+from ..models.adapters import UNMODIFIED, copied, to_train
 from ..tasks import Corruption
-from .dial import Unlearned
+from .dial import Unlearned, restored
 from .earlier import Earlier
 from .epsilons import Epsilon, check_epsilon, in_f1
 from .history import History
@@ -43,7 +43,7 @@ from .within import bring_within
 __all__ = ["OUTPUTS", "unlearn", "wanted"]
 
 Images = torch.Tensor | Mapping[str, torch.Tensor]
-OUTPUTS = replace(OUTPUTS_OF_SWEEP, command="run", journal=".run.journal", models=r"eps--?\d+\.\d{4}")
+OUTPUTS = replace(OUTPUTS_OF_SWEEP, command="run", journal=".run.journal", models=rf"{UNMODIFIED}|eps--?\d+\.\d{{4}}")
 
 
 def unlearn(
@@ -118,7 +118,8 @@ def unlearn(
     sets = _sets(to_forget, retain, validation)
     for name, images in sets.items():
         check_images(name, images, model)
-    start = model if after is None else after.model(model)
+    unmodified = to_train(model, settings.lora, settings.seed)
+    start = unmodified if after is None else after.model(unmodified, settings.lora)
     run: dict[str, Any] = {}
     if out is not None:
         asked = wanted(given if isinstance(epsilon, Mapping) else epsilon, pictures)
@@ -130,9 +131,9 @@ def unlearn(
             warnings.warn(f"the run in {out} is finished: nothing is left to do.", stacklevel=2)
             assert out is not None  # only a run with a folder can be finished
             (point,) = ParetoFront.from_csv(Path(out) / FRONT)
-            return load(model.family, Path(out) / point.name)
+            return restored(unmodified, Path(out) / point.name)
         objectives = Objectives.freeze(
-            model, next(iter(to_forget.values())), retain, task, augment=augment, settings=settings,
+            unmodified, next(iter(to_forget.values())), retain, task, augment=augment, settings=settings,
             variance=None if after is None else after.variance,
         )  # fmt: skip
         listed = listed or unnamed(to_forget, retain, validation)
@@ -141,7 +142,7 @@ def unlearn(
             "run", listed, dataset, argv, given, None if after is None else after.folder,
             "" if after is None else after.point, _absent(after, to_forget),
         )  # fmt: skip
-        return _reach(model, start, requests, about, after, out, history, progress, kept, pictures)
+        return _reach(unmodified, start, requests, about, after, out, history, progress, kept, pictures)
 
 
 def _by_request(
@@ -260,7 +261,7 @@ def _reach(
         histories[first.name] = history
         if recorder:
             recorder.histories[name, first.name] = history
-    unlearned = copy.deepcopy(start)
+    unlearned = copied(start)
     f1, f2 = _trained(unlearned, model, requests, epsilons, originals, histories, reporter(progress, name), kept)
     if recorder:
         made = Unlearned(unlearned, f1[first.name], f2, TRAINED)

@@ -179,6 +179,8 @@ BOMBS = {
     + b"e\x85q\x000"
     + b"ccollections\nOrderedDict\nh\x00R0" * 9000
     + b".",
+    "a long pair": b"\x80\x02(" + b"K\x01" * 9999 + b"tq\x000](" + b"h\x00" * 9000 + b"e\x85q\x010" + b"ccollections\n"
+    b"OrderedDict\nh\x01R.",
     "marks that are missing": b"\x80\x02et.",
     "extensions": b"\x80\x02\x82\x01.",
     "buffers of others": b"\x80\x05\x97.",

@@ -33,7 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Names of the modules. No two of them recognise the same checkpoint.
-DOORS = ("mae", "taming_vqgan", "taesd", "mage", "palette")
+DOORS = ("mae", "taming_vqgan", "taesd", "mage", "palette", "stable_diffusion")
 
 
 class Door(Protocol):
@@ -63,9 +63,10 @@ def door_of(path: Path, configuration: Path | None = None) -> Door:
         UserError: the file cannot be read, or no door recognises it.
     """
     checkpoint = _unwrapped(read(path, configuration, data=False))
-    for door in map(_door, DOORS):
-        if door.recognises(checkpoint):
-            return door
+    found = [door for door in map(_door, DOORS) if door.recognises(checkpoint)]
+    assert len(found) < 2, [door.NAME for door in found]
+    if found:
+        return found[0]
     if (path.parent / "config.json").is_file():
         raise UserError(f"{path} is a file; give the folder that the model's library saved.")
     raise UserError(

@@ -25,7 +25,8 @@ def find_configuration(path: Path) -> Path | None:
     """Return the configuration file that belongs to a checkpoint file; None if there is none.
 
     It has the checkpoint's name with another suffix; or is where a training programme that also wrote the checkpoint's
-    folder puts it, such as ``configs/*-project.yaml`` beside ``checkpoints/``; or is the only one in the folder.
+    folder puts it, such as ``configs/*-project.yaml`` beside ``checkpoints/``; or is the only one in the folder, unless
+    it has the name of another checkpoint there.
 
     Raises:
         UserError: several files may be meant.
@@ -42,7 +43,8 @@ def find_configuration(path: Path) -> Path | None:
             )
         if found:
             return found[0]
-    return beside[0] if len(beside) == 1 else None
+    of_others = {file.stem for file in folder.iterdir() if file not in beside}
+    return beside[0] if len(beside) == 1 and beside[0].stem not in of_others else None
 
 
 def read_configuration(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ which also contain an ``argparse.Namespace``.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import tempfile
@@ -17,7 +18,8 @@ import torch
 
 from ...errors import UserError, require
 from ..loading import check_complete, encoder_only
-from ..mae import MAE, without_bars
+from ..mae import MAE
+from ..progress_bars import without_bars
 from .checkpoint import Checkpoint
 
 __all__ = ["FAMILY", "NAME", "load", "recognises", "write_back"]
@@ -86,14 +88,32 @@ def load(checkpoint: Checkpoint) -> MAE:
 
 def write_back(model: MAE, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Return the weights of a checkpoint, with those of the ViT replaced by the model's."""
-    with tempfile.TemporaryDirectory() as folder:  # names in memory depend on the release of transformers
-        model.save_pretrained(folder)
-        saved = require("safetensors.torch", "images").load_file(Path(folder) / "model.safetensors")
+    trained, in_memory = model.module.state_dict(), _names_in_memory(model.module.config)
     written = dict(checkpoint.weights)
     for name, names in _table(checkpoint).items():
         if names[0].startswith("vit."):
-            written[name] = torch.cat([saved[theirs] for theirs in names]).to(written[name].dtype)
+            parts = [trained[in_memory[theirs]].cpu() for theirs in names]
+            written[name] = torch.cat(parts).to(written[name].dtype)
     return written
+
+
+def _names_in_memory(config: Any) -> dict[str, str]:
+    """Return the name in memory of each weight by its name in files, which depends on the release of transformers.
+
+    A model of the same depth, whose weights are their numbers, is saved and read.
+    """
+    small = copy.deepcopy(config)
+    for name in ("hidden_size", "intermediate_size", "decoder_hidden_size", "decoder_intermediate_size"):
+        setattr(small, name, 4)
+    small.num_attention_heads = small.decoder_num_attention_heads = small.image_size = small.patch_size = 1
+    module = require("transformers", "images").ViTMAEForPreTraining(small)
+    for number, value in enumerate(module.state_dict().values()):
+        value.fill_(number)
+    with tempfile.TemporaryDirectory() as folder, without_bars():
+        module.save_pretrained(folder)
+        saved = require("safetensors.torch", "images").load_file(Path(folder) / "model.safetensors")
+    names = list(module.state_dict())
+    return {name: names[int(value.flatten()[0])] for name, value in saved.items()}
 
 
 def _table(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
@@ -200,7 +220,7 @@ def _module(path: Path, config: Any, weights: Mapping[str, torch.Tensor]) -> Any
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would print a table of weights with wrong shapes
     try:
-        with without_bars():
+        with without_bars("transformers"):
             module, info = require("transformers", "images").ViTMAEForPreTraining.from_pretrained(
                 None, config=config, state_dict=dict(weights), dtype=torch.float32, output_loading_info=True,
                 ignore_mismatched_sizes=True,

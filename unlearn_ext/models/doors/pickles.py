@@ -212,7 +212,7 @@ def _called(name: str, arguments: tuple[Any, ...]) -> Any:
     if name in _DICTS:
         found: dict[Any, Any] = _Namespace() if name == "argparse.Namespace" else {}
         if arguments and isinstance(arguments[-1], list):  # OrderedDict of a list of pairs
-            found.update(_pairs([part for pair in arguments[-1] for part in pair]))
+            found.update((_key(name), value) for name, value in arguments[-1])
         return found
     if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
         return _tensor(*arguments[:4])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,6 +31,7 @@ _OTHERS = {
     b"Rar!": "it is a RAR archive: unpack it first",
     b"\x80": "it is a pickle, but not one that torch.save wrote: save the state_dict() with safetensors or torch.save",
 }
+_LONGEST = 300  # characters of a text from a file, in a message
 _NOTHING_KNOWN = "it is neither a safetensors file nor one of torch.save"
 
 
@@ -57,11 +57,19 @@ def read(path: Path, configuration: Path | None = None, *, data: bool = True) ->
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except Damaged as damage:
-        raise UserError(f"{path} is no checkpoint that can be read: {damage}.") from damage
+        raise UserError(f"{path} is no checkpoint that can be read: {_readable(str(damage))}.") from damage
     except Exception as error:  # of any type: nothing in the file can be relied on
-        said = textwrap.shorten(str(error), 240, placeholder=" …") or type(error).__name__
+        said = _readable(str(error)) or type(error).__name__
         raise UserError(f"{path} is no checkpoint that can be read: it is damaged ({said}).") from error
+    if odd := [name for name in weights if _readable(name) != name]:
+        raise UserError(f"{path} has a weight whose name is no readable text: {_readable(repr(odd[0]))}.")
     return Checkpoint(path, weights, content, config)
+
+
+def _readable(text: str) -> str:
+    """Return a text from a file as it may be printed: one line, not too long, without control characters."""
+    cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
+    return " ".join("".join(c if c.isprintable() or c.isspace() else "?" for c in cut).split())
 
 
 def _content(path: Path, file: BinaryIO, data: bool) -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:

@@ -19,6 +19,7 @@ __all__ = ["LEGACY", "ZIP", "Damaged", "TorchFile", "read_legacy", "read_zip"]
 ZIP = b"PK\x03\x04"
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of the number that begins files before torch 1.6
 _LONGEST = 32 << 20  # bytes of a pickle; the tensors are not in it
+_LARGEST_TABLE = 4 << 20  # bytes of a zip file's table of contents, which `zipfile` enlarges tenfold; 40,000 tensors
 
 
 class Damaged(Exception):
@@ -97,10 +98,11 @@ def read_zip(file: BinaryIO) -> TorchFile:
     Raises:
         Damaged: it is a zip file of another kind, or is damaged.
     """
+    _check_table(file)
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
-        raise Damaged(f"its table of contents cannot be read ({error}): the file is incomplete") from error
+        raise Damaged(f"its table of contents cannot be read ({error})") from error
     members = {info.filename: info for info in archive.infolist()}
     if len(members) < len(archive.infolist()):
         raise Damaged("it has two parts of the same name")
@@ -139,6 +141,26 @@ def read_legacy(file: BinaryIO) -> TorchFile:
         if count != storage.count or offset > end:
             raise Damaged("it ends before its last tensor: the file is incomplete")
     return TorchFile(content, places)
+
+
+def _check_table(file: BinaryIO) -> None:
+    """Check that a zip file ends with its table of contents, without a comment, and that the table is not too large.
+
+    The file ends with a record of 22 bytes; with more than 4 GiB, also one of 20 bytes and one of 56 before it.
+
+    Raises:
+        Damaged: it is not so.
+    """
+    end = file.seek(0, io.SEEK_END)
+    file.seek(max(end - 98, 0))
+    tail = file.read().rjust(98, b"\0")
+    if tail[-22:-18] != b"PK\x05\x06" or tail[-2:] != b"\0\0":
+        raise Damaged("it does not end with its table of contents: the file is incomplete")
+    (size,) = struct.unpack("<L", tail[-10:-6])
+    if tail[:4] == b"PK\x06\x06":
+        (size,) = struct.unpack("<Q", tail[40:48])
+    if size > _LARGEST_TABLE:
+        raise Damaged(f"its table of contents has {size} bytes, more than the {_LARGEST_TABLE} that are read")
 
 
 def _place(file: BinaryIO, info: zipfile.ZipInfo) -> Place:
