@@ -204,6 +204,7 @@ def test_sweeps_equal_those_of_one_process_also_after_an_interruption(processes,
     assert len(files) == 6
     for path in (*files, "history.csv", "samples.npz"):
         assert (resumed / path).read_bytes() == (two / path).read_bytes(), path
+    processes.run(2, swept, family, resumed)  # finished: its models are loaded, and divided again for other ε
     swept(family, tmp_path / "elsewhere")  # with a whole model
     check_front(tmp_path / "elsewhere", one)
 
