@@ -10,6 +10,7 @@ import pytest
 import torch
 
 SIDE = 8  # pixels
+FAMILIES = ("vqgan", "autoencoder", "mae", "diffusion", "mage")  # whose models are one module; see also pipelines.py
 
 
 def vqmodel(**options: Any) -> Any:

@@ -240,6 +240,12 @@ def test_an_encoder_that_cannot_be_adapted_is_refused(encoder):
         Adapted(Autoencoder(encoder, decoder, channels=1, size=8), 2, 0)
 
 
+def test_a_model_that_has_an_adapter_is_refused(model):
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules="encoder.conv_in"), model.module)
+    with pytest.raises(UserError, match="already has an adapter: merge it into the weights first"):
+        Adapted(model, 2, 0)
+
+
 def test_an_adapter_of_another_model_is_refused(model, tmp_path):
     place = saved(moved(model), tmp_path)
     with torch.no_grad():

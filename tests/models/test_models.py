@@ -13,7 +13,7 @@ from unlearn_ext.tasks import CenterCrop
 from unlearn_ext.unlearning.settings import Settings
 
 CONVOLUTIONAL = ("vqgan", "autoencoder", "diffusion")
-OF_A_LIBRARY = [family for family in models.FAMILIES if family != "mage"]  # with variants, and names of their own
+OF_A_LIBRARY = [family for family in tiny.FAMILIES if family != "mage"]  # with variants, and names of their own
 
 
 def saved(family: str, folder: Path, **config: object) -> Path:
@@ -110,7 +110,7 @@ def test_weights_of_any_precision_are_loaded_in_float32(family, dtype, variant, 
     assert {value.dtype for value in safetensors.load_file(path).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_a_module_of_another_precision_is_refused(family, dtype):
     model = tiny.model(family)
@@ -195,7 +195,7 @@ def test_a_model_that_gives_back_other_channels_is_refused(family, given):
         tiny.wrapped(family, out_channels=given)
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("kept", ["all but one", "half", "prefixed", "none"])
 def test_no_weight_is_made_up_that_the_checkpoint_lacks(family, kept, tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
@@ -229,7 +229,7 @@ def one_process(tmp_path):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_wrapped_module_is_as_the_module_itself(family, wrapper, tmp_path, one_process):
     plain = tiny.model(family)
@@ -267,7 +267,7 @@ def test_wrapped_blocks_in_lists_are_as_the_blocks_themselves(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:ε = ")
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_module_compiled_in_place_stays_what_it_is(family, images, tmp_path):
     model = tiny.model(family)
     names = list(model.module.state_dict())

@@ -9,7 +9,6 @@ import torch
 
 import unlearn_ext as ux
 from unlearn_ext.errors import UserError
-from unlearn_ext.models import FAMILIES
 from unlearn_ext.models.autoencoder import Autoencoder
 from unlearn_ext.tasks import CenterCrop
 from unlearn_ext.unlearning.encoder import Encoder
@@ -19,7 +18,7 @@ from unlearn_ext.unlearning.settings import Settings
 TASK = CenterCrop(0.5)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=tiny.FAMILIES)
 def member(request):
     """Return a tiny model of each family."""
     return tiny.model(request.param)

@@ -18,7 +18,7 @@ def generators(images: torch.Tensor, *salt: str | int) -> Iterator[torch.Generat
         yield torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
-def normal(images: torch.Tensor, *salt: str | int) -> torch.Tensor:
-    """Return standard normal noise of the images' shape [N, C, H, W], float32 on the CPU."""
-    shape = images.shape[1:]
+def normal(images: torch.Tensor, *salt: str | int, shape: torch.Size | None = None) -> torch.Tensor:
+    """Return standard normal noise for images [N, C, H, W]: float32 [N, *shape] on the CPU, by default [N, C, H, W]."""
+    shape = images.shape[1:] if shape is None else shape
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators(images, *salt)])

@@ -102,6 +102,7 @@ def check_reachable(place: str | os.PathLike[str]) -> None:
         return
     repository = os.fspath(place)
     silence = ask_hub(repository, "model")
-    cached = require("huggingface_hub", "images").try_to_load_from_cache(repository, "config.json")
-    if silence and not isinstance(cached, str):
+    find = require("huggingface_hub", "images").try_to_load_from_cache
+    is_cached = any(isinstance(find(repository, name), str) for name in ("config.json", "model_index.json"))
+    if silence and not is_cached:
         raise UserError(f"there is no folder {repository}, and the Hugging Face hub does not answer: {silence}.")

@@ -15,7 +15,7 @@ import torch
 from .._utils.file_lock import locked
 from ..data import ForgetRetain
 from ..errors import UserError
-from ..models import I2IModel, load
+from ..models import I2IModel, load_like
 from ..tasks import Task
 from ..unlearning.identity import identity, seen
 from ..unlearning.run_folder import RunFolder, read_run
@@ -122,7 +122,7 @@ def _models(
     yield UNMODIFIED, unmodified
     places = {RETRAINED: retrained} if retrained is not None else {}
     for name, place in {**places, **{name: run.path / name for name in names}}.items():
-        model = load(unmodified.family, place)
+        model = load_like(unmodified, place)
         takes, expected = (f"{one.size}x{one.size} pixels and {one.channels} channels" for one in (model, unmodified))
         if takes != expected:
             raise UserError(f"the model {place} takes images of {takes}, but the images of the run have {expected}.")

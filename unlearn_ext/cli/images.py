@@ -14,6 +14,7 @@ import typer
 from ..errors import UserError, first_ten
 from .asked import folders_to_forget
 from .options import Small, Sources
+from .prompts import takes_prompts
 from .sources_file import kept
 
 if TYPE_CHECKING:
@@ -52,14 +53,15 @@ def named_images(sources: Sources, size: int, channels: int, settings: Settings)
         "size": size, "channels": channels, "seed": settings.seed, "skip_bad": sources.skip_bad,
         "memory": settings.memory, "validation": sources.validation,
     }  # fmt: skip
+    beside = {"prompts": takes_prompts(sources.family)}
     classes = sources.forget_classes or ""
     if sources.data_dir:
-        images = data.load_class_folders(sources.data_dir, classes, **how)
+        images = data.load_class_folders(sources.data_dir, classes, **how, **beside)
     elif sources.dataset:
-        columns: dict[str, Any] = {"image_column": sources.image_column, "label_column": sources.label_column}
+        columns = {name: getattr(sources, name) for name in ("image_column", "label_column", "prompt_column")}
         images = data.load_dataset_columns(data.open_dataset(sources.dataset, sources.split), classes, **columns, **how)
     elif sources.forget:
-        images = data.load_folders(folders_to_forget(sources), sources.retain, **how)
+        images = data.load_folders(folders_to_forget(sources), sources.retain, **how, **beside)
     else:
         return built_in(sources, settings.seed, size, sources.validation)
     return images, images.name
@@ -101,9 +103,9 @@ def _everything(sources: Sources, model: I2IModel, memory: float) -> Iterator[Fo
     from .. import data
     from ..unlearning.settings import Settings
 
-    whole = replace(sources, validation=0.0, skip_bad=True)
+    whole = replace(sources, family=model.family, validation=0.0, skip_bad=True)
     how: dict[str, Any] = {"size": model.size, "channels": model.channels, "validation": 0.0, "skip_bad": True,
-                           "memory": memory}  # fmt: skip
+                           "memory": memory, "prompts": takes_prompts(model.family)}  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the run gave them
         folders: list[tuple[dict[str, str], Path | None]]

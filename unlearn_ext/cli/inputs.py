@@ -18,6 +18,7 @@ from .asked import folders_to_forget, request_names
 from .images import built_in, counts, named_images, recovered
 from .options import Machine, Small, Sources, Training
 from .place import Place
+from .prompts import check_prompts, give_prompts
 from .sources_file import kept
 from .terminal import out
 
@@ -37,7 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-_COLUMNS = ("image_column", "label_column")
+_COLUMNS = ("image_column", "label_column", "prompt_column")
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def prepare(
     _check_fsdp(machine, training)
     sources = recognised(sources)
     models.check_family(sources.family)
+    check_prompts(sources)
     task, augmentation = tasks.parse(sources.task), augment.parse(sources.augment)
     settings = _settings(training, machine)
     device = device_named(machine.device)
@@ -128,6 +130,7 @@ def prepare(
     if model.channels != channels:
         raise UserError(f"the model takes images of {model.channels} channels; those of {images.name} have {channels}.")
     check_model(model)
+    prompts = give_prompts(model, images, sources)
     _place(model, torch.device("cpu") if machine.fsdp else device, machine)
     trained = to_train(model, settings.lora, settings.seed)
     count = sum(parameter.numel() for parameter in trained.encoder_parameters())
@@ -135,6 +138,8 @@ def prepare(
         out.print(f"Configuration of the model: {escape(str(sources.model_config))}", soft_wrap=True)
     out.print(f"{model.family}: {count:,} parameters to train, on {device}, in {settings.precision}")
     out.print(counts(images), soft_wrap=True)
+    if prompts:
+        out.print(escape(prompts), soft_wrap=True)
     prepared = Prepared(model, images, task, description, settings, augmentation, sources, earlier)
     if place and is_first() and not machine.fsdp:
         _say_ability(prepared)
@@ -182,6 +187,7 @@ def prepared_of(run: Path, machine: Machine, progress: Callback | None = None) -
     if not len(images.forget) or not len(images.retain):
         side = "retain" if len(images.forget) else "forget"
         raise UserError(f"the images to {side} of {run} are not at hand any more, so its models cannot be evaluated.")
+    give_prompts(model, images, sources)
     _place(model, device_named(machine.device), machine)
     return Prepared(model, images, task, before.metrics["dataset"], settings, augmentation, sources)
 
@@ -236,6 +242,7 @@ def continued(sources: Sources, training: Training, earlier: Earlier) -> tuple[S
         ("--model-config", sources.model_config, None, before.model_config),
         ("--family", sources.family, Sources.family, before.family),
         ("--task", sources.task, Sources.task, before.task),
+        ("--prompt", sources.prompt, None, before.prompt),
         ("--seed", training.seed, Training.seed, seed),
         ("--lora", training.lora, Training.lora, earlier.lora),
     ):
@@ -252,8 +259,9 @@ def continued(sources: Sources, training: Training, earlier: Earlier) -> tuple[S
         named = {name: getattr(before, name) for name in ("data", "data_dir", "dataset", "split", *_COLUMNS)}
         sources = replace(sources, **named)
     same = replace(
-        sources, model=before.model, model_config=before.model_config, family=before.family, task=before.task
-    )
+        sources, model=before.model, model_config=before.model_config, family=before.family, task=before.task,
+        prompt=before.prompt,
+    )  # fmt: skip
     return same, replace(training, seed=seed, lora=earlier.lora)
 
 

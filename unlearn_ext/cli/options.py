@@ -102,6 +102,14 @@ class Sources(Small):
     label_column: Annotated[
         str | None, _option("Images", "Class column of --dataset.", metavar="NAME", show_default="its only one")
     ] = None
+    prompt_column: Annotated[
+        str | None, _option("Images", "Column of --dataset with the prompts.", metavar="NAME", show_default="none")
+    ] = None
+    prompt: Annotated[
+        str | None,
+        _option("Images", "Prompt of every image without its own, for latent-diffusion. A text file beside an image, "
+                "lion.txt beside lion.png, is its own prompt.", metavar="TEXT", show_default="an empty prompt"),
+    ] = None  # fmt: skip
     skip_bad: Annotated[bool, _option("Images", "Skip images that cannot be read.", "--skip-bad")] = False
     augment: Annotated[
         list[str],

@@ -29,6 +29,7 @@ def load_dataset_columns(
     channels: int,
     image_column: str | None = None,
     label_column: str | None = None,
+    prompt_column: str | None = None,
     validation: float = 0.2,
     seed: int = 0,
     skip_bad: bool = False,
@@ -50,6 +51,7 @@ def load_dataset_columns(
         image_column: the column of images; may be omitted if there is only one.
         label_column: the column of classes, or of lists of classes; by default the only column of type ``ClassLabel``
             or of lists of it, or ``label`` if there is no such column.
+        prompt_column: the column of the images' prompts; a row with None has no prompt of its own.
         validation: fraction of each set held out for validation; 0: every image is used for training.
         seed: random seed of the split into training and validation images.
         skip_bad: skip images that cannot be decoded, with a warning, instead of raising.
@@ -65,7 +67,7 @@ def load_dataset_columns(
         raise UserError(f"a loaded datasets.Dataset is needed, not {type(dataset).__name__} (streaming is not served).")
     image = image_column or _image_column(dataset)
     label = label_column or _label_column(dataset)
-    for column in (image, label):
+    for column in (image, label, *([prompt_column] if prompt_column else [])):
         if column not in dataset.column_names:
             raise UserError(f"there is no column `{column}`; there are {', '.join(dataset.column_names)}.")
     if not isinstance(dataset.features[image], datasets.Image):
@@ -74,9 +76,10 @@ def load_dataset_columns(
     labels = read_labels(dataset, label)
     chosen = choose(forget_classes, labels.classes, labels.where, numbered=labels.numbered)
     _mention_unlabelled(labels.rows.count(()))
+    prompts = _prompts(dataset, prompt_column)
     forget, retain = (
         [
-            Source(f"row {number}", _opener(encoded, number, image))
+            Source(f"row {number}", _opener(encoded, number, image), prompts[number])
             for number, row in enumerate(labels.rows)
             if row and any(each in chosen for each in row) is side
         ]
@@ -94,6 +97,20 @@ def load_dataset_columns(
         skip_bad=skip_bad,
         memory=memory,
     )
+
+
+def _prompts(dataset: Dataset, column: str | None) -> list[str | None]:
+    """Return the prompt of each row; None if it has none.
+
+    Raises:
+        UserError: the column has other values than text.
+    """
+    if column is None:
+        return [None] * len(dataset)
+    texts = list(dataset.with_format(None)[column])
+    if others := [text for text in texts if not isinstance(text, (str, type(None)))]:
+        raise UserError(f"the column `{column}` must hold texts, the prompts, but one value is {others[0]!r}.")
+    return texts
 
 
 def _only_column(dataset: Dataset, is_one: Callable[[Any], object], kind: str, argument: str) -> str:

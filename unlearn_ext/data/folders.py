@@ -14,6 +14,7 @@ import torch
 from ..errors import UserError, first_ten
 from . import formats
 from .classes import Label, choose
+from .prompts import prompt_file, read_prompt
 from .reading import Source, read, read_all
 from .sets import FORGET, ForgetRetain
 from .storage import MEMORY
@@ -34,6 +35,7 @@ def load_folders(
     seed: int = 0,
     skip_bad: bool = False,
     memory: float = MEMORY,
+    prompts: bool = False,
 ) -> ForgetRetain:
     """Read folders of images to forget and to retain, and their sub-folders, at the model's size.
 
@@ -53,6 +55,7 @@ def load_folders(
         seed: random seed of the split into training and validation images.
         skip_bad: skip images that cannot be decoded, with a warning, instead of raising.
         memory: limit in GiB; a larger set of pixels is stored in a file instead of memory.
+        prompts: read the prompt of an image from the text file beside it, such as ``lion.txt`` beside ``lion.png``.
 
     Raises:
         UserError: a folder does not exist or has no image, images cannot be decoded (the message counts them and names
@@ -63,8 +66,8 @@ def load_folders(
     sides = [_find(folder) for folder in folders]
     for folder, found in zip(folders, sides, strict=True):
         _check_some(folder, found)
-        _mention_left_out(folder, found.left_out)
-    sources = [_sources(found.images) for found in sides]
+        _mention_left_out(folder, found.left_out - _texts(found.images, prompts))
+    sources = [_sources(found.images, prompts) for found in sides]
     return read(
         " / ".join(folder.name for folder in folders),
         dict(zip(named, sources, strict=False)),
@@ -89,6 +92,7 @@ def load_class_folders(
     seed: int = 0,
     skip_bad: bool = False,
     memory: float = MEMORY,
+    prompts: bool = False,
 ) -> ForgetRetain:
     """Read a folder with one sub-folder for each class, as for torchvision's ``ImageFolder``.
 
@@ -105,6 +109,7 @@ def load_class_folders(
         seed: random seed of the split into training and validation images.
         skip_bad: skip images that cannot be decoded, with a warning, instead of raising.
         memory: limit in GiB; a larger set of pixels is stored in a file instead of memory.
+        prompts: as for :func:`load_folders`.
 
     Raises:
         UserError: the folder has no such class, nothing is left to retain, a class to forget has no image, or the
@@ -119,15 +124,16 @@ def load_class_folders(
     for name in chosen:
         _check_some(root / name, classes[name])
     beside = _sort(path for path in root.iterdir() if path.name not in classes)
-    _mention_left_out(root, sum((found.left_out for found in classes.values()), beside.left_out))
+    texts = _texts([path for found in classes.values() for path in found.images], prompts)
+    _mention_left_out(root, sum((found.left_out for found in classes.values()), beside.left_out) - texts)
     _mention_unclassed(root, beside.images)
     forget, retain = (
         [path for name in names if (name in chosen) is side for path in classes[name].images] for side in (True, False)
     )
     return read(
         f"{root.name}, forgetting {', '.join(chosen)}",
-        {FORGET: _sources(forget)},
-        _sources(retain),
+        {FORGET: _sources(forget, prompts)},
+        _sources(retain, prompts),
         size=size,
         channels=channels,
         validation=validation,
@@ -209,12 +215,18 @@ def _check_some(folder: Path, found: _Found) -> None:
         raise UserError(f"the folder {folder} holds no image (nor do the folders in it){more}.")
 
 
-def _sources(images: Iterable[Path]) -> list[Source]:
-    return [_source(path) for path in images]
+def _sources(images: Iterable[Path], prompts: bool = False) -> list[Source]:
+    return [_source(path, prompt_file(path) if prompts else None) for path in images]
 
 
-def _source(path: Path) -> Source:
-    return Source(str(path), lambda: path)
+def _source(path: Path, prompt: Path | None) -> Source:
+    return Source(str(path), lambda: path, None if prompt is None else read_prompt(prompt))
+
+
+def _texts(images: Iterable[Path], prompts: bool) -> Counter[str]:
+    """Return the number of text files beside images that are read as prompts, by their suffix."""
+    files = {prompt_file(path) for path in images} - {None} if prompts else set()
+    return Counter({".txt": len(files)})
 
 
 def _find(folder: Path) -> _Found:

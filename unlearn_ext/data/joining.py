@@ -28,11 +28,14 @@ def recover(name: str, listed: Sequence[NamedImage], found: Iterable[ForgetRetai
     """
     pixels: dict[tuple[str, str], torch.Tensor] = {}  # by set and hash
     files: dict[str, list[PurePath]] = {FORGET: [], RETAIN: []}
+    prompts: dict[str, str] = {}
     known = {(image.set, image.sha256) for image in listed}
-    for image, row in (pair for images in found for pair in _rows(images)):
-        pixels.setdefault((image.set, image.sha256), row)
-        if (image.set, image.sha256) not in known:
-            files[image.set].append(PurePath(image.file))
+    for images in found:
+        prompts |= images.prompts
+        for image, row in _rows(images):
+            pixels.setdefault((image.set, image.sha256), row)
+            if (image.set, image.sha256) not in known:
+                files[image.set].append(PurePath(image.file))
     now = [_as_found(image, pixels, files[image.set]) for image in listed]
     parts = []
     for side in (FORGET, RETAIN):
@@ -40,7 +43,7 @@ def recover(name: str, listed: Sequence[NamedImage], found: Iterable[ForgetRetai
             wanted = [pixels[side, image.sha256] for image in now if (image.set, image.used_as) == (side, use)]
             parts.append(_stacked(wanted, pixels.values(), memory))
     forget, forget_validation, retain, retain_validation = parts
-    return ForgetRetain(name, forget, retain, forget_validation, retain_validation, tuple(now))
+    return ForgetRetain(name, forget, retain, forget_validation, retain_validation, tuple(now), prompts)
 
 
 def join(new: ForgetRetain, earlier: ForgetRetain, memory: float) -> ForgetRetain:
@@ -72,7 +75,8 @@ def join(new: ForgetRetain, earlier: ForgetRetain, memory: float) -> ForgetRetai
             for image, is_out in zip(named, out, strict=True)
         ]
     listed += [image for image in source.listed if (image.set, image.used_as) == (RETAIN, LEFT_OUT)]
-    return ForgetRetain(new.name, forget, kept[TRAINING], forget_validation, kept[VALIDATION], tuple(listed))
+    prompts = {**earlier.prompts, **new.prompts}
+    return ForgetRetain(new.name, forget, kept[TRAINING], forget_validation, kept[VALIDATION], tuple(listed), prompts)
 
 
 def _rows(images: ForgetRetain) -> Iterator[tuple[NamedImage, torch.Tensor]]:

@@ -19,6 +19,7 @@ from .._utils.file_hash import file_sha256
 from ..errors import UserError, first_ten
 from . import formats
 from .decode import decode
+from .prompts import by_digest
 from .sets import FORGET, LEFT_OUT, RETAIN, ForgetRetain, NamedImage, check_validation, divide
 from .storage import empty, gather
 
@@ -32,10 +33,12 @@ class Source:
     Attributes:
         name: name in messages.
         open: returns the path, or the content as a binary file object; called in a thread.
+        prompt: the image's own prompt, if it has one.
     """
 
     name: str
     open: Callable[[], Path | BinaryIO]
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,9 @@ def read(
     _mention_copies("forget", good[0])
     _mention_copies("retain", good[1])
     bad = [*_bad(FORGET, of_request, sides[0][0]), *_bad(RETAIN, [""] * len(retain), sides[1][0])]
-    return replace(divided, listed=(*divided.listed, *bad))
+    read_ones = zip([*to_forget, *retain], results, strict=True)
+    prompts = by_digest((source.name, result.digest, source.prompt) for source, result in read_ones if result.digest)
+    return replace(divided, listed=(*divided.listed, *bad), prompts=prompts)
 
 
 def _bad(side: str, requests: Sequence[str], results: Sequence[_Read]) -> list[NamedImage]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -65,6 +65,7 @@ class ForgetRetain:
         forget_validation: held-out images of the forget classes; may be empty.
         retain_validation: held-out images of the retain classes; may be empty.
         listed: every image that was named, those of a part in the part's order.
+        prompts: prompts of the images that have their own, by the SHA-256 of their pixels, see :func:`digests`.
     """
 
     name: str
@@ -73,6 +74,7 @@ class ForgetRetain:
     forget_validation: torch.Tensor
     retain_validation: torch.Tensor
     listed: tuple[NamedImage, ...] = ()
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def requests(self) -> list[str]:
@@ -124,7 +126,10 @@ class ForgetRetain:
             listed.append(replace(image, used_as=LEFT_OUT, reason=reason) if is_out else image)
             left[part] = max(left.get(part, 0) - 1, 0)
         forget, forget_validation, retain, retain_validation = fewer.values()
-        return ForgetRetain(self.name, forget, retain, forget_validation, retain_validation, tuple(listed))
+        return replace(
+            self, forget=forget, retain=retain, forget_validation=forget_validation,
+            retain_validation=retain_validation, listed=tuple(listed),
+        )  # fmt: skip
 
     def without_retain(self) -> ForgetRetain:
         """Return the images to forget alone."""

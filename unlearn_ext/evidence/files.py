@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import torch
 
 from ..data import ForgetRetain
 from ..data.decode import decode
+from ..data.prompts import prompt_file, read_prompt
+from ..data.sets import digests
 from ..errors import UserError
 from ..models import I2IModel
 from ..models.doors import CONFIGURATIONS
+from ..models.prompts import Prompts
 from .hashing import folder_files
 from .lines import CONTRADICTS, HOLDS, NOT_AT_HAND, NOTE, Line
 from .places import find_image, has_files, model_place, roots, sources_of
@@ -49,6 +53,7 @@ class AtHand:
         self.after: set[str] = set()
         self._run, self._content, self._load = run, content, load
         self._found: dict[int, Image] = {}  # by position in the list of images
+        self._prompts: Mapping[str, str] = {}  # of images that are no files, by their digests
 
     def images(self) -> Iterator[Line]:
         """Compare every image with its SHA-256, and yield lines for each set and request."""
@@ -97,6 +102,21 @@ class AtHand:
         images = {request: self._stacked(chosen, model) for request, chosen in forget.items()}
         return Sets(images, self._stacked(retain, model))
 
+    def prompts(self, images: Sets, model: I2IModel) -> Prompts:
+        """Return the prompts of the training images, read again as for the run.
+
+        Args:
+            images: the training images.
+            model: the model for which they are decoded.
+        """
+        own = dict(self._prompts)
+        for image in self._found.values():
+            if isinstance(image, Path) and (file := prompt_file(image)):
+                (digest,) = digests(_pixels(image, model)[None])
+                own[digest] = read_prompt(file)
+        parts = [part for part in (*images.forget.values(), images.retain) if part is not None]
+        return Prompts.filled(str(self.sources.get("prompt") or ""), own, itertools.chain(*map(digests, parts)))
+
     def _group(
         self, name: str, positions: Sequence[int], find: Callable[[Mapping[str, Any]], tuple[Image | None, bool]]
     ) -> Iterator[Line]:
@@ -139,6 +159,7 @@ class AtHand:
             images = None
         if images is None:
             return lambda row: (None, False)
+        self._prompts = images.prompts
         parts = (images.forget, images.forget_validation, images.retain, images.retain_validation)
         pixels = {hashlib.sha256(image.numpy().tobytes()).hexdigest(): image for part in parts for image in part}
         any_image = images.retain[0]

@@ -12,7 +12,7 @@ import torch
 from .._utils.atomic_io import write_table
 from ..data import ForgetRetain
 from ..errors import UserError
-from ..models import I2IModel, load, reconstruct
+from ..models import I2IModel, load_like, reconstruct
 from ..tasks import Task
 from ..unlearning.batches import pixels
 from ..unlearning.pareto import ParetoFront
@@ -129,4 +129,4 @@ def _models(run: Path, unmodified: I2IModel) -> Iterator[tuple[str, I2IModel | N
     yield FLOOR, None
     yield UNMODIFIED, unmodified
     for point in ParetoFront.from_csv(run / "front.csv"):
-        yield point.name, load(unmodified.family, run / point.name)
+        yield point.name, load_like(unmodified, run / point.name)

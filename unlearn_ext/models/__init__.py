@@ -16,17 +16,24 @@ from . import doors
 from .adapters import has_adapter, load_merged
 from .protocol import I2IModel, Inputs
 from .recognition import family_of
-from .sharding import shard
+from .sharding import Sharded, shard
 
 __all__ = [
-    "CHUNK", "FAMILIES", "I2IModel", "Inputs", "check_family", "family_class", "family_of", "load", "reconstruct",
-    "shard",
+    "CHUNK", "FAMILIES", "I2IModel", "Inputs", "check_family", "family_class", "family_of", "load", "load_like",
+    "reconstruct", "shard",
 ]  # fmt: skip
 
 CHUNK = 64  # images decoded at once; limits memory
 
-# Each family's class, in the module of the same name as the family. Modules are imported on first use.
-FAMILIES = {"vqgan": "VQGAN", "autoencoder": "AutoencoderKL", "mae": "MAE", "diffusion": "Diffusion", "mage": "MAGE"}
+# Each family's class, in the module of the family's name with `_` for `-`. Modules are imported on first use.
+FAMILIES = {
+    "vqgan": "VQGAN",
+    "autoencoder": "AutoencoderKL",
+    "mae": "MAE",
+    "diffusion": "Diffusion",
+    "mage": "MAGE",
+    "latent-diffusion": "LatentDiffusion",
+}
 
 
 def load(
@@ -40,8 +47,9 @@ def load(
     Args:
         family: ``"vqgan"`` for a checkpoint of ``diffusers.VQModel``, ``"autoencoder"`` for
             ``diffusers.AutoencoderKL`` or ``AutoencoderTiny``, ``"mae"`` for ``transformers.ViTMAEForPreTraining``,
-            ``"diffusion"`` for ``diffusers.UNet2DModel`` with a scheduler that has DDPM's noise schedule, or ``"mage"``
-            for a MAGE, whose class is of this package. :func:`family_of` returns it.
+            ``"diffusion"`` for ``diffusers.UNet2DModel`` with a scheduler that has DDPM's noise schedule, ``"mage"``
+            for a MAGE, whose class is of this package, or ``"latent-diffusion"`` for a whole pipeline of ``diffusers``
+            that inpaints or edits. :func:`family_of` returns it.
         path_or_id: folder that ``save_pretrained`` wrote, checkpoint file (``~`` is the home folder), or hub id. If a
             run with an adapter wrote the folder, the adapter is merged into the weights.
         configuration: YAML or JSON file with the configuration of a checkpoint file; by default the one beside it.
@@ -63,10 +71,23 @@ def load(
     return doors.load(place, beside)
 
 
+def load_like(model: I2IModel, path_or_id: str | os.PathLike[str]) -> I2IModel:
+    """Load another model of a model's family, for the same prompts if the family takes prompts.
+
+    Raises:
+        UserError: as for :func:`load`.
+    """
+    whole: Any = model.model if isinstance(model, Sharded) else model
+    loaded: Any = load(model.family, path_or_id)
+    if hasattr(whole, "prompts"):
+        loaded.prompts = whole.prompts
+    return loaded
+
+
 def family_class(family: str) -> Any:
     """Return the class of a family's models; raise ``UserError`` if there is no such family."""
     check_family(family)
-    return getattr(importlib.import_module(f".{family}", __name__), FAMILIES[family])
+    return getattr(importlib.import_module(f".{family.replace('-', '_')}", __name__), FAMILIES[family])
 
 
 def check_family(family: str) -> None:

@@ -56,10 +56,15 @@ class Adapted:
         original: the unmodified model.
 
     Raises:
-        UserError: E has no layers that can be adapted, or PEFT is not installed.
+        UserError: E has no layers that can be adapted, the model has an adapter already, or PEFT is not installed.
     """
 
     def __init__(self, original: I2IModel, rank: int, seed: int) -> None:
+        if any(hasattr(part, "base_layer") for part in original.module.modules()):
+            raise UserError(
+                "the model already has an adapter: merge it into the weights first, with PEFT's merge_and_unload, or "
+                "with fuse_lora and unload_lora_weights of diffusers."
+            )
         self.original = original
         self._digest = tensors_sha256(*original.module.state_dict().values())
         encoder = {id(parameter) for parameter in original.encoder_parameters()}

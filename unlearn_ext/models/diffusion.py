@@ -9,9 +9,11 @@ import torch
 
 from .._utils import draws
 from ..errors import UserError
-from ..tasks import Corruption, Task
+from ..tasks import Corruption
+from .features import joined
 from .freezing import adopt, unwrapped
 from .from_diffusers import check_class, check_sides, read_module, sample_side
+from .holes import hidden
 from .noise_schedule import noise_schedule, read_scheduler, sampler
 from .protocol import Inputs
 from .sides import read_sides
@@ -107,14 +109,7 @@ class Diffusion:
         Raises:
             UserError: the task has no mask, or it hides no pixel of an image.
         """
-        if not isinstance(task, Task):
-            raise UserError("family diffusion needs a task with a mask: use one of unlearn_ext.tasks.")
-        hole = task.mask(images).expand(len(images), -1, -1, -1)
-        if not hole.flatten(1).any(1).all():
-            raise UserError(
-                f"task {task} hides nothing, but family diffusion only fills in hidden pixels: choose another task."
-            )
-        return hole
+        return hidden(images, task, self.family)
 
     def seen(
         self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, hole: torch.Tensor
@@ -153,9 +148,7 @@ class Diffusion:
             features.extend(skipped)
         if unet.mid_block is not None:
             features.append(unet.mid_block(hidden, time))
-        features = [feature.flatten(1) for feature in features]
-        total = sum(feature.shape[1] for feature in features)
-        return torch.cat([f * (total / (len(features) * f.shape[1])) ** 0.5 for f in features], 1)
+        return joined(features)
 
     def decode(
         self,

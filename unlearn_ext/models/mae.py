@@ -16,12 +16,13 @@ from ..tasks import Corruption
 from .freezing import adopt, unwrapped
 from .loading import check_complete, encoder_only, loading, variant
 from .patches import visible_patches
+from .progress_bars import without_bars
 from .sides import read_sides
 
 if TYPE_CHECKING:
     from transformers import ViTMAEForPreTraining
 
-__all__ = ["MAE", "without_bars"]
+__all__ = ["MAE"]
 
 _PROCESSOR = "preprocessor_config.json"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -136,7 +137,7 @@ class MAE:
 
         ``ViTMAEForPreTraining.from_pretrained`` loads the model, ``AutoImageProcessor`` the normalisation.
         """
-        with without_bars():
+        with without_bars("transformers"):
             self.module.save_pretrained(folder)
         processor = {
             "image_processor_type": "ViTImageProcessor",
@@ -169,7 +170,7 @@ class MAE:
                     f"family mae is ViTMAEForPreTraining; {path_or_id} is a checkpoint of {config.model_type}."
                 )
             _make_square(config)  # the class computes only with single numbers
-            with without_bars():
+            with without_bars("transformers"):
                 module, info = transformers.ViTMAEForPreTraining.from_pretrained(
                     path_or_id, config=config, use_safetensors=True, dtype=torch.float32, variant=variant(path_or_id),
                     output_loading_info=True, ignore_mismatched_sizes=True,
@@ -251,16 +252,3 @@ def _keeping(config: Any, visible: int, patches: int) -> Iterator[None]:
         yield
     finally:
         config.mask_ratio = usual
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """Hide the progress bars of transformers for loading and saving weights."""
-    logging = require("transformers.utils.logging", "images")
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

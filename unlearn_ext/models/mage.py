@@ -26,8 +26,9 @@ class MAGE:
     """A :class:`~unlearn_ext.models.mage_network.MAGENetwork` as an :class:`~unlearn_ext.models.I2IModel`.
 
     A VQ-GAN turns an image into tokens, one per patch. E is the ViT that reads them; its latents are those of the class
-    token and of the visible tokens, all that D gets from it. A patch is visible if the task hides none of its pixels;
-    hidden patches are grey for the VQ-GAN, and their tokens are the mask token for the ViT, so no hidden pixel is seen.
+    token and of the visible tokens, all that D gets from it. A patch is visible if the task hides none of its pixels.
+    The VQ-GAN sees hidden patches in the mean colour of the others, and the ViT sees the mask token for them, so no
+    hidden pixel is seen.
     D is the rest, and frozen: the decoder names the most probable code of every hidden patch at once, and the VQ-GAN
     draws them; visible patches are then pasted in. The embedding of tokens is frozen as well: D has the same words.
 
@@ -160,9 +161,12 @@ class MAGE:
 
     @torch.no_grad()
     def _tokens(self, images: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the tokens of images whose hidden patches are grey, int64 [N, P]; always in float32.
+        """Return the tokens of images whose hidden patches have the mean colour of the others, int64 [N, P].
 
-        In lower precision, other codes could be the nearest, and a code is either the same or quite another.
+        The VQ-GAN was trained on whole images: grey patches change its tokens of visible patches even more. It is
+        always run in float32, because in lower precision another code could be the nearest.
         """
+        pixels = self._pixels(hidden)
+        colour = images.masked_fill(pixels, 0).sum((2, 3), keepdim=True) / (~pixels).sum((2, 3), keepdim=True)
         with torch.autocast(images.device.type, enabled=False):
-            return self.module.vqgan.tokens((images.masked_fill(self._pixels(hidden), 0) + 1) / 2)
+            return self.module.vqgan.tokens((torch.where(pixels, colour, images) + 1) / 2)

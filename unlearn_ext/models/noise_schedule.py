@@ -55,8 +55,8 @@ def check_known(name: str) -> None:
     """
     if name not in KNOWN:
         raise UserError(
-            f"the scheduler is a {name}, but family diffusion supports only those with DDPM's noise schedule: "
-            f"{', '.join(KNOWN)}; give the one that the U-Net was trained with."
+            f"the scheduler is a {name}, but only those with DDPM's noise schedule are supported: {', '.join(KNOWN)}; "
+            "give the one that the U-Net was trained with."
         )
 
 
@@ -82,8 +82,8 @@ def noise_schedule(scheduler: Any) -> Any:
         )
     if config.get("use_flow_sigmas") or config.get("timestep_type", "discrete") != "discrete":
         raise UserError(
-            "the scheduler has use_flow_sigmas or continuous timesteps; family diffusion supports only DDPM's noise "
-            "schedule on whole timesteps: give the scheduler that the U-Net was trained with."
+            "the scheduler has use_flow_sigmas or continuous timesteps; only DDPM's noise schedule on whole timesteps "
+            "is supported: give the scheduler that the U-Net was trained with."
         )
     if config.get("thresholding"):
         raise UserError(

@@ -11,6 +11,7 @@ from .._utils.hub import check_reachable, expanded
 from ..errors import UserError, require
 from . import doors
 from .loading import encoder_only
+from .pipelines import KINDS, check_kind
 
 __all__ = ["CLASSES", "family_of"]
 
@@ -23,6 +24,7 @@ CLASSES = {
     "ViTMAEForPreTraining": "mae",
     "UNet2DModel": "diffusion",
     "MAGE": "mage",
+    **dict.fromkeys(KINDS, "latent-diffusion"),
 }
 
 
@@ -44,6 +46,8 @@ def family_of(path_or_id: str | os.PathLike[str], configuration: Path | None = N
     name = str(config.get("_class_name") or next(iter(config.get("architectures") or ()), ""))
     if name in CLASSES:
         return CLASSES[name]
+    if "scheduler" in config:  # a pipeline
+        check_kind(name, config)
     if not name and "architecture" in config:
         raise encoder_only(path_or_id)
     if name:

@@ -14,7 +14,7 @@ import torch
 from .._utils import distributed
 from .._utils.atomic_io import write_table
 from ..errors import UserError
-from ..models import I2IModel, load, reconstruct
+from ..models import I2IModel, load_like, reconstruct
 from ..models.sharding import Sharded, placed_like
 from ..tasks import Task
 from .batches import pixels
@@ -100,7 +100,7 @@ def write_hole(
     for point in ParetoFront.from_csv(run / "front.csv"):
         if progress is not None:
             progress(point.name)
-        model = placed_like(load(unmodified.family, run / point.name), unmodified)
+        model = placed_like(load_like(unmodified, run / point.name), unmodified)
         after = ability(model, images, task, seconds=math.inf)  # on the same images, or they could not be compared
         rows.append((point.name, after.psnr, after.images))
     if distributed.is_first():

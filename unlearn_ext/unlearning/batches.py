@@ -80,7 +80,8 @@ class Side:
         if draw and self.augment is not None:
             images = self.augment(images, number)
         inputs = self.model.inputs(images, self.task, number)
-        noise = [draws.normal(images, "noise", number, count) for count in range(self.noises)]
+        shape = inputs[0].shape[1:]
+        noise = [draws.normal(images, "noise", number, count, shape=shape) for count in range(self.noises)]
         return Batch(self._moved(*inputs), self._target(index), self._moved(*noise), images, weight)
 
     def batches(self, index: torch.Tensor, size: int) -> Iterator[Batch]:

@@ -59,7 +59,7 @@ class Earlier:
         """The rank of the run's adapter; None if there is none."""
         return self.run.metrics["settings"].get("lora")
 
-    def model(self, original: I2IModel, lora: int | None) -> I2IModel:
+    def model(self, original: I2IModel, lora: int | None = None) -> I2IModel:
         """Return a copy of the unmodified model with the encoder of the earlier run's model.
 
         Args:

@@ -21,6 +21,7 @@ LIBRARIES = {
     "mae": ("transformers", "ViTMAEForPreTraining"),
     "diffusion": ("diffusers", "UNet2DModel"),
     "mage": ("unlearn_ext.models.mage", "MAGE"),
+    "latent-diffusion": ("diffusers", "DiffusionPipeline"),  # loads the class that model_index.json names
 }
 _NOT_PROMISED = (
     "This is no proof of deletion and no privacy guarantee: nobody has certified that the forgotten images cannot be "
@@ -46,7 +47,7 @@ def model_card(run: RunFolder, point: ParetoPoint, *, names: bool = False, file:
     library, class_name = LIBRARIES[run.metrics["family"]]
     return "\n".join([
         "---",
-        f"library_name: {library}",
+        f"library_name: {library.partition('.')[0]}",
         "pipeline_tag: image-to-image",
         "tags:",
         "- image-to-image",

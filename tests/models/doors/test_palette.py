@@ -48,7 +48,10 @@ def saved(saved_schedule=True, **options):
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1) / 4, std=0.1)
     arguments = {"module_name": "guided_diffusion", "unet": unet, "beta_schedule": {"train": dict(TRAIN), "test": {}}}
-    config = {"model": {"which_networks": [{"name": ["models.network", "Network"], "args": arguments}]}}
+    model = {"name": ["models.model", "Palette"], "args": {"task": "inpainting"}}
+    config = {
+        "model": {"which_model": model, "which_networks": [{"name": ["models.network", "Network"], "args": arguments}]}
+    }
     return network, Checkpoint(Path("runs/5_Network.pth"), network.state_dict(), config=config)
 
 
@@ -220,6 +223,10 @@ FIRST = "denoise_fn.input_blocks.1.0.in_layers.2.weight"
         (lambda c: c.config.clear(), "does not say how its attention and its noise are made: give the JSON file"),
         (lambda c: c.config.update(model=[]), "lacks model, which_networks, args with unet and beta_schedule"),
         (lambda c: c.config["model"].update(which_networks=[]), "lacks model, which_networks"),
+        (
+            lambda c: c.config["model"]["which_model"]["args"].update(task="colorization"),
+            "was trained for colorization, but family diffusion only fills in hidden pixels: give a model for inpaint",
+        ),
         (lambda c: unet_of(c).update(attention=1), "has an unknown entry attention"),
         (lambda c: unet_of(c).pop("res_blocks"), r"is invalid \(.*res_blocks"),
         (lambda c: unet_of(c).update(attn_res=2), "is invalid"),

@@ -33,7 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Names of the modules. No two of them recognise the same checkpoint.
-DOORS = ("mae", "taming_vqgan", "taesd", "mage", "palette")
+DOORS = ("mae", "taming_vqgan", "taesd", "mage", "palette", "stable_diffusion")
 
 
 class Door(Protocol):

@@ -18,7 +18,8 @@ import torch
 
 from ...errors import UserError, require
 from ..loading import check_complete, encoder_only
-from ..mae import MAE, without_bars
+from ..mae import MAE
+from ..progress_bars import without_bars
 from .checkpoint import Checkpoint
 
 __all__ = ["FAMILY", "NAME", "load", "recognises", "write_back"]
@@ -219,7 +220,7 @@ def _module(path: Path, config: Any, weights: Mapping[str, torch.Tensor]) -> Any
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would print a table of weights with wrong shapes
     try:
-        with without_bars():
+        with without_bars("transformers"):
             module, info = require("transformers", "images").ViTMAEForPreTraining.from_pretrained(
                 None, config=config, state_dict=dict(weights), dtype=torch.float32, output_loading_info=True,
                 ignore_mismatched_sizes=True,

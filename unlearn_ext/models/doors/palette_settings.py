@@ -16,6 +16,7 @@ __all__ = ["REMEDY", "UNetSettings", "read_settings", "scheduler_of"]
 
 REMEDY = "give the JSON file that the model was trained with as --model-config FILE"
 
+_TASKS = ("inpainting", "uncropping")
 _KINDS = {"linear": "linear", "quad": "scaled_linear"}  # noise schedules, by their names in diffusers
 _MOST_STEPS = 100_000  # no model is trained with more; a schedule of 10¹² would fill the memory
 _INPUT_BLOCK = re.compile(r"denoise_fn\.input_blocks\.(\d+)\.")
@@ -92,7 +93,21 @@ def read_settings(checkpoint: Checkpoint) -> tuple[UNetSettings, Mapping[str, An
         raise UserError(
             f"the configuration of {path} lacks model, which_networks, args with unet and beta_schedule: {REMEDY}."
         ) from None
+    _check_task(checkpoint)
     return _unet(checkpoint, entries), schedule
+
+
+def _check_task(checkpoint: Checkpoint) -> None:
+    """Raise ``UserError`` if the model was trained for a task that has no hole."""
+    try:
+        task = checkpoint.config["model"]["which_model"]["args"]["task"]
+    except (KeyError, TypeError):
+        return  # only the network was described
+    if task not in _TASKS:
+        raise UserError(
+            f"{checkpoint.path} was trained for {task}, but family diffusion only fills in hidden pixels: give a model "
+            f"for {' or '.join(_TASKS)}."
+        )
 
 
 def _unet(checkpoint: Checkpoint, entries: Mapping[str, Any]) -> UNetSettings:
