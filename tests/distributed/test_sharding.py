@@ -18,6 +18,7 @@ from unlearn_ext._utils import distributed
 from unlearn_ext.errors import UserError
 from unlearn_ext.models import reconstruct
 from unlearn_ext.models.autoencoder import Autoencoder
+from unlearn_ext.models.latent_diffusion import LatentDiffusion
 from unlearn_ext.models.sharding import Sharded, shard, whole
 from unlearn_ext.tasks import CenterCrop
 from unlearn_ext.unlearning import journal as journals
@@ -28,7 +29,7 @@ from unlearn_ext.unlearning.objectives import Objectives
 from unlearn_ext.unlearning.pareto import ParetoFront
 
 TASK = CenterCrop(0.5)
-FAMILIES = ["vqgan", "autoencoder", "mae", "mage", "diffusion"]
+FAMILIES = ["vqgan", "autoencoder", "mae", "mage", "diffusion", "latent-diffusion"]
 
 
 class Gained(nn.Module):
@@ -44,6 +45,10 @@ class Gained(nn.Module):
 
 def own(family: str) -> ux.models.I2IModel:
     """Return a small model of a family; "own" is a pair of modules with a scalar, a shared parameter and a buffer."""
+    if family == "latent-diffusion":
+        from pipelines import inpainting
+
+        return LatentDiffusion(inpainting())
     if family != "own":
         return tiny.model(family)
     torch.manual_seed(0)
@@ -54,18 +59,19 @@ def own(family: str) -> ux.models.I2IModel:
     return Autoencoder(encoder, nn.Sequential(nn.ConvTranspose2d(3, 1, 2, 2)), channels=1, size=8)
 
 
-def images(count: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+def images(count: int, seed: int = 0, shape: tuple[int, ...] = (1, 8, 8)) -> torch.Tensor:
+    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def sharded_like_whole(family):
     model, expected = own(family), own(family)
-    about = {"forget": images(3), "retain": images(3, 1)}, TASK, None, ux.Settings()
+    shown = images(5, shape=(model.channels, model.size, model.size))
+    about = {"forget": shown[:3], "retain": shown[3:]}, TASK, None, ux.Settings()
     before = identity(model, *about)
     model = shard(model)
     assert isinstance(model, Sharded)
     assert identity(model, *about) == before
-    copied, inputs = copy.deepcopy(model), expected.inputs(images(5), TASK)
+    copied, inputs = copy.deepcopy(model), expected.inputs(shown, TASK)
     latents = expected.encode(*inputs)
     latents.square().mean().backward()
     with warnings.catch_warnings():
@@ -76,7 +82,7 @@ def sharded_like_whole(family):
             mine.square().mean().backward()
             distributed.average(mine.detach().mean(), divided.encoder_parameters())
             check_gradients(divided, expected)
-            torch.testing.assert_close(reconstruct(divided, images(5), TASK), reconstruct(expected, images(5), TASK))
+            torch.testing.assert_close(reconstruct(divided, shown, TASK), reconstruct(expected, shown, TASK))
     first = model.encoder_parameters()[0]
     distributed.assign(first, torch.full_like(distributed.whole(first), 7.0))
     assert weights_digest(copied) == before["model"] != weights_digest(model)
@@ -204,6 +210,7 @@ def test_sweeps_equal_those_of_one_process_also_after_an_interruption(processes,
     assert len(files) == 6
     for path in (*files, "history.csv", "samples.npz"):
         assert (resumed / path).read_bytes() == (two / path).read_bytes(), path
+    processes.run(2, swept, family, resumed)  # finished: its models are loaded, and divided again for other ε
     swept(family, tmp_path / "elsewhere")  # with a whole model
     check_front(tmp_path / "elsewhere", one)
 

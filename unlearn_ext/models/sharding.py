@@ -28,18 +28,16 @@ class Sharded:
     As ``encode`` and ``decode`` are collective operations, every process must call them equally often, with the images
     of its own. The same holds for copies, :func:`whole` and ``save_pretrained``.
 
+    Args:
+        model: a model of any family, whose weights are divided in place; they may be without storage, as in blueprints.
+        blueprint: a copy of it on the meta device, of which further copies are made.
+        device: device of the parts.
+
     Attributes:
-        model: the model of the family, with DTensors as parameters; ``encode`` and ``decode`` of this one fail.
+        model: the model of the family, with DTensors as parameters; its own ``encode`` and ``decode`` fail.
     """
 
     def __init__(self, model: I2IModel, blueprint: I2IModel, device: torch.device) -> None:
-        """Divide the weights of ``model`` in place.
-
-        Args:
-            model: a model of any family, with its weights or without storage (on the meta device).
-            blueprint: a copy of it without storage, of which further copies are made.
-            device: device of the parts.
-        """
         self.model, self._blueprint, self.device = model, blueprint, device
         self._root = _Root(model)
         _divide(self._root, device)
