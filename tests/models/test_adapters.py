@@ -178,8 +178,9 @@ def test_a_diffusers_pipeline_reads_the_file_of_its_unet(tmp_path):
     adapted.save_pretrained(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter_of.json", "pytorch_lora_weights.safetensors"]
     other = Denoiser()
+    scheduler = diffusers.DDIMScheduler(steps_offset=1, clip_sample=False)
     pipeline = diffusers.StableDiffusionPipeline(
-        vae=tiny.kl(), text_encoder=None, tokenizer=None, unet=other.module, scheduler=diffusers.DDIMScheduler(),
+        vae=tiny.kl(), text_encoder=None, tokenizer=None, unet=other.module, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.load_lora_weights(str(tmp_path))

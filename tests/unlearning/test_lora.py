@@ -80,6 +80,7 @@ def test_a_run_meets_its_epsilon_and_another_continues_it(model, images, tmp_pat
             unlearn(model, both, retain, epsilon={"ben": "50%"}, after=after, task=TASK, settings=other)
 
 
+@pytest.mark.filterwarnings("ignore:ε = ")
 def test_a_run_without_adapter_is_not_continued_with_one(model, images, tmp_path):
     forget, retain = images
     plain = replace(QUICK, steps=3, lora=None)
