@@ -62,8 +62,7 @@ def door_of(path: Path, configuration: Path | None = None) -> Door:
         UserError: the file cannot be read, or no door recognises it.
     """
     checkpoint = _unwrapped(read(path, configuration, data=False))
-    modules = (cast(Door, importlib.import_module(f".{name}", __name__)) for name in DOORS)
-    found = [door for door in modules if door.recognises(checkpoint)]
+    found = [door for door in map(_door, DOORS) if door.recognises(checkpoint)]
     assert len(found) < 2, [door.NAME for door in found]
     if found:
         return found[0]
@@ -107,6 +106,10 @@ def write_back(model: I2IModel, path: Path, configuration: Path | None = None) -
     same = {name: (weight.shape, weight.dtype) for name, weight in checkpoint.weights.items()}
     assert {name: (weight.shape, weight.dtype) for name, weight in named.items()} == same
     return named
+
+
+def _door(name: str) -> Door:
+    return cast(Door, importlib.import_module(f".{name}", __name__))
 
 
 def _unwrapped(checkpoint: Checkpoint) -> Checkpoint:
