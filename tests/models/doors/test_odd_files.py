@@ -191,6 +191,11 @@ FILES: dict[str, tuple[str, Write, str]] = {
         "x.pth", saved({"model": WEIGHTS, "model_ema": WEIGHTS}),
         UNREAD + "it contains 2 state dicts, 'model', 'model_ema': save the one that you mean in a file of its own.",
     ),
+    "a model beside another": (
+        "x.pth", saved({**WEIGHTS, "ema": WEIGHTS}),
+        UNREAD + "it contains weights, such as 'a', and the state dict 'ema': save the ones that you mean in a file of "
+        "their own.",
+    ),
     "names that are numbers": (
         "x.pth", saved({"model": {0: torch.ones(2)}}), UNREAD + "the name of a weight is 0, not a text.",
     ),

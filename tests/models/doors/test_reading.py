@@ -7,6 +7,7 @@ import tracemalloc
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -240,3 +241,38 @@ def test_a_wrong_size_is_found_before_anything_is_allocated(opcodes, tmp_path):
         read(path)
     path = as_pickle(recorded(), tmp_path / "right.pth")
     assert equal(read(path).weights, {"w": torch.zeros(2)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_a_checkpoint_that_lightning_wrote(weights_only, tmp_path):
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):
+        def __init__(self, array, rate=1e-3, path=Path("x")):
+            super().__init__()
+            self.save_hyperparameters()
+            self.layer = torch.nn.Linear(4, 2)
+
+        def training_step(self, batch, _):
+            loss = self.layer(batch).square().mean()
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.AdamW(self.parameters())
+            return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2])]
+
+    checkpoints = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_weights_only=weights_only, monitor="loss")
+    trainer = lightning.Trainer(
+        max_epochs=2, logger=False, callbacks=[checkpoints], accelerator="cpu", enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    module = Module(np.ones(3))
+    trainer.fit(module, torch.utils.data.DataLoader(torch.randn(8, 4), batch_size=4))
+    trainer.save_checkpoint(tmp_path / "last.ckpt", weights_only=weights_only)
+    found = read(tmp_path / "last.ckpt")
+    assert equal(found.weights, module.state_dict())
+    assert found.content["hyper_parameters"]["rate"] == 1e-3
+    assert isinstance(found.content["hyper_parameters"]["array"], Stub)
+    assert ("optimizer_states" in found.content) is not weights_only

@@ -54,8 +54,10 @@ def read(path: Path, configuration: Path | None = None, *, data: bool = True) ->
     try:
         with path.open("rb") as file:
             weights, content = _content(path, file, data)
+    except UserError:
+        raise
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Damaged as damage:
         raise UserError(f"{path} is no checkpoint that can be read: {_readable(str(damage))}.") from damage
     except Exception as error:  # of any type: nothing in the file can be relied on
@@ -110,7 +112,18 @@ def _from_safetensors(path: Path, data: bool) -> tuple[dict[str, torch.Tensor], 
 
 def _from_torch(saved: TorchFile, file: BinaryIO, data: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the state dict in what was saved, and the other entries beside it."""
-    content = saved.content
+    recorded, others = _state_dict(saved.content)
+    if odd := [name for name in recorded if not isinstance(name, str)]:
+        raise Damaged(f"the name of a weight is {odd[0]!r}, not a text")
+    return saved.tensors(file, recorded) if data else saved.outlines(recorded), others
+
+
+def _state_dict(content: Any) -> tuple[dict[str, RecordedTensor], dict[str, Any]]:
+    """Return the only state dict in what was saved, and the other entries beside it.
+
+    Raises:
+        Damaged: there is none, or more than one.
+    """
     if isinstance(content, Stub):
         raise Damaged(
             f"it is a whole object of the class {content.name}: where that class is installed, save its state_dict()"
@@ -118,22 +131,23 @@ def _from_torch(saved: TorchFile, file: BinaryIO, data: bool) -> tuple[dict[str,
     if not isinstance(content, dict):
         kind = type(content).__name__.removeprefix("Recorded")
         raise Damaged(f"it contains a value of the type {kind}, not a state dict: save the model's state_dict()")
-    inner = [name for name, value in content.items() if isinstance(name, str) and _is_state_dict(value)]
+    named = {name: value for name, value in content.items() if isinstance(name, str)}
+    inner = [name for name, value in named.items() if _is_state_dict(value)]
+    outer = {name: value for name, value in content.items() if isinstance(value, RecordedTensor)}
+    if inner and any(one.shape for one in outer.values()):  # numbers, such as the step, may be tensors without sides
+        raise Damaged(
+            f"it contains weights, such as {next(iter(outer))!r}, and the state dict {inner[0]!r}: save the ones that "
+            "you mean in a file of their own"
+        )
     if len(inner) > 1:
         raise Damaged(
             f"it contains {len(inner)} state dicts, {', '.join(map(repr, inner))}: save the one that you mean in a "
             "file of its own"
         )
-    if inner:
-        recorded = content[inner[0]]
-    else:
-        recorded = {name: value for name, value in content.items() if isinstance(value, RecordedTensor)}
+    recorded = content[inner[0]] if inner else outer
     if not recorded:
         raise Damaged(_why_no_weights(content))
-    if odd := [name for name in recorded if not isinstance(name, str)]:
-        raise Damaged(f"the name of a weight is {odd[0]!r}, not a text")
-    rest = {name: value for name, value in content.items() if isinstance(name, str) and name not in (inner or recorded)}
-    return saved.tensors(file, recorded) if data else saved.outlines(recorded), rest
+    return recorded, {name: value for name, value in named.items() if name not in (inner or recorded)}
 
 
 def _why_no_weights(content: Mapping[Any, Any]) -> str:
