@@ -349,7 +349,7 @@ VALUES = {
     "no such family": (
         nothing,
         RUN + " --family gan",
-        "there is no model family `gan`; known: vqgan, autoencoder, mae, diffusion.",
+        "there is no model family `gan`; known: vqgan, autoencoder, mae, diffusion, mage, latent-diffusion.",
     ),
     "lr that is no number": (nothing, RUN + " --lr nan", "lr is nan; it must be a finite number, 0 or more."),
     "lr below 0": (nothing, RUN + " --lr -1", "lr is -1.0; it must be a finite number, 0 or more."),
