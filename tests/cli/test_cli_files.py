@@ -38,9 +38,12 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parents[1] / "models" / "doors")
         from originals.mae import MaskedAutoencoder
-    (place / "models").mkdir()
-    torch.save({"model": MaskedAutoencoder().state_dict(), "epoch": 7}, place / "models" / f"{NAME}.pth")
-    (place / "models" / f"{NAME}.yaml").write_text(HEADS)
+    for folder in ("models", "blobs"):
+        (place / folder).mkdir()
+    torch.save({"model": MaskedAutoencoder().state_dict(), "epoch": 7}, place / "blobs" / "0123")
+    (place / "blobs" / "4567").write_text(HEADS)
+    for name, blob in ((f"{NAME}.pth", "0123"), (f"{NAME}.yaml", "4567")):  # as in the cache of the Hugging Face hub
+        (place / "models" / name).symlink_to(Path("..", "blobs", blob))
     rng = np.random.default_rng(0)
     for side in ("ours", "theirs"):
         (place / side).mkdir()
@@ -161,21 +164,37 @@ def test_a_model_is_exported_in_the_layout_of_the_file(swept: Path, tmp_path: Pa
 
 
 def test_a_changed_file_is_not_mixed_with_the_run(swept: Path, tmp_path: Path) -> None:
-    path = swept / "models" / f"{NAME}.pth"
+    path, configuration = (swept / "models" / f"{NAME}.{suffix}" for suffix in ("pth", "yaml"))
     before = path.read_bytes()
     command = ["export", str(swept / "run"), str(tmp_path / "out"), "--point", "most-forgotten", "--format", "original"]
     try:
         torch.save({"model": {name: value + 1 for name, value in weights(swept).items()}}, path)
         code, said = call(*command)
         assert code == 1
-        assert f"the checkpoint {path} was changed since" in said
+        assert f"the checkpoint {path} is needed again, but {NAME}.pth was changed since" in said
         path.unlink()
         code, said = call(*command)
         assert code == 1
         assert f"the checkpoint {path} is gone" in said
+        path.write_bytes(before)
+        configuration.write_text(HEADS + "norm_pix_loss: true\n")
+        code, said = call(*command)
+        assert code == 1
+        assert f"the checkpoint {path} is needed again, but {NAME}.yaml was changed since" in said
     finally:
         path.write_bytes(before)
+        configuration.write_text(HEADS)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_began_with_no_file_has_no_original_format(place: Path, tmp_path: Path) -> None:
+    sources = json.loads((place / "run" / "sources.json").read_text())
+    for model in ("owner/model-v1.5", str(place / "run" / "most-forgotten"), None):
+        changed = sources | {"model": model, "model_config": None}
+        (place / "run" / "sources.json").write_text(json.dumps(changed))
+        code, said = call("export", str(place / "run"), str(tmp_path / "out"), "--format", "original")
+        assert code == 1
+        assert "began with no checkpoint file, so there is no original format: leave out --format" in said
 
 
 def test_a_format_that_is_not_there(swept: Path, tmp_path: Path) -> None:
