@@ -208,13 +208,13 @@ def test_tasks_and_images_that_it_cannot_take(model):
 
 
 def test_published_models_are_known_by_their_width():
-    for width, heads in ((768, 12), (1024, 16)):
+    for width, heads, given in ((768, 12, {}), (1024, 16, {}), (768, 6, {"num_heads": 6})):
         with torch.device("meta"):
             network = original.MAGE(
                 side=16, width=width, depth=1, decoder_width=width, vqgan_width=128, factors=(1, 1, 2, 2, 4), blocks=2,
                 codes=1024, code=256,
             )  # fmt: skip
-        config = mage._config(Checkpoint(Path("mage.pth"), network.state_dict()))
+        config = mage._config(Checkpoint(Path("mage.pth"), network.state_dict(), config=given))
         assert (config.image_size, config.num_heads, config.decoder_num_heads) == (256, heads, 16)
         assert (config.patch_size, config.side, config.vocab_size) == (16, 16, 2025)
 
@@ -230,7 +230,10 @@ WORDS = "token_emb.word_embeddings.weight"
         (lambda w, c: w.pop("vqgan.encoder.conv_in.weight"), "lacks vqgan.encoder.conv_in.weight"),
         (lambda w, c: w.pop("blocks.0.mlp.fc1.weight"), "lacks blocks.0.mlp.fc1.weight"),
         (lambda w, c: w.update({"head.weight": torch.zeros(1)}), "has head.weight, which the model has no place for"),
-        (lambda w, c: w.update({WORDS: torch.zeros(3)}), r"word_embeddings.weight with shape \[3\], not 2 dimensions"),
+        (
+            lambda w, c: w.update({WORDS: torch.zeros(3)}),
+            r"weight with shape \[3\]; it must have 2 dimensions",
+        ),
         (lambda w, c: w.update({WORDS: torch.zeros(30, 24)}), "has 30 words and .* at least 102 words for 24 codes"),
         (
             lambda w, c: w.update({"norm.bias": torch.zeros(7)}),
@@ -288,7 +291,10 @@ def test_what_is_no_mage_is_refused(tmp_path, model):
         ({"_class_name": "VQModel"}, "is a checkpoint of VQModel"),
         ({"depth": 0}, "depth of the MAGE is 0; it must be a positive whole number"),
         ({"image_size": 18}, "image_size of the MAGE is 18; it must be a multiple of 4"),
-        ({"mlp_dim": 48}, r"has blocks.0.mlp.fc1.bias with shape \[96\], but its config.json asks for \[48\]"),
+        (
+            {"mlp_dim": 48},
+            r"fc1.weight with shape \[96, 24\] where the model has \[48, 24\]: use both files",
+        ),
         ({"dropout": 0.1}, "no MAGE could be loaded from"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | changed))
