@@ -14,6 +14,7 @@ from commands import call
 from safetensors.torch import load_file
 
 from unlearn_ext import models, report
+from unlearn_ext.errors import UserError
 
 image = pytest.importorskip("PIL.Image")
 pytest.importorskip("diffusers")
@@ -155,10 +156,12 @@ def test_a_model_is_exported_in_the_layout_of_the_file(swept: Path, tmp_path: Pa
     changed = {name for name in before if not torch.equal(written[name], before[name])}
     assert changed
     assert not any("decoder" in name or name in ("mask_token", "pos_embed") for name in changed)
-    again = tmp_path / "again.pth"
-    torch.save(written, again)
-    (tmp_path / "again.yaml").write_text(HEADS + "norm_pix_loss: false\n")
-    ours, theirs = models.load("mae", again), models.load("mae", swept / "run" / "most-forgotten")
+    (tmp_path / "heads.yaml").write_text(HEADS)
+    again = tmp_path / "out" / f"{NAME}.safetensors"
+    with pytest.raises(UserError, match="how many attention heads"):  # the folder has no configuration
+        models.load("mae", again)
+    ours = models.load("mae", again, tmp_path / "heads.yaml")
+    theirs = models.load("mae", swept / "run" / "most-forgotten")
     for name, value in theirs.module.state_dict().items():
         assert torch.equal(ours.module.state_dict()[name], value), name
 
@@ -215,8 +218,9 @@ def test_a_file_is_converted(swept: Path, tmp_path: Path) -> None:
     code, said = call("convert", str(file), str(folder))
     assert (code, "already contains a model" in said) == (1, True)
     assert call("convert", str(file), str(folder), "--force")[0] == 0
-    code, said = call("convert", str(tmp_path / "nothing.pth"), str(folder))
-    assert (code, f"there is no file {tmp_path}/nothing.pth." in said) == (2, True)
+    for name, sentence in (("nothing.pth", "there is no file {}."), ("folder", "{} is a folder; only files are")):
+        code, said = call("convert", str(tmp_path / name), str(tmp_path / "other"))
+        assert (code, sentence.format(tmp_path / name) in said) == (2, True)
 
 
 def test_the_family_need_not_be_typed(swept: Path, tmp_path: Path) -> None:
