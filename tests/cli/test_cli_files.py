@@ -1,4 +1,4 @@
-"""Commands on a checkpoint file in the layout of another programme, with its configuration beside it."""
+"""Commands on a checkpoint file in the layout of another program, with its configuration beside it."""
 
 from __future__ import annotations
 

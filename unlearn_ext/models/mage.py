@@ -12,17 +12,14 @@ import torch
 
 from ..errors import UserError, require
 from ..tasks import Corruption
-from .doors.checkpoint import Checkpoint
-from .doors.key_map import fill, renamed
 from .freezing import adopt, unwrapped
-from .loading import loading
+from .loading import check_complete, loading
 from .mage_network import MAGEConfig, MAGENetwork
 from .patches import visible_patches
 
 __all__ = ["MAGE"]
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
-_REMEDY = "use both files as they were saved together"
 
 
 class MAGE:
@@ -124,8 +121,8 @@ class MAGE:
         """Load a model from a folder that :meth:`save_pretrained` wrote, and convert its weights to float32.
 
         Raises:
-            UserError: the folder does not exist, has a model of another class, or lacks a weight or has another; or an
-                extra is missing.
+            UserError: the folder does not exist, has a model of another class, or lacks weights; or an extra is
+                missing.
         """
         load_file = require("safetensors.torch", "images").load_file
         with loading(cls.__name__, path_or_id):
@@ -135,9 +132,19 @@ class MAGE:
                 raise UserError(f"family mage is {cls.__name__}; {path_or_id} is a checkpoint of {saved}.")
             with torch.device("meta"):
                 module = MAGENetwork(MAGEConfig(**config))
-            file = Path(path_or_id) / _WEIGHTS
-            pairs = renamed({name: name for name in module.state_dict()})
-            fill(module, Checkpoint(file, load_file(file)), pairs, _REMEDY)
+            weights = load_file(Path(path_or_id) / _WEIGHTS)
+            asked = {name: weight.shape for name, weight in module.state_dict().items()}
+            info = {
+                "missing_keys": asked.keys() - weights.keys(),
+                "unexpected_keys": weights.keys() - asked.keys(),
+                "mismatched_keys": [
+                    (name, weights[name].shape, shape)
+                    for name, shape in asked.items()
+                    if name in weights and weights[name].shape != shape
+                ],
+            }
+            check_complete(path_or_id, info)
+            module.load_state_dict({name: weights[name].float() for name in asked}, assign=True)
         return cls(module)
 
     def _hidden(self, visible: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ def original() -> MaskedAutoencoder:
 
 @pytest.fixture
 def saved(original: MaskedAutoencoder, tmp_path: Path) -> Path:
-    """Return a file as the original's programme saves it, with its configuration beside it."""
+    """Return a file as the original's program saves it, with its configuration beside it."""
     torch.save({"model": original.state_dict()}, tmp_path / VISIBLE)
     (tmp_path / "sizes.yaml").write_text(HEADS)
     return tmp_path / VISIBLE

@@ -291,10 +291,7 @@ def test_what_is_no_mage_is_refused(tmp_path, model):
         ({"_class_name": "VQModel"}, "is a checkpoint of VQModel"),
         ({"depth": 0}, "depth of the MAGE is 0; it must be a positive whole number"),
         ({"image_size": 18}, "image_size of the MAGE is 18; it must be a multiple of 4"),
-        (
-            {"mlp_dim": 48},
-            r"fc1.weight with shape \[96, 24\] where the model has \[48, 24\]: use both files",
-        ),
+        ({"mlp_dim": 48}, r"has blocks.0.mlp.fc1.bias with shape \[96\], but its config.json asks for \[48\]"),
         ({"dropout": 0.1}, "no MAGE could be loaded from"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | changed))

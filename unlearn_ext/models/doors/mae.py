@@ -1,4 +1,4 @@
-"""Masked autoencoders in the layout of the original programme, ``facebookresearch/mae`` (He et al., arXiv 2111.06377).
+"""Masked autoencoders in the layout of the original program, ``facebookresearch/mae`` (He et al., arXiv 2111.06377).
 
 Its models are ``mae_visualize_vit_*.pth``, ``mae_pretrain_vit_*_full.pth`` and the checkpoints of own training runs,
 which also contain an ``argparse.Namespace``.
