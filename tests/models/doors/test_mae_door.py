@@ -143,6 +143,7 @@ def test_a_left_over_weight_is_named(original, saved):
             torch.zeros(0, 24),
             r"with shape \[0, 24\]; it must have 2 dimensions",
         ),
+        ("decoder_embed.weight", torch.zeros(2, 24), r"no model can be built from the shapes in .* \(.*divisible by 4"),
         ("norm.weight", torch.zeros(24).long(), r"has norm\.weight as torch\.int64, not as floating-point"),
     ],
 )

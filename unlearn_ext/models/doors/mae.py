@@ -85,8 +85,11 @@ def load(checkpoint: Checkpoint) -> MAE:
         raise encoder_only(checkpoint.path)
     transformers = require("transformers", "images")
     config = transformers.ViTMAEConfig(**_configuration(checkpoint))
-    with torch.device("meta"):  # nothing is allocated before names and shapes are compared
-        module = transformers.ViTMAEForPreTraining(config)
+    try:
+        with torch.device("meta"):  # nothing is allocated before names and shapes are compared
+            module = transformers.ViTMAEForPreTraining(config)
+    except ValueError as error:  # a width that 4 does not divide
+        raise UserError(f"no model can be built from the shapes in {checkpoint.path} ({error}): {_REMEDY}.") from error
     fill(module, checkpoint, _pairs(config), _REMEDY)
     return MAE(module)
 
