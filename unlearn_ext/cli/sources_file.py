@@ -28,7 +28,7 @@ def keep(sources: Sources, run: Path) -> None:
     given = {name: Path(expanded(place)) for name in _PLACES if (place := getattr(sources, name))}
     found: dict[str, Any] = {name: place.absolute() for name, place in given.items() if place.exists()}
     folders = folders_to_forget(sources).items()
-    found["forget"] = [f"{name}={Path(folder).expanduser().resolve()}" for name, folder in folders]
+    found["forget"] = [f"{name}={Path(expanded(folder)).absolute()}" for name, folder in folders]
     text = json.dumps(asdict(sources) | found, indent=2, default=str, ensure_ascii=False)
     write_text(run / FILE, f"{text}\n")
 
