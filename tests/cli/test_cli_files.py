@@ -1,4 +1,4 @@
-"""Commands on a checkpoint file in the layout of another programme, with its configuration beside it."""
+"""Commands on a checkpoint file in the layout of another program, with its configuration beside it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from commands import call
 from safetensors.torch import load_file
 
 from unlearn_ext import models, report
+from unlearn_ext.errors import UserError
 
 image = pytest.importorskip("PIL.Image")
 pytest.importorskip("diffusers")
@@ -38,9 +39,12 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parents[1] / "models" / "doors")
         from originals.mae import MaskedAutoencoder
-    (place / "models").mkdir()
-    torch.save({"model": MaskedAutoencoder().state_dict(), "epoch": 7}, place / "models" / f"{NAME}.pth")
-    (place / "models" / f"{NAME}.yaml").write_text(HEADS)
+    for folder in ("models", "blobs"):
+        (place / folder).mkdir()
+    torch.save({"model": MaskedAutoencoder().state_dict(), "epoch": 7}, place / "blobs" / "0123")
+    (place / "blobs" / "4567").write_text(HEADS)
+    for name, blob in ((f"{NAME}.pth", "0123"), (f"{NAME}.yaml", "4567")):  # as in the cache of the Hugging Face hub
+        (place / "models" / name).symlink_to(Path("..", "blobs", blob))
     rng = np.random.default_rng(0)
     for side in ("ours", "theirs"):
         (place / side).mkdir()
@@ -152,30 +156,48 @@ def test_a_model_is_exported_in_the_layout_of_the_file(swept: Path, tmp_path: Pa
     changed = {name for name in before if not torch.equal(written[name], before[name])}
     assert changed
     assert not any("decoder" in name or name in ("mask_token", "pos_embed") for name in changed)
-    again = tmp_path / "again.pth"
-    torch.save(written, again)
-    (tmp_path / "again.yaml").write_text(HEADS + "norm_pix_loss: false\n")
-    ours, theirs = models.load("mae", again), models.load("mae", swept / "run" / "most-forgotten")
+    (tmp_path / "heads.yaml").write_text(HEADS)
+    again = tmp_path / "out" / f"{NAME}.safetensors"
+    with pytest.raises(UserError, match="how many attention heads"):  # the folder has no configuration
+        models.load("mae", again)
+    ours = models.load("mae", again, tmp_path / "heads.yaml")
+    theirs = models.load("mae", swept / "run" / "most-forgotten")
     for name, value in theirs.module.state_dict().items():
         assert torch.equal(ours.module.state_dict()[name], value), name
 
 
 def test_a_changed_file_is_not_mixed_with_the_run(swept: Path, tmp_path: Path) -> None:
-    path = swept / "models" / f"{NAME}.pth"
+    path, configuration = (swept / "models" / f"{NAME}.{suffix}" for suffix in ("pth", "yaml"))
     before = path.read_bytes()
     command = ["export", str(swept / "run"), str(tmp_path / "out"), "--point", "most-forgotten", "--format", "original"]
     try:
         torch.save({"model": {name: value + 1 for name, value in weights(swept).items()}}, path)
         code, said = call(*command)
         assert code == 1
-        assert f"the checkpoint {path} was changed since" in said
+        assert f"the checkpoint {path} is needed again, but {NAME}.pth was changed since" in said
         path.unlink()
         code, said = call(*command)
         assert code == 1
         assert f"the checkpoint {path} is gone" in said
+        path.write_bytes(before)
+        configuration.write_text(HEADS + "norm_pix_loss: true\n")
+        code, said = call(*command)
+        assert code == 1
+        assert f"the checkpoint {path} is needed again, but {NAME}.yaml was changed since" in said
     finally:
         path.write_bytes(before)
+        configuration.write_text(HEADS)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_began_with_no_file_has_no_original_format(place: Path, tmp_path: Path) -> None:
+    sources = json.loads((place / "run" / "sources.json").read_text())
+    for model in ("owner/model-v1.5", str(place / "run" / "most-forgotten"), None):
+        changed = sources | {"model": model, "model_config": None}
+        (place / "run" / "sources.json").write_text(json.dumps(changed))
+        code, said = call("export", str(place / "run"), str(tmp_path / "out"), "--format", "original")
+        assert code == 1
+        assert "began with no checkpoint file, so there is no original format: leave out --format" in said
 
 
 def test_a_format_that_is_not_there(swept: Path, tmp_path: Path) -> None:
@@ -196,8 +218,9 @@ def test_a_file_is_converted(swept: Path, tmp_path: Path) -> None:
     code, said = call("convert", str(file), str(folder))
     assert (code, "already contains a model" in said) == (1, True)
     assert call("convert", str(file), str(folder), "--force")[0] == 0
-    code, said = call("convert", str(tmp_path / "nothing.pth"), str(folder))
-    assert (code, f"there is no file {tmp_path}/nothing.pth." in said) == (2, True)
+    for name, sentence in (("nothing.pth", "there is no file {}."), ("folder", "{} is a folder; only files are")):
+        code, said = call("convert", str(tmp_path / name), str(tmp_path / "other"))
+        assert (code, sentence.format(tmp_path / name) in said) == (2, True)
 
 
 def test_the_family_need_not_be_typed(swept: Path, tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def convert(
     from .. import models
 
     if not file.is_file():
-        raise typer.BadParameter(f"there is no file {file}.", param_hint="'FILE'")
+        why = f"{file} is a folder; only files are converted." if file.is_dir() else f"there is no file {file}."
+        raise typer.BadParameter(why, param_hint="'FILE'")
     check_model_folder(folder, force)
     sources = recognised(Sources(model=str(file), model_config=model_config))
     if sources.model_config:

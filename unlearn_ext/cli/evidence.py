@@ -173,7 +173,7 @@ def _model_before(sources: Sources, seed: int) -> Before | None:
         if place is None:
             return None
         local = Path(expanded(sources.model))
-        named = local.resolve().name if local.exists() else sources.model
+        named = Path(os.path.abspath(local)).name if local.exists() else sources.model
         configuration = recognised(sources).model_config
         return Before(named, place, companions(place, configuration) if place.is_file() else ())
     images, _ = built_in(sources, seed, validation=sources.validation)

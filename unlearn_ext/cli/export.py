@@ -41,7 +41,7 @@ def export(
 ) -> None:
     """Copy one model of a run to a folder of its own, with a model card: a README.md that the Hugging Face hub reads.
 
-    The model loads with its own library's `from_pretrained`, or with `--format original` in the programme that the
+    The model loads with its own library's `from_pretrained`, or with `--format original` in the program that the
     checkpoint file of the run came from; an adapter is merged into its weights. The card says which ε was asked and
     reached, and what is not promised. It names no file, class or person. Fill in the licence before you publish it.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._utils.atomic_io import write_text
+from .._utils.hub import expanded
 from ..errors import UserError
 from .asked import folders_to_forget
 from .options import Sources
@@ -19,11 +20,15 @@ _PLACES = ("data_dir", "dataset", "retain", "model", "model_config")
 
 
 def keep(sources: Sources, run: Path) -> None:
-    """Save the options in a run's folder, with existing files and folders as absolute paths."""
-    given = {name: Path(place) for name in _PLACES if (place := getattr(sources, name))}
-    found: dict[str, Any] = {name: place.resolve() for name, place in given.items() if place.exists()}
+    """Save the options in a run's folder, with existing files and folders as absolute paths.
+
+    Links are not resolved: a file's name and folder show what belongs to it, and in the cache of the Hugging Face hub
+    the files that links lead to have other names.
+    """
+    given = {name: Path(expanded(place)) for name in _PLACES if (place := getattr(sources, name))}
+    found: dict[str, Any] = {name: place.absolute() for name, place in given.items() if place.exists()}
     folders = folders_to_forget(sources).items()
-    found["forget"] = [f"{name}={Path(folder).expanduser().resolve()}" for name, folder in folders]
+    found["forget"] = [f"{name}={Path(expanded(folder)).absolute()}" for name, folder in folders]
     text = json.dumps(asdict(sources) | found, indent=2, default=str, ensure_ascii=False)
     write_text(run / FILE, f"{text}\n")
 

@@ -42,7 +42,7 @@ def load(
     """Load a model from a folder, a hub id or a checkpoint file; nothing that a file contains is executed.
 
     A folder or hub id is loaded by its own library's ``from_pretrained``, from safetensors files only. A file may have
-    the layout of another programme, see :mod:`unlearn_ext.models.doors`. Weights are converted to float32.
+    the layout of another program, see :mod:`unlearn_ext.models.doors`. Weights are converted to float32.
 
     Args:
         family: ``"vqgan"`` for a checkpoint of ``diffusers.VQModel``, ``"autoencoder"`` for

@@ -24,7 +24,7 @@ def original() -> MaskedAutoencoder:
 
 @pytest.fixture
 def saved(original: MaskedAutoencoder, tmp_path: Path) -> Path:
-    """Return a file as the original's programme saves it, with its configuration beside it."""
+    """Return a file as the original's program saves it, with its configuration beside it."""
     torch.save({"model": original.state_dict()}, tmp_path / VISIBLE)
     (tmp_path / "sizes.yaml").write_text(HEADS)
     return tmp_path / VISIBLE
@@ -115,13 +115,41 @@ def test_a_missing_weight_is_named(original, saved, name):
 
 def test_a_left_over_weight_is_named(original, saved):
     torch.save({**original.state_dict(), "head.weight": torch.zeros(3)}, saved)
-    with pytest.raises(UserError, match=r"has an unknown weight, head\.weight"):
+    with pytest.raises(UserError, match=r"has head\.weight, which the model has no place for: save the whole"):
         loaded(saved)
 
 
-def test_a_weight_of_another_shape_is_named(original, saved):
-    torch.save({**original.state_dict(), "decoder_norm.bias": torch.zeros(3)}, saved)
-    with pytest.raises(UserError, match=r"of shape \[3\], decoder\.decoder_norm\.bias in transformers, .* \[16\]"):
+@pytest.mark.parametrize(
+    ("name", "weight", "sentence"),
+    [
+        ("decoder_norm.bias", torch.zeros(3), r"decoder_norm\.bias with shape \[3\] where the model has \[16\]"),
+        ("blocks.0.attn.qkv.weight", torch.zeros(71, 24), r"qkv\.weight with shape \[71, 24\] where .* \[72, 24\]"),
+        ("blocks.0.attn.qkv.weight", torch.tensor(1.0), r"qkv\.weight with shape \[\] where the model has \[72, 24\]"),
+        (
+            "patch_embed.proj.weight",
+            torch.zeros(24, 3, 4, 8),
+            r"shape \[24, 3, 4, 8\] where .* \[24, 3, 4, 4\]",
+        ),
+        ("patch_embed.proj.weight", torch.zeros(24, 3, 0, 0), r"with shape \[24, 3, 0, 0\]; it must have 4 dimensions"),
+        ("patch_embed.proj.weight", torch.zeros(0, 3, 4, 4), r"with shape \[0, 3, 4, 4\]; it must have 4 dimensions"),
+        ("pos_embed", torch.zeros(1, 0, 24), r"pos_embed with shape \[1, 0, 24\]; it must have 3 dimensions"),
+        (
+            "pos_embed",
+            torch.zeros(1, 1, 24),
+            r"decoder_pos_embed with shape \[1, 17, 16\] where .* \[1, 1, 16\]",
+        ),
+        (
+            "decoder_embed.weight",
+            torch.zeros(0, 24),
+            r"with shape \[0, 24\]; it must have 2 dimensions",
+        ),
+        ("decoder_embed.weight", torch.zeros(2, 24), r"no model can be built from the shapes in .* \(.*divisible by 4"),
+        ("norm.weight", torch.zeros(24).long(), r"has norm\.weight as torch\.int64, not as floating-point"),
+    ],
+)
+def test_a_weight_of_another_shape_or_type_is_named(original, saved, name, weight, sentence):
+    torch.save({**original.state_dict(), name: weight}, saved)
+    with pytest.raises(UserError, match=sentence):
         loaded(saved)
 
 
@@ -142,8 +170,13 @@ def test_what_the_weights_do_not_show_is_asked_for(original, tmp_path):
         loaded(path)
     (tmp_path / "mine.yaml").write_text(HEADS + "norm_pix_loss: true")
     assert loaded(path).module.config.norm_pix_loss
-    (tmp_path / "mine.yaml").write_text("num_heads: 5\ndecoder_num_heads: 2\nnorm_pix_loss: true")
-    with pytest.raises(UserError, match="write num_heads into a YAML file"):
+    for heads in (5, 0, "true"):
+        (tmp_path / "mine.yaml").write_text(f"num_heads: {heads}\ndecoder_num_heads: 2\nnorm_pix_loss: true")
+        with pytest.raises(UserError, match="write num_heads into a YAML file"):
+            loaded(path)
+    path = path.rename(tmp_path / VISIBLE)  # which would otherwise say it
+    (tmp_path / "mine.yaml").write_text(HEADS + "norm_pix_loss: 'yes'")
+    with pytest.raises(UserError, match="whether it was trained with norm_pix_loss"):
         loaded(path)
 
 

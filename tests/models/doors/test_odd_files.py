@@ -220,7 +220,12 @@ FILES: dict[str, tuple[str, Write, str]] = {
     ),
     "another layout": (
         "x.pth", saved({"model": WEIGHTS}),
-        "{path} has 1 weights, such as a, in no known layout: give a file of one of the formats",
+        "{path} has weights, such as a, in no known layout: give a file of one of the formats mae, taming-vqgan",
+    ),
+    "weights of two formats": (
+        "x.pth",
+        saved({**MaskedAutoencoder().state_dict(), "denoise_fn.cond_embed.0.weight": torch.ones(3)}),
+        "{path} has weights of several formats, mae and palette: save those of one model in a file of its own.",
     ),
     "weights out of a library's folder": (
         "x.bin", in_a_folder_of_a_library, "{path} is a file; give the folder that the model's library saved.",

@@ -6,12 +6,10 @@ import pytest
 import torch
 from originals import taming_vqgan as original
 
-import unlearn_ext as ux
 from unlearn_ext import models
 from unlearn_ext.errors import UserError
 from unlearn_ext.models.doors import taming_vqgan as door
 from unlearn_ext.models.doors.checkpoint import Checkpoint
-from unlearn_ext.tasks import CenterCrop
 
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -77,18 +75,17 @@ def test_every_weight_of_both_sides_has_one_name_on_the_other():
     theirs, config = made()
     ours = door.load(checkpoint(theirs, config))
     there = {name for name in theirs.state_dict() if not name.startswith("loss.")}
-    names = door._names(ours.module)
-    assert set(names) == set(ours.module.state_dict())
-    assert set(names.values()) == there
-    assert len(names) == len(there)
+    pairs = door._pairs(ours.module)
+    assert [pair.ours for pair in pairs] == [(name,) for name in ours.module.state_dict()]
+    assert sorted(pair.theirs for pair in pairs) == sorted(there)
 
 
-def test_an_unlearned_model_goes_back_into_the_original(images):
+def test_a_changed_encoder_goes_back_into_the_original(images):
     theirs, config = made()
     file = checkpoint(theirs, config, **{"quantize.used": torch.arange(16)})
-    quick = ux.Settings(steps=3, batch_size=2)
-    with torch.random.fork_rng(devices=[]):
-        ours = ux.unlearn(door.load(file), images, images.flip(3), task=CenterCrop(0.5), epsilon=0.5, settings=quick)
+    ours = door.load(file)
+    for parameter in ours.encoder_parameters():
+        parameter.data.mul_(1.1)
     back = door.write_back(ours, file)
     assert list(back) == list(file.weights)
     assert all((back[n].shape, back[n].dtype) == (w.shape, w.dtype) for n, w in file.weights.items())

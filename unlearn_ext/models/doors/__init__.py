@@ -1,4 +1,4 @@
-"""Doors: checkpoint files in the layouts of other programmes, each in a module of this package.
+"""Doors: checkpoint files in the layouts of other programs, each in a module of this package.
 
 A door is a module with
 
@@ -32,7 +32,7 @@ __all__ = [
     "read", "write_back",
 ]  # fmt: skip
 
-# Names of the modules. No two of them recognise the same checkpoint.
+# Names of the modules. No two of them recognise the checkpoint of one model.
 DOORS = ("mae", "taming_vqgan", "taesd", "mage", "palette", "stable_diffusion")
 
 
@@ -60,19 +60,23 @@ def door_of(path: Path, configuration: Path | None = None) -> Door:
     """Return the module of the format that a checkpoint file has; only names and shapes are read.
 
     Raises:
-        UserError: the file cannot be read, or no door recognises it.
+        UserError: the file cannot be read, or not exactly one door recognises it.
     """
     checkpoint = _unwrapped(read(path, configuration, data=False))
-    found = [door for door in map(_door, DOORS) if door.recognises(checkpoint)]
-    assert len(found) < 2, [door.NAME for door in found]
-    if found:
+    doors = [_door(name) for name in DOORS]
+    found = [door for door in doors if door.recognises(checkpoint)]
+    if len(found) == 1:
         return found[0]
+    if found:
+        raise UserError(
+            f"{path} has weights of several formats, {' and '.join(door.NAME for door in found)}: save those of one "
+            "model in a file of its own."
+        )
     if (path.parent / "config.json").is_file():
         raise UserError(f"{path} is a file; give the folder that the model's library saved.")
     raise UserError(
-        f"{path} has {len(checkpoint.weights)} weights, such as {next(iter(checkpoint.weights))}, in no known layout: "
-        f"give a file of one of the formats {', '.join(DOORS)}, or a folder that the save_pretrained of the model's "
-        "library wrote."
+        f"{path} has weights, such as {next(iter(checkpoint.weights))}, in no known layout: give a file of one of the "
+        f"formats {', '.join(door.NAME for door in doors)}, or a folder that the library's save_pretrained wrote."
     )
 
 
@@ -122,22 +126,6 @@ def write_back(model: I2IModel, path: Path, configuration: Path | None = None) -
     return named
 
 
-def _door(name: str) -> Door:
-    return cast(Door, importlib.import_module(f".{name}", __name__))
-
-
-def _unwrapped(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a checkpoint without the prefix that torch.compile or data parallelism put before all its names."""
-    prefix = _prefix(checkpoint)
-    return replace(checkpoint, weights={name.removeprefix(prefix): w for name, w in checkpoint.weights.items()})
-
-
-def _prefix(checkpoint: Checkpoint) -> str:
-    found = re.match(r"(?:module\.|_orig_mod\.)*", next(iter(checkpoint.weights)))
-    prefix = found[0] if found else ""
-    return prefix if all(name.startswith(prefix) for name in checkpoint.weights) else ""
-
-
 def companions(path: Path, configuration: Path | None = None) -> list[Path]:
     """Return the files that a checkpoint file is loaded with: its configuration, and other parts of the model.
 
@@ -152,3 +140,19 @@ def companions(path: Path, configuration: Path | None = None) -> list[Path]:
     parts = door.companions(path) if hasattr(door, "companions") else []
     found = configuration or find_configuration(path)
     return [*([found] if found else []), *parts]
+
+
+def _door(name: str) -> Door:
+    return cast(Door, importlib.import_module(f".{name}", __name__))
+
+
+def _unwrapped(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint without the prefix that torch.compile or data parallelism put before all its names."""
+    prefix = _prefix(checkpoint)
+    return replace(checkpoint, weights={name.removeprefix(prefix): w for name, w in checkpoint.weights.items()})
+
+
+def _prefix(checkpoint: Checkpoint) -> str:
+    found = re.match(r"(?:module\.|_orig_mod\.)*", next(iter(checkpoint.weights)))
+    prefix = found[0] if found else ""
+    return prefix if all(name.startswith(prefix) for name in checkpoint.weights) else ""

@@ -15,7 +15,7 @@ __all__ = ["CONFIGURATIONS", "find_configuration", "read_configuration"]
 
 CONFIGURATIONS = (".yaml", ".yml", ".json")  # suffixes
 _LARGEST = 64 << 10  # bytes; a model's configuration has a few thousand
-# Where training programmes put the configuration, by the name of the folder that holds the checkpoints.
+# Where training programs put the configuration, by the name of the folder that holds the checkpoints.
 _LAYOUTS = {"checkpoints": "configs/*-project.yaml", "checkpoint": "config.json"}
 # A string, which may contain what looks like a comment; or a comment.
 _STRING_OR_COMMENT = re.compile(r'("(?:\\.|[^"\\])*(?:"|\Z))|//[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)
@@ -24,15 +24,16 @@ _STRING_OR_COMMENT = re.compile(r'("(?:\\.|[^"\\])*(?:"|\Z))|//[^\n]*|/\*.*?(?:\
 def find_configuration(path: Path) -> Path | None:
     """Return the configuration file that belongs to a checkpoint file; None if there is none.
 
-    It has the checkpoint's name with another suffix; or is where a training programme that also wrote the checkpoint's
+    It has the checkpoint's name with another suffix; or is where a training program that also wrote the checkpoint's
     folder puts it, such as ``configs/*-project.yaml`` beside ``checkpoints/``; or is the only one in the folder, unless
-    it has the name of another checkpoint there.
+    it has the name of another checkpoint there. Hidden files, which are notes of tools, are left out.
 
     Raises:
         UserError: several files may be meant.
     """
     folder = path.absolute().parent
-    beside = [file for file in sorted(folder.iterdir()) if file.suffix in CONFIGURATIONS and file.is_file()]
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    beside = [file for file in files if file.suffix in CONFIGURATIONS]
     same = [file for file in beside if file.stem == path.stem]
     layout = sorted(folder.parent.glob(_LAYOUTS[folder.name])) if folder.name in _LAYOUTS else []
     for found in (same, layout):
@@ -43,7 +44,7 @@ def find_configuration(path: Path) -> Path | None:
             )
         if found:
             return found[0]
-    of_others = {file.stem for file in folder.iterdir() if file not in beside}
+    of_others = {file.stem for file in files if file not in beside}
     return beside[0] if len(beside) == 1 and beside[0].stem not in of_others else None
 
 

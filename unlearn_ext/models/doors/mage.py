@@ -6,7 +6,6 @@ Source of the layout: the repository LTH14/mage.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 
 import torch
@@ -16,7 +15,8 @@ from ..mage import MAGE
 from ..mage_network import MAGEConfig, MAGENetwork
 from ..protocol import I2IModel
 from .checkpoint import Checkpoint
-from .key_map import fill, written_back
+from .key_map import Pair, fill, renamed, written_back
+from .sizes import layers, shape
 
 __all__ = ["FAMILY", "NAME", "load", "recognises", "write_back"]
 
@@ -52,18 +52,18 @@ def load(checkpoint: Checkpoint) -> MAGE:
     with torch.device("meta"):  # nothing is allocated before names and shapes are compared
         module = MAGENetwork(config)
     used = {name: weight for name, weight in checkpoint.weights.items() if name not in _UNUSED}
-    fill(module, replace(checkpoint, weights=used), _names(module), _REMEDY)
+    fill(module, replace(checkpoint, weights=used), _pairs(module), _REMEDY)
     return MAGE(module)
 
 
 def write_back(model: I2IModel, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Return the checkpoint's weights with the model's in their place; unused weights stay."""
-    return written_back(model.module.state_dict(), checkpoint, _names(model.module))
+    return written_back(model.module.state_dict(), checkpoint, _pairs(model.module))
 
 
-def _names(module: torch.nn.Module) -> dict[str, str]:
-    """Return the name in a checkpoint of each weight of a module: it is the same."""
-    return {name: name for name in module.state_dict()}
+def _pairs(module: torch.nn.Module) -> list[Pair]:
+    """Return all weights of a module, which have the same names in a checkpoint."""
+    return renamed({name: name for name in module.state_dict()})
 
 
 def _config(checkpoint: Checkpoint) -> MAGEConfig:
@@ -73,30 +73,30 @@ def _config(checkpoint: Checkpoint) -> MAGEConfig:
         UserError: a weight that gives one is missing or has another number of dimensions, or the sizes do not fit
             together.
     """
-    words, width = _shape(checkpoint, _WORDS, 2)
-    decoder_width, _ = _shape(checkpoint, "decoder_embed.weight", 2)
-    codes, code = _shape(checkpoint, "vqgan.quantize.embedding.weight", 2)
-    positions, _ = _shape(checkpoint, "token_emb.position_embeddings.weight", 2)
-    first, channels, *_ = _shape(checkpoint, "vqgan.encoder.conv_in.weight", 4)
-    levels = range(_count(checkpoint, "vqgan.encoder.down"))
-    widths = [_shape(checkpoint, f"vqgan.encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in levels]
+    words, width = shape(checkpoint, _WORDS, 2, _REMEDY)
+    decoder_width, _ = shape(checkpoint, "decoder_embed.weight", 2, _REMEDY)
+    codes, code = shape(checkpoint, "vqgan.quantize.embedding.weight", 2, _REMEDY)
+    positions, _ = shape(checkpoint, "token_emb.position_embeddings.weight", 2, _REMEDY)
+    first, channels, *_ = shape(checkpoint, "vqgan.encoder.conv_in.weight", 4, _REMEDY)
+    levels = range(layers(checkpoint, "vqgan.encoder.down"))
+    widths = [shape(checkpoint, f"vqgan.encoder.down.{level}.block.0.conv1.weight", 4, _REMEDY)[0] for level in levels]
     heads, decoder_heads = _heads(checkpoint, width)
     return MAGEConfig(
         image_size=math.isqrt(positions - 1) * 2 ** (len(levels) - 1) if positions > 1 and levels else 0,
         num_channels=channels,
         embed_dim=width,
-        depth=_count(checkpoint, "blocks"),
+        depth=layers(checkpoint, "blocks"),
         num_heads=heads,
-        mlp_dim=_shape(checkpoint, "blocks.0.mlp.fc1.weight", 2)[0],
+        mlp_dim=shape(checkpoint, "blocks.0.mlp.fc1.weight", 2, _REMEDY)[0],
         decoder_embed_dim=decoder_width,
-        decoder_depth=_count(checkpoint, "decoder_blocks"),
+        decoder_depth=layers(checkpoint, "decoder_blocks"),
         decoder_num_heads=decoder_heads,
-        decoder_mlp_dim=_shape(checkpoint, "decoder_blocks.0.mlp.fc1.weight", 2)[0],
+        decoder_mlp_dim=shape(checkpoint, "decoder_blocks.0.mlp.fc1.weight", 2, _REMEDY)[0],
         vocab_size=words,
         codebook_size=codes,
         codebook_dim=code,
         vqgan_widths=(first, *widths),
-        vqgan_blocks=_count(checkpoint, "vqgan.encoder.down.0.block"),
+        vqgan_blocks=layers(checkpoint, "vqgan.encoder.down.0.block"),
     )
 
 
@@ -104,31 +104,14 @@ def _heads(checkpoint: Checkpoint, width: int) -> tuple[int, int]:
     """Return the numbers of heads of encoder and decoder: those of the configuration, or of the published models.
 
     Raises:
-        UserError: there is no configuration with them, and no published model of this width.
+        UserError: the configuration lacks one, and there is no published model of this width.
     """
-    config = checkpoint.config
-    if "num_heads" in config and "decoder_num_heads" in config:
-        return config["num_heads"], config["decoder_num_heads"]
-    if width not in _HEADS:
+    published = {"num_heads": _HEADS[width], "decoder_num_heads": _DECODER_HEADS} if width in _HEADS else {}
+    heads = {**published, **checkpoint.config}
+    if not {"num_heads", "decoder_num_heads"} <= heads.keys():
         raise UserError(
             f"{checkpoint.path} is a MAGE of width {width}, and its weights do not say how many heads of attention it "
             'has: write them into a file, such as {"num_heads": 6, "decoder_num_heads": 8}, and give it as '
             "--model-config FILE."
         )
-    return _HEADS[width], _DECODER_HEADS
-
-
-def _shape(checkpoint: Checkpoint, name: str, dimensions: int) -> list[int]:
-    """Return the shape of a weight; raise ``UserError`` if it is missing or has another number of dimensions."""
-    if name not in checkpoint.weights:
-        raise UserError(f"{checkpoint.path} lacks {name}: {_REMEDY}.")
-    shape = list(checkpoint.weights[name].shape)
-    if len(shape) != dimensions:
-        raise UserError(f"{checkpoint.path} has {name} with shape {shape}, not {dimensions} dimensions: {_REMEDY}.")
-    return shape
-
-
-def _count(checkpoint: Checkpoint, prefix: str) -> int:
-    """Return the number of layers in a list, from the names of their weights."""
-    pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
-    return len({match[1] for match in map(pattern.match, checkpoint.weights) if match})
+    return heads["num_heads"], heads["decoder_num_heads"]

@@ -7,8 +7,8 @@ guided-diffusion (Dhariwal and Nichol, arXiv 2105.05233).
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ...errors import UserError, require
 from ..diffusion import PALETTE, Diffusion
 from ..protocol import I2IModel
 from .checkpoint import Checkpoint
+from .key_map import Pair, fill, written_back
 from .palette_settings import REMEDY, UNetSettings, read_settings, scheduler_of
 
 __all__ = ["FAMILY", "NAME", "load", "recognises", "write_back"]
@@ -81,16 +82,8 @@ def load(checkpoint: Checkpoint) -> Diffusion:
     except Exception as error:  # of any type, by a number that is none or does not divide another
         said = textwrap.shorten(str(error), 240, placeholder=" …")
         raise UserError(f"unet in the configuration of {checkpoint.path} is invalid ({said}): {REMEDY}.") from error
-    pairs = list(_pairs(unet, arguments))
-    empty = unet.state_dict()
-    expected = {pair.theirs: pair.write([empty[name] for name in pair.ours]).shape for pair in pairs}
-    _check(checkpoint, expected)
-    weights = {
-        name: part.float().clone(memory_format=torch.contiguous_format)
-        for pair in pairs
-        for name, part in zip(pair.ours, pair.read(checkpoint.weights[pair.theirs]), strict=True)
-    }
-    unet.load_state_dict(weights, assign=True)
+    used = {name: weight for name, weight in checkpoint.weights.items() if name not in _SCHEDULE}
+    fill(unet, replace(checkpoint, weights=used), _pairs(unet, arguments), REMEDY)
     unet.register_to_config(**{PALETTE: True})
     return Diffusion(unet, scheduler_of(checkpoint, schedule))
 
@@ -102,73 +95,21 @@ def write_back(model: I2IModel, checkpoint: Checkpoint) -> dict[str, torch.Tenso
         UserError: there is no JSON, or it is incomplete.
     """
     arguments, _ = read_settings(checkpoint)
-    ours, written = model.module.state_dict(), dict(checkpoint.weights)
-    for pair in _pairs(model.module, arguments):
-        old = checkpoint.weights[pair.theirs]
-        written[pair.theirs] = pair.write([ours[name] for name in pair.ours]).to(old).contiguous()
-    return written
+    return written_back(model.module.state_dict(), checkpoint, _pairs(model.module, arguments))
 
 
-def _check(checkpoint: Checkpoint, expected: Mapping[str, torch.Size]) -> None:
-    """Check that a checkpoint has exactly the expected weights, and perhaps the buffers of the schedule.
-
-    Raises:
-        UserError: a weight is missing, left over, of another shape or not floating-point; the first is named.
-    """
-    path, weights = checkpoint.path, checkpoint.weights
-    for name, shape in expected.items():
-        if name not in weights:
-            raise UserError(f"{path} lacks {name}: {REMEDY}.")
-        if not weights[name].is_floating_point():
-            raise UserError(f"{path} has {name} as {weights[name].dtype}, not as floating-point: {REMEDY}.")
-        if weights[name].shape != shape:
-            given = list(weights[name].shape)
-            raise UserError(f"{path} has {name} with shape {given} where the model has {list(shape)}: {REMEDY}.")
-    if left := sorted(weights.keys() - expected.keys() - set(_SCHEDULE)):
-        raise UserError(f"{path} has {left[0]}, which the model has no place for: {REMEDY}.")
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """A weight of the original and its place in ``UNet2DModel``.
-
-    Attributes:
-        theirs: name in the checkpoint.
-        ours: its name in ``UNet2DModel``; three names for query, key and value, which the original has in one weight.
-        heads: the rows of that weight are ordered by this number of heads first, then by query, key and value.
-        convolution: whether it is a convolution over one pixel, and ours a linear layer.
-    """
-
-    theirs: str
-    ours: tuple[str, ...]
-    heads: int = 1
-    convolution: bool = False
-
-    def read(self, weight: torch.Tensor) -> list[torch.Tensor]:
-        """Return our weights of the original's."""
-        rows = weight.squeeze(-1) if self.convolution else weight
-        return [part.flatten(0, 1) for part in rows.unflatten(0, (self.heads, len(self.ours), -1)).unbind(1)]
-
-    def write(self, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the original's weight of ours; the inverse of :meth:`read`."""
-        rows = torch.stack([weight.unflatten(0, (self.heads, -1)) for weight in weights], 1).flatten(0, 2)
-        return rows.unsqueeze(-1) if self.convolution else rows
-
-
-def _pairs(unet: Any, arguments: UNetSettings) -> Iterator[_Pair]:
-    """Yield all weights of a U-Net."""
-    present = unet.state_dict().keys()
+def _pairs(unet: Any, arguments: UNetSettings) -> list[Pair]:
+    """Return all weights of a U-Net."""
+    present, pairs = unet.state_dict().keys(), []
     for theirs, ours in [*_OUTSIDE.items(), *_places(unet)]:
         block = unet.get_submodule(ours)
         for layer, parts in _BLOCKS.get(type(block).__name__, {"": ("",)}).items():
+            heads = 1 if len(parts) == 1 or arguments.use_new_attention_order else block.heads
             for kind in ("weight", "bias"):
                 names = tuple(".".join(filter(None, (ours, part, kind))) for part in parts)
                 if names[0] in present:  # a block may lack conv_shortcut
-                    yield _Pair(
-                        ".".join(filter(None, (_PREFIX + theirs, layer, kind))), names,
-                        heads=1 if len(parts) == 1 or arguments.use_new_attention_order else block.heads,
-                        convolution=hasattr(block, "to_q") and layer != "norm" and kind == "weight",
-                    )  # fmt: skip
+                    pairs.append(Pair(".".join(filter(None, (_PREFIX + theirs, layer, kind))), names, heads))
+    return pairs
 
 
 def _places(unet: Any) -> Iterator[tuple[str, str]]:

@@ -60,17 +60,27 @@ class UNetSettings:
         """Number of channels of each head of attention; None if there is one head with all channels.
 
         Raises:
-            UserError: it differs between layers, which ``UNet2DModel`` does not support.
+            UserError: it is not between 1 and the width of a layer, or differs between layers, which ``UNet2DModel``
+                does not support.
         """
-        if self.num_head_channels != -1:
-            return self.num_head_channels
         widths = {size for size, attends in zip(self.sizes, self.attending, strict=True) if attends} | {self.sizes[-1]}
-        if self.num_heads_upsample not in (-1, self.num_heads) or (self.num_heads != 1 and len(widths) > 1):
+        if self.num_head_channels != -1:
+            channels = self.num_head_channels
+        elif self.num_heads_upsample not in (-1, self.num_heads) or (self.num_heads != 1 and len(widths) > 1):
             raise UserError(
                 "the U-Net's heads of attention have different numbers of channels (num_heads, num_heads_upsample), "
                 "which diffusers.UNet2DModel does not support: only models with num_head_channels can be read."
             )
-        return widths.pop() // self.num_heads if self.num_heads != 1 else None
+        elif self.num_heads == 1:
+            return None
+        else:
+            channels = self.sizes[-1] // self.num_heads if self.num_heads > 0 else 0
+        if not 1 <= channels <= min(widths):
+            raise UserError(
+                f"the U-Net's heads of attention have {channels} channels (num_head_channels, num_heads); it must be 1 "
+                f"to {min(widths)}, the width of a layer: {REMEDY}."
+            )
+        return channels
 
 
 def read_settings(checkpoint: Checkpoint) -> tuple[UNetSettings, Mapping[str, Any]]:
@@ -119,6 +129,12 @@ def _unet(checkpoint: Checkpoint, entries: Mapping[str, Any]) -> UNetSettings:
     known = {field.name for field in fields(UNetSettings)}
     if unknown := [name for name in entries if name not in known]:
         raise UserError(f"unet in the configuration of {checkpoint.path} has an unknown entry {unknown[0]}: {REMEDY}.")
+    for name in (field.name for field in fields(UNetSettings) if field.type == "int" and field.name in entries):
+        if type(entries[name]) is not int:
+            raise UserError(
+                f"unet in the configuration of {checkpoint.path} has {name}: {entries[name]!r}; it must be a whole "
+                "number."
+            )
     try:
         read = UNetSettings(**entries)
         blocks = len(read.sizes) * (read.res_blocks + 1)

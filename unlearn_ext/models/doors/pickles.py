@@ -1,6 +1,6 @@
 """Read a pickle without importing or calling anything: plain values, descriptions of tensors, and stubs for the rest.
 
-A pickle is a programme for a small stack machine. Python's own machine calls whatever the programme names. This one
+A pickle is a program for a small stack machine. Python's own machine calls whatever the program names. This one
 knows the few names that state dicts need, by their spelling only; every other name becomes a :class:`Stub`. Time and
 memory are linear in the number of opcodes and of copied elements, which is limited.
 """

@@ -17,7 +17,7 @@ from ...errors import UserError, require
 from ..autoencoder_tiny import AutoencoderTiny
 from ..protocol import I2IModel
 from .checkpoint import Checkpoint
-from .key_map import fill, written_back
+from .key_map import Pair, fill, renamed, written_back
 from .reading import read
 
 __all__ = ["FAMILY", "NAME", "companions", "file_in", "load", "recognises", "write_back"]
@@ -57,15 +57,15 @@ def load(checkpoint: Checkpoint) -> I2IModel:
         )
     if left := sorted(checkpoint.config.keys() - {"sample_size"}):
         raise UserError(
-            f"the configuration of {checkpoint.path} has {left[0]}, but it may only have sample_size: name the right "
-            "file with --model-config."
+            f"the configuration of {checkpoint.path} has {left[0]}, but it may only have sample_size: name another "
+            'file with --model-config, such as one with {"sample_size": 256}.'
         )
     with torch.device("meta"):
         module = _class(parts["encoder"])(latent_channels=channels["encoder"])
     module.register_to_config(sample_size=checkpoint.config.get("sample_size"))
     for part, one in parts.items():
         layers = getattr(module, part)
-        fill(layers, one, _names(part, layers), _REMEDY)
+        fill(layers, one, _pairs(part, layers), _REMEDY)
     return AutoencoderTiny(module)
 
 
@@ -80,7 +80,7 @@ def write_back(model: I2IModel, checkpoint: Checkpoint) -> dict[str, torch.Tenso
             f"{checkpoint.path} is the decoder, which unlearning does not change: give the encoder's file as --model."
         )
     encoder: Any = model.module.get_submodule("encoder")
-    return written_back(encoder.state_dict(), checkpoint, _names("encoder", encoder))
+    return written_back(encoder.state_dict(), checkpoint, _pairs("encoder", encoder))
 
 
 def companions(path: Path) -> list[Path]:
@@ -96,9 +96,9 @@ def file_in(place: Path) -> Path | None:
         UserError: the folder has several pairs, or a file in it cannot be read.
     """
     if place.is_file():
-        others = companions(place)
-        is_decoder = "encoder" not in place.name and others and recognises(read(place, data=False))
-        return others[0] if is_decoder else None
+        others = companions(place) if "decoder" in place.name else []
+        one = read(place, data=False) if others else None
+        return others[0] if one and recognises(one) and _part(one) == "decoder" else None
     files = [file for file in sorted(place.glob("*encoder.*")) if file.suffix in _SUFFIXES and companions(file)]
     pairs = [file for file in files if recognises(read(file, data=False))]
     if len(pairs) > 1:
@@ -113,11 +113,11 @@ def _part(checkpoint: Checkpoint) -> str:
     return "encoder" if "0.weight" in checkpoint.weights else "decoder"
 
 
-def _names(part: str, layers: torch.nn.Module) -> dict[str, str]:
-    """Return the names in the file of a part's weights; the decoder's first layer, a clamp, is not one in diffusers."""
+def _pairs(part: str, layers: torch.nn.Module) -> list[Pair]:
+    """Return all weights of a part; the decoder's first layer in the file, a clamp, is not one in diffusers."""
     shift = 1 if part == "decoder" else 0
     split = {name: name.removeprefix("layers.").split(".", 1) for name in layers.state_dict()}
-    return {name: f"{int(number) + shift}.{rest}" for name, (number, rest) in split.items()}
+    return renamed({name: f"{int(number) + shift}.{rest}" for name, (number, rest) in split.items()})
 
 
 def _channels(part: str, checkpoint: Checkpoint) -> int:
@@ -144,8 +144,8 @@ def _class(checkpoint: Checkpoint) -> Any:
 
 
 def _swapped(name: str) -> str:
-    """Return a file name with decoder in place of encoder, or the reverse."""
-    ours, theirs = ("encoder", "decoder") if "encoder" in name else ("decoder", "encoder")
+    """Return a file name with decoder in place of the last encoder in it, or the reverse."""
+    ours, theirs = sorted(("encoder", "decoder"), key=name.rfind, reverse=True)
     return theirs.join(name.rsplit(ours, 1))
 
 

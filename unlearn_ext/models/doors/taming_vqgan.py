@@ -17,7 +17,7 @@ from ...errors import UserError, require
 from ..protocol import I2IModel
 from ..vqgan import VQGAN
 from .checkpoint import Checkpoint
-from .key_map import fill, written_back
+from .key_map import Pair, fill, renamed, written_back
 
 __all__ = ["FAMILY", "NAME", "load", "recognises", "write_back"]
 
@@ -85,7 +85,7 @@ def load(checkpoint: Checkpoint) -> I2IModel:
         said = textwrap.shorten(str(error), 240, placeholder=" …")
         raise UserError(f"no model can be built from the configuration of {checkpoint.path}: {said}") from error
     used = {name: weight for name, weight in checkpoint.weights.items() if not _UNUSED.fullmatch(name)}
-    fill(module, replace(checkpoint, weights=used), _names(module), _REMEDY)
+    fill(module, replace(checkpoint, weights=used), _pairs(module), _REMEDY)
     return VQGAN(module)
 
 
@@ -96,13 +96,13 @@ def write_back(model: I2IModel, checkpoint: Checkpoint) -> dict[str, torch.Tenso
         for name, weight in model.module.state_dict().items()
         if name.startswith(("encoder.", "quant_conv."))
     }
-    return written_back(trained, checkpoint, _names(model.module))
+    return written_back(trained, checkpoint, _pairs(model.module))
 
 
-def _names(module: Any) -> dict[str, str]:
-    """Return the original's name of each weight of a ``VQModel``, by its name there."""
+def _pairs(module: Any) -> list[Pair]:
+    """Return all weights of a ``VQModel``."""
     top = len(module.config.block_out_channels) - 1
-    return {name: _original(name, top) for name in module.state_dict()}
+    return renamed({name: _original(name, top) for name in module.state_dict()})
 
 
 def _original(name: str, top: int) -> str:

@@ -1,4 +1,4 @@
-"""The original masked autoencoder (He et al., arXiv 2111.06377), with the names of its own programme.
+"""The original masked autoencoder (He et al., arXiv 2111.06377), with the names of its own program.
 
 Written from the paper: a ViT on the visible patches with pre-normalised blocks; a linear map to the decoder's width;
 mask tokens in the places of the hidden patches; more blocks; and a linear map to pixels.
