@@ -258,6 +258,17 @@ def test_an_adapter_of_another_model_is_refused(model, tmp_path):
         models.load("vqgan", place)
 
 
+def test_a_model_that_is_loaded_like_an_adapted_one_has_its_prompts(tmp_path):
+    import pipelines
+
+    from unlearn_ext.models.latent_diffusion import LatentDiffusion
+    from unlearn_ext.models.prompts import Prompts
+
+    adapted = Adapted(LatentDiffusion(pipelines.inpainting(), Prompts("a red bus")), 2, 0)
+    assert models.load_like(adapted, saved(adapted, tmp_path)).prompts == Prompts("a red bus")
+    assert adapted.copy()._inner.prompts == Prompts("a red bus")
+
+
 def test_an_adapter_without_its_model_is_refused(model, tmp_path):
     place = saved(moved(model), tmp_path)
     (tmp_path / UNMODIFIED).rename(tmp_path / "elsewhere")
