@@ -154,10 +154,10 @@ class Adapted:
         ends = [(weight, state) for weight, state in ((1 - share, less), (share, more)) if weight]
         count = 2 * len(self._layers)
         ends = [(weight, state) for weight, state in ends if any(b.any() for b in state[1:count:2])] or [(0.0, more)]
-        parameters = self.encoder_parameters()
+        parameters, device = self.encoder_parameters(), self.device  # the libraries search for the device
         for a in range(0, count, 2):
-            parameters[a].data = torch.cat([state[a] for _, state in ends]).to(self.device)
-            parameters[a + 1].data = torch.cat([weight * state[a + 1] for weight, state in ends], 1).to(self.device)
+            parameters[a].data = torch.cat([state[a] for _, state in ends]).to(device)
+            parameters[a + 1].data = torch.cat([weight * state[a + 1] for weight, state in ends], 1).to(device)
         for parameter, one, other in zip(parameters[count:], less[count:], more[count:], strict=True):
             parameter.copy_(torch.lerp(one, other, share))
 
