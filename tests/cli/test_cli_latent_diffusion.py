@@ -75,6 +75,25 @@ def test_a_run_is_verified_and_exported_and_loads_in_its_pipeline_class(place: P
     assert "DiffusionPipeline.from_pretrained" in (tmp_path / "exported" / "README.md").read_text()
 
 
+def test_prompts_that_changed_since_the_run_are_refused(place: Path, tmp_path: Path) -> None:
+    out, text = tmp_path / "run", place / "ours" / "0.txt"
+    code, said = call("run", "--epsilon", "60%", *options(place), "--out", str(out), "--pictures", "none")
+    assert code == 0, said
+    before = text.read_text()
+    try:
+        text.unlink()
+        code, said = call("verify", str(out))
+        assert code == 0, said
+        assert "f1 and f2 were not computed again, without all prompts as they were: 1." in said
+        more = ["--after", str(out), "--forget", str(place / "theirs"), "--out", str(tmp_path / "more")]
+        for typed in (["audit", str(out)], ["run", "--epsilon", "60%", *more]):
+            code, said = call(*typed)
+            assert code == 1
+            assert f"1 image has another prompt than in {out}" in said
+    finally:
+        text.write_text(before)
+
+
 @pytest.mark.slow
 def test_a_sweep_with_its_dial_and_its_report(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -90,7 +109,7 @@ def test_a_sweep_with_its_dial_and_its_report(place: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--augment", "flip"], "an image has no prompt, although others have prompts of their own"),
+        (["--augment", "flip"], "images have prompts of their own, but augmented images cannot be recognised"),
         (["--task", "reconstruct"], "task reconstruct hides nothing, but family latent-diffusion only fills in"),
     ],
 )

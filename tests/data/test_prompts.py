@@ -1,6 +1,7 @@
 """Prompts of images: text files beside them, and columns of data sets."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,3 +105,10 @@ def test_a_column_of_a_data_set_has_the_prompts(tmp_path):
     for column, sentence in (("number", "must hold texts, the prompts, but one value is 0"), ("text", "no column")):
         with pytest.raises(UserError, match=sentence):
             data.load_dataset_columns(dataset, "a", label_column="label", prompt_column=column, **HOW)
+
+
+def test_of_copies_in_different_runs_the_newer_prompt_is_kept(place):
+    """The images of a run are searched before those of the runs that it continued."""
+    newer, older = (data.load_folders(place / "ours", place / "theirs", prompts=True, **HOW) for _ in range(2))
+    other = replace(older, prompts=dict.fromkeys(older.prompts, "something else"))
+    assert data.recover("", newer.listed, [newer, other], 1.0).prompts == newer.prompts

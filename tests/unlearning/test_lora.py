@@ -33,9 +33,9 @@ def near(one, other):
 
 def test_every_model_of_a_sweep_loads_with_the_recorded_numbers(model, images, tmp_path):
     forget, retain = images
-    before = weights(model)
-    front = sweep(model, forget, retain, task=TASK, points=2, settings=QUICK, out=tmp_path / "run")
-    front = add_points(tmp_path / "run", model, forget, retain, task=TASK, epsilons=["55%"], settings=QUICK)
+    before, settings = weights(model), replace(QUICK, steps=6)
+    front = sweep(model, forget, retain, task=TASK, points=1, settings=settings, out=tmp_path / "run")
+    front = add_points(tmp_path / "run", model, forget, retain, task=TASK, epsilons=["55%"], settings=settings)
     for mine, its in zip(weights(model), before, strict=True):
         assert torch.equal(mine, its)
     assert torch.equal(
@@ -93,11 +93,13 @@ def test_a_run_without_adapter_is_not_continued_with_one(model, images, tmp_path
         )  # fmt: skip
 
 
-def test_the_untouched_pipeline_draws_the_same_pictures_with_the_saved_adapter(tmp_path):
+def test_the_untouched_pipeline_draws_the_same_pictures_with_the_saved_adapter(tmp_path, monkeypatch):
     import pipelines
 
+    from unlearn_ext.models import latent_diffusion
     from unlearn_ext.models.latent_diffusion import LatentDiffusion
 
+    monkeypatch.setattr(latent_diffusion, "SAMPLING_STEPS", 3)
     pipelines.inpainting().save_pretrained(tmp_path / "pipeline")
     model = models.load("latent-diffusion", tmp_path / "pipeline")
     forget, retain = torch.rand(2, 8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1

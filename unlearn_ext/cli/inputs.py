@@ -18,7 +18,7 @@ from .asked import folders_to_forget, request_names
 from .images import built_in, counts, named_images, recovered
 from .options import Machine, Small, Sources, Training
 from .place import Place
-from .prompts import check_prompts, give_prompts
+from .prompts import check_prompts, check_recorded, give_prompts
 from .sources_file import kept
 from .terminal import out
 
@@ -123,7 +123,9 @@ def prepare(
         model = models.load(sources.family, folder)
     if earlier:
         new = images.renamed(names) if sources.retain else images.renamed(names).without_retain()
-        images = join(new, recovered(earlier.run, model, settings.memory), settings.memory)
+        former = recovered(earlier.run, model, settings.memory)
+        check_recorded(earlier.run, former, sources)
+        images = join(new, former, settings.memory)
         description = f"{description}, after {earlier.folder.name}"
         sources = _recorded(sources, names, kept(earlier.folder))
     channels = images.forget.shape[1]
@@ -187,6 +189,7 @@ def prepared_of(run: Path, machine: Machine, progress: Callback | None = None) -
     if not len(images.forget) or not len(images.retain):
         side = "retain" if len(images.forget) else "forget"
         raise UserError(f"the images to {side} of {run} are not at hand any more, so its models cannot be evaluated.")
+    check_recorded(before, images, sources)
     give_prompts(model, images, sources)
     _place(model, device_named(machine.device), machine)
     return Prepared(model, images, task, before.metrics["dataset"], settings, augmentation, sources)

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..errors import UserError
 from .options import Sources
 
 if TYPE_CHECKING:
     from ..data import ForgetRetain
+    from ..models.prompts import Prompts
+    from ..unlearning.run_folder import RunFolder
 
-__all__ = ["check_prompts", "give_prompts", "takes_prompts"]
+__all__ = ["check_prompts", "check_recorded", "give_prompts", "takes_prompts"]
 
 
 def takes_prompts(family: str) -> bool:
@@ -38,14 +41,54 @@ def give_prompts(model: Any, images: ForgetRetain, sources: Sources) -> str:
 
     Returns:
         A sentence about where the prompts come from; "" for other families.
-    """
-    from ..data.sets import digests
-    from ..models.prompts import Prompts
 
+    Raises:
+        UserError: images have prompts of their own, and are augmented.
+    """
     if not takes_prompts(model.family):
         return ""
-    parts = (images.forget, images.forget_validation, images.retain, images.retain_validation)
-    known = list(itertools.chain(*map(digests, parts)))
-    model.prompts = Prompts.filled(sources.prompt or "", images.prompts, known)
+    known = _digests(images)
+    model.prompts = _filled(images, sources, known)
+    if model.prompts.own and sources.augment:
+        raise UserError(
+            "images have prompts of their own, but augmented images cannot be recognised: leave out --augment, or "
+            "give one prompt for all images."
+        )
     own = sum(digest in images.prompts for digest in known)
     return f"Prompts: {own} images have their own, {len(known) - own} have {model.prompts.fixed!r}."
+
+
+def check_recorded(run: RunFolder, images: ForgetRetain, sources: Sources) -> None:
+    """Check that the images of a run have the prompts that they had in the run.
+
+    Args:
+        run: the run.
+        images: its images, as they were found again.
+        sources: its options.
+
+    Raises:
+        UserError: some have other prompts.
+    """
+    record = run.metrics.get("prompts")
+    if not record:  # another family, or an earlier version
+        return
+    known = _digests(images)
+    if changed := _filled(images, sources, known).changed(record, known):
+        raise UserError(
+            f"{changed} image{' has' if changed == 1 else 's have'} another prompt than in {run.path}: put the text "
+            "files beside the images, or the column of the data set, back as they were."
+        )
+
+
+def _filled(images: ForgetRetain, sources: Sources, known: list[str]) -> Prompts:
+    """Return the prompts of images, of which ``known`` are the digests."""
+    from ..models.prompts import Prompts
+
+    return Prompts.filled(sources.prompt or "", images.prompts, known)
+
+
+def _digests(images: ForgetRetain) -> list[str]:
+    from ..data.sets import digests
+
+    parts = (images.forget, images.forget_validation, images.retain, images.retain_validation)
+    return list(itertools.chain(*map(digests, parts)))

@@ -31,7 +31,7 @@ def recover(name: str, listed: Sequence[NamedImage], found: Iterable[ForgetRetai
     prompts: dict[str, str] = {}
     known = {(image.set, image.sha256) for image in listed}
     for images in found:
-        prompts |= images.prompts
+        prompts = {**images.prompts, **prompts}  # of copies, the first one's, as for the pixels
         for image, row in _rows(images):
             pixels.setdefault((image.set, image.sha256), row)
             if (image.set, image.sha256) not in known:

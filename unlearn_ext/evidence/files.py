@@ -22,6 +22,7 @@ from .hashing import folder_files
 from .lines import CONTRADICTS, HOLDS, NOT_AT_HAND, NOTE, Line
 from .places import find_image, has_files, model_place, roots, sources_of
 from .recompute import Sets
+from .tables import metrics_of
 
 __all__ = ["AtHand", "Load"]
 
@@ -102,8 +103,8 @@ class AtHand:
         images = {request: self._stacked(chosen, model) for request, chosen in forget.items()}
         return Sets(images, self._stacked(retain, model))
 
-    def prompts(self, images: Sets, model: I2IModel) -> Prompts:
-        """Return the prompts of the training images, read again as for the run.
+    def prompts(self, images: Sets, model: I2IModel) -> tuple[Prompts, int]:
+        """Return the prompts of the training images, read again as for the run, and how many of these have changed.
 
         Args:
             images: the training images.
@@ -113,9 +114,15 @@ class AtHand:
         for image in self._found.values():
             if isinstance(image, Path) and (file := prompt_file(image)):
                 (digest,) = digests(_pixels(image, model)[None])
-                own[digest] = read_prompt(file)
+                own.setdefault(digest, read_prompt(file))
         parts = [part for part in (*images.forget.values(), images.retain) if part is not None]
-        return Prompts.filled(str(self.sources.get("prompt") or ""), own, itertools.chain(*map(digests, parts)))
+        known = list(itertools.chain(*map(digests, parts)))
+        prompts = Prompts.filled(str(self.sources.get("prompt") or ""), own, known)
+        try:
+            record = metrics_of(self._run).get("prompts")
+        except UserError:  # the line about the tables says so
+            record = None
+        return prompts, prompts.changed(record, known) if record else 0
 
     def _group(
         self, name: str, positions: Sequence[int], find: Callable[[Mapping[str, Any]], tuple[Image | None, bool]]

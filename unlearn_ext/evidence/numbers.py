@@ -50,7 +50,10 @@ def numbers(run: Path, content: Mapping[str, Any], at_hand: AtHand) -> Iterator[
         yield Line(NOT_AT_HAND, "f1 and f2 were not computed again, without all images to retain as they were.")
         return
     if hasattr(before, "prompts"):
-        before.prompts = at_hand.prompts(sets, before)
+        before.prompts, changed = at_hand.prompts(sets, before)
+        if changed:
+            yield Line(NOT_AT_HAND, f"f1 and f2 were not computed again, without all prompts as they were: {changed}.")
+            return
     for request in (request for request, images in sets.forget.items() if images is None):
         yield Line(NOT_AT_HAND, f"f1 of request {request} was not computed again, without all its images as they were.")
     meter = Meter(before, sets.retain, sets.forget, command, at_hand.sources.get("augment") or [])

@@ -13,10 +13,10 @@ import torch
 from .._utils.hub import expanded
 from ..errors import UserError
 from . import doors
-from .adapters import has_adapter, load_merged
+from .adapters import has_adapter, load_merged, unadapted
 from .protocol import I2IModel, Inputs
 from .recognition import family_of
-from .sharding import Sharded, shard
+from .sharding import shard, undivided
 
 __all__ = [
     "CHUNK", "FAMILIES", "I2IModel", "Inputs", "check_family", "family_class", "family_of", "load", "load_like",
@@ -77,10 +77,10 @@ def load_like(model: I2IModel, path_or_id: str | os.PathLike[str]) -> I2IModel:
     Raises:
         UserError: as for :func:`load`.
     """
-    whole: Any = model.model if isinstance(model, Sharded) else model
+    like = undivided(unadapted(model))
     loaded: Any = load(model.family, path_or_id)
-    if hasattr(whole, "prompts"):
-        loaded.prompts = whole.prompts
+    if hasattr(like, "prompts"):
+        loaded.prompts = like.prompts
     return loaded
 
 

@@ -33,7 +33,7 @@ UNMODIFIED = "unmodified"  # folder of the model that adapters belong to, beside
 # Adam's first steps would change the output of a layer less than steps of W. Saved files contain SCALING·B as B.
 SCALING = 4  # a power of 2, so that saving and loading give the same bits
 _ADAPTER = "default"  # PEFT's name of the only adapter
-_RECORD = "adapter_of.json"  # says which model an adapter belongs to
+_RECORD = "adapter_of.json"  # the rank, and a digest of the model that the adapter belongs to
 # Names of the file of weights, and the prefix of the names in it.
 _PEFT = ("adapter_model.safetensors", "base_model.model.")
 _PIPELINE = ("pytorch_lora_weights.safetensors", "unet.")  # what `load_lora_weights` of diffusers' pipelines reads
@@ -154,10 +154,10 @@ class Adapted:
         ends = [(weight, state) for weight, state in ((1 - share, less), (share, more)) if weight]
         count = 2 * len(self._layers)
         ends = [(weight, state) for weight, state in ends if any(b.any() for b in state[1:count:2])] or [(0.0, more)]
-        parameters = self.encoder_parameters()
+        parameters, device = self.encoder_parameters(), self.device  # the libraries search for the device
         for a in range(0, count, 2):
-            parameters[a].data = torch.cat([state[a] for _, state in ends]).to(self.device)
-            parameters[a + 1].data = torch.cat([weight * state[a + 1] for weight, state in ends], 1).to(self.device)
+            parameters[a].data = torch.cat([state[a] for _, state in ends]).to(device)
+            parameters[a + 1].data = torch.cat([weight * state[a + 1] for weight, state in ends], 1).to(device)
         for parameter, one, other in zip(parameters[count:], less[count:], more[count:], strict=True):
             parameter.copy_(torch.lerp(one, other, share))
 
@@ -200,7 +200,7 @@ class Adapted:
                 r=rank, lora_alpha=rank, target_modules=_exactly(self._layers),
                 modules_to_save=list(self._norms) or None, inference_mode=True,
             ).save_pretrained(str(place))  # fmt: skip
-        record = {"model": f"../{UNMODIFIED}", "digest": self._digest, "rank": rank}
+        record = {"digest": self._digest, "rank": rank}
         (place / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     def read(self, folder: str | os.PathLike[str]) -> list[torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -136,7 +137,7 @@ class LatentDiffusion:
         """Return the U-Net's input [N, 9 or 8, h, w]; the arguments are those that :meth:`inputs` returns."""
         whole, _ = latents.chunk(2, 1)
         noisy = self.noise_schedule.add_noise(whole, noise, timesteps)
-        mask = [_at_latents(conditions[0], latents)] if self._kind.takes_mask else []
+        mask = [_coarse(conditions[0], latents.shape[2:])] if self._kind.takes_mask else []
         return torch.cat([noisy, *mask, self._condition(latents)], 1)
 
     def encode(
@@ -223,8 +224,8 @@ class LatentDiffusion:
 
     def _hole(self, images: torch.Tensor, task: Corruption) -> torch.Tensor:
         hole = hidden(images, task, self.family)
-        coarse = functional.interpolate(hole.float(), scale_factor=1 / self._space.scale)
-        if not coarse.flatten(1).any(1).all():
+        sides = [side // self._space.scale for side in hole.shape[2:]]
+        if not _coarse(hole, sides).flatten(1).any(1).all():
             raise UserError(
                 f"task {task} hides too little: at the resolution of the latents, one element for "
                 f"{self._space.scale}x{self._space.scale} pixels, nothing of it is left; choose a larger hole."
@@ -246,7 +247,7 @@ class LatentDiffusion:
         return corrupted if self._kind.scales_condition else corrupted / self._space.factor
 
     def _time_ids(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return what SDXL is told of an image, [N, 6 or 5]: its size, no crop, and its size again or a score."""
+        """Return SDXL's ``time_ids`` [N, 6 or 5] of images: the size, no crop, and the size again or a score."""
         sides = [side * self._space.scale for side in latents.shape[2:]]
         scored = self.pipeline.config.requires_aesthetics_score
         ids = [*sides, 0, 0, *([_AESTHETIC_SCORE] if scored else sides)]
@@ -262,9 +263,9 @@ class LatentDiffusion:
         return pipeline
 
 
-def _at_latents(hole: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    """Return masks [N, 1, H, W] at the latents' resolution, float [N, 1, h, w], by nearest pixels as the pipelines."""
-    return functional.interpolate(hole.to(latents.dtype), size=latents.shape[2:])
+def _coarse(hole: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
+    """Return masks [N, 1, H, W] at the latents' resolution, float [N, 1, h, w]: nearest pixels, as in the pipelines."""
+    return functional.interpolate(hole.float(), size=list(sides))
 
 
 def _attended(block: Any, prompts: torch.Tensor) -> dict[str, torch.Tensor]:

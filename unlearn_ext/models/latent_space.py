@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .._utils.tensor_hash import tensors_sha256
 from .freezing import check_float32
 from .frozen_outputs import FrozenOutputs
 from .pipelines import Kind
@@ -58,11 +59,8 @@ class LatentSpace:
 
     def digest(self) -> str:
         """Return a digest of all weights and of ``factor``, hexadecimal."""
-        digest = hashlib.sha256(repr(self.factor).encode())
-        for part in self._parts:
-            for tensor in part.state_dict().values():
-                digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+        weights = (tensor for part in self._parts for tensor in part.state_dict().values())
+        return tensors_sha256(torch.tensor(self.factor, dtype=torch.float64), *weights)
 
     def _move(self, device: torch.device) -> None:
         for part in self._parts:

@@ -16,7 +16,7 @@ from .._utils import distributed
 from ..errors import UserError
 from .protocol import I2IModel, Inputs
 
-__all__ = ["Sharded", "placed_like", "shard", "whole"]
+__all__ = ["Sharded", "placed_like", "shard", "undivided", "whole"]
 
 
 class Sharded:
@@ -160,6 +160,11 @@ def whole(model: I2IModel) -> I2IModel:
     Every process must call it.
     """
     return model.whole() if isinstance(model, Sharded) else model
+
+
+def undivided(model: I2IModel) -> Any:
+    """Return the family's model in a :class:`Sharded` one, with its attributes; any other model unchanged."""
+    return model.model if isinstance(model, Sharded) else model
 
 
 def placed_like(model: I2IModel, other: I2IModel) -> I2IModel:

@@ -14,7 +14,7 @@ from .._utils.tensor_hash import tensors_sha256
 from .._version import __version__
 from ..data.augment import Augment
 from ..models import I2IModel
-from ..models.sharding import Sharded
+from ..models.sharding import undivided
 from ..tasks import Corruption
 from .settings import Settings
 
@@ -78,7 +78,7 @@ def weights_digest(model: I2IModel) -> str:
 
 def _configuration(model: I2IModel) -> str:
     """Return a digest of a model's properties other than weights: library configurations and tuples of numbers."""
-    model = model.model if isinstance(model, Sharded) else model
+    model = undivided(model)
     parts = {**getattr(model, "__dict__", {}), "module": model.module}
     said: dict[str, Any] = {}
     for name, part in parts.items():

@@ -19,7 +19,7 @@ from .._version import __version__
 from ..data.sets import FORGET, LEFT_OUT, RETAIN, USES, VALIDATION, NamedImage
 from ..models import I2IModel
 from ..models.adapters import UNMODIFIED, unadapted
-from ..models.sharding import whole
+from ..models.sharding import undivided, whole
 from .batches import pixels
 from .dial import Unlearned
 from .encoder import Encoder
@@ -218,7 +218,7 @@ class Recorder:
 
     def _metrics(self, digest: str) -> dict[str, Any]:
         settings, about = self._objectives.settings, self._about
-        is_sweep = about.command == "sweep"
+        is_sweep, prompts = about.command == "sweep", getattr(undivided(self._original), "prompts", None)
         return {
             "version": __version__,
             "command": about.command,
@@ -239,6 +239,7 @@ class Recorder:
                 RETAIN: self._counts[RETAIN, ""],
             },
             "units": {"variance": self._objectives.variance.item(), "model": digest},
+            **({} if prompts is None else {"prompts": prompts.record()}),
             "f1_original": self.f1_original,
             "f2_original": self.f2_original,
             "f1_star": next((point.f1 for point in self.points if point.role == MOST_FORGOTTEN), None),
