@@ -93,6 +93,7 @@ def test_two_processes_sweep_like_one(place, swept, tmp_path):
         assert two.steps == one.steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("swapped", "given", "sentence"),
     [
