@@ -10,13 +10,13 @@ import torch
 from .._utils import draws
 from ..errors import UserError
 from ..tasks import Corruption
-from .features import joined
 from .freezing import adopt, unwrapped
 from .from_diffusers import check_class, check_sides, read_module, sample_side
 from .holes import hidden
 from .noise_schedule import noise_schedule, read_scheduler, sampler
 from .protocol import Inputs
 from .sides import read_sides
+from .unet_encoder import joined, parameters_of_encoder
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin, UNet2DModel
@@ -178,8 +178,7 @@ class Diffusion:
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
         """Return the parameters of the down blocks and the middle block."""
-        parts = [part for part in (self.module.down_blocks, self.module.mid_block) if part is not None]
-        return [parameter for part in parts for parameter in part.parameters()]
+        return parameters_of_encoder(self.module)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations of E in backward passes: less memory, about a third more time."""

@@ -14,7 +14,6 @@ from torch.nn import functional
 from .._utils import draws
 from ..errors import UserError
 from ..tasks import Corruption
-from .features import joined
 from .freezing import adopt, unwrapped
 from .from_diffusers import check_class
 from .holes import hidden
@@ -26,6 +25,7 @@ from .prompts import Prompts
 from .protocol import Inputs
 from .read_pipeline import read_pipeline
 from .sides import read_sides
+from .unet_encoder import joined, parameters_of_encoder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -192,8 +192,7 @@ class LatentDiffusion:
 
     def encoder_parameters(self) -> list[torch.nn.Parameter]:
         """Return the parameters of the down blocks and the middle block."""
-        parts = [part for part in (self.module.down_blocks, self.module.mid_block) if part is not None]
-        return [parameter for part in parts for parameter in part.parameters()]
+        return parameters_of_encoder(self.module)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations of E in backward passes: less memory, about a third more time."""

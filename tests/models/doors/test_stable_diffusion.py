@@ -120,7 +120,7 @@ CHANGES = {
     "lacks the weight of UNet2DConditionModel.conv_out.bias": lambda w: w.pop("model.diffusion_model.out.2.bias"),
     "lacks the weight of AutoencoderKL.quant_conv.weight": lambda w: w.pop("first_stage_model.quant_conv.weight"),
     "lacks the weight of CLIPTextModel.final_layer_norm.bias": lambda w: w.pop(f"{TEXT}final_layer_norm.bias"),
-    "has a weight more too many for CLIPTextModel": lambda w: w.update({f"{TEXT}more": torch.ones(1)}),
+    "has more, which CLIPTextModel has no place for": lambda w: w.update({f"{TEXT}more": torch.ones(1)}),
     "lacks a weight, or it has another shape: .*input_blocks.1.0.out_layers.3.weight": lambda w: w.pop(
         "model.diffusion_model.input_blocks.1.0.out_layers.3.weight"
     ),
@@ -135,6 +135,9 @@ CHANGES = {
         {"conditioner.embedders.0.weight": torch.ones(1)}
     ),
     "is a file of Stable Diffusion 2": lambda w: w.update({"cond_stage_model.model.ln_final.bias": torch.ones(1)}),
+    "has UNet2DConditionModel.conv_out.bias as torch.int8, not as floating-point": lambda w: w.update(
+        {"model.diffusion_model.out.2.bias": torch.ones(4, dtype=torch.int8)}
+    ),
     r"has AutoencoderKL.quant_conv.bias with shape \[4\], not \[8\]": lambda w: w.update(
         {"first_stage_model.quant_conv.bias": torch.ones(4)}
     ),

@@ -235,19 +235,24 @@ def _fill(module: torch.nn.Module, checkpoint: Checkpoint, weights: Mapping[str,
     """Load weights into a module, in float32.
 
     Raises:
-        UserError: a weight is missing, left over, or of another shape.
+        UserError: a weight is missing, left over, of another shape or not floating-point.
     """
     own = module.state_dict()
     for name, value in own.items():
         if name not in weights:
             raise UserError(f"{checkpoint.path} lacks the weight of {type(module).__name__}.{name}: {_REMEDY}.")
+        if not weights[name].is_floating_point():
+            raise UserError(
+                f"{checkpoint.path} has {type(module).__name__}.{name} as {weights[name].dtype}, not as "
+                f"floating-point: {_REMEDY}."
+            )
         if weights[name].shape != value.shape:
             raise UserError(
                 f"{checkpoint.path} has {type(module).__name__}.{name} with shape {list(weights[name].shape)}, not "
                 f"{list(value.shape)}: {_REMEDY}."
             )
     if left := [name for name in weights if name not in own]:
-        raise UserError(f"{checkpoint.path} has a weight {left[0]} too many for {type(module).__name__}: {_REMEDY}.")
+        raise UserError(f"{checkpoint.path} has {left[0]}, which {type(module).__name__} has no place for: {_REMEDY}.")
     module.load_state_dict({name: weight.float() for name, weight in weights.items()})
 
 
