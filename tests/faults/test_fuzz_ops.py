@@ -122,13 +122,17 @@ def assert_stepped(rule: Rule, after: Operands, mine: dict, before: Operands) ->
     phases.hyper, phases.control = mine["hyper"], mine["control"]
     reached = []
     lambdas = mine["report"][1:, Report.LAMBDA]
-    # λ = 0 too, and each λ_i alone, for the sizes of the parts of the step: large ones may cancel.
-    for lam in (lambdas, torch.zeros_like(lambdas), *torch.diag(lambdas)):
+    # λ = 0 too, and each λ_i alone, with and without what is remembered of earlier steps, for the sizes of the
+    # parts of the step: large ones may cancel.
+    alone = [torch.zeros_like(lambdas), *torch.diag(lambdas)]
+    fresh = forgetful(before)
+    for start, lam in [(before, lambdas), *((before, lam) for lam in alone), *((fresh, lam) for lam in alone)]:
         phases.report = mine["asked"].clone()
-        operands = cloned(before)
+        operands = cloned(start)
         phases.begin(rule, operands)
         phases.stats()
-        solved = phases.report.clone()
+        if not reached:
+            solved = phases.report.clone()
         phases.report[1:, Report.LAMBDA] = lam
         phases.report[0, StepReport.SCALE] = mine["report"][0, StepReport.SCALE]
         phases.apply_()
@@ -149,6 +153,15 @@ def assert_stepped(rule: Rule, after: Operands, mine: dict, before: Operands) ->
                 wanted, got = want.to(got.dtype).double(), got.detach().double()
                 error = torch.where((got == wanted) | (got.isnan() & want.isnan()), 0.0, (got - wanted).abs())
                 assert (error <= rounding + 5e-6 * (parts + parts.max() ** 2 * (column in (2, 3)))).all()
+
+
+def forgetful(operands: Operands) -> Operands:
+    """Return a copy whose momentum and averages are zero."""
+    copy = cloned(operands)
+    for thing in chain(copy.firsts, *copy.averages):
+        if thing is not None:
+            thing.zero_()
+    return copy
 
 
 def assert_solved(report: Tensor, solved: Tensor) -> None:
