@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import call
+from originals.mae import MaskedAutoencoder
 from safetensors.torch import load_file
 
 from unlearn_ext import models, report
@@ -36,9 +37,6 @@ def without_report() -> Iterator[None]:
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with images, a checkpoint file and a sweep; copy it before changing it."""
     place = tmp_path_factory.mktemp("swept")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[1] / "models" / "doors")
-        from originals.mae import MaskedAutoencoder
     for folder in ("models", "blobs"):
         (place / folder).mkdir()
     torch.save({"model": MaskedAutoencoder().state_dict(), "epoch": 7}, place / "blobs" / "0123")

@@ -60,12 +60,16 @@ def test_photographs_become_a_model_that_sweep_takes(people: Path, tmp_path: Pat
     code, said = call("run", *sources, "--epsilon", "0.5", "--steps", "1", "--out", str(tmp_path / "run"))
     assert code == 0, said
     assert "PSNR in the hole: images to forget" in said
+    whole = ["--task", "reconstruct", "--epsilon", "0.5", "--steps", "1", "--out", str(tmp_path / "whole")]
+    code, said = call("run", *sources, *whole)
+    assert code == 0, said
+    assert "PSNR over the whole image: images to forget" in said
 
 
 def test_a_model_that_cannot_do_its_task_is_a_warning(people: Path) -> None:
     code, said = call("pretrain", "--data-dir", str(people), "--steps", "1")
     assert code == 0, said
-    assert "fills the hole of the images trained on and the images held out hardly better than one colour" in said
+    assert "hardly better than one colour in the hole, for the images trained on and the images held out" in said
     assert "train longer" in said
 
 

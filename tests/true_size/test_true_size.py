@@ -19,6 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from originals import taming_vqgan
+
+from unlearn_ext.models import load
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
@@ -28,13 +31,17 @@ ROOT = Path(__file__).parents[2]
 LIMIT_GB = 6  # for the ViT-B MAE at batch 8
 
 
-def vqgan(folder: Path) -> None:
-    """Save the VQ-GAN for 256-pixel images that Esser et al. trained on ImageNet, f = 16."""
-    diffusers.VQModel(
-        block_out_channels=(128, 128, 256, 256, 512), layers_per_block=2, latent_channels=256, num_vq_embeddings=16384,
-        down_block_types=("DownEncoderBlock2D",) * 4 + ("AttnDownEncoderBlock2D",),
-        up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 4, sample_size=256,
-    ).save_pretrained(folder)  # fmt: skip
+def taming_f16(folder: Path) -> None:
+    """Save the VQ-GAN for 256-pixel images that Esser et al. trained on ImageNet, f = 16, as they publish it."""
+    folder.mkdir()
+    described = {
+        "double_z": False, "z_channels": 256, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
+        "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "attn_resolutions": [16], "dropout": 0.0,
+    }  # fmt: skip
+    params = {"embed_dim": 256, "n_embed": 16384, "ddconfig": described}
+    torch.save({"state_dict": taming_vqgan.VQModel(**params).state_dict()}, folder / "last.ckpt")
+    config = {"model": {"target": "taming.models.vqgan.VQModel", "params": params}}
+    (folder / "last.yaml").write_text(json.dumps(config))  # JSON is YAML
 
 
 def mae(folder: Path) -> None:
@@ -69,7 +76,7 @@ class Size:
         parameters: bounds of the number of parameters of the whole model, in millions.
         batch: forget images, and retain images, per minibatch.
         encoder: prefixes of the names of the parameters that may change.
-        read: ``from_pretrained`` of the model's class.
+        read: ``from_pretrained`` of the class of the result.
     """
 
     family: str
@@ -82,7 +89,7 @@ class Size:
 
 
 SIZES = [
-    Size("vqgan", vqgan, 256, (60, 90), 2, ("encoder.", "quant_conv."), diffusers.VQModel.from_pretrained),
+    Size("vqgan", taming_f16, 256, (60, 90), 2, ("encoder.", "quant_conv."), diffusers.VQModel.from_pretrained),
     Size("mae", mae, 224, (110, 113), 8, ("vit.",), transformers.ViTMAEForPreTraining.from_pretrained),
     Size("mae", mae_large, 224, (325, 335), 4, ("vit.",), transformers.ViTMAEForPreTraining.from_pretrained),
     Size("diffusion", diffusion, 256, (60, 65), 1, ("down_blocks.", "mid_block."),
@@ -127,7 +134,7 @@ def test_one_step(place, capsys):
     arguments += ["--forget", str(folder / "ours"), "--retain", str(folder / "theirs"), "--steps", "1"]
     said, memory = called("run", "--epsilon", "0.5", *arguments, "--out", str(folder / "out"))
     (out,) = (folder / "out").glob("eps-*")
-    before, after = size.read(folder / "checkpoint"), size.read(out)
+    before, after = load(size.family, folder / "checkpoint").module, size.read(out)
     changed = {name for name, p in after.named_parameters() if not torch.equal(p, before.get_parameter(name))}
     assert changed
     assert all(name.startswith(size.encoder) for name in changed)

@@ -1,4 +1,4 @@
-"""Say whether a model can do its task on some images, beside one colour in the hole."""
+"""Say whether a model can do its task on some images, beside one colour in place of what is hidden."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def say_ability(model: I2IModel, task: Task, sets: Mapping[str, torch.Tensor], r
         remedy: the end of the warning, what it means or what to do.
     """
     from ..unlearning.ability import ability
+    from ..unlearning.hole import where
 
     able = {name: ability(model, images, task) for name, images in sets.items() if len(images)}
     said = [f"{name} {a.psnr:.1f} dB (one colour {a.fill:.1f} dB; {a.images} images)" for name, a in able.items()]
-    out.print(f"PSNR in the hole: {', '.join(said)}", soft_wrap=True)
+    out.print(f"PSNR {where(task)}: {', '.join(said)}", soft_wrap=True)
     poor = [name for name, a in able.items() if not a.is_clear]
     if poor:
         warnings.warn(
-            f"the model fills the hole of the {' and the '.join(poor)} hardly better than one colour does: {remedy}.",
+            f"the model is hardly better than one colour {where(task)}, for the {' and the '.join(poor)}: {remedy}.",
             stacklevel=2,
         )

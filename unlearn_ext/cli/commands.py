@@ -95,6 +95,7 @@ def dial_to(run: Path, epsilons: Sequence[Epsilon]) -> None:
 def evaluate_run(run: Path, names: Sequence[str], part: str, limit: int | None) -> None:
     """Evaluate every model of a run with the named extractors, and print the results."""
     from ..metrics import evaluate, load_extractor
+    from ..unlearning.hole import where
     from ..unlearning.run_folder import read_run
 
     read_run(run)  # fail now rather than after the extractors are loaded
@@ -107,7 +108,7 @@ def evaluate_run(run: Path, names: Sequence[str], part: str, limit: int | None) 
             run, prepared.model, prepared.images, task=prepared.task, extractors=extractors, part=part, limit=limit,
             progress=status.update,
         )  # fmt: skip
-    for table in metric_tables(rows):
+    for table in metric_tables(rows, where(prepared.task)):
         out.print(table)
     out.print(f"Table: {escape(str(run / 'metrics.csv'))}", soft_wrap=True)
 

@@ -170,13 +170,18 @@ def outcome_table(
     return table
 
 
-def metric_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
-    """Yield a table of the measures in the hole and a table for each extractor, one row per model and set."""
+def metric_tables(rows: Sequence[Mapping[str, Any]], where: str) -> Iterator[Table]:
+    """Yield a table of the measures of pixels and a table for each extractor, one row per model and set.
+
+    Args:
+        rows: of ``metrics.csv``.
+        where: words for the pixels that are measured.
+    """
     known = ("model", "set", "part", "images")
     columns = [name.partition(":") for name in rows[0] if name not in known]
     counts = dict.fromkeys(f"{row['images']} to {row['set']}" for row in rows)
     for extractor in dict.fromkeys(extractor for *_, extractor in columns):
-        title = f"by {extractor}" if extractor else f"in the hole; {rows[0]['part']}: {', '.join(counts)}"
+        title = f"by {extractor}" if extractor else f"{where}; {rows[0]['part']}: {', '.join(counts)}"
         table = Table(title=escape(title), title_style="dim", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("model", no_wrap=True)
         table.add_column("set")

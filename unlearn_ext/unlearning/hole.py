@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..tasks import Task
+from ..tasks import Reconstruct, Task
 
-__all__ = ["RANGE", "hole_of", "mean_over", "psnr_in_hole"]
+__all__ = ["RANGE", "hole_of", "mean_over", "psnr_in_hole", "where"]
 
 RANGE = 2.0  # of pixel values
 
@@ -15,6 +15,11 @@ def hole_of(images: torch.Tensor, task: Task) -> torch.Tensor:
     """Return the mask of the pixels that count for images [N, C, H, W], bool [N, 1, H, W]; all if none is hidden."""
     hidden = task.mask(images).expand(len(images), -1, -1, -1)
     return hidden if hidden.any() else ~hidden
+
+
+def where(task: Task) -> str:
+    """Return the words for the pixels that count."""
+    return "over the whole image" if isinstance(task, Reconstruct) else "in the hole"
 
 
 def mean_over(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,10 @@ import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..tasks import parse
 from .ability import read_hole
 from .dial import UNMODIFIED
+from .hole import where
 from .pareto import TRAINED, ParetoPoint
 from .run_folder import RunFolder
 
@@ -131,7 +133,10 @@ def _numbers(run: RunFolder, point: ParetoPoint) -> Iterator[tuple[str, str]]:
     if not math.isnan(point.f2_validation):
         yield "the same, on images that were held out", f"{point.f2_validation:.5f}"
     if point.name in psnr:
-        yield "PSNR in the hole of the images to forget", f"{psnr[point.name]:.1f} dB; before {psnr[UNMODIFIED]:.1f} dB"
+        yield (
+            f"PSNR {where(parse(run.metrics['task']))} of the images to forget",
+            f"{psnr[point.name]:.1f} dB; before {psnr[UNMODIFIED]:.1f} dB",
+        )
 
 
 def _making(run: RunFolder, point: ParetoPoint) -> Iterator[tuple[str, str]]:

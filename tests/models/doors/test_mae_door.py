@@ -79,6 +79,17 @@ def test_half_precision_is_kept(original, saved):
     assert {value.dtype for value in written.values()} == {torch.float16}
 
 
+def test_weights_that_half_precision_cannot_hold_are_refused(original, saved):
+    torch.save({"model": original.half().state_dict()}, saved)
+    model = loaded(saved)
+    with torch.no_grad():
+        model.module.vit.layernorm.bias.fill_(1e5)
+    with pytest.raises(
+        UserError, match=r"the new norm\.bias is too large for torch\.float16, .* export without --format"
+    ):
+        doors.write_back(model, saved)
+
+
 def test_a_training_run_of_ones_own(original, tmp_path):
     args = argparse.Namespace(norm_pix_loss=True, num_heads=4, decoder_num_heads=2, output_dir=Path("out"))
     optimizer = torch.optim.AdamW(original.parameters())

@@ -115,7 +115,7 @@ def write_back(model: I2IModel, path: Path, configuration: Path | None = None) -
         configuration: as for :func:`load`.
 
     Raises:
-        UserError: as for :func:`load`.
+        UserError: a new weight is too large for the file's type of it, or as for :func:`load`.
     """
     checkpoint = read(path, configuration)
     written = door_of(path, configuration).write_back(model, _unwrapped(checkpoint))
@@ -123,6 +123,12 @@ def write_back(model: I2IModel, path: Path, configuration: Path | None = None) -
     named = {f"{prefix}{name}": weight for name, weight in written.items()}
     same = {name: (weight.shape, weight.dtype) for name, weight in checkpoint.weights.items()}
     assert {name: (weight.shape, weight.dtype) for name, weight in named.items()} == same
+    for name, weight in named.items():
+        if weight is not checkpoint.weights[name] and not weight.isfinite().all():
+            raise UserError(
+                f"the new {name} is too large for {weight.dtype}, in which {path} has it: export without --format, "
+                "which writes float32."
+            )
     return named
 
 
