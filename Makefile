@@ -47,10 +47,10 @@ $(STAMP): pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 demo: $(STAMP)
 	$(BIN)/unlearn-ext demo --out runs/demo --resume
 
-# One process more than there are cores, since some tests wait for others; each takes a gigabyte. A file stays in one, for
-# what its tests share.
+# One process more than there are cores, since some tests wait for others; each takes a gigabyte, and it and those that it
+# starts have one thread. A file stays in one, for what its tests share.
 WORKERS := $(shell $(PYTHON) -c 'import os; print(min((os.cpu_count() or 1) + 1, 5))')
-PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow"

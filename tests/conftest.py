@@ -10,34 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-# Test folders that use small images and tiny models.
-IMAGE_SIDE = {"baselines", "data", "metrics", "models", "pretrain", "reproduction", "unlearning"}
 
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Limit torch to one thread.
-
-    Small tensors gain nothing from more threads, and on a busy machine the threads wait for each other. Use it with
-    ``pytestmark = pytest.mark.usefixtures("one_thread")``.
-    """
-    before = torch.get_num_threads()
+def pytest_configure() -> None:
+    """Limit torch to one thread: small tensors gain nothing from more, which on busy cores wait for each other."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def seeded() -> None:
     """Seed torch at the beginning of each file, so that untrained models are the same in every run."""
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def image_side_in_one_thread(request: pytest.FixtureRequest) -> None:
-    """Limit torch to one thread in the folders of ``IMAGE_SIDE``."""
-    if request.path.parent.name in IMAGE_SIDE:
-        request.getfixturevalue("one_thread")
 
 
 @pytest.fixture(autouse=True)

@@ -282,9 +282,7 @@ def stripes(tiny_images: tuple[torch.Tensor, torch.Tensor]) -> ForgetRetain:
 
 
 @pytest.fixture(scope="module")
-def swept(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, stripes: ForgetRetain, quick: None, one_thread: None
-) -> Path:
+def swept(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, stripes: ForgetRetain, quick: None) -> Path:
     out = tmp_path_factory.mktemp("audit") / "run"
     ux.sweep(tiny_model, stripes.forget, stripes.retain, task=TASK, points=2, settings=SETTINGS, out=out)
     return out

@@ -19,7 +19,7 @@ from unlearn_ext.audit import AUDITS, decoder, relearning
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("place")
     tiny.write_inputs(place, 20)
     sources = ("--forget", f"{place}/ours", "--retain", f"{place}/theirs", "--model", f"{place}/checkpoint")

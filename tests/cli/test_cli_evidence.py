@@ -17,8 +17,6 @@ from unlearn_ext import data, report
 pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(autouse=True, scope="module")
 def without_report() -> Iterator[None]:

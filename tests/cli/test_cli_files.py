@@ -20,7 +20,6 @@ from unlearn_ext.errors import UserError
 image = pytest.importorskip("PIL.Image")
 pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAME = "mae_visualize_vit_tiny"
 HEADS = "num_heads: 4\ndecoder_num_heads: 2\n"

@@ -16,8 +16,6 @@ import pipelines  # noqa: E402
 
 from unlearn_ext.models import latent_diffusion  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:

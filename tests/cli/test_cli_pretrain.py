@@ -18,7 +18,6 @@ from unlearn_ext.unlearning.ability import ability
 diffusers = pytest.importorskip("diffusers")
 Image = pytest.importorskip("PIL.Image")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = {"channels": (8,), "latent_channels": 4, "codes": 16, "batch_size": 8, "lr": 1e-2}
 
 

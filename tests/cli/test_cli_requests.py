@@ -15,7 +15,6 @@ pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = ("--steps", "30", "--batch-size", "8")
 
 

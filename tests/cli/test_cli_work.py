@@ -23,8 +23,6 @@ diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:

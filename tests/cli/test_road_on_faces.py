@@ -18,7 +18,6 @@ pytest.importorskip("matplotlib")
 FACES = Path(__file__).parents[3] / "shared" / "data" / "orl-faces"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not FACES.is_dir(), reason="the faces are not beside the repository, in ../shared/data"),
 ]
 SIZE, STEPS = 32, 150  # of the model; a minute on one core

@@ -26,8 +26,6 @@ from unlearn_ext.evidence.lines import CONTRADICTS, HOLDS, NOT_AT_HAND, NOTE, Li
 from unlearn_ext.evidence.places import find_image
 from unlearn_ext.evidence.record import text_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -32,8 +32,6 @@ from unlearn_ext.errors import UserError
 from unlearn_ext.tasks import CenterCrop
 from unlearn_ext.unlearning.settings import Settings
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NAMES = [
     os.fsdecode(name) for name in (b"caf\xe9", b"\xff\xfe", b"\x93\xfa\x96\x7b", b"cut \xe2\x82", b"\x80, \"'\\\n")
 ]

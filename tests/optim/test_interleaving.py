@@ -8,7 +8,6 @@ from torch import nn
 
 import unlearn_ext as ux
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIMIZERS = {
     "sgd": lambda p, control: ux.EpsilonSGD(p, lr=0.05, momentum=0.9, control=control),
     "adamw": lambda p, control: ux.EpsilonAdamW(p, lr=1e-2, control=control),

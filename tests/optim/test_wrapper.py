@@ -15,7 +15,6 @@ from torch import nn
 
 import unlearn_ext as ux
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 each_path = pytest.mark.parametrize("fused", PATHS)
 
 

@@ -312,14 +312,10 @@ def test_a_search_that_was_cut_short_goes_on_and_chooses_the_same(experiment, tm
 @pytest.mark.slow
 def test_processes_side_by_side_make_the_same_tables(experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "get_context", lambda _: get_context("fork"))  # a fork keeps this test's patches
-    before, seen, prepare, prepared = torch.get_num_threads(), [], demo.prepare, []
-    try:
-        torch.set_num_threads(1)
-        alone, _ = reproduce(tmp_path / "alone", plan=PLAN, seeds=2)
-        monkeypatch.setattr(demo, "prepare", lambda *a, **k: prepared.append(k["seed"]) or prepare(*a, **k))
-        together, _ = reproduce(tmp_path / "together", plan=PLAN, seeds=2, jobs=2, progress=seen.append)
-    finally:
-        torch.set_num_threads(before)
+    seen, prepare, prepared = [], demo.prepare, []
+    alone, _ = reproduce(tmp_path / "alone", plan=PLAN, seeds=2)
+    monkeypatch.setattr(demo, "prepare", lambda *a, **k: prepared.append(k["seed"]) or prepare(*a, **k))
+    together, _ = reproduce(tmp_path / "together", plan=PLAN, seeds=2, jobs=2, progress=seen.append)
     assert repr(together) == repr(alone)
     assert prepared == [0, 1]  # here: a process of one thread would give other last digits
     first = f"search {OURS} lr 0.001 x 1"
@@ -333,7 +329,8 @@ def threads(_):
     return torch.get_num_threads()
 
 
-def test_every_process_has_one_thread_and_results_keep_their_order():
+def test_every_process_has_one_thread_and_results_keep_their_order(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     with Workers(2, None) as pair:
         assert list(pair.each(threads, range(3), str)) == [1, 1, 1]
         assert list(pair.each(math.sqrt, (9, 4, 1), str)) == [3, 2, 1]

@@ -16,7 +16,6 @@ from unlearn_ext.models.doors.checkpoint import Checkpoint
 from unlearn_ext.tasks import Reconstruct
 
 pytest.importorskip("diffusers")
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIDE = 16
 DATA = Path(__file__).parents[4] / "shared" / "data"

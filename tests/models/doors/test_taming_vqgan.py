@@ -12,7 +12,6 @@ from unlearn_ext.models.doors import taming_vqgan as door
 from unlearn_ext.models.doors.checkpoint import Checkpoint
 
 pytest.importorskip("diffusers")
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIDE = 32
 DDCONFIG = {
