@@ -21,7 +21,7 @@ def run_of(folder: Path, front: dict[float, float], psnr: dict[float, float] | N
     if psnr is not None:
         rows = ["point,psnr,images", "unmodified,20,6", *(f"eps-{f1:.4f},{dB},6" for f1, dB in psnr.items())]
         (folder / "hole.csv").write_text("\n".join(rows), encoding="utf-8")
-    return RunFolder(folder, {"f1_original": 1.0}, ParetoFront(tuple(points)), {}, {})
+    return RunFolder(folder, {"f1_original": 1.0, "task": "center-crop:0.5"}, ParetoFront(tuple(points)), {}, {})
 
 
 def hole(lost_at: float, lowest: float = 10.0) -> dict[float, float]:
@@ -54,7 +54,7 @@ def test_a_straight_a_concave_and_a_short_front_have_no_knee(tmp_path: Path, fro
 def test_an_image_that_is_lost_before_the_knee_leaves_the_knee(tmp_path: Path) -> None:
     best = recommend(run_of(tmp_path, BENT, hole(lost_at=0.5)))
     assert best.point == "eps-0.3000"
-    assert "the model has lost the hole of the images to forget: PSNR 10.0 dB, 20.0 dB before" in best.reason
+    assert "the model has lost the images to forget: PSNR in the hole 10.0 dB, 20.0 dB before" in best.reason
 
 
 def test_an_image_that_is_lost_only_after_the_knee_moves_the_recommendation(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_an_image_that_is_lost_only_after_the_knee_moves_the_recommendation(tmp_
 def test_an_image_that_no_model_loses_is_said(tmp_path: Path) -> None:
     best = recommend(run_of(tmp_path, BENT, hole(lost_at=0.5, lowest=19.5)))
     assert best.point == "eps-0.3000"
-    assert "But no model loses the hole of the images to forget: its PSNR is 20.0 dB before and 19.5 dB" in best.reason
+    assert "But no model loses the images to forget: their PSNR in the hole is 20.0 dB before and" in best.reason
 
 
 def test_dominated_models_are_not_recommended(tmp_path: Path) -> None:

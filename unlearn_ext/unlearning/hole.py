@@ -17,9 +17,9 @@ def hole_of(images: torch.Tensor, task: Task) -> torch.Tensor:
     return hidden if hidden.any() else ~hidden
 
 
-def where(task: Task) -> str:
-    """Return the words for the pixels that count."""
-    return "over the whole image" if isinstance(task, Reconstruct) else "in the hole"
+def where(task: Task | str) -> str:
+    """Return the words for the pixels that count, given a task or its name in ``metrics.json``."""
+    return "over the whole image" if str(task) == Reconstruct.name else "in the hole"
 
 
 def mean_over(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

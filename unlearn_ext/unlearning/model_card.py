@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..tasks import parse
 from .ability import read_hole
 from .dial import UNMODIFIED
 from .hole import where
@@ -134,7 +133,7 @@ def _numbers(run: RunFolder, point: ParetoPoint) -> Iterator[tuple[str, str]]:
         yield "the same, on images that were held out", f"{point.f2_validation:.5f}"
     if point.name in psnr:
         yield (
-            f"PSNR {where(parse(run.metrics['task']))} of the images to forget",
+            f"PSNR {where(run.metrics['task'])} of the images to forget",
             f"{psnr[point.name]:.1f} dB; before {psnr[UNMODIFIED]:.1f} dB",
         )
 

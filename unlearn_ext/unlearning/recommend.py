@@ -4,7 +4,7 @@ Two marks on the front are computed. The **knee** is the point with the largest 
 ends of the front, in coordinates scaled to [0, 1]: for a falling convex curve, the maximum of the difference curve of
 Satopää et al., "Finding a 'Kneedle' in a Haystack" (ICDCS Workshops 2011), without its smoothing and its threshold. At
 a smaller ε than that of the knee, damage grows faster. The **loss** is the largest ε at which the model has lost the
-hole of the images to forget: at which ``LOST`` of the fall of the PSNR has happened, from the unmodified model to the
+images to forget: at which ``LOST`` of the fall of the PSNR in their hole has happened, from the unmodified model to the
 lowest of the sweep. The smaller of both is recommended: as much forgetting as is cheap, and more if the images are not
 lost by then.
 """
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from .ability import CLEAR, read_hole
 from .dial import UNMODIFIED
+from .hole import where
 from .pareto import ParetoPoint
 from .run_folder import RunFolder
 
@@ -57,7 +58,8 @@ def recommend(run: RunFolder) -> Recommendation:
         return _of(least, "the front has no knee; this is the smallest ε that was asked for.")
     chosen = min(marks, key=lambda point: point.f1)
     share = f"ε is {100 * chosen.epsilon / original:.2g} % of the unmodified model's f1. "
-    return _of(chosen, share + " ".join([*_about_cost(chosen, cheap, front), *_about_hole(chosen, lost)]))
+    of_pictures = _about_pictures(chosen, lost, where(run.metrics["task"]))
+    return _of(chosen, share + " ".join([*_about_cost(chosen, cheap, front), *of_pictures]))
 
 
 def knee(front: Sequence[ParetoPoint], f1_original: float) -> ParetoPoint | None:
@@ -115,18 +117,18 @@ def _about_cost(chosen: ParetoPoint, cheap: ParetoPoint | None, front: Sequence[
     ]
 
 
-def _about_hole(chosen: ParetoPoint, lost: _Lost | None) -> list[str]:
+def _about_pictures(chosen: ParetoPoint, lost: _Lost | None, measured: str) -> list[str]:
     if lost is None:
         return []
     here = lost.psnr[chosen.name]
     if lost.point is None:
         return [
-            f"But no model loses the hole of the images to forget: its PSNR is {lost.before:.1f} dB before and "
+            f"But no model loses the images to forget: their PSNR {measured} is {lost.before:.1f} dB before and "
             f"{lost.lowest:.1f} dB at worst."
         ]
     words = "the model has lost" if chosen is not lost.point else "from here on the model has lost"
     return [
-        f"As measured by its own pictures, {words} the hole of the images to forget: PSNR {here:.1f} dB, "
+        f"As measured by its own pictures, {words} the images to forget: PSNR {measured} {here:.1f} dB, "
         f"{lost.before:.1f} dB before, {lost.lowest:.1f} dB at the lowest."
     ]
 
