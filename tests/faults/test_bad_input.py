@@ -148,7 +148,8 @@ FILES = {
         pickled,
         RUN,
         "{place}/checkpoint has its weights as a pickle, diffusion_pytorch_model.bin, and a pickle can run any code "
-        "when it is loaded: ask somebody who trusts it to save it as safetensors.",
+        "when it is loaded: if another program wrote it, give the file itself, of which only the weights are read; if "
+        "not, ask somebody who trusts it to save it as safetensors.",
     ),
     "half of a config": (
         text("checkpoint/config.json", "{"),

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 LIMIT_GB = 6  # for the ViT-B MAE at batch 8
 
 
-def taming_f16(folder: Path) -> None:
+def taming_f16(folder: Path) -> Path:
     """Save the VQ-GAN for 256-pixel images that Esser et al. trained on ImageNet, f = 16, as they publish it."""
     folder.mkdir()
     described = {
@@ -42,20 +42,23 @@ def taming_f16(folder: Path) -> None:
     torch.save({"state_dict": taming_vqgan.VQModel(**params).state_dict()}, folder / "last.ckpt")
     config = {"model": {"target": "taming.models.vqgan.VQModel", "params": params}}
     (folder / "last.yaml").write_text(json.dumps(config))  # JSON is YAML
+    return folder / "last.ckpt"
 
 
-def mae(folder: Path) -> None:
+def mae(folder: Path) -> Path:
     """Save the architecture of facebook/vit-mae-base."""
     transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig()).save_pretrained(folder)
+    return folder
 
 
-def mae_large(folder: Path) -> None:
+def mae_large(folder: Path) -> Path:
     """Save the architecture of facebook/vit-mae-large."""
     sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
     transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**sizes)).save_pretrained(folder)
+    return folder
 
 
-def diffusion(folder: Path) -> None:
+def diffusion(folder: Path) -> Path:
     """Save the U-Net of 62 M parameters with which Palette's public implementation inpaints 256-pixel images."""
     diffusers.UNet2DModel(
         sample_size=256, in_channels=6, out_channels=3, block_out_channels=(64, 128, 256, 512), layers_per_block=2,
@@ -63,6 +66,7 @@ def diffusion(folder: Path) -> None:
         resnet_time_scale_shift="scale_shift",
     ).save_pretrained(folder)  # fmt: skip
     diffusers.DDPMScheduler(num_train_timesteps=2000, beta_start=1e-6, beta_end=0.01).save_pretrained(folder)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Size:
 
     Attributes:
         family: model family.
-        write: function that writes the checkpoint to a folder.
+        write: function that writes the checkpoint to a folder and returns what ``--model`` takes.
         side: image size in pixels.
         parameters: bounds of the number of parameters of the whole model, in millions.
         batch: forget images, and retain images, per minibatch.
@@ -80,7 +84,7 @@ class Size:
     """
 
     family: str
-    write: Callable[[Path], None]
+    write: Callable[[Path], Path]
     side: int
     parameters: tuple[float, float]
     batch: int
@@ -99,17 +103,17 @@ SIZES = [
 
 @pytest.fixture(params=SIZES, ids=lambda size: size.write.__name__)
 def place(request, tmp_path):
-    """Return the size, and a folder with its checkpoint and smooth colour images to forget and to retain."""
+    """Return the size, a folder with smooth colour images to forget and to retain, and the checkpoint in it."""
     size = request.param
     torch.manual_seed(0)
-    size.write(tmp_path / "checkpoint")
+    checkpoint = size.write(tmp_path / "checkpoint")
     rng = np.random.default_rng(0)
     for side in ("ours", "theirs"):
         (tmp_path / side).mkdir()
         for number in range(size.batch + 2):
             coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
             coarse.resize((size.side, size.side), Image.BICUBIC).save(tmp_path / side / f"{number}.png")
-    return size, tmp_path
+    return size, tmp_path, checkpoint
 
 
 def called(*arguments: str) -> tuple[str, float]:
@@ -129,12 +133,12 @@ def called(*arguments: str) -> tuple[str, float]:
 
 
 def test_one_step(place, capsys):
-    size, folder = place
-    arguments = ["--family", size.family, "--model", str(folder / "checkpoint"), "--batch-size", str(size.batch)]
+    size, folder, checkpoint = place
+    arguments = ["--family", size.family, "--model", str(checkpoint), "--batch-size", str(size.batch)]
     arguments += ["--forget", str(folder / "ours"), "--retain", str(folder / "theirs"), "--steps", "1"]
     said, memory = called("run", "--epsilon", "0.5", *arguments, "--out", str(folder / "out"))
     (out,) = (folder / "out").glob("eps-*")
-    before, after = load(size.family, folder / "checkpoint").module, size.read(out)
+    before, after = load(size.family, checkpoint).module, size.read(out)
     changed = {name for name, p in after.named_parameters() if not torch.equal(p, before.get_parameter(name))}
     assert changed
     assert all(name.startswith(size.encoder) for name in changed)
@@ -148,10 +152,10 @@ def test_one_step(place, capsys):
 
 
 def test_a_sweep_of_single_steps_of_a_vit_b_mae(place, capsys):
-    size, folder = place
+    size, folder, checkpoint = place
     if size.write is not mae:
         pytest.skip("a sweep of single steps is for the MAE")
-    arguments = ["--family", size.family, "--model", str(folder / "checkpoint"), "--batch-size", str(size.batch)]
+    arguments = ["--family", size.family, "--model", str(checkpoint), "--batch-size", str(size.batch)]
     arguments += ["--forget", str(folder / "ours"), "--retain", str(folder / "theirs"), "--steps", "1", "--points", "1"]
     said, memory = called("sweep", *arguments, "--out", str(folder / "out"))
     seconds = json.loads((folder / "out" / "metrics.json").read_text())["seconds"]

@@ -36,8 +36,9 @@ def loading(class_name: str, path_or_id: str | os.PathLike[str]) -> Iterator[Non
     pickles = [file.name for file in files if file.suffix in _PICKLES]
     if pickles and not any(file.suffix == ".safetensors" for file in files):
         raise UserError(
-            f"{path} has its weights as a pickle, {pickles[0]}, and a pickle can run any code when it is loaded: ask "
-            "somebody who trusts it to save it as safetensors."
+            f"{path} has its weights as a pickle, {pickles[0]}, and a pickle can run any code when it is loaded: if "
+            "another program wrote it, give the file itself, of which only the weights are read; if not, ask somebody "
+            "who trusts it to save it as safetensors."
         )
     if path.is_file():
         raise UserError(f"{path} is a file; give the folder that the model's library saved.")
