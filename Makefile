@@ -21,7 +21,7 @@ help:
 	@echo "make test     install and run the tests that are not marked as slow; about 10 minutes"
 	@echo "make test-slow  run the slow tests; about 10 minutes"
 	@echo "make test-all  run all tests; about 20 minutes"
-	@echo "make true-size  one step of a 256-pixel VQ-GAN, a ViT-B MAE and a 62 M U-Net: what it takes; 25 minutes"
+	@echo "make true-size  one step of models of true size, up to Stable Diffusion 1.5: what it takes; 40 minutes"
 	@echo "make fuzz     throw anything at the operators, the kernels and the readers of files, and kill 50 sweeps; over an hour, and clang++ is needed"
 	@echo "make sanitize  run the core's tests with the kernels under g++'s sanitizers, and with faults put into them; 20 minutes"
 	@echo "make bench    time the step against its peers on this CPU (and GPU); about 10 minutes"

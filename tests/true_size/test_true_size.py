@@ -1,6 +1,6 @@
 """Checkpoints of realistic sizes with random weights: one step of each through the command line.
 
-Run with `make true-size`, which prints memory and time. On two cores it needs half an hour, and 8 GB of memory; for
+Run with `make true-size`, which prints memory and time. On two cores it needs 40 minutes and 10 GB of memory; for
 Stable Diffusion 24 GB.
 """
 
