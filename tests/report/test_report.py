@@ -103,6 +103,7 @@ def test_a_point_worse_in_both_is_marked(run_folder: Path) -> None:
         csv.writer(file).writerows(rows)
     page = write_report(run_folder).read_text(encoding="utf-8")
     assert ">dominated</span>" in page
+    assert "Of these,\n        least-forgotten was trained: more steps" in page
     assert "None of these models is worse" not in page
 
 

@@ -1,4 +1,4 @@
-"""What `run` and `sweep` print of the requests: f1, the worst image, and how many images are above ε."""
+"""What `run` and `sweep` print of the models: f1, the worst image, how many images are above ε, too short training."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def outcome_lines(run: RunFolder) -> Iterator[RenderableType]:
     """Yield a table of f1 and f2 for a run to one ε, and for every run a sentence on the images of each request."""
     if not run.is_sweep:
         yield _table(run)
+    if names := ", ".join(point.name for point in run.undertrained):
+        yield f"{names}: trained, but another model is better in both f1 and f2. More steps (--steps) may help."
     for point in run.asked:
         for row in run.requests_of(point.name):
             yield escape(_sentence(row, run))

@@ -81,6 +81,11 @@ class RunFolder:
         return [point for point, dominated in zip(self.points, self.front.dominated, strict=True) if dominated]
 
     @property
+    def undertrained(self) -> list[ParetoPoint]:
+        """The trained models that another model dominates: at the constrained optimum none could."""
+        return [point for point in self.worse if point.made_of == TRAINED]
+
+    @property
     def span(self) -> float:
         """The range of f1 from the most forgotten to the unmodified model; misses are stated as fractions of it.
 
