@@ -28,6 +28,8 @@ from unlearn_ext.unlearning.identity import identity, weights_digest
 from unlearn_ext.unlearning.objectives import Objectives
 from unlearn_ext.unlearning.pareto import ParetoFront
 
+pytest.importorskip("diffusers")
+
 TASK = CenterCrop(0.5)
 FAMILIES = ["vqgan", "mae", "mage", "autoencoder", "diffusion", "latent-diffusion"]
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+pytest.importorskip("sybil")
 from sybil import Document
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 

@@ -81,6 +81,8 @@ def wrapped(family: str, **options: Any) -> Any:
     from unlearn_ext.models.mage import MAGE
     from unlearn_ext.models.vqgan import VQGAN
 
+    if family == "mage":
+        pytest.importorskip("safetensors")  # its class is of this package, but saves as the others do
     if family == "diffusion":
         return Diffusion(unet(**options), pytest.importorskip("diffusers").DDPMScheduler(num_train_timesteps=100))
     kind, module = {

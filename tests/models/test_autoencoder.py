@@ -1,5 +1,6 @@
 import copy
 import importlib
+import sys
 from collections import namedtuple
 
 import pytest
@@ -65,6 +66,17 @@ def test_a_pair_of_modules_unlearns(pair, images):
     assert torch.equal(unlearned.decoder[0].weight, pair.decoder[0].weight)
     assert unlearned.decode(unlearned.encode(images[0])).shape == images[0].shape
     assert (pair.channels, pair.size, pair.device.type) == (1, 8, "cpu")
+
+
+def test_without_extras_own_modules_are_unlearned_and_a_sweep_names_what_it_needs(pair, images, tmp_path, monkeypatch):
+    for module in ("psutil", "filelock", "safetensors", "diffusers", "transformers", "PIL", "matplotlib"):
+        monkeypatch.setitem(sys.modules, module, None)  # importing it now raises ModuleNotFoundError
+    ux.unlearn(pair, *images, **QUICK)
+    for options in ({}, {"out": tmp_path / "run"}):
+        with pytest.raises(
+            UserError, match=r"(psutil|filelock) is not installed; .* pip install 'unlearn-ext\[images\]'"
+        ):
+            ux.sweep(pair, *images, task=QUICK["task"], points=1, settings=QUICK["settings"], **options)
 
 
 def test_a_pair_is_saved_as_weights_that_its_own_classes_read(pair, tmp_path):
@@ -170,6 +182,7 @@ AMBIGUOUS = {
 @pytest.mark.filterwarnings("ignore:ε = ")
 @pytest.mark.parametrize("output", OBVIOUS)
 def test_an_encoder_and_a_decoder_may_return_what_stands_for_one_tensor(output, images, tmp_path):
+    pytest.importorskip("safetensors")
     pair = built(Encoder(OBVIOUS[output]), Decoder(OBVIOUS[output]))
     latents = pair.encode(images[0])
     assert torch.equal(latents, pair.encoder.linear(images[0].flatten(1)))
@@ -363,17 +376,19 @@ def test_wrapped_modules_are_saved_under_plain_names_and_load(wrapper, images, t
 
 @pytest.mark.filterwarnings("ignore:ε = ")
 def test_modules_compiled_in_place_unlearn_and_are_saved_under_plain_names(images, tmp_path):
+    load_file = pytest.importorskip("safetensors.torch").load_file
     encoder, decoder = Encoder(), Decoder()
     for module in (encoder, decoder):
         module.compile(backend="eager")
     pair = built(encoder, decoder)
     ux.unlearn(pair, *images, **QUICK).save_pretrained(tmp_path)
-    saved = pytest.importorskip("safetensors.torch").load_file(tmp_path / "encoder.safetensors")
+    saved = load_file(tmp_path / "encoder.safetensors")
     assert list(saved) == ["linear.bias", "linear.weight"]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:ε = ")
 def test_a_scripted_decoder_decodes_and_a_scripted_encoder_is_refused_since_copies_cannot_be_trained(images, tmp_path):
+    pytest.importorskip("safetensors")
     plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     for encoder in (torch.jit.script(plain), torch.jit.trace(plain, images[0]), nn.Sequential(torch.jit.script(plain))):
         with pytest.raises(UserError, match=r"parts in TorchScript, .*: give the module that it was made from"):
@@ -413,6 +428,7 @@ class Remembering(nn.Module):
 @pytest.mark.filterwarnings("ignore:ε = ", "ignore:.*weight_norm")
 @pytest.mark.parametrize("augment", [None, lambda images, draw: images])
 def test_encoders_that_keep_a_graph_of_their_last_pass_are_copied(encoder, augment, images, tmp_path):
+    pytest.importorskip("safetensors")
     pair = built(encoder())
     pair.encode(images[0]).sum().backward()  # as after training by the user
     latents = pair.encode(images[0])

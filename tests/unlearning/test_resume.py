@@ -222,6 +222,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path, model, ima
 
 
 def test_a_tree_comes_back_as_it_was(tmp_path):
+    pytest.importorskip("safetensors")
     tree = {
         "numbers": [1, 2.5, float("nan"), None, True, "ε"],
         "state": {0: {"step": torch.tensor(3.0), "moments": torch.ones(2, 3).t()}},
@@ -242,6 +243,7 @@ def test_a_tree_comes_back_as_it_was(tmp_path):
 
 def test_nothing_is_held_once_it_is_written(tmp_path):
     """The state of a run is larger than its model; a reference cycle would keep it in memory until gc runs."""
+    pytest.importorskip("safetensors")
 
     def held():
         # Not isinstance: it raises for the dead proxies that torch.compile leaves.

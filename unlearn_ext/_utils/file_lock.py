@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from ..errors import UserError
+from ..errors import UserError, require
 from .atomic_io import user_errors
 
 __all__ = ["FILE", "locked"]
@@ -21,14 +19,15 @@ def locked(folder: Path) -> Iterator[None]:
     """Create a folder and lock it against other processes; the system releases the lock if this process dies.
 
     Raises:
-        UserError: another process has the lock, or the folder cannot be created.
+        UserError: another process has the lock, the folder cannot be created, or filelock is not installed.
     """
-    lock = FileLock(folder / FILE)
+    filelock = require("filelock", "images")
+    lock = filelock.FileLock(folder / FILE)
     with user_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
-        except Timeout:
+        except filelock.Timeout:
             raise UserError(
                 f"another process is using {folder}: wait until it has finished, or choose another folder."
             ) from None

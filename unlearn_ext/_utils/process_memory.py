@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-import psutil
+from ..errors import require
 
 __all__ = ["forget_peak", "peak_mb", "release"]
 
@@ -14,18 +14,27 @@ _STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # L
 
 
 def release() -> None:
-    """Return free memory to the system; the allocator would otherwise keep fragments as large as one or two models."""
+    """Return free memory to the system; the allocator would otherwise keep fragments as large as one or two models.
+
+    Raises:
+        UserError: psutil is not installed.
+    """
+    psutil = require("psutil", "images")
     if hasattr(psutil, "heap_trim"):  # only with some C libraries
         psutil.heap_trim()
 
 
 def peak_mb() -> float:
-    """Return the peak resident memory in MiB, since :func:`forget_peak` if it was called."""
+    """Return the peak resident memory in MiB, since :func:`forget_peak` if it was called.
+
+    Raises:
+        UserError: psutil is needed on this system, and is not installed.
+    """
     status = _STATUS.read_text() if _STATUS.exists() else ""  # psutil reports the peak only on Windows
     if line := re.search(r"VmHWM:\s+(\d+)", status):  # some kernels do not report it
         return int(line[1]) / 2**10
     if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset / 2**20
+        return float(require("psutil", "images").Process().memory_info().peak_wset) / 2**20
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

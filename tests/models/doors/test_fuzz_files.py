@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+pytest.importorskip("safetensors")
 from safetensors.torch import save
 
 from unlearn_ext.errors import UserError

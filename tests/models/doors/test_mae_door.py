@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from originals.mae import MaskedAutoencoder
+
+pytest.importorskip("safetensors")
 from safetensors.torch import load_file, save_file
 
 from unlearn_ext import models

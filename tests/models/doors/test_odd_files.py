@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from originals.mae import MaskedAutoencoder
+
+pytest.importorskip("safetensors")
 from safetensors.torch import save_file
 
 from unlearn_ext import models

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+pytest.importorskip("safetensors")
 from safetensors.torch import save_file
 
 from unlearn_ext.errors import UserError
