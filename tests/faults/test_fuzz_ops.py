@@ -156,7 +156,7 @@ def assert_stepped(rule: Rule, after: Operands, mine: dict, before: Operands) ->
 
 
 def forgetful(operands: Operands) -> Operands:
-    """Return a copy whose momentum and averages are zero."""
+    """Return a copy whose ``firsts`` (momentum, or θ before the step) and averages are zero."""
     copy = cloned(operands)
     for thing in chain(copy.firsts, *copy.averages):
         if thing is not None:

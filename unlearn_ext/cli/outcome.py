@@ -1,4 +1,4 @@
-"""What `run` and `sweep` print of the models: f1, the worst image, how many images are above ε, too short training."""
+"""What `run` and `sweep` print of the models: f1, the worst image, images above ε, and which need more steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["outcome_lines"]
 
 
 def outcome_lines(run: RunFolder) -> Iterator[RenderableType]:
-    """Yield a table of f1 and f2 for a run to one ε, and for every run a sentence on the images of each request."""
+    """Yield a table of f1 and f2 for a run to one ε, and for every run sentences on its models and requests."""
     if not run.is_sweep:
         yield _table(run)
     if names := ", ".join(point.name for point in run.undertrained):
